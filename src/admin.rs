@@ -1,0 +1,119 @@
+//! The admin port of every long-running program: `/livez`, `/readyz`, `/metrics`, `/status`.
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::{Query, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use prometheus_client::registry::Registry;
+use serde::{Deserialize, Serialize};
+use tokio::{net::TcpListener, sync::watch, time::Instant};
+
+use crate::shutdown::Shutdown;
+
+/// A watched status is sent at most this often.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
+/// …and at least this often, so that a reader knows that the stream lives.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
+
+/// What a program tells of itself. `Ok(())` is 200; `Err` is 503 with the sentence.
+pub type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// The admin endpoints of one program; `S` is its `/status` document.
+#[derive(Clone)]
+pub struct Admin<S> {
+    pub live: Check,
+    pub ready: Check,
+    pub status: watch::Receiver<S>,
+    pub registry: Arc<Registry>,
+}
+
+impl<S> std::fmt::Debug for Admin<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Admin").finish_non_exhaustive()
+    }
+}
+
+impl<S: Serialize + Clone + PartialEq + Send + Sync + 'static> Admin<S> {
+    /// The routes, to be served alone or merged into a program's own API.
+    pub fn router(self) -> Router {
+        Router::new()
+            .route("/livez", get(|State(admin): State<Self>| async move { answer(&admin.live) }))
+            .route("/readyz", get(|State(admin): State<Self>| async move { answer(&admin.ready) }))
+            .route("/metrics", get(metrics))
+            .route("/status", get(status))
+            .with_state(self)
+    }
+}
+
+/// Serves `router` until the process is asked to end.
+pub async fn serve(router: Router, address: SocketAddr, shutdown: Shutdown) -> std::io::Result<()> {
+    let listener = TcpListener::bind(address).await?;
+    tracing::info!(address = %listener.local_addr()?, "serving");
+    let ended = async move { shutdown.requested().await };
+    tokio::select! {
+        served = async { axum::serve(listener, router).await } => served,
+        // open streams of `/status?watch=true` never end by themselves: leave without waiting for them
+        () = ended => Ok(()),
+    }
+}
+
+fn answer(check: &Check) -> Response {
+    match check() {
+        Ok(()) => "ok\n".into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+    }
+}
+
+async fn metrics<S>(State(admin): State<Admin<S>>) -> Response {
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, &admin.registry) {
+        Ok(()) => {
+            ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("encoding the metrics: {error}\n")).into_response(),
+    }
+}
+
+#[derive(Deserialize)]
+struct StatusQuery {
+    #[serde(default)]
+    watch: bool,
+}
+
+async fn status<S>(State(admin): State<Admin<S>>, Query(query): Query<StatusQuery>) -> Response
+where
+    S: Serialize + Clone + PartialEq + Send + Sync + 'static,
+{
+    if !query.watch {
+        return axum::Json(admin.status.borrow().clone()).into_response();
+    }
+    let lines = futures::stream::unfold((admin.status, None::<(S, Instant)>), next_line);
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+}
+
+type Watching<S> = (watch::Receiver<S>, Option<(S, Instant)>);
+
+/// The next line of a watched status: at once the first time, then on change, within the two intervals.
+async fn next_line<S>((mut status, sent): Watching<S>) -> Option<(Result<Bytes, Infallible>, Watching<S>)>
+where
+    S: Serialize + Clone + PartialEq,
+{
+    if let Some((last, at)) = &sent {
+        tokio::time::sleep_until(*at + MIN_INTERVAL).await;
+        let changed = async { status.wait_for(|now| now != last).await.map(|_| ()) };
+        match tokio::time::timeout_at(*at + SIGN_OF_LIFE, changed).await {
+            Ok(Err(_closed)) => return None,
+            Ok(Ok(())) | Err(_) => {}
+        }
+    }
+    let now = status.borrow_and_update().clone();
+    let mut line = serde_json::to_vec(&now).ok()?;
+    line.push(b'\n');
+    Some((Ok(Bytes::from(line)), (status, Some((now, Instant::now())))))
+}

@@ -1,0 +1,6 @@
+//! `weft.dev/v1alpha1`: types only, no IO. Doc comments become `kubectl explain`; CEL rules are checked by the API server.
+
+/// API group of every kind.
+pub const GROUP: &str = "weft.dev";
+/// Version of every kind.
+pub const VERSION: &str = "v1alpha1";

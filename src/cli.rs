@@ -1,0 +1,68 @@
+//! The command line: parses, starts a runtime, and hands over.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::{database, relay, saga, shutdown::Shutdown};
+
+/// A database per service, reliable events, and transactions across services, on Kubernetes.
+#[derive(Debug, Parser)]
+#[command(name = "weft", version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Publish a service's outbox to a broker (a sidecar that the operator starts)
+    Relay(relay::Args),
+    /// Run sagas: the orchestrator's engine and its HTTP API
+    Saga(saga::Args),
+    /// Prepare a service's database
+    #[command(subcommand)]
+    Database(DatabaseCommand),
+    /// Print a completion script for your shell
+    Completion { shell: clap_complete::Shell },
+}
+
+#[derive(Debug, Subcommand)]
+enum DatabaseCommand {
+    /// Make roles, Weft's tables and functions, then apply migrations; safe to repeat
+    Setup(database::Args),
+}
+
+impl Cli {
+    pub fn run(self) -> anyhow::Result<()> {
+        // ring everywhere, so that one crypto provider is in the binary; an error means that it is installed already
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        match self.command {
+            Command::Completion { shell } => {
+                clap_complete::generate(shell, &mut Self::command(), "weft", &mut std::io::stdout());
+                Ok(())
+            }
+            Command::Relay(args) => on_runtime(|shutdown| relay::run(args, shutdown)),
+            Command::Saga(args) => on_runtime(|shutdown| saga::run(args, shutdown)),
+            Command::Database(DatabaseCommand::Setup(args)) => on_runtime(|shutdown| database::run(args, shutdown)),
+        }
+    }
+}
+
+/// Exit code for `main`: a definite error in the input is told from one that a repetition may mend.
+pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+    match error.downcast_ref::<database::DatabaseError>() {
+        Some(error) if error.is_definite() => ExitCode::from(database::EXIT_DEFINITE),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn on_runtime<F, R>(run: F) -> anyhow::Result<()>
+where
+    F: FnOnce(Shutdown) -> R,
+    R: Future<Output = anyhow::Result<()>>,
+{
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    runtime.block_on(async { run(Shutdown::on_signal()?).await })
+}

@@ -1,0 +1,102 @@
+//! The files that the operator writes and the data plane reads.
+//!
+//! A contract is versioned YAML in a ConfigMap, mounted into the data plane's pod; credentials are paths of files mounted
+//! from Secrets. Readers ignore fields they do not know, so that an operator of the next minor version may add some;
+//! whoever changes the meaning of a field raises [`VERSION`]. `tests/golden/contract/` pins the form.
+
+pub mod database_setup;
+pub mod orchestrator;
+pub mod relay;
+pub mod status;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// `apiVersion` of every contract that this version writes and reads.
+pub const VERSION: &str = "contract.weft.dev/v1";
+
+/// Port of every data-plane program's admin endpoints: `/livez`, `/readyz`, `/metrics`, `/status`.
+pub const ADMIN_PORT: u16 = 9464;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ContractError {
+    #[error("reading the contract file {path}")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the contract file {path} is not a valid {kind} contract: {source}")]
+    Parse {
+        path: PathBuf,
+        kind: &'static str,
+        #[source]
+        source: serde_yaml::Error,
+    },
+    #[error("the contract file {path} says `apiVersion: {found}`; this version of weft reads `{VERSION}`")]
+    Version { path: PathBuf, found: String },
+    #[error("the contract file {path} is of kind {found}, expected {expected}")]
+    Kind { path: PathBuf, found: String, expected: &'static str },
+}
+
+/// A contract's kind, as written in its `kind` field.
+pub trait Contract: Serialize + DeserializeOwned {
+    const KIND: &'static str;
+
+    /// The file's text: `apiVersion`, `kind`, then the contract's own fields.
+    fn to_yaml(&self) -> Result<String, serde_yaml::Error> {
+        serde_yaml::to_string(&Document { api_version: VERSION.to_owned(), kind: Self::KIND.to_owned(), contract: self })
+    }
+
+    fn from_yaml(text: &str, path: &Path) -> Result<Self, ContractError> {
+        let parse = |source| ContractError::Parse { path: path.to_owned(), kind: Self::KIND, source };
+        let head: Head = serde_yaml::from_str(text).map_err(parse)?;
+        if head.api_version != VERSION {
+            return Err(ContractError::Version { path: path.to_owned(), found: head.api_version });
+        }
+        if head.kind != Self::KIND {
+            return Err(ContractError::Kind { path: path.to_owned(), found: head.kind, expected: Self::KIND });
+        }
+        serde_yaml::from_str(text).map_err(parse)
+    }
+
+    fn load(path: &Path) -> Result<Self, ContractError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ContractError::Read { path: path.to_owned(), source })?;
+        Self::from_yaml(&text, path)
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Document<'a, T> {
+    api_version: String,
+    kind: String,
+    #[serde(flatten)]
+    contract: &'a T,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Head {
+    api_version: String,
+    kind: String,
+}
+
+/// A database and the role to enter it with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DatabaseLogin {
+    pub host: String,
+    pub port: u16,
+    pub database: String,
+    pub role: Role,
+}
+
+/// A role and the file that holds its password (from a Secret; read again on each new connection).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Role {
+    pub name: String,
+    pub password_file: PathBuf,
+}

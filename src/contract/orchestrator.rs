@@ -1,0 +1,38 @@
+//! What `weft saga` runs.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Contract, DatabaseLogin, relay::Sink};
+use crate::domain::saga::definition::Definition;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Orchestrator {
+    pub name: String,
+    pub namespace: String,
+    /// Port of the orchestrator's HTTP API.
+    pub api_port: u16,
+    pub database: DatabaseLogin,
+    /// Sorted by name.
+    pub sagas: Vec<Definition>,
+    /// Events that start sagas; sorted by saga.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub starts: Vec<Start>,
+}
+
+/// An event of a service that starts a saga, read from where that service's relay publishes it. The event's `data` is the
+/// saga's `input`; its `id` is the idempotency key, so a duplicate starts nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Start {
+    pub saga: String,
+    /// CloudEvents `source` that the event must have: `/NAMESPACE/SERVICE`.
+    pub event_source: String,
+    /// CloudEvents `type`.
+    pub event_type: String,
+    pub from: Sink,
+}
+
+impl Contract for Orchestrator {
+    const KIND: &'static str = "Orchestrator";
+}

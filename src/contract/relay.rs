@@ -1,0 +1,60 @@
+//! What `weft relay` publishes, from where to where.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Contract, DatabaseLogin};
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Relay {
+    /// The `OutboxRelay`'s name; also names its checkpoint in the database.
+    pub name: String,
+    pub namespace: String,
+    /// The `Microservice` whose outbox it is; CloudEvents `source` is `/NAMESPACE/SERVICE`.
+    pub service: String,
+    pub mode: Mode,
+    pub source: DatabaseLogin,
+    pub sink: Sink,
+    #[serde(default)]
+    pub retention: Retention,
+    /// Keep connections and leadership, publish nothing.
+    #[serde(default)]
+    pub paused: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    /// Streaming replication of the outbox table (pgoutput).
+    LogTailing,
+    /// Snapshot-window queries, woken by `LISTEN`.
+    Polling,
+}
+
+/// Where events go. Externally tagged: `sink: {nats: {…}}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Sink {
+    Nats(NatsSink),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NatsSink {
+    /// `nats://HOST:PORT`
+    pub url: String,
+    /// JetStream stream; made when missing (file storage, subjects from [`NatsSink::subject`]), never altered.
+    pub stream: String,
+    /// Subject template; `{aggregate_type}` and `{type}` are replaced by the row's values.
+    pub subject: String,
+}
+
+/// What becomes of a row once the broker has acknowledged its event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Retention {
+    #[default]
+    AfterPublish,
+}
+
+impl Contract for Relay {
+    const KIND: &'static str = "Relay";
+}

@@ -1,0 +1,4 @@
+//! Pure rules: no async, no clients, no clock, no randomness of its own.
+
+pub mod names;
+pub mod saga;

@@ -1,0 +1,90 @@
+//! Names of everything that exists because of a custom resource. One place, so that the planes and the tests agree.
+
+/// The longest name of a `Microservice` or an orchestrator: its longest child is `NAME-db-setup-HASH` (18 characters more,
+/// and for an orchestrator `NAME-orchestrator-db-setup-HASH`, 31 more), and a name in DNS holds at most 63.
+pub const MAX_NAME: usize = 32;
+
+/// PostgreSQL's port, in the pod and on the Service.
+pub const POSTGRES_PORT: u16 = 5432;
+/// Port of the orchestrator's HTTP API, in the pod and on the Service.
+pub const ORCHESTRATOR_API_PORT: u16 = 8080;
+
+/// Roles in a service's database. The superuser is the official image's `postgres`.
+pub const ADMIN_ROLE: &str = "postgres";
+pub const OWNER_ROLE: &str = "owner";
+pub const APP_ROLE: &str = "app";
+pub const RELAY_ROLE: &str = "relay";
+
+/// The schema of Weft's own tables and functions; it is on the app role's `search_path`, after `public`.
+pub const SCHEMA: &str = "weft";
+/// Publication and replication slot of the outbox (one of each per database).
+pub const PUBLICATION: &str = "weft_outbox";
+pub const SLOT: &str = "weft_outbox";
+/// `NOTIFY` channel that the outbox's insert trigger wakes a polling relay with.
+pub const OUTBOX_CHANNEL: &str = "weft_outbox";
+
+/// `NAME-db`: StatefulSet, Service, NetworkPolicy and binding Secret of a database.
+pub fn database(owner: &str) -> String {
+    format!("{owner}-db")
+}
+
+/// `NAME-db-admin`: the superuser's Secret.
+pub fn admin_secret(owner: &str) -> String {
+    format!("{owner}-db-admin")
+}
+
+/// `NAME-db-relay`: the relay role's Secret.
+pub fn relay_secret(owner: &str) -> String {
+    format!("{owner}-db-relay")
+}
+
+/// `NAME-db-setup`: ConfigMap with the set-up contract.
+pub fn setup(owner: &str) -> String {
+    format!("{owner}-db-setup")
+}
+
+/// `NAME-db-setup-HASH`: the set-up Job for one input; `hash` has 8 hex digits.
+pub fn setup_job(owner: &str, hash: &str) -> String {
+    format!("{owner}-db-setup-{hash}")
+}
+
+/// Name of the database inside the server: the service's name with `-` as `_`, so that it needs no quoting.
+pub fn database_name(owner: &str) -> String {
+    owner.replace('-', "_")
+}
+
+/// `RELAY-relay`: ConfigMap with the relay's contract.
+pub fn relay(relay: &str) -> String {
+    format!("{relay}-relay")
+}
+
+/// `NAME-orchestrator`: Deployment, Service, ConfigMap of an orchestrator, and the owner name of its database.
+pub fn orchestrator(name: &str) -> String {
+    format!("{name}-orchestrator")
+}
+
+/// CloudEvents `source` of a service's events.
+pub fn event_source(namespace: &str, service: &str) -> String {
+    format!("/{namespace}/{service}")
+}
+
+/// `CUSTOMERS_URL`: the environment variable that tells a service where one that it depends on is.
+pub fn url_variable(service: &str) -> String {
+    format!("{}_URL", service.to_ascii_uppercase().replace('-', "_"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_name_leaves_room_for_every_child() {
+        let name = "a".repeat(MAX_NAME);
+        assert!(setup_job(&orchestrator(&name), "01234567").len() <= 63);
+    }
+
+    #[test]
+    fn a_url_variable_is_a_shell_name() {
+        assert_eq!(url_variable("order-history"), "ORDER_HISTORY_URL");
+    }
+}

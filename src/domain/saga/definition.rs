@@ -1,0 +1,77 @@
+//! A saga's definition as the orchestrator runs it: every participant's address is resolved, every duration is a number.
+//!
+//! The operator makes it from a `Saga` object and the `Microservice`s that it names; an instance keeps the definition that
+//! it started with, so a definition is identified by the hash of its content ([`Definition::version`]).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// One saga, ready to run. Steps run in order; compensation undoes them in reverse.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Definition {
+    /// The `Saga` object's name, unique within its orchestrator.
+    pub name: String,
+    /// First 16 hex digits of the SHA-256 of the canonical JSON of everything below (see [`Definition::seal`]).
+    pub version: String,
+    /// Milliseconds from start after which a saga before its pivot is compensated. After the pivot it is only reported.
+    pub deadline_ms: u64,
+    pub steps: Vec<Step>,
+    /// Called once everything is undone, retried like an undo.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_compensated: Option<Call>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Step {
+    /// Unique within the saga; part of the idempotency key `SAGA-ID/STEP/do`.
+    pub name: String,
+    /// The point of no return: once it succeeded the saga can only go forward.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pivot: bool,
+    #[serde(rename = "do")]
+    pub action: Call,
+    /// `None`: the step has nothing to undo (it said `undo: none`, or it is the pivot or after it).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<Call>,
+    /// Milliseconds that one attempt may take; an attempt that takes longer is *unknown*.
+    pub timeout_ms: u64,
+    pub retry: RetryPolicy,
+    /// The participant's failure code (`type` of its problem document) → the saga's `failure.reason`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub failures: BTreeMap<String, String>,
+}
+
+/// A command of a participant, with its address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Call {
+    pub service: String,
+    pub command: String,
+    /// HTTP method, upper case.
+    pub method: String,
+    /// Absolute URL.
+    pub url: String,
+    /// The JSON body's members, each a CEL expression over `input`, `steps.NAME.reply` and, when compensating, `failure`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub with: BTreeMap<String, String>,
+}
+
+/// Exponential back-off with full jitter between attempts whose result is unknown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RetryPolicy {
+    /// Attempts of a `do` before the pivot; after them the saga compensates. An undo, and a step from the pivot on,
+    /// is retried for ever, and the saga is `Stuck` (still retrying) after this many attempts.
+    pub max_attempts: u32,
+    pub initial_backoff_ms: u64,
+    pub max_backoff_ms: u64,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self { max_attempts: 10, initial_backoff_ms: 100, max_backoff_ms: 10_000 }
+    }
+}

@@ -1,0 +1,24 @@
+//! Weft: a database per service, reliable events, and transactions across services, on Kubernetes.
+//!
+//! ```text
+//!            control plane                          data plane (never imports kube)
+//!   api ──► controllers ──► contract (files) ──► database   relay   saga
+//!              │                                     │        │      │
+//!              └───────────► domain ◄────────────────┴────────┴──────┘
+//!                       (pure rules, no IO)          all through `postgres`
+//! ```
+//! `tests/architecture.rs` holds the direction of these arrows.
+
+pub mod admin;
+pub mod api;
+pub mod cli;
+pub mod contract;
+pub mod controllers;
+pub mod database;
+pub mod domain;
+pub mod metrics;
+pub mod postgres;
+pub mod relay;
+pub mod saga;
+pub mod shutdown;
+pub mod telemetry;

@@ -1,0 +1,3 @@
+//! What every part that talks to PostgreSQL shares: logging in.
+
+pub mod login;

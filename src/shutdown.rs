@@ -1,0 +1,37 @@
+//! One way to stop: `SIGTERM` or `SIGINT` cancels a token that every task waits on.
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Cancelled when the process is asked to end.
+#[derive(Clone, Debug, Default)]
+pub struct Shutdown(CancellationToken);
+
+impl Shutdown {
+    /// Listens for `SIGTERM` and `SIGINT`. Must be called inside a runtime.
+    pub fn on_signal() -> std::io::Result<Self> {
+        let shutdown = Self::default();
+        let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let token = shutdown.0.clone();
+        tokio::spawn(async move {
+            tokio::select! { _ = term.recv() => {} _ = int.recv() => {} }
+            tracing::info!("asked to end");
+            token.cancel();
+        });
+        Ok(shutdown)
+    }
+
+    /// Resolves once the process is asked to end.
+    pub async fn requested(&self) {
+        self.0.cancelled().await;
+    }
+
+    pub fn is_requested(&self) -> bool {
+        self.0.is_cancelled()
+    }
+
+    /// The token behind it, for tasks that end with the process or earlier (`child_token`).
+    pub fn token(&self) -> &CancellationToken {
+        &self.0
+    }
+}
