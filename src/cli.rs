@@ -1,11 +1,11 @@
 //! The command line: parses, starts a runtime, and hands over.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::{database, relay, saga, shutdown::Shutdown};
+use crate::{crds, database, relay, saga, shutdown::Shutdown};
 
 /// A database per service, reliable events, and transactions across services, on Kubernetes.
 #[derive(Debug, Parser)]
@@ -24,6 +24,12 @@ enum Command {
     /// Prepare a service's database
     #[command(subcommand)]
     Database(DatabaseCommand),
+    /// Print the custom resource definitions, or write each into a file of a folder
+    Crds {
+        /// Folder to write them to, one file each
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
     /// Print a completion script for your shell
     Completion { shell: clap_complete::Shell },
 }
@@ -43,6 +49,7 @@ impl Cli {
                 clap_complete::generate(shell, &mut Self::command(), "weft", &mut std::io::stdout());
                 Ok(())
             }
+            Command::Crds { dir } => crds::write(dir.as_deref()).context("writing the custom resource definitions"),
             Command::Relay(args) => on_runtime(|shutdown| relay::run(args, shutdown)),
             Command::Saga(args) => on_runtime(|shutdown| saga::run(args, shutdown)),
             Command::Database(DatabaseCommand::Setup(args)) => on_runtime(|shutdown| database::run(args, shutdown)),

@@ -14,6 +14,7 @@ pub mod api;
 pub mod cli;
 pub mod contract;
 pub mod controllers;
+pub mod crds;
 pub mod database;
 pub mod domain;
 pub mod metrics;

@@ -46,7 +46,11 @@ pub trait Contract: Serialize + DeserializeOwned {
 
     /// The file's text: `apiVersion`, `kind`, then the contract's own fields.
     fn to_yaml(&self) -> Result<String, serde_yaml::Error> {
-        serde_yaml::to_string(&Document { api_version: VERSION.to_owned(), kind: Self::KIND.to_owned(), contract: self })
+        serde_yaml::to_string(&Document {
+            api_version: VERSION.to_owned(),
+            kind: Self::KIND.to_owned(),
+            contract: self,
+        })
     }
 
     fn from_yaml(text: &str, path: &Path) -> Result<Self, ContractError> {
@@ -62,7 +66,8 @@ pub trait Contract: Serialize + DeserializeOwned {
     }
 
     fn load(path: &Path) -> Result<Self, ContractError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ContractError::Read { path: path.to_owned(), source })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ContractError::Read { path: path.to_owned(), source })?;
         Self::from_yaml(&text, path)
     }
 }

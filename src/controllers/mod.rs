@@ -1,1 +1,7 @@
+//! The control plane: one controller for three kinds.
+//!
+//! Each kind is four words: `observe` (reads only) → `plan` (pure) → `apply` (server-side apply, in the runtime) →
+//! `status` (pure). Only `observe` and `apply` hold a client.
 
+pub mod labels;
+pub mod plan;

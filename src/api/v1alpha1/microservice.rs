@@ -1,0 +1,334 @@
+//! `Microservice`: a service with its own database.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::core::v1::{EnvFromSource, EnvVar, Probe, ResourceRequirements},
+    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::Condition},
+};
+use kube::{CustomResource, KubeSchema};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+/// A service with its own database, and everything it needs to run.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "weft.dev",
+    version = "v1alpha1",
+    kind = "Microservice",
+    namespaced,
+    shortname = "ms",
+    category = "weft",
+    status = "MicroserviceStatus",
+    derive = "PartialEq",
+    cel,
+    doc = "A service with its own database: Weft makes its Deployment, Service and PostgreSQL, applies its migrations before a new version starts, and lets nobody else reach the data.",
+    scale(
+        spec_replicas_path = ".spec.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
+    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
+    printcolumn(name = "Replicas", type_ = "string", json_path = ".status.summary.replicas"),
+    printcolumn(name = "Database", type_ = "string", json_path = ".status.summary.database"),
+    printcolumn(name = "Status", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].reason"#),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Message", type_ = "string", priority = 1, json_path = r#".status.conditions[?(@.type=="Ready")].message"#),
+    validation = Rule::new("size(self.metadata.name) <= 32").message("metadata.name is too long: at most 32 characters, so that the names of its children (NAME-db-setup-HASH) fit into 63"),
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name becomes the name of a Service: lower case letters, digits and '-', beginning with a letter, without dots"),
+    validation = Rule::new("has(self.spec.database) == has(oldSelf.spec.database)").message("spec.database cannot be added or removed afterwards: delete the Microservice and apply it again (the volume is kept under `retention: Retain`)")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.commands) || size(self.commands) == 0 || (has(self.ports) && self.ports.exists(p, p.protocol == 'http'))").message("spec.commands needs a port with `protocol: http` in spec.ports to be called on")
+)]
+pub struct MicroserviceSpec {
+    /// Container image of the service.
+    #[schemars(length(min = 1, max = 512))]
+    pub image: String,
+    /// Entrypoint, in place of the image's own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128))]
+    pub command: Vec<String>,
+    /// Arguments, in place of the image's own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128))]
+    pub args: Vec<String>,
+    /// How many pods of the service run. `kubectl scale` works on it.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub replicas: i32,
+    /// Ports that the container listens on; each also becomes a port of the Service, which is named like the Microservice.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub ports: Vec<ServicePort>,
+    /// Environment variables. Weft adds `DATABASE_URL`, `SERVICE_BINDING_ROOT` and a `SERVICE_URL` for each of `dependsOn`; a variable of the same name here wins.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub env: Vec<EnvVar>,
+    /// ConfigMaps and Secrets whose keys become environment variables.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub env_from: Vec<EnvFromSource>,
+    /// CPU and memory of the container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
+    /// Probes of the container. Without a readiness probe, Weft probes the first port: by gRPC health check if it is `grpc`, else by opening it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probes: Option<Probes>,
+    /// The service's own database. Leave it out for a service that keeps no data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<Database>,
+    /// Other Microservices of the namespace that this one calls. Each gives an environment variable `SERVICE_URL` (`order-history` gives `ORDER_HISTORY_URL`). One that does not exist yet is said in the condition `DependenciesFound`, and stops nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["service".into()]))]
+    pub depends_on: Vec<Dependency>,
+    /// What sagas may ask of this service, by the command's name, such as `ReserveCredit`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    pub commands: BTreeMap<String, Command>,
+    /// A partial PodTemplateSpec (`metadata` and `spec`), strategically merged over what Weft makes, last. For what has no field here: tolerations, volumes, a sidecar. The service's container is named `service`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "opaque_object")]
+    pub pod_template: Option<serde_json::Value>,
+    /// Stop reconciling this object: what exists stays as it is, and changes by hand are left alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub suspend: bool,
+}
+
+fn one() -> i32 {
+    1
+}
+
+fn opaque_object(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
+}
+
+/// A port of the service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServicePort {
+    /// Name of the port: lower case letters, digits and `-`, at most 15 characters.
+    #[schemars(length(min = 1, max = 15), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// Port number, the same in the pod and on the Service.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: i32,
+    /// What is spoken on it.
+    #[serde(default)]
+    pub protocol: Protocol,
+}
+
+/// What is spoken on a port; it becomes the Service's `appProtocol` and the kind of the default probe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    #[default]
+    Http,
+    H2c,
+    Grpc,
+    Tcp,
+}
+
+/// Probes of the service's container, in Kubernetes' own terms.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Probes {
+    /// Is the pod to get requests?
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub readiness: Option<Probe>,
+    /// Is the container to be restarted?
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub liveness: Option<Probe>,
+    /// Has the container started? Until it has, the other probes wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub startup: Option<Probe>,
+}
+
+/// The service's own database, its migrations, and what becomes of it when the Microservice is deleted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Database {
+    /// A PostgreSQL server of the service's own.
+    pub postgres: Postgres,
+    /// How the schema is brought up to date before a new version of the service starts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migrations: Option<Migrations>,
+    /// What becomes of the volume and the passwords when the Microservice is deleted.
+    #[serde(default)]
+    pub retention: Retention,
+}
+
+/// A PostgreSQL server: one pod with a volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(cel)]
+pub struct Postgres {
+    /// Major version of PostgreSQL, in quotes.
+    #[serde(default = "default_postgres_version")]
+    #[schemars(regex(pattern = r"^1[4-9]$"))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("spec.database.postgres.version cannot change: a volume of another major version is not readable; dump the data and restore it into a new Microservice"))]
+    pub version: String,
+    /// The volume that holds the data.
+    #[serde(default)]
+    pub storage: Storage,
+    /// Server parameters, as in postgresql.conf; they are given on the server's command line. Those that Weft relies on cannot be set here: `wal_level`, `listen_addresses`, `port`, `data_directory`, `hba_file`, `config_file`, `unix_socket_directories`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    #[x_kube(validation = Rule::new("!self.exists(k, k in ['wal_level', 'listen_addresses', 'port', 'data_directory', 'hba_file', 'config_file', 'unix_socket_directories'])").message("spec.database.postgres.parameters sets a parameter that Weft relies on: remove wal_level, listen_addresses, port, data_directory, hba_file, config_file and unix_socket_directories"))]
+    pub parameters: BTreeMap<String, String>,
+    /// CPU and memory of the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
+}
+
+fn default_postgres_version() -> String {
+    "17".to_owned()
+}
+
+/// A persistent volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(cel)]
+pub struct Storage {
+    /// Size of the volume.
+    #[serde(default = "default_storage_size")]
+    #[x_kube(
+        validation = Rule::new("quantity(string(self)).compareTo(quantity(string(oldSelf))) >= 0").message("spec.database.postgres.storage.size cannot shrink: volumes only grow; keep the old size, or dump the data into a new Microservice"),
+        validation = Rule::new("quantity(string(self)).isGreaterThan(quantity('0'))").message("spec.database.postgres.storage.size must be more than nothing, such as 1Gi")
+    )]
+    pub size: Quantity,
+    /// StorageClass of the volume; the cluster's default class when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("spec.database.postgres.storage.className cannot change: the volume exists already"))]
+    pub class_name: Option<String>,
+}
+
+fn default_storage_size() -> Quantity {
+    Quantity("1Gi".to_owned())
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self { size: default_storage_size(), class_name: None }
+    }
+}
+
+/// Ordered SQL files, each applied once, in a transaction of its own, as the owner of the schema.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Migrations {
+    /// ConfigMap whose `*.sql` keys are the migrations, applied in the order of their names. A file that was applied must not change; add a new one.
+    #[schemars(length(min = 1, max = 253))]
+    pub config_map: String,
+}
+
+/// What becomes of the data when its owner is deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Retention {
+    /// The volume and the Secrets stay; applying the same resource again adopts them.
+    #[default]
+    Retain,
+    /// The volume and the Secrets are deleted too. The data is gone.
+    Delete,
+}
+
+/// Another Microservice of the namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Dependency {
+    /// Name of the Microservice.
+    #[schemars(length(min = 1, max = 32))]
+    pub service: String,
+}
+
+/// Something that a saga can ask the service to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Command {
+    /// The HTTP request that carries the command.
+    pub http: HttpCommand,
+}
+
+/// A command over HTTP, on the first port with `protocol: http`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpCommand {
+    /// Method of the request.
+    #[serde(default)]
+    pub method: HttpMethod,
+    /// Path of the request, beginning with `/`.
+    #[schemars(length(max = 1024), regex(pattern = r"^/[^\s?#]*$"))]
+    pub path: String,
+}
+
+/// HTTP methods that carry a body.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum HttpMethod {
+    #[default]
+    Post,
+    Put,
+    Patch,
+}
+
+/// What Weft found and did.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MicroserviceStatus {
+    /// The generation of the spec that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Ready`, `Reconciling`, `Stalled`, `Accepted`, `DatabaseReady`, `Migrated`, `DependenciesFound`, each with a reason and a sentence.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// Pods of the service that exist.
+    #[serde(default)]
+    pub replicas: i32,
+    /// Label selector of the service's pods, for the scale sub-resource.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+    /// The database, once it is planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<DatabaseStatus>,
+    /// The Secret that binds applications to the database, as the Service Binding specification has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binding: Option<Binding>,
+    /// What `kubectl get` shows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<MicroserviceSummary>,
+}
+
+/// Columns of `kubectl get ms`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MicroserviceSummary {
+    /// Ready pods of wanted pods, such as `2/3`.
+    pub replicas: String,
+    /// Engine and version, such as `postgres 17`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<String>,
+}
+
+/// Where the database is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DatabaseStatus {
+    /// Engine, such as `postgres`.
+    pub engine: String,
+    /// Major version.
+    pub version: String,
+    /// Host name of the server inside the cluster.
+    pub host: String,
+}
+
+/// Reference to a Secret of the same namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Binding {
+    /// Name of the Secret.
+    pub name: String,
+}

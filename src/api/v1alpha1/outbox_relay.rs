@@ -1,0 +1,205 @@
+//! `OutboxRelay`: how a service's transactional outbox reaches the broker.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How a service's transactional outbox reaches the broker.
+#[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "weft.dev",
+    version = "v1alpha1",
+    kind = "OutboxRelay",
+    plural = "outboxrelays",
+    namespaced,
+    shortname = "relay",
+    shortname = "relays",
+    category = "weft",
+    status = "OutboxRelayStatus",
+    derive = "PartialEq",
+    cel,
+    doc = "The transactional outbox of a Microservice: the service writes its rows and an outbox row in one local transaction, and a relay publishes the row to the broker, at least once, in order within each aggregate.",
+    printcolumn(name = "Service", type_ = "string", json_path = ".spec.microservice"),
+    printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
+    printcolumn(name = "Sink", type_ = "string", json_path = ".status.sink"),
+    printcolumn(name = "Published", type_ = "integer", json_path = ".status.published"),
+    printcolumn(name = "Pending", type_ = "integer", json_path = ".status.pending"),
+    printcolumn(name = "Lag", type_ = "string", json_path = ".status.lag.summary"),
+    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Leader", type_ = "string", priority = 1, json_path = ".status.leader"),
+    printcolumn(name = "Message", type_ = "string", priority = 1, json_path = r#".status.conditions[?(@.type=="Ready")].message"#),
+    validation = Rule::new("size(self.metadata.name) <= 32").message("metadata.name is too long: at most 32 characters, so that the names of its children fit into 63"),
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name becomes part of a container's name: lower case letters, digits and '-', beginning with a letter, without dots")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct OutboxRelaySpec {
+    /// The Microservice whose outbox it is. One outbox has one relay.
+    #[schemars(length(min = 1, max = 32))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("spec.microservice cannot change: make another OutboxRelay for the other Microservice"))]
+    pub microservice: String,
+    /// How committed rows are found.
+    #[serde(default)]
+    pub mode: RelayMode,
+    /// Where the events are in the database.
+    #[serde(default)]
+    pub outbox: Outbox,
+    /// The broker that gets the events.
+    pub sink: RelaySink,
+    /// Form of the published messages.
+    #[serde(default)]
+    pub format: EventFormat,
+    /// Where the relay runs.
+    #[serde(default)]
+    pub placement: Placement,
+    /// What becomes of a row once the broker has its event.
+    #[serde(default)]
+    pub retention: OutboxRetention,
+    /// Publish nothing until set back; rows wait in the outbox.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
+}
+
+/// How the relay finds committed rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RelayMode {
+    /// By streaming the transaction log (logical replication). The lowest latency and cost.
+    #[default]
+    LogTailing,
+    /// By asking the table, woken by `NOTIFY`. Needs no replication slot.
+    Polling,
+}
+
+/// Where the events are in the database.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Outbox {
+    /// The table's form.
+    #[serde(default)]
+    pub layout: OutboxLayout,
+}
+
+/// The outbox table's form.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OutboxLayout {
+    /// Weft's own table `weft.outbox` (`aggregate_type`, `aggregate_id`, `type`, `payload`, `headers`), which set-up makes.
+    #[default]
+    Weft,
+}
+
+/// The broker that gets the events.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RelaySink {
+    /// A NATS JetStream stream.
+    pub nats: NatsSink,
+}
+
+/// A NATS JetStream stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NatsSink {
+    /// Address of the server, such as `nats://weft-nats.weft-system:4222`.
+    #[schemars(length(max = 512), regex(pattern = r"^nats://[A-Za-z0-9.-]+(:[0-9]{1,5})?$"))]
+    pub url: String,
+    /// Name of the stream. It is made when missing and never altered.
+    #[serde(default = "default_stream")]
+    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9_-]+$"))]
+    pub stream: String,
+    /// Subject of each event; `{aggregate_type}` and `{type}` are replaced by the row's values.
+    #[serde(default = "default_subject")]
+    #[schemars(
+        length(min = 1, max = 256),
+        regex(pattern = r"^[A-Za-z0-9_-]+(\.([A-Za-z0-9_-]|\{aggregate_type\}|\{type\})+)*$")
+    )]
+    pub subject: String,
+}
+
+fn default_stream() -> String {
+    "events".to_owned()
+}
+
+fn default_subject() -> String {
+    "events.{aggregate_type}.{type}".to_owned()
+}
+
+/// Form of the published messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum EventFormat {
+    /// CloudEvents 1.0 in binary mode: attributes in headers (`ce-id`, `ce-type`, …), the payload as the body.
+    #[default]
+    CloudEvents,
+}
+
+/// Where the relay runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Placement {
+    /// As a native sidecar of the service's pods; one of them leads, the others stand by.
+    #[default]
+    Sidecar,
+}
+
+/// What becomes of a row once the broker has its event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OutboxRetention {
+    /// When the row is deleted.
+    #[serde(default)]
+    pub delete: DeleteWhen,
+}
+
+/// When a published row is deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DeleteWhen {
+    /// As soon as the broker has acknowledged its event.
+    #[default]
+    AfterPublish,
+}
+
+/// What Weft found and did.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OutboxRelayStatus {
+    /// The generation of the spec that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Ready`, `Reconciling`, `Stalled`, `Accepted`, `SlotAtRisk`, each with a reason and a sentence.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// Kind of the sink, such as `nats`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sink: Option<String>,
+    /// The pod whose relay publishes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader: Option<String>,
+    /// Events that the broker has acknowledged, since the relay was made.
+    #[serde(default)]
+    pub published: i64,
+    /// Events that wait in the outbox.
+    #[serde(default)]
+    pub pending: i64,
+    /// How far the relay is behind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag: Option<Lag>,
+    /// Commit position of the last acknowledged event: an LSN, or a snapshot when polling.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<String>,
+    /// When the broker last acknowledged an event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_published_time: Option<Time>,
+}
+
+/// How far the relay is behind.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Lag {
+    /// Age of the oldest event that waits, in seconds.
+    pub seconds: f64,
+    /// Transaction log that the server keeps for the relay, in bytes (log tailing only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<i64>,
+    /// What `kubectl get` shows, such as `0s`.
+    pub summary: String,
+}

@@ -1,0 +1,256 @@
+//! `Saga`: a business transaction over several services.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema, core::Duration};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A business transaction over several services, with compensations.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "weft.dev",
+    version = "v1alpha1",
+    kind = "Saga",
+    namespaced,
+    shortname = "sg",
+    category = "weft",
+    status = "SagaStatus",
+    derive = "PartialEq",
+    cel,
+    doc = "A business transaction over several services: steps that each ask a service to act, and how to undo them. The definition is here; its instances live in the orchestrator's database.",
+    printcolumn(name = "Style", type_ = "string", json_path = ".spec.style"),
+    printcolumn(name = "Steps", type_ = "integer", json_path = ".status.steps"),
+    printcolumn(name = "Running", type_ = "integer", json_path = ".status.running"),
+    printcolumn(name = "Completed", type_ = "integer", json_path = ".status.completed"),
+    printcolumn(name = "Compensated", type_ = "integer", json_path = ".status.compensated"),
+    printcolumn(name = "Stuck", type_ = "integer", json_path = ".status.stuck"),
+    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Orchestrator", type_ = "string", priority = 1, json_path = ".spec.orchestrator"),
+    printcolumn(name = "Message", type_ = "string", priority = 1, json_path = r#".status.conditions[?(@.type=="Ready")].message"#),
+    validation = Rule::new("size(self.metadata.name) <= 63").message("metadata.name is too long: at most 63 characters"),
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name becomes part of a URL and of idempotency keys: lower case letters, digits and '-', beginning with a letter, without dots")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.steps.filter(s, has(s.pivot) && s.pivot).size() <= 1").message("spec.steps has more than one `pivot: true`: a saga has one point of no return"),
+    validation = Rule::new("self.style == 'Orchestration'").message("spec.style must be Orchestration")
+)]
+pub struct SagaSpec {
+    /// Who coordinates.
+    #[serde(default)]
+    pub style: SagaStyle,
+    /// Sagas of a namespace that name the same orchestrator share one (`NAME-orchestrator`: a Deployment, a Service and a database).
+    #[serde(default = "default_orchestrator")]
+    #[schemars(length(min = 1, max = 32), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("spec.orchestrator cannot change: running instances live in its database; make another Saga"))]
+    pub orchestrator: String,
+    /// An event that starts the saga; its data is the saga's input. Because it goes through the service's outbox, starting is atomic with the service's own transaction. A saga can always be started over HTTP too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_on: Option<StartOn>,
+    /// Time from the start after which a saga that has not passed its pivot is compensated.
+    #[serde(default = "default_deadline")]
+    pub deadline: Duration,
+    /// What is done, in order. Compensation undoes it in reverse.
+    #[schemars(length(min = 1, max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub steps: Vec<SagaStep>,
+    /// Command to call once everything is undone, until it succeeds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_compensated: Option<SagaCommand>,
+}
+
+fn default_orchestrator() -> String {
+    "default".to_owned()
+}
+
+fn default_deadline() -> Duration {
+    std::time::Duration::from_secs(300).into()
+}
+
+/// Who coordinates a saga.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SagaStyle {
+    /// An orchestrator asks the services to act and to undo.
+    #[default]
+    Orchestration,
+}
+
+/// An event that starts the saga.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StartOn {
+    /// The Microservice that emits the event; it needs an OutboxRelay.
+    #[schemars(length(min = 1, max = 32))]
+    pub service: String,
+    /// Type of the event, such as `OrderCreated`.
+    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9._-]+$"))]
+    pub event: String,
+}
+
+/// One step of a saga.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    cel,
+    validation = Rule::new("!has(self.pivot) || !self.pivot || !has(self.undo)").message("a step with `pivot: true` is the point of no return: remove its `undo`")
+)]
+pub struct SagaStep {
+    /// Name of the step, unique in the saga; part of the idempotency key.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// The point of no return: once it has succeeded, the later steps are retried until they succeed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pivot: bool,
+    /// The command that does it.
+    #[serde(rename = "do")]
+    pub action: SagaCommand,
+    /// The command that undoes it. A step before the pivot must have one, or say `undo: {none: true}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<Undo>,
+    /// How long one attempt may take before its result counts as unknown.
+    #[serde(default = "default_timeout")]
+    pub timeout: Duration,
+    /// How attempts whose result is unknown (time-outs, 5xx, broken connections) are repeated.
+    #[serde(default)]
+    pub retry: Retry,
+    /// Definite failures by which the service may refuse the command, and the reason each gives the saga: `CreditLimitExceeded: INSUFFICIENT_CREDIT`. Others pass as they are.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
+    pub failures: BTreeMap<String, String>,
+}
+
+fn default_timeout() -> Duration {
+    std::time::Duration::from_secs(5).into()
+}
+
+/// A command of a Microservice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SagaCommand {
+    /// The Microservice that is asked.
+    #[schemars(length(min = 1, max = 32))]
+    pub service: String,
+    /// One of its `spec.commands`.
+    #[schemars(length(min = 1, max = 64))]
+    pub command: String,
+    /// Members of the request's JSON body, each a CEL expression over `input`, `steps.NAME.reply` of earlier steps and, when undoing, `failure.reason`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    pub with: BTreeMap<String, String>,
+}
+
+/// How to undo a step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    cel,
+    validation = Rule::new("(has(self.none) && self.none) ? !has(self.service) && !has(self.command) && !has(self.with) : has(self.service) && has(self.command)").message("undo names a `service` and a `command`, or says `none: true` and nothing else")
+)]
+pub struct Undo {
+    /// The step has nothing to undo, such as one that only reads.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub none: bool,
+    /// The Microservice that is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32))]
+    pub service: Option<String>,
+    /// One of its `spec.commands`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub command: Option<String>,
+    /// Members of the request's JSON body, each a CEL expression over `input`, `steps.NAME.reply` and `failure`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    pub with: BTreeMap<String, String>,
+}
+
+/// Exponential back-off with jitter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Retry {
+    /// Attempts before the saga compensates; an undo, and a step after the pivot, is `Stuck` after as many and waits for a person.
+    #[serde(default = "default_attempts")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_attempts: i32,
+    /// Longest pause before the second attempt; it doubles with each.
+    #[serde(default = "default_initial_backoff")]
+    pub initial_backoff: Duration,
+    /// Longest pause between two attempts.
+    #[serde(default = "default_max_backoff")]
+    pub max_backoff: Duration,
+}
+
+fn default_attempts() -> i32 {
+    10
+}
+
+fn default_initial_backoff() -> Duration {
+    std::time::Duration::from_millis(100).into()
+}
+
+fn default_max_backoff() -> Duration {
+    std::time::Duration::from_secs(10).into()
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            max_attempts: default_attempts(),
+            initial_backoff: default_initial_backoff(),
+            max_backoff: default_max_backoff(),
+        }
+    }
+}
+
+/// What Weft found and did, and how the saga's instances fare.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SagaStatus {
+    /// The generation of the spec that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Ready`, `Reconciling`, `Stalled`, `Accepted`, `DatabaseReady`, `Stuck`, each with a reason and a sentence.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// Number of steps.
+    #[serde(default)]
+    pub steps: i32,
+    /// Instances that have not ended, those that compensate or are stuck among them.
+    #[serde(default)]
+    pub running: i64,
+    /// Instances that ended well.
+    #[serde(default)]
+    pub completed: i64,
+    /// Instances that were undone.
+    #[serde(default)]
+    pub compensated: i64,
+    /// Instances that wait for a person.
+    #[serde(default)]
+    pub stuck: i64,
+    /// The oldest stuck instances, at most ten.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stuck_instances: Vec<StuckSaga>,
+    /// URL of the orchestrator's API inside the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+}
+
+/// An instance that waits for a person.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StuckSaga {
+    /// The instance's id.
+    pub id: String,
+    /// The step that cannot go on.
+    pub step: String,
+    /// `do` or `undo`.
+    pub operation: String,
+    /// What the last attempt came to.
+    pub message: String,
+    /// Since when.
+    pub since: Time,
+}

@@ -1,0 +1,59 @@
+//! Labels on everything that Weft makes. Fixed: never copies of the custom resource's own.
+
+use std::collections::BTreeMap;
+
+/// `app.kubernetes.io/managed-by` of every child; the operator's watches select on it.
+pub const MANAGED_BY: &str = "weft";
+pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
+pub const NAME_LABEL: &str = "app.kubernetes.io/name";
+pub const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
+pub const COMPONENT_LABEL: &str = "app.kubernetes.io/component";
+/// On pods that may reach the database `NAME-db`: the value is the owner, `NAME`.
+pub const DATABASE_CLIENT_LABEL: &str = "weft.dev/database-client";
+/// On every child: the kind (`Microservice`, `Orchestrator`) and the name of its owner.
+pub const OWNER_KIND_LABEL: &str = "weft.dev/owner-kind";
+pub const OWNER_NAME_LABEL: &str = "weft.dev/owner";
+
+/// What a child is for; the value of `app.kubernetes.io/component`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Component {
+    Service,
+    Database,
+    Setup,
+    Relay,
+    Orchestrator,
+}
+
+impl Component {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Service => "service",
+            Self::Database => "database",
+            Self::Setup => "database-setup",
+            Self::Relay => "relay",
+            Self::Orchestrator => "orchestrator",
+        }
+    }
+}
+
+/// The immutable subset, for selectors.
+pub fn selector(owner: &str, component: Component) -> BTreeMap<String, String> {
+    [(INSTANCE_LABEL, owner), (COMPONENT_LABEL, component.as_str())]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into()
+}
+
+/// All labels of a child.
+pub fn labels(owner_kind: &str, owner: &str, component: Component) -> BTreeMap<String, String> {
+    let mut labels = selector(owner, component);
+    labels.extend(
+        [
+            (NAME_LABEL, owner),
+            (MANAGED_BY_LABEL, MANAGED_BY),
+            (OWNER_KIND_LABEL, owner_kind),
+            (OWNER_NAME_LABEL, owner),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned())),
+    );
+    labels
+}
