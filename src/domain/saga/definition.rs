@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 /// One saga, ready to run. Steps run in order; compensation undoes them in reverse.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,7 +14,9 @@ use serde::{Deserialize, Serialize};
 pub struct Definition {
     /// The `Saga` object's name, unique within its orchestrator.
     pub name: String,
-    /// First 16 hex digits of the SHA-256 of the canonical JSON of everything below (see [`Definition::seal`]).
+    /// First 16 hex digits of the SHA-256 of the canonical JSON of everything else (see [`Definition::seal`]). The
+    /// orchestrator seals a definition that comes without, as one written by hand may.
+    #[serde(default)]
     pub version: String,
     /// Milliseconds from start after which a saga before its pivot is compensated. After the pivot it is only reported.
     pub deadline_ms: u64,
@@ -21,6 +24,23 @@ pub struct Definition {
     /// Called once everything is undone, retried like an undo.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_compensated: Option<Call>,
+}
+
+impl Definition {
+    /// Sets [`Definition::version`] from the content: members in the order of this file, maps sorted by key.
+    #[must_use]
+    pub fn seal(mut self) -> Self {
+        self.version.clear();
+        // a struct of strings, numbers and string-keyed maps always has a form in JSON
+        let canonical = serde_json::to_vec(&self).unwrap_or_default();
+        self.version = Sha256::digest(&canonical).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        self
+    }
+
+    /// Index of the point of no return, if the saga has one.
+    pub fn pivot(&self) -> Option<usize> {
+        self.steps.iter().position(|step| step.pivot)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

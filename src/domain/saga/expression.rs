@@ -1,0 +1,276 @@
+//! CEL in `with`: compiled once per definition version, evaluated for each call.
+//!
+//! Variables: `input`, `steps.NAME.reply` (of the steps that succeeded), and while compensating `failure` with its members
+//! `step`, `code`, `reason`, `message`. A step whose name holds a dash is written `steps["reserve-credit"].reply`.
+//! Integers of the JSON are CEL `int`s, other numbers are `double`s.
+
+use std::{collections::HashMap, sync::Arc};
+
+use cel::{
+    Context, Program, Value as Cel,
+    common::ast::{Expr, LiteralValue},
+    objects::Key,
+};
+use serde_json::{Map, Value};
+
+use super::definition::Call;
+
+/// A longer expression is refused: it is code, and belongs into a service.
+pub const MAX_LENGTH: usize = 1_000;
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExpressionError {
+    #[error("is not a CEL expression: {0}")]
+    Parse(String),
+    #[error("has {0} characters; at most {MAX_LENGTH} are allowed")]
+    TooLong(usize),
+    #[error("cannot be evaluated: {0}")]
+    Evaluate(String),
+}
+
+/// What the variables stand for in one evaluation.
+#[derive(Clone, Copy, Debug)]
+pub struct Scope<'a> {
+    pub input: &'a Value,
+    /// `{NAME: {"reply": …}}`; a step without a reply is `{}`, so that `has(steps.NAME.reply)` can be asked.
+    pub steps: &'a Value,
+    /// `None` while the saga goes forward.
+    pub failure: Option<&'a Value>,
+}
+
+impl Scope<'_> {
+    fn root(&self, name: &str) -> Option<&Value> {
+        match name {
+            "input" => Some(self.input),
+            "steps" => Some(self.steps),
+            "failure" => self.failure,
+            _ => None,
+        }
+    }
+}
+
+/// A compiled expression.
+#[derive(Debug)]
+pub struct Expression(Form);
+
+#[derive(Debug)]
+enum Form {
+    /// `input.a.b`, `steps["x"].reply.y`: most expressions are no more than this, and need no interpreter.
+    Path(Vec<String>),
+    Constant(Value),
+    Program(Program),
+}
+
+impl Expression {
+    pub fn compile(source: &str) -> Result<Self, ExpressionError> {
+        let program = parse(source)?;
+        let form = if let Some(path) = as_path(&program.expression().expr) {
+            Form::Path(path)
+        } else if let Some(constant) = as_constant(&program.expression().expr) {
+            Form::Constant(constant)
+        } else {
+            Form::Program(program)
+        };
+        Ok(Self(form))
+    }
+
+    pub fn evaluate(&self, scope: Scope<'_>) -> Result<Value, ExpressionError> {
+        match &self.0 {
+            Form::Constant(value) => Ok(value.clone()),
+            Form::Path(path) => follow(path, scope),
+            Form::Program(program) => interpret(program, scope),
+        }
+    }
+}
+
+/// The body of a call: each member of `with`, compiled.
+#[derive(Debug, Default)]
+pub struct Body(Vec<(String, Expression)>);
+
+impl Body {
+    /// The error names the member.
+    pub fn compile(call: &Call) -> Result<Self, ExpressionError> {
+        let members = call.with.iter().map(|(name, source)| match Expression::compile(source) {
+            Ok(expression) => Ok((name.clone(), expression)),
+            Err(error) => Err(ExpressionError::Parse(format!("with.{name} {error}"))),
+        });
+        Ok(Self(members.collect::<Result<_, _>>()?))
+    }
+
+    /// The JSON object to send; the error names the member.
+    pub fn evaluate(&self, scope: Scope<'_>) -> Result<Value, ExpressionError> {
+        let mut body = Map::new();
+        for (name, expression) in &self.0 {
+            let value = expression.evaluate(scope).map_err(|error| match error {
+                ExpressionError::Evaluate(why) => ExpressionError::Evaluate(format!("with.{name}: {why}")),
+                other => other,
+            })?;
+            body.insert(name.clone(), value);
+        }
+        Ok(Value::Object(body))
+    }
+}
+
+pub(super) fn parse(source: &str) -> Result<Program, ExpressionError> {
+    let length = source.chars().count();
+    if length > MAX_LENGTH {
+        return Err(ExpressionError::TooLong(length));
+    }
+    Program::compile(source).map_err(|errors| {
+        let first = errors.errors.first().map_or_else(String::new, |error| {
+            format!("{} at line {} column {}", one_line(&error.msg), error.pos.0, error.pos.1)
+        });
+        ExpressionError::Parse(first)
+    })
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The names of a chain of selections that starts at a variable, or `None` when it is anything else.
+pub(super) fn as_path(expression: &Expr) -> Option<Vec<String>> {
+    match expression {
+        Expr::Ident(name) => Some(vec![name.clone()]),
+        Expr::Select(select) if !select.test => {
+            let mut path = as_path(&select.operand.expr)?;
+            path.push(select.field.clone());
+            Some(path)
+        }
+        Expr::Call(call) if call.func_name == "_[_]" => {
+            let [operand, index] = call.args.as_slice() else { return None };
+            let Expr::Literal(LiteralValue::String(key)) = &index.expr else { return None };
+            let mut path = as_path(&operand.expr)?;
+            path.push(key.inner().to_owned());
+            Some(path)
+        }
+        _ => None,
+    }
+}
+
+fn as_constant(expression: &Expr) -> Option<Value> {
+    let Expr::Literal(literal) = expression else { return None };
+    match literal {
+        LiteralValue::Boolean(value) => Some(Value::Bool(*value.inner())),
+        LiteralValue::Int(value) => Some(Value::from(*value.inner())),
+        LiteralValue::Double(value) => Some(Value::from(*value.inner())),
+        LiteralValue::String(value) => Some(Value::String(value.inner().to_owned())),
+        LiteralValue::Null => Some(Value::Null),
+        LiteralValue::Bytes(_) | LiteralValue::UInt(_) => None,
+    }
+}
+
+fn follow(path: &[String], scope: Scope<'_>) -> Result<Value, ExpressionError> {
+    let mut names = path.iter();
+    let root = names.next().map_or("", String::as_str);
+    let mut value =
+        scope.root(root).ok_or_else(|| ExpressionError::Evaluate(format!("there is no variable `{root}` here")))?;
+    for name in names {
+        value = value
+            .as_object()
+            .and_then(|members| members.get(name))
+            .ok_or_else(|| ExpressionError::Evaluate(format!("`{}` has no `{name}`", path.join("."))))?;
+    }
+    Ok(value.clone())
+}
+
+thread_local! {
+    // the standard functions are many boxed closures: made once per thread, not once per call
+    static FUNCTIONS: Context<'static> = Context::default();
+}
+
+fn interpret(program: &Program, scope: Scope<'_>) -> Result<Value, ExpressionError> {
+    let references = program.references();
+    FUNCTIONS.with(|functions| {
+        let mut context = functions.new_inner_scope();
+        for name in ["input", "steps", "failure"] {
+            if let (true, Some(value)) = (references.has_variable(name), scope.root(name)) {
+                context.add_variable_from_value(name, to_cel(value));
+            }
+        }
+        let value =
+            program.execute(&context).map_err(|error| ExpressionError::Evaluate(shorten(&error.to_string())))?;
+        value.json().map_err(|_| ExpressionError::Evaluate("the result has no form in JSON".to_owned()))
+    })
+}
+
+/// An error of the interpreter may print whole values: they stay out of logs and of the log table.
+fn shorten(message: &str) -> String {
+    const LONGEST: usize = 120;
+    let line = one_line(message);
+    if line.chars().count() <= LONGEST {
+        line
+    } else {
+        format!("{}…", line.chars().take(LONGEST).collect::<String>())
+    }
+}
+
+fn to_cel(value: &Value) -> Cel {
+    match value {
+        Value::Null => Cel::Null,
+        Value::Bool(value) => Cel::Bool(*value),
+        Value::Number(number) => match number.as_i64() {
+            Some(integer) => Cel::Int(integer),
+            None => Cel::Float(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        Value::String(text) => Cel::String(Arc::new(text.clone())),
+        Value::Array(items) => Cel::List(Arc::new(items.iter().map(to_cel).collect())),
+        Value::Object(members) => {
+            let map: HashMap<Key, Cel> =
+                members.iter().map(|(key, value)| (Key::String(Arc::new(key.clone())), to_cel(value))).collect();
+            Cel::Map(cel::objects::Map { map: Arc::new(map) })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn evaluate(source: &str) -> Result<Value, ExpressionError> {
+        let input = json!({"total": 120, "rate": 0.5, "customer": {"id": "c-1"}, "lines": [{"n": 1}, {"n": 2}]});
+        let steps = json!({"reserve-credit": {"reply": {"reservation": 7}}, "approve": {}});
+        let failure = json!({"step": "approve", "code": "X", "reason": "NO", "message": "m"});
+        Expression::compile(source)?.evaluate(Scope { input: &input, steps: &steps, failure: Some(&failure) })
+    }
+
+    #[test]
+    fn paths_constants_and_arithmetic_evaluate() {
+        for (source, value) in [
+            ("input.customer.id", json!("c-1")),
+            ("input.customer", json!({"id": "c-1"})),
+            (r#"steps["reserve-credit"].reply.reservation"#, json!(7)),
+            ("failure.reason", json!("NO")),
+            ("'text'", json!("text")),
+            ("3", json!(3)),
+            ("input.total * 2 + 1", json!(241)),
+            ("double(input.total) * input.rate", json!(60.0)),
+            ("input.total > 100 ? 'big' : 'small'", json!("big")),
+            ("has(steps.approve.reply)", json!(false)),
+            ("input.lines.map(l, l.n * 10)", json!([10, 20])),
+            ("{'a': input.total, 'b': [1, 2]}", json!({"a": 120, "b": [1, 2]})),
+            ("string(input.total) + '-' + input.customer.id", json!("120-c-1")),
+            ("size(input.lines)", json!(2)),
+        ] {
+            assert_eq!(evaluate(source), Ok(value), "{source}");
+        }
+    }
+
+    #[test]
+    fn an_absent_member_is_an_error_in_words() {
+        let error = evaluate("input.customer.name").unwrap_err();
+        assert_eq!(error.to_string(), "cannot be evaluated: `input.customer.name` has no `name`");
+        assert!(matches!(evaluate("input.nothing + 1"), Err(ExpressionError::Evaluate(_))));
+        assert!(matches!(evaluate("input.total +"), Err(ExpressionError::Parse(_))));
+        assert!(matches!(evaluate("1 / 0"), Err(ExpressionError::Evaluate(_))));
+        assert!(matches!(evaluate(&"1+".repeat(600)), Err(ExpressionError::TooLong(1200))));
+    }
+
+    #[test]
+    fn compiled_expressions_are_shared_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        shared::<Body>();
+    }
+}

@@ -1,0 +1,296 @@
+//! The lint of a saga: what is wrong with it, before anything runs. Pure; the operator puts the findings into
+//! `Accepted=False`. Whether the named services and commands exist is not known here: the operator checks that.
+
+use std::{collections::BTreeMap, fmt};
+
+use super::{
+    expression,
+    references::{FUNCTIONS, References},
+};
+
+/// What the lint looks at: a saga as its author wrote it, durations in milliseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Spec {
+    pub deadline_ms: u64,
+    pub steps: Vec<Step>,
+    pub on_compensated: Option<Call>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Step {
+    pub name: String,
+    pub pivot: bool,
+    pub action: Call,
+    pub undo: Undo,
+    pub timeout_ms: u64,
+    pub retry: super::definition::RetryPolicy,
+    pub failures: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Undo {
+    /// The author said nothing.
+    #[default]
+    Missing,
+    /// `undo: none`: the step changes nothing that would have to be undone.
+    Nothing,
+    Call(Call),
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Call {
+    pub service: String,
+    pub command: String,
+    pub with: BTreeMap<String, String>,
+}
+
+/// One thing that is wrong. Displays as one sentence: `FIELD: MESSAGE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Path from the object's root: `spec.steps[1].do.with.amount`.
+    pub field: String,
+    /// What is wrong with which value, and the remedy.
+    pub message: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.message)
+    }
+}
+
+/// Everything that is wrong with `spec`, in the order of its fields; empty when it can run.
+pub fn lint(spec: &Spec) -> Vec<Finding> {
+    let mut findings = Findings(Vec::new());
+    if spec.deadline_ms == 0 {
+        findings.add("spec.deadline", "0s leaves no time for any step; give a duration such as `5m`");
+    }
+    if spec.steps.is_empty() {
+        findings.add("spec.steps", "a saga without steps does nothing; give at least one step");
+    }
+    let pivot = spec.steps.iter().position(|step| step.pivot);
+    for (index, step) in spec.steps.iter().enumerate() {
+        lint_step(spec, index, step, pivot, &mut findings);
+    }
+    if let Some(call) = &spec.on_compensated {
+        let site = Site { field: "spec.onCompensated".to_owned(), place: Place::Compensated, steps: &spec.steps };
+        site.lint(call, &mut findings);
+    }
+    findings.0
+}
+
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
+        self.0.push(Finding { field: field.into(), message: message.into() });
+    }
+}
+
+fn lint_step(spec: &Spec, index: usize, step: &Step, pivot: Option<usize>, findings: &mut Findings) {
+    let field = format!("spec.steps[{index}]");
+    let name = &step.name;
+    lint_name(spec, index, name, &field, findings);
+    if step.pivot && pivot.is_some_and(|first| first < index) {
+        let first = pivot.and_then(|first| spec.steps.get(first)).map_or("", |step| &step.name);
+        findings.add(
+            format!("{field}.pivot"),
+            format!("`{first}` is the pivot already and a saga has one point of no return; remove one of them"),
+        );
+    }
+    lint_undo(index, step, pivot, &field, findings);
+    if pivot.is_some_and(|pivot| index > pivot) && !step.failures.is_empty() {
+        let codes = step.failures.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        findings.add(
+            format!("{field}.failures"),
+            format!("step `{name}` comes after the pivot and may not fail, yet {codes} is declared; move the step before the pivot or remove `failures`"),
+        );
+    }
+    lint_times(spec, step, &field, findings);
+    let action = Site { field: format!("{field}.do"), place: Place::Do(index), steps: &spec.steps };
+    action.lint(&step.action, findings);
+    if let Undo::Call(call) = &step.undo {
+        let undo = Site { field: format!("{field}.undo"), place: Place::Undo(index), steps: &spec.steps };
+        undo.lint(call, findings);
+    }
+}
+
+fn lint_name(spec: &Spec, index: usize, name: &str, field: &str, findings: &mut Findings) {
+    let field = format!("{field}.name");
+    if name.is_empty() {
+        findings.add(field, "a step needs a name; it is part of the idempotency key `SAGA-ID/STEP/do`");
+    } else if let Some(first) = spec.steps.iter().take(index).position(|step| step.name == name) {
+        findings.add(
+            field,
+            format!("`{name}` is the name of spec.steps[{first}] already; give each step a name of its own"),
+        );
+    } else if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
+        findings.add(field, format!("`{name}` may hold letters, digits, `-` and `_` only; rename the step"));
+    }
+}
+
+fn lint_undo(index: usize, step: &Step, pivot: Option<usize>, field: &str, findings: &mut Findings) {
+    let (field, name) = (format!("{field}.undo"), &step.name);
+    let before_pivot = pivot.is_none_or(|pivot| index < pivot);
+    match &step.undo {
+        Undo::Missing if before_pivot => findings.add(
+            field,
+            format!("step `{name}` comes before the pivot and does not say how it is undone; give `undo`, or `undo: none` when there is nothing to undo"),
+        ),
+        Undo::Call(_) if step.pivot => findings.add(
+            field,
+            format!("step `{name}` is the pivot and is never undone; remove `undo`, or `pivot`"),
+        ),
+        Undo::Call(_) if !before_pivot => findings.add(
+            field,
+            format!("step `{name}` comes after the pivot and is never undone; remove `undo`, or move the step before the pivot"),
+        ),
+        Undo::Missing | Undo::Nothing | Undo::Call(_) => {}
+    }
+}
+
+fn lint_times(spec: &Spec, step: &Step, field: &str, findings: &mut Findings) {
+    let (timeout, deadline, retry) = (step.timeout_ms, spec.deadline_ms, step.retry);
+    if timeout == 0 {
+        findings.add(format!("{field}.timeout"), "0s lets no attempt succeed; give a duration such as `2s`");
+    } else if timeout > deadline && deadline > 0 {
+        findings.add(
+            format!("{field}.timeout"),
+            format!(
+                "one attempt may take {} and the whole saga only {}; shorten it or raise spec.deadline",
+                seconds(timeout),
+                seconds(deadline)
+            ),
+        );
+    }
+    if retry.max_attempts == 0 {
+        findings.add(format!("{field}.retry.maxAttempts"), "0 attempts never call the service; give at least 1");
+    }
+    if retry.initial_backoff_ms > retry.max_backoff_ms {
+        findings.add(
+            format!("{field}.retry.initialBackoff"),
+            format!(
+                "{} is longer than maxBackoff {}; shorten it or raise maxBackoff",
+                seconds(retry.initial_backoff_ms),
+                seconds(retry.max_backoff_ms)
+            ),
+        );
+    }
+}
+
+/// Milliseconds as a person writes them.
+fn seconds(milliseconds: u64) -> String {
+    if milliseconds % 1_000 == 0 { format!("{}s", milliseconds / 1_000) } else { format!("{milliseconds}ms") }
+}
+
+/// When a call is made, which decides what its expressions can know.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Do(usize),
+    Undo(usize),
+    Compensated,
+}
+
+struct Site<'a> {
+    field: String,
+    place: Place,
+    steps: &'a [Step],
+}
+
+impl Site<'_> {
+    fn lint(&self, call: &Call, findings: &mut Findings) {
+        if call.service.is_empty() {
+            findings.add(format!("{}.service", self.field), "no service is named; give the name of a Microservice");
+        }
+        if call.command.is_empty() {
+            findings
+                .add(format!("{}.command", self.field), "no command is named; give one of the service's spec.commands");
+        }
+        for (name, source) in &call.with {
+            let field = format!("{}.with.{name}", self.field);
+            match expression::parse(source) {
+                Err(error) => {
+                    findings.add(field, format!("`{}` {error}; see https://cel.dev for the language", excerpt(source)))
+                }
+                Ok(program) => self.lint_references(&References::of(&program.expression().expr), &field, findings),
+            }
+        }
+    }
+
+    fn lint_references(&self, references: &References, field: &str, findings: &mut Findings) {
+        let mut said = Vec::new();
+        for name in &references.variables {
+            if said.contains(&name) {
+                continue;
+            }
+            said.push(name);
+            match name.as_str() {
+                "input" | "steps" => {}
+                "failure" if !matches!(self.place, Place::Do(_)) => {}
+                "failure" => findings.add(field, "`failure` is known only in `undo` and `onCompensated`; use `input` or `steps` here"),
+                _ => findings.add(field, format!("`{name}` is not a variable; there are `input`, `steps.NAME.reply` and, when compensating, `failure`{}", self.dash_hint(name))),
+            }
+        }
+        for name in &references.functions {
+            if !FUNCTIONS.contains(&name.as_str()) {
+                findings.add(field, format!("`{name}` is not a function; there are {}", FUNCTIONS.join(", ")));
+            }
+        }
+        if references.whole_steps {
+            findings.add(field, "`steps` is used as a whole; name a step in it: `steps.NAME.reply`");
+        }
+        for reference in &references.steps {
+            let asked = references.steps.iter().any(|other| other.asked && other.step == reference.step);
+            if let Some(message) = self.wrong_step(&reference.step, reference.member.as_deref(), asked) {
+                findings.add(field, message);
+            }
+        }
+    }
+
+    /// What is wrong with a reference to `step`; `asked` when the expression asks `has(steps.STEP.reply)` too.
+    fn wrong_step(&self, step: &str, member: Option<&str>, asked: bool) -> Option<String> {
+        let Some(index) = self.steps.iter().position(|other| other.name == step) else {
+            let names = self.steps.iter().map(|step| format!("`{}`", step.name)).collect::<Vec<_>>().join(", ");
+            return Some(format!("`{step}` is not a step; there are {names}{}", self.dash_hint(step)));
+        };
+        if member != Some("reply") {
+            return Some(format!("a step has a `reply` and nothing else; write `steps[\"{step}\"].reply`"));
+        }
+        match self.place {
+            Place::Do(here) if index >= here => {
+                Some(format!("the reply of `{step}` is not there yet; use `input` or the reply of an earlier step"))
+            }
+            Place::Undo(here) if index > here => Some(format!(
+                "the reply of the later step `{step}` is not there when it never ran; use `input` or the reply of an earlier step"
+            )),
+            Place::Undo(here) if index == here && !asked => Some(format!(
+                "`{step}` is also undone when its outcome is unknown, and then has no reply; use `input`, or ask `has(steps[\"{step}\"].reply)` first"
+            )),
+            Place::Compensated if !asked => Some(format!(
+                "`{step}` may not have run, and then has no reply; use `input` or `failure`, or ask `has(steps[\"{step}\"].reply)` first"
+            )),
+            Place::Do(_) | Place::Undo(_) | Place::Compensated => None,
+        }
+    }
+
+    /// `steps.reserve-credit.reply` is a subtraction in CEL: said when a step's name begins or ends like that.
+    fn dash_hint(&self, name: &str) -> String {
+        let parts = |step: &&Step| step.name.split('-').any(|part| part == name) && step.name.contains('-');
+        self.steps.iter().find(parts).map_or_else(String::new, |step| {
+            format!(" (a name with a dash is written `steps[\"{}\"].reply`)", step.name)
+        })
+    }
+}
+
+fn excerpt(source: &str) -> String {
+    const LONGEST: usize = 80;
+    if source.chars().count() <= LONGEST {
+        source.to_owned()
+    } else {
+        format!("{}…", source.chars().take(LONGEST).collect::<String>())
+    }
+}
+
+#[cfg(test)]
+#[path = "lint_tests.rs"]
+mod tests;

@@ -1,0 +1,190 @@
+use super::*;
+
+fn call(with: &[(&str, &str)]) -> Call {
+    Call {
+        service: "customers".into(),
+        command: "ReserveCredit".into(),
+        with: with.iter().map(|(name, source)| ((*name).to_owned(), (*source).to_owned())).collect(),
+    }
+}
+
+fn step(name: &str) -> Step {
+    Step {
+        name: name.into(),
+        action: call(&[("id", "input.id")]),
+        undo: Undo::Nothing,
+        timeout_ms: 2_000,
+        ..Step::default()
+    }
+}
+
+fn good() -> Spec {
+    let reserve = Step {
+        undo: Undo::Call(call(&[("id", "input.id"), ("why", "failure.reason")])),
+        failures: [("CreditLimitExceeded".to_owned(), "INSUFFICIENT_CREDIT".to_owned())].into(),
+        ..step("reserve-credit")
+    };
+    let charge = Step { pivot: true, undo: Undo::Missing, ..step("charge") };
+    let approve = Step {
+        undo: Undo::Missing,
+        action: call(&[
+            ("reservation", r#"steps["reserve-credit"].reply.id"#),
+            ("lines", "input.lines.map(l, l.n + 1)"),
+        ]),
+        ..step("approve")
+    };
+    Spec {
+        deadline_ms: 60_000,
+        steps: vec![reserve, charge, approve],
+        on_compensated: Some(call(&[("why", "failure.reason")])),
+    }
+}
+
+/// The one finding that a change to the good saga leads to.
+fn finding(change: impl FnOnce(&mut Spec)) -> String {
+    let mut spec = good();
+    change(&mut spec);
+    let findings: Vec<String> = lint(&spec).iter().map(ToString::to_string).collect();
+    assert_eq!(findings.len(), 1, "{findings:#?}");
+    findings.into_iter().next().unwrap()
+}
+
+fn with(source: &str) -> Call {
+    call(&[("x", source)])
+}
+
+#[test]
+fn a_good_saga_has_no_findings() {
+    assert_eq!(lint(&good()), []);
+}
+
+#[test]
+fn a_step_before_the_pivot_says_how_it_is_undone() {
+    let said = finding(|spec| spec.steps[0].undo = Undo::Missing);
+    assert!(said.starts_with("spec.steps[0].undo: step `reserve-credit` comes before the pivot"), "{said}");
+    let mut without_pivot = good();
+    without_pivot.steps[1].pivot = false;
+    assert_eq!(lint(&without_pivot).len(), 2, "both later steps are before a pivot that does not exist");
+}
+
+#[test]
+fn nothing_from_the_pivot_on_is_undone() {
+    let said = finding(|spec| spec.steps[1].undo = Undo::Call(with("input.id")));
+    assert!(said.starts_with("spec.steps[1].undo: step `charge` is the pivot"), "{said}");
+    let said = finding(|spec| spec.steps[2].undo = Undo::Call(with("input.id")));
+    assert!(said.starts_with("spec.steps[2].undo: step `approve` comes after the pivot"), "{said}");
+}
+
+#[test]
+fn nothing_after_the_pivot_can_fail() {
+    let said = finding(|spec| spec.steps[2].failures = [("Refused".to_owned(), "NO".to_owned())].into());
+    assert!(
+        said.starts_with("spec.steps[2].failures: step `approve` comes after the pivot and may not fail, yet Refused"),
+        "{said}"
+    );
+}
+
+#[test]
+fn names_are_there_unique_and_plain() {
+    assert!(
+        finding(|spec| spec.steps[2].name = "charge".into())
+            .starts_with("spec.steps[2].name: `charge` is the name of spec.steps[1]")
+    );
+    assert!(finding(|spec| spec.steps[2].name = String::new()).starts_with("spec.steps[2].name: a step needs a name"));
+    assert!(finding(|spec| spec.steps[2].name = "a/b".into()).starts_with("spec.steps[2].name: `a/b` may hold"));
+}
+
+#[test]
+fn there_is_one_pivot_at_most() {
+    assert!(
+        finding(|spec| spec.steps[2].pivot = true).starts_with("spec.steps[2].pivot: `charge` is the pivot already")
+    );
+}
+
+#[test]
+fn times_fit_into_each_other() {
+    let said = finding(|spec| spec.steps[1].timeout_ms = 90_500);
+    assert!(
+        said.starts_with("spec.steps[1].timeout: one attempt may take 90500ms and the whole saga only 60s"),
+        "{said}"
+    );
+    assert!(finding(|spec| spec.steps[1].timeout_ms = 0).starts_with("spec.steps[1].timeout: 0s"));
+    assert!(finding(|spec| spec.deadline_ms = 0).starts_with("spec.deadline: 0s"));
+    assert!(finding(|spec| spec.steps[1].retry.max_attempts = 0).starts_with("spec.steps[1].retry.maxAttempts: 0"));
+    assert!(
+        finding(|spec| spec.steps[1].retry.initial_backoff_ms = 60_000)
+            .starts_with("spec.steps[1].retry.initialBackoff: 60s")
+    );
+}
+
+#[test]
+fn a_saga_has_steps_and_a_call_has_an_address() {
+    let empty = Spec { deadline_ms: 1, ..Spec::default() };
+    assert_eq!(lint(&empty).first().map(|f| f.field.as_str()), Some("spec.steps"));
+    assert!(
+        finding(|spec| spec.steps[0].action.service = String::new())
+            .starts_with("spec.steps[0].do.service: no service")
+    );
+    assert!(
+        finding(|spec| spec.on_compensated.as_mut().unwrap().command = String::new())
+            .starts_with("spec.onCompensated.command:")
+    );
+}
+
+#[test]
+fn broken_expressions_are_found() {
+    let said = finding(|spec| spec.steps[1].action = with("input.total +"));
+    assert!(said.starts_with("spec.steps[1].do.with.x: `input.total +` is not a CEL expression: "), "{said}");
+    let said = finding(|spec| spec.steps[1].action = with(&"1+".repeat(600)));
+    assert!(said.contains("has 1200 characters"), "{said}");
+}
+
+#[test]
+fn unknown_variables_functions_and_members_are_found() {
+    assert!(finding(|spec| spec.steps[1].action = with("inptu.total")).contains("`inptu` is not a variable"));
+    assert!(finding(|spec| spec.steps[1].action = with("uuid()")).contains("`uuid` is not a function"));
+    assert!(finding(|spec| spec.steps[1].action = with("failure.reason")).contains("`failure` is known only in"));
+    assert!(finding(|spec| spec.steps[1].action = with("steps")).contains("used as a whole"));
+    assert!(
+        finding(|spec| spec.steps[1].action = with(r#"steps["reserve-credit"].body"#))
+            .contains("has a `reply` and nothing else")
+    );
+    assert_eq!(
+        lint(&{
+            let mut spec = good();
+            spec.steps[1].action = with("input.lines.all(inptu, inptu.n > 0)");
+            spec
+        }),
+        [],
+        "a macro declares its variable"
+    );
+}
+
+#[test]
+fn a_reply_is_used_only_where_it_exists() {
+    assert!(finding(|spec| spec.steps[1].action = with("steps.approve.reply.id")).contains("is not there yet"));
+    assert!(finding(|spec| spec.steps[1].action = with("steps.charge.reply.id")).contains("is not there yet"));
+    assert!(
+        finding(|spec| spec.steps[1].action = with("steps.nothing.reply"))
+            .contains("`nothing` is not a step; there are `reserve-credit`, `charge`, `approve`")
+    );
+    assert!(
+        finding(|spec| spec.steps[0].undo = Undo::Call(with("steps.charge.reply.id"))).contains("later step `charge`")
+    );
+    assert!(
+        finding(|spec| spec.steps[0].undo = Undo::Call(with(r#"steps["reserve-credit"].reply.id"#)))
+            .contains("outcome is unknown")
+    );
+    assert!(finding(|spec| spec.on_compensated = Some(with("steps.charge.reply.id"))).contains("may not have run"));
+    let mut asked = good();
+    asked.on_compensated = Some(with("has(steps.charge.reply) ? steps.charge.reply.id : 0"));
+    assert_eq!(lint(&asked), []);
+}
+
+#[test]
+fn a_dash_in_a_path_is_explained() {
+    let mut spec = good();
+    spec.steps[2].action = with("steps.reserve-credit.reply.id");
+    let said = lint(&spec).iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    assert!(said.contains(r#"written `steps["reserve-credit"].reply`"#), "{said}");
+}

@@ -1,0 +1,137 @@
+//! What an expression refers to: the walk over the CEL tree that the lint needs, with the scopes of macros.
+
+use cel::common::ast::{CallExpr, EntryExpr, Expr, LiteralValue};
+
+/// Functions that `with` may call, besides operators and the macros `has`, `all`, `exists`, `exists_one`, `map`, `filter`.
+pub(super) const FUNCTIONS: &[&str] =
+    &["size", "contains", "startsWith", "endsWith", "string", "int", "uint", "double", "bytes", "max", "min"];
+
+/// All references of one expression, in the order of the text.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct References {
+    /// Variables that no macro declares.
+    pub variables: Vec<String>,
+    pub functions: Vec<String>,
+    /// `steps.NAME…`: the step's name and what follows it.
+    pub steps: Vec<StepReference>,
+    /// `steps` used as a whole, or indexed by something that is not a literal.
+    pub whole_steps: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct StepReference {
+    pub step: String,
+    /// First member after the step's name: `reply`, or a mistake.
+    pub member: Option<String>,
+    /// Inside `has(…)`.
+    pub asked: bool,
+}
+
+impl References {
+    pub(super) fn of(expression: &Expr) -> Self {
+        let mut found = Self::default();
+        found.walk(expression, &mut Vec::new());
+        found
+    }
+
+    fn walk<'e>(&mut self, expression: &'e Expr, declared: &mut Vec<&'e str>) {
+        if self.path(expression, declared) {
+            return;
+        }
+        match expression {
+            Expr::Unspecified | Expr::Literal(_) => {}
+            Expr::Ident(name) => self.variable(name, declared),
+            Expr::Select(select) => self.walk(&select.operand.expr, declared),
+            Expr::Call(call) => self.call(call, declared),
+            Expr::List(list) => list.elements.iter().for_each(|element| self.walk(&element.expr, declared)),
+            Expr::Map(map) => map.entries.iter().for_each(|entry| self.entry(&entry.expr, declared)),
+            Expr::Struct(structure) => {
+                self.functions.push(structure.type_name.clone());
+                structure.entries.iter().for_each(|entry| self.entry(&entry.expr, declared));
+            }
+            Expr::Comprehension(loop_) => {
+                self.walk(&loop_.iter_range.expr, declared);
+                self.walk(&loop_.accu_init.expr, declared);
+                let outside = declared.len();
+                declared.push(&loop_.iter_var);
+                declared.extend(loop_.iter_var2.as_deref());
+                declared.push(&loop_.accu_var);
+                for part in [&loop_.loop_cond, &loop_.loop_step, &loop_.result] {
+                    self.walk(&part.expr, declared);
+                }
+                declared.truncate(outside);
+            }
+        }
+    }
+
+    fn call<'e>(&mut self, call: &'e CallExpr, declared: &mut Vec<&'e str>) {
+        if call.func_name.starts_with(|c: char| c.is_ascii_alphabetic()) {
+            self.functions.push(call.func_name.clone());
+        }
+        if let Some(target) = &call.target {
+            self.walk(&target.expr, declared);
+        }
+        call.args.iter().for_each(|argument| self.walk(&argument.expr, declared));
+    }
+
+    fn entry<'e>(&mut self, entry: &'e EntryExpr, declared: &mut Vec<&'e str>) {
+        match entry {
+            EntryExpr::StructField(field) => self.walk(&field.value.expr, declared),
+            EntryExpr::MapEntry(entry) => {
+                self.walk(&entry.key.expr, declared);
+                self.walk(&entry.value.expr, declared);
+            }
+        }
+    }
+
+    fn variable(&mut self, name: &str, declared: &[&str]) {
+        if !name.starts_with('@') && !declared.contains(&name) {
+            self.whole_steps |= name == "steps";
+            self.variables.push(name.to_owned());
+        }
+    }
+
+    /// Takes `steps.NAME…` as one reference; `false` for anything else.
+    fn path(&mut self, expression: &Expr, declared: &[&str]) -> bool {
+        let (names, asked) = match expression {
+            Expr::Select(select) if select.test => match chain(&select.operand.expr) {
+                Some(mut names) => {
+                    names.push(&select.field);
+                    (names, true)
+                }
+                None => return false,
+            },
+            other => match chain(other) {
+                Some(names) => (names, false),
+                None => return false,
+            },
+        };
+        let ["steps", step, rest @ ..] = names.as_slice() else { return false };
+        if declared.contains(&"steps") {
+            return false;
+        }
+        self.variables.push("steps".to_owned());
+        let member = rest.first().map(|name| (*name).to_owned());
+        self.steps.push(StepReference { step: (*step).to_owned(), member, asked });
+        true
+    }
+}
+
+fn chain(expression: &Expr) -> Option<Vec<&str>> {
+    match expression {
+        Expr::Ident(name) => Some(vec![name]),
+        Expr::Select(select) if !select.test => {
+            let mut names = chain(&select.operand.expr)?;
+            names.push(&select.field);
+            Some(names)
+        }
+        Expr::Call(call) if call.func_name == "_[_]" => {
+            let [operand, index] = call.args.as_slice() else { return None };
+            let Expr::Literal(LiteralValue::String(key)) = &index.expr else { return None };
+            let mut names = chain(&operand.expr)?;
+            names.push(key.inner());
+            Some(names)
+        }
+        _ => None,
+    }
+}
