@@ -1,0 +1,473 @@
+//! Throw-away PostgreSQL and NATS servers on free loopback ports.
+//!
+//! Each server belongs to one test (or several that agree to share it) and dies with it, also when the test process is
+//! killed: a guard process holds the other end of a pipe and kills the server when the pipe closes. `kill9` is a crash:
+//! nothing is flushed, nothing is said; `restart` brings the same data back on the same port.
+//!
+//! PostgreSQL: the newest of `$WEFT_TEST_POSTGRES` (a folder with `bin/postgres`), Weft's cache (`postgresql-*`) and
+//! `/usr/lib/postgresql/*`; run as the user `postgres` when the tests run as root, since it refuses root. NATS:
+//! `nats-server` in Weft's cache or in `PATH`.
+
+#![allow(dead_code, reason = "each test uses what it needs")]
+
+use std::{
+    fs,
+    io::Read,
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::OnceLock,
+    thread,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+use tokio_postgres::NoTls;
+
+/// A server that isn't up by then is broken.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(10);
+
+/// The superuser of every test server, and its password.
+pub const SUPERUSER: &str = "postgres";
+pub const SUPERUSER_PASSWORD: &str = "integration-tests-only";
+
+// ---------------------------------------------------------------------------------------------------- PostgreSQL
+
+/// A PostgreSQL server with `wal_level = logical`, SCRAM passwords and an empty database `postgres`.
+#[derive(Debug)]
+pub struct Postgres {
+    installation: Installation,
+    home: TempDir,
+    parameters: Vec<String>,
+    port: u16,
+    process: Option<Process>,
+}
+
+impl Postgres {
+    /// Starts a server; panics with one sentence that says what is missing when it can't.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// As [`Postgres::start`], with further parameters, each `name=value`; the last one of a name wins.
+    pub fn start_with(parameters: &[&str]) -> Self {
+        let installation = Installation::newest();
+        let home = accessible_folder("weft-postgres-", installation.user.as_ref());
+        let data = home.path().join("data");
+        copy_folder(&installation.template(), &data, installation.user.as_ref());
+        let mut server = Self {
+            installation,
+            home,
+            parameters: parameters.iter().map(|&parameter| parameter.to_owned()).collect(),
+            port: free_port(),
+            process: None,
+        };
+        server.restart();
+        server
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Major version, such as 17.
+    pub fn version(&self) -> u32 {
+        self.installation.version
+    }
+
+    /// `postgres://…` of the superuser to the database `postgres`.
+    pub fn superuser_url(&self) -> String {
+        self.url(SUPERUSER, SUPERUSER_PASSWORD, "postgres")
+    }
+
+    /// `postgres://…` of any role to any database.
+    pub fn url(&self, role: &str, password: &str, database: &str) -> String {
+        format!("postgres://{role}:{password}@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// A superuser's connection to `database`, driven in the background.
+    pub async fn superuser(&self, database: &str) -> tokio_postgres::Client {
+        connect(&self.url(SUPERUSER, SUPERUSER_PASSWORD, database)).await.expect("the superuser logs in")
+    }
+
+    /// Kills postmaster and backends at once, as a power failure would (the page cache survives).
+    pub fn kill9(&mut self) {
+        if let Some(process) = self.process.take() {
+            process.kill9();
+        }
+    }
+
+    /// Starts the server again on the same data and port; kills it first if it runs.
+    pub fn restart(&mut self) {
+        self.kill9();
+        let log = self.home.path().join("log");
+        let mut command = self.installation.command("postgres");
+        command.arg("-D").arg(self.home.path().join("data"));
+        for parameter in self.default_parameters().iter().chain(&self.parameters) {
+            command.arg("-c").arg(parameter);
+        }
+        let process = Process::spawn(command, &log);
+        process.wait_until(|| self.is_ready(), "PostgreSQL", &log);
+        self.process = Some(process);
+    }
+
+    fn default_parameters(&self) -> Vec<String> {
+        [
+            &format!("port={}", self.port),
+            "listen_addresses=127.0.0.1",
+            "unix_socket_directories=",
+            "wal_level=logical",
+            "max_connections=200",
+            "shared_buffers=32MB",
+            // a killed process loses nothing that it wrote; only a killed machine would
+            "fsync=off",
+            "log_min_messages=warning",
+        ]
+        .map(str::to_owned)
+        .to_vec()
+    }
+
+    /// Accepts connections, recovery included.
+    fn is_ready(&self) -> bool {
+        let mut command = self.installation.command("pg_isready");
+        command.args(["-q", "-h", "127.0.0.1", "-p", &self.port.to_string()]);
+        command.status().is_ok_and(|status| status.success())
+    }
+
+    /// What the server has logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.home.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.kill9();
+    }
+}
+
+/// Connects with a URL and drives the connection in the background.
+pub async fn connect(url: &str) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+/// PostgreSQL's programs, and the user that they must run as.
+#[derive(Clone, Debug)]
+struct Installation {
+    version: u32,
+    bin: PathBuf,
+    user: Option<User>,
+}
+
+impl Installation {
+    fn newest() -> Self {
+        static NEWEST: OnceLock<Option<(u32, PathBuf)>> = OnceLock::new();
+        let newest = NEWEST.get_or_init(|| {
+            let told = std::env::var_os("WEFT_TEST_POSTGRES").map(PathBuf::from);
+            let folders = told.into_iter().chain(installed_under("/usr/lib/postgresql")).chain(cached("postgresql-"));
+            folders
+                .map(|folder| folder.join("bin"))
+                .filter_map(|bin| Some((major_version(&bin.join("postgres"))?, bin)))
+                .max_by_key(|(version, _)| *version)
+        });
+        let Some((version, bin)) = newest.clone() else {
+            panic!(
+                "PostgreSQL's server is missing: install the package `postgresql`, or set WEFT_TEST_POSTGRES to a folder with bin/postgres"
+            );
+        };
+        let user = is_root().then(|| {
+            User::named("postgres").expect(
+                "the tests run as root and PostgreSQL refuses to: add a user `postgres` (`useradd --system postgres`)",
+            )
+        });
+        Self { version, bin, user }
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.bin.join(program));
+        command.current_dir("/").env("LC_ALL", "C.UTF-8").env("TZ", "UTC");
+        if let Some(user) = &self.user {
+            command.uid(user.uid).gid(user.gid);
+        }
+        command
+    }
+
+    /// A data folder fresh from `initdb`, made once per version and user on this machine.
+    fn template(&self) -> PathBuf {
+        static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
+        TEMPLATE.get_or_init(|| self.make_template()).clone()
+    }
+
+    fn make_template(&self) -> PathBuf {
+        let owner = self.user.as_ref().map_or_else(own_uid, |user| user.uid);
+        let path = std::env::temp_dir().join(format!("weft-postgres-{}-template-{owner}", self.version));
+        if path.join("PG_VERSION").exists() {
+            return path;
+        }
+        let making = accessible_folder("weft-initdb-", self.user.as_ref());
+        let (password, data) = (making.path().join("password"), making.path().join("data"));
+        fs::write(&password, SUPERUSER_PASSWORD).expect("the password file is written");
+        give(&password, self.user.as_ref());
+        let mut command = self.command("initdb");
+        command.args(["--no-sync", "--encoding=UTF8", "--no-locale", "--auth=scram-sha-256", "--username", SUPERUSER]);
+        command.arg("--pwfile").arg(&password).arg("-D").arg(&data);
+        let output = command.output().expect("initdb is started");
+        assert!(output.status.success(), "initdb failed: {}", String::from_utf8_lossy(&output.stderr));
+        // another test process may have been faster: then its folder is there and the rename fails, which is fine
+        let _ = fs::rename(&data, &path);
+        assert!(path.join("PG_VERSION").exists(), "the template {} is there", path.display());
+        path
+    }
+}
+
+/// `postgres (PostgreSQL) 17.6` → 17; `None` when the program is absent or doesn't run here.
+fn major_version(postgres: &Path) -> Option<u32> {
+    let output = Command::new(postgres).arg("--version").output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let number = text.split_whitespace().nth(2)?;
+    number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+// ---------------------------------------------------------------------------------------------------------- NATS
+
+/// A NATS server with JetStream and its own store.
+#[derive(Debug)]
+pub struct Nats {
+    program: PathBuf,
+    home: TempDir,
+    port: u16,
+    process: Option<Process>,
+}
+
+impl Nats {
+    /// Starts a server; panics with one sentence that says what is missing when it can't.
+    pub fn start() -> Self {
+        let mut server = Self {
+            program: nats_server(),
+            home: accessible_folder("weft-nats-", None),
+            port: free_port(),
+            process: None,
+        };
+        server.restart();
+        server
+    }
+
+    /// `nats://127.0.0.1:PORT`
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    pub fn kill9(&mut self) {
+        if let Some(process) = self.process.take() {
+            process.kill9();
+        }
+    }
+
+    /// Starts the server again on the same store and port; kills it first if it runs.
+    pub fn restart(&mut self) {
+        self.kill9();
+        let log = self.home.path().join("log");
+        let mut command = Command::new(&self.program);
+        command.args(["--addr", "127.0.0.1", "--port", &self.port.to_string(), "--jetstream", "--store_dir"]);
+        command.arg(self.home.path().join("store"));
+        let process = Process::spawn(command, &log);
+        process.wait_until(|| greets(self.port), "nats-server", &log);
+        self.process = Some(process);
+    }
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        self.kill9();
+    }
+}
+
+/// NATS speaks first: `INFO {…}`.
+fn greets(port: u16) -> bool {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) else { return false };
+    let mut greeting = [0; 5];
+    stream.set_read_timeout(Some(Duration::from_secs(5))).is_ok()
+        && stream.read_exact(&mut greeting).is_ok()
+        && &greeting == b"INFO "
+}
+
+fn nats_server() -> PathBuf {
+    let cache = weft_cache().map(|cache| cache.join("bin"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = cache.into_iter().chain(std::env::split_paths(&path)).map(|folder| folder.join("nats-server"));
+    found.into_iter().find(|program| program.is_file()).unwrap_or_else(|| {
+        panic!("nats-server is missing: `go install github.com/nats-io/nats-server/v2@v2.15.2` and put it in PATH")
+    })
+}
+
+// ----------------------------------------------------------------------------------------------------- processes
+
+/// A server process, and the guard that kills it when this process is gone.
+#[derive(Debug)]
+struct Process {
+    child: Child,
+    guard: Child,
+}
+
+impl Process {
+    fn spawn(mut command: Command, log: &Path) -> Self {
+        let log = fs::OpenOptions::new().create(true).append(true).open(log).expect("the log is opened");
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log).process_group(0);
+        let program = command.get_program().to_owned();
+        let child = command.spawn().unwrap_or_else(|error| panic!("starting {}: {error}", program.display()));
+        // `read` ends when the pipe closes: because `kill9` dropped it, or because the test process is no more
+        let guard = Command::new("sh")
+            .args(["-c", "read -r _; kill -9 \"$0\" 2>/dev/null", &child.id().to_string()])
+            .stdin(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .expect("sh is started");
+        Self { child, guard }
+    }
+
+    fn wait_until(&self, ready: impl Fn() -> bool, what: &str, log: &Path) {
+        let deadline = Instant::now() + START_DEADLINE;
+        while !ready() {
+            let text = || fs::read_to_string(log).unwrap_or_default();
+            assert!(is_running(self.child.id()), "{what} ended at once: {}", text());
+            assert!(Instant::now() < deadline, "{what} is not up after {START_DEADLINE:?}: {}", text());
+            thread::sleep(POLL);
+        }
+    }
+
+    fn kill9(mut self) {
+        let backends = children_of(self.child.id());
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        for backend in &backends {
+            let _ = Command::new("kill").args(["-9", &backend.to_string()]).stderr(Stdio::null()).status();
+        }
+        let deadline = Instant::now() + START_DEADLINE;
+        while backends.iter().any(|&backend| is_running(backend)) {
+            assert!(Instant::now() < deadline, "a killed backend is still there");
+            thread::sleep(POLL);
+        }
+        drop(self.guard.stdin.take());
+        let _ = self.guard.wait();
+    }
+}
+
+/// State and parent of a process, from `/proc/PID/stat`: `PID (NAME) STATE PPID …`, where NAME may hold anything.
+fn stat(pid: u32) -> Option<(char, u32)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = text.rsplit_once(") ")?.1.split(' ');
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
+fn is_running(pid: u32) -> bool {
+    stat(pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
+}
+
+fn children_of(parent: u32) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").expect("/proc is there").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|&pid| stat(pid).is_some_and(|(_, found)| found == parent)).collect()
+}
+
+/// A port below the range that outgoing connections are given, so that a killed server finds its port free again.
+fn free_port() -> u16 {
+    (0..1000)
+        .map(|_| rand::random_range(12_000..32_000))
+        .find(|&port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok())
+        .expect("one of a thousand ports is free")
+}
+
+// ------------------------------------------------------------------------------------------------ users and files
+
+#[derive(Clone, Debug)]
+struct User {
+    uid: u32,
+    gid: u32,
+}
+
+impl User {
+    fn named(name: &str) -> Option<Self> {
+        let users = fs::read_to_string("/etc/passwd").ok()?;
+        let line = users.lines().find(|line| line.split(':').next() == Some(name))?;
+        let mut ids = line.split(':').skip(2);
+        Some(Self { uid: ids.next()?.parse().ok()?, gid: ids.next()?.parse().ok()? })
+    }
+}
+
+fn own_uid() -> u32 {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata("/proc/self").expect("/proc is there").uid()
+}
+
+fn is_root() -> bool {
+    own_uid() == 0
+}
+
+/// A folder in the system's temporary folder (a checkout below `/root` is closed to the user `postgres`).
+fn accessible_folder(prefix: &str, user: Option<&User>) -> TempDir {
+    let folder = tempfile::Builder::new().prefix(prefix).tempdir().expect("a temporary folder is made");
+    give(folder.path(), user);
+    folder
+}
+
+fn give(path: &Path, user: Option<&User>) {
+    if let Some(user) = user {
+        std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid)).expect("root may give files away");
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path, user: Option<&User>) {
+    let mut command = Command::new("cp");
+    command.arg("-a").arg(from).arg(to);
+    if let Some(user) = user {
+        command.uid(user.uid).gid(user.gid).current_dir("/");
+    }
+    assert!(command.status().expect("cp is started").success(), "{} is copied", from.display());
+}
+
+fn weft_cache() -> Option<PathBuf> {
+    let told = std::env::var_os("WEFT_CACHE").map(PathBuf::from);
+    told.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/weft")))
+}
+
+/// Folders of Weft's cache whose names begin so.
+fn cached(prefix: &str) -> Vec<PathBuf> {
+    let folders = weft_cache().map(installed_under).unwrap_or_default();
+    let named = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix));
+    folders.into_iter().filter(named).collect()
+}
+
+fn installed_under(folder: impl AsRef<Path>) -> Vec<PathBuf> {
+    fs::read_dir(folder).map(|entries| entries.flatten().map(|entry| entry.path()).collect()).unwrap_or_default()
+}
+
+// ---------------------------------------------------------------------------------------------------------- tests
+
+#[tokio::test]
+async fn a_killed_postgres_comes_back_with_its_committed_rows() {
+    let mut server = Postgres::start();
+    let client = server.superuser("postgres").await;
+    client.batch_execute("create table kept (n int); insert into kept values (7)").await.unwrap();
+    server.kill9();
+    assert!(connect(&server.superuser_url()).await.is_err());
+    server.restart();
+    let client = server.superuser("postgres").await;
+    let row = client.query_one("select n, current_setting('wal_level') from kept", &[]).await.unwrap();
+    assert_eq!((row.get::<_, i32>(0), row.get::<_, &str>(1)), (7, "logical"));
+}
+
+#[tokio::test]
+async fn a_killed_nats_comes_back_with_its_stream() {
+    let mut server = Nats::start();
+    let jetstream = |url| async { async_nats::jetstream::new(async_nats::connect::<String>(url).await.unwrap()) };
+    let config = async_nats::jetstream::stream::Config { name: "kept".into(), ..Default::default() };
+    jetstream(server.url()).await.create_stream(config).await.unwrap();
+    server.kill9();
+    server.restart();
+    jetstream(server.url()).await.get_stream("kept").await.unwrap();
+}
