@@ -14,6 +14,16 @@ pub const DATABASE_CLIENT_LABEL: &str = "weft.dev/database-client";
 pub const OWNER_KIND_LABEL: &str = "weft.dev/owner-kind";
 pub const OWNER_NAME_LABEL: &str = "weft.dev/owner";
 
+/// On a Deployment or StatefulSet, written by its plan: the data-plane image that its pods were made with.
+pub const IMAGE_ANNOTATION: &str = "weft.dev/image";
+/// On a Deployment or StatefulSet, written by its plan: hash of the pod template with the data-plane image left out. While
+/// it stays the same, the workload keeps the image of [`IMAGE_ANNOTATION`], so that a new operator restarts nothing.
+pub const TEMPLATE_HASH_ANNOTATION: &str = "weft.dev/template-hash";
+/// On a custom resource: `now` asks for the operator's own data-plane image at once.
+pub const UPGRADE_ANNOTATION: &str = "weft.dev/upgrade";
+/// On every child but Secrets, written by the runtime: hash of what was applied. Plans do not set it.
+pub const APPLIED_HASH_ANNOTATION: &str = "weft.dev/applied-hash";
+
 /// What a child is for; the value of `app.kubernetes.io/component`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Component {

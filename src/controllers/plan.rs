@@ -12,11 +12,12 @@ use k8s_openapi::api::{
 #[derive(Clone, Debug, PartialEq)]
 pub enum Child {
     ServiceAccount(ServiceAccount),
-    /// Created when missing, never read, never changed: the operator has no right to.
+    /// Created when missing, never read, never changed: the operator has no right to. Its name is its identity.
     Secret(Secret),
     ConfigMap(ConfigMap),
     Service(Service),
     StatefulSet(StatefulSet),
+    /// Created when missing, never changed (a Job's template is immutable): whatever matters is in the hash in its name.
     Job(Job),
     Deployment(Deployment),
     NetworkPolicy(NetworkPolicy),

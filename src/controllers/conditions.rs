@@ -1,0 +1,108 @@
+//! Conditions in the way of kstatus: one list, in a fixed order, whose transition times move only when a status does.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+/// Longest message, in characters; API servers refuse more than 32,768 bytes.
+const MAX_MESSAGE: usize = 1024;
+
+/// `Ready`: the object does what its spec says.
+pub const READY: &str = "Ready";
+/// kstatus: work goes on. Abnormal when true.
+pub const RECONCILING: &str = "Reconciling";
+/// kstatus: work cannot go on without a person. Abnormal when true.
+pub const STALLED: &str = "Stalled";
+/// The spec makes sense; else the reason and a sentence.
+pub const ACCEPTED: &str = "Accepted";
+pub const DATABASE_READY: &str = "DatabaseReady";
+pub const MIGRATED: &str = "Migrated";
+pub const DEPENDENCIES_FOUND: &str = "DependenciesFound";
+pub const SLOT_AT_RISK: &str = "SlotAtRisk";
+pub const STUCK: &str = "Stuck";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Truth {
+    True,
+    False,
+    Unknown,
+}
+
+impl Truth {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::True => "True",
+            Self::False => "False",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
+
+impl From<bool> for Truth {
+    fn from(value: bool) -> Self {
+        if value { Self::True } else { Self::False }
+    }
+}
+
+/// Builds an object's conditions: those that are set, in the order in which they are set.
+#[derive(Clone, Debug)]
+pub struct Conditions<'a> {
+    previous: &'a [Condition],
+    generation: Option<i64>,
+    now: Timestamp,
+    conditions: Vec<Condition>,
+}
+
+impl<'a> Conditions<'a> {
+    /// `previous` are the object's present conditions, `generation` its `metadata.generation`.
+    pub fn new(previous: &'a [Condition], generation: Option<i64>, now: Timestamp) -> Self {
+        Self { previous, generation, now, conditions: Vec::new() }
+    }
+
+    /// `reason` is PascalCase, `message` a sentence. Setting a type again replaces it in its place.
+    pub fn set(&mut self, type_: &str, status: impl Into<Truth>, reason: &str, message: impl AsRef<str>) -> &mut Self {
+        let status = status.into().as_str();
+        let since = self
+            .previous
+            .iter()
+            .find(|known| known.type_ == type_ && known.status == status)
+            .map_or_else(|| Time(self.now), |known| known.last_transition_time.clone());
+        let condition = Condition {
+            type_: type_.to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message: message.as_ref().chars().take(MAX_MESSAGE).collect(),
+            observed_generation: self.generation,
+            last_transition_time: since,
+        };
+        match self.conditions.iter_mut().find(|known| known.type_ == type_) {
+            Some(known) => *known = condition,
+            None => self.conditions.push(condition),
+        }
+        self
+    }
+
+    pub fn finish(&mut self) -> Vec<Condition> {
+        std::mem::take(&mut self.conditions)
+    }
+}
+
+/// The status of the condition `type_`, if it is there.
+pub fn status_of<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a str> {
+    conditions.iter().find(|condition| condition.type_ == type_).map(|condition| condition.status.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transition_time_moves_only_with_the_status() {
+        let (early, late) = (Timestamp::from_second(1).unwrap(), Timestamp::from_second(2).unwrap());
+        let first = Conditions::new(&[], Some(1), early).set(READY, false, "Starting", "pods start").finish();
+        let second = Conditions::new(&first, Some(2), late).set(READY, false, "Waiting", "pods wait").finish();
+        assert_eq!(second[0].last_transition_time, Time(early));
+        assert_eq!((second[0].reason.as_str(), second[0].observed_generation), ("Waiting", Some(2)));
+        let third = Conditions::new(&second, Some(2), late).set(READY, true, "Ready", "all pods are ready").finish();
+        assert_eq!(third[0].last_transition_time, Time(late));
+    }
+}
