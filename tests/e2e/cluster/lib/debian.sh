@@ -1,0 +1,44 @@
+# What is needed from Debian.
+# shellcheck shell=bash
+
+# command:package pairs. A command that is there, from wherever, is good enough.
+DEBIAN_TOOLS=(gcc:gcc openssl:openssl flock:util-linux git:git curl:curl)
+DEBIAN_IMAGES=(umoci:umoci mmdebstrap:mmdebstrap busybox:busybox-static)
+DEBIAN_NODE=(containerd:containerd ctr:containerd runc:runc iptables:iptables conntrack:conntrack
+  ebtables:ebtables socat:socat ipset:ipset ip:iproute2 modprobe:kmod nsenter:util-linux setpriv:util-linux)
+
+# debian_install PAIR…: installs what is missing; not root, it says so in one line.
+debian_install() {
+  local pair path missing=()
+  path=$PATH:/usr/sbin:/sbin
+  for pair in "$@"; do
+    PATH=$path command -v "${pair%%:*}" >/dev/null 2>&1 || missing+=("${pair#*:}")
+  done
+  case " $* " in *" containerd:"*)
+    [ -x /usr/lib/cni/bridge ] || missing+=(containernetworking-plugins)
+    ;;
+  esac
+  case " $* " in *" gcc:"*) # the node's pause program is linked statically
+    gcc -print-file-name=libc.a 2>/dev/null | grep -q / || missing+=(libc6-dev)
+    ;;
+  esac
+  [ ${#missing[@]} -gt 0 ] || return 0
+  mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
+  have apt-get || die "missing, and this is no Debian: ${missing[*]}"
+  [ "$(id -u)" = 0 ] || die "missing; as root: apt-get install --no-install-recommends ${missing[*]}"
+  say "from Debian: ${missing[*]}"
+  local log
+  log=$(mktemp "${TMPDIR:-/tmp}/weft-apt.XXXXXX")
+  # Package lists may be old or not there at all: only then are they fetched.
+  if ! apt_install "${missing[@]}" >"$log" 2>&1; then
+    apt-get update >>"$log" 2>&1 || true
+    apt_install "${missing[@]}" >>"$log" 2>&1 || {
+      tail -n 20 "$log" >&2
+      die "apt-get could not install: ${missing[*]}"
+    }
+  fi
+  rm -f "$log"
+}
+
+# Debian's containerd would start a service of its own where there is systemd; this cluster runs its own.
+apt_install() { DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"; }
