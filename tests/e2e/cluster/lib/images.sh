@@ -117,7 +117,7 @@ image_of_postgres() { # like the official Debian one, but for LANG (C.UTF-8) and
   mkdir -p "$1/docker-entrypoint-initdb.d"
   install -d -o 999 -g 999 -m 0755 "$1/var/lib/postgresql"
   install -d -o 999 -g 999 -m 1777 "$1/var/lib/postgresql/data"
-  install -d -o 999 -g 999 -m 3777 "$1/var/run/postgresql"
+  install -d -o 999 -g 999 -m 3777 "$1/run/postgresql" # not by /var/run, a link that would lead out of the root
   sed -i "s/^#listen_addresses = .*/listen_addresses = '*'/" "$1/usr/share/postgresql/$POSTGRES/postgresql.conf.sample"
   grep -q "^listen_addresses = '\*'" "$1/usr/share/postgresql/$POSTGRES/postgresql.conf.sample"
   options=(--entrypoint docker-entrypoint.sh --cmd postgres --stop-signal SIGINT
