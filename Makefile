@@ -1,0 +1,66 @@
+# `make` lists the targets. What takes more than a line is in hack/.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help build lint fmt crds image cluster cluster-down install demo demo-down test unit integration e2e bench simulate clean
+
+CACHE := $(or $(WEFT_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/weft)
+CLUSTER := tests/e2e/cluster/cluster
+export PATH := $(CACHE)/bin:$(PATH)
+
+help: ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 15
+
+build: ## Build everything, for debugging
+	cargo build --locked --workspace --all-targets
+
+lint: ## Formatting, clippy, dependencies, scripts, charts, generated files; writes nothing
+	hack/lint
+
+fmt: ## Format the Rust code
+	cargo fmt --all
+
+crds: ## Write crds/ and charts/weft-crds from the types
+	hack/crds
+
+image: ## Build the two images into target/images, and print their sizes
+	hack/image
+
+cluster: ## Start a cluster for trials; leaves ./kubeconfig
+	$(CLUSTER) up --kubeconfig kubeconfig
+
+cluster-down: ## Take the trial cluster away
+	$(CLUSTER) down
+	rm -f kubeconfig
+
+install: image ## Install the charts on the trial cluster, with images of this checkout
+	hack/install
+	@echo 'next: export KUBECONFIG=$(CURDIR)/kubeconfig'
+
+demo: ## From nothing to two services, their relays and a saga at work, on the trial cluster
+	hack/demo
+
+demo-down: ## Take away whatever the demo made
+	hack/demo --down
+
+test: ## Every test there is, the end-to-end ones on a cluster of their own
+	hack/test
+
+unit: ## Tests that need nothing but the code
+	hack/test unit
+
+integration: ## Tests against real PostgreSQL and NATS processes
+	hack/test integration
+
+e2e: ## Tests on a cluster; ONLY=NAME runs the tests whose name has NAME in it
+	hack/test charts e2e
+
+bench: ## Measure; ONLY=NAME runs one benchmark
+	cargo bench --locked $(if $(ONLY),--bench $(ONLY))
+
+simulate: ## Drive the saga and the relay through SEEDS random schedules (default 100000)
+	WEFT_SIMULATION_SEEDS=$(or $(SEEDS),100000) cargo test --release --locked --lib simulat -- --nocapture
+
+clean: ## Remove what was built in the checkout (the cache outside of it stays)
+	cargo clean
+	rm -rf .run

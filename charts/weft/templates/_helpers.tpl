@@ -1,0 +1,101 @@
+{{/* Name of the operator's objects: the release's, with the chart's name in it. */}}
+{{- define "weft.name" -}}
+{{- if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 48 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 48 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "weft.natsName" -}}
+{{ include "weft.name" . }}-nats
+{{- end -}}
+
+{{/* Name of what is outside the release's own namespace: two releases may watch the same one. */}}
+{{- define "weft.globalName" -}}
+{{ .Release.Namespace }}:{{ include "weft.name" . }}
+{{- end -}}
+
+{{/* Selector and labels of a component; call with (dict "root" $ "component" "operator"). */}}
+{{- define "weft.selector" -}}
+app.kubernetes.io/name: weft
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end -}}
+
+{{- define "weft.labels" -}}
+{{ include "weft.selector" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
+{{- end -}}
+
+{{- define "weft.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+
+{{/* What Pod Security `restricted` asks of a pod, and of a container. */}}
+{{- define "weft.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "weft.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{/* What the operator may do in a namespace that it works in; docs/security.md has the reason of each rule. */}}
+{{- define "weft.rules" -}}
+- apiGroups: [weft.dev]
+  resources: [microservices, outboxrelays, sagas]
+  verbs: [get, list, watch]
+- apiGroups: [weft.dev]
+  resources: [microservices/status, outboxrelays/status, sagas/status]
+  verbs: [get, update, patch]
+- apiGroups: [weft.dev]
+  resources: [microservices/finalizers, outboxrelays/finalizers, sagas/finalizers]
+  verbs: [update]
+- apiGroups: [apps]
+  resources: [deployments, statefulsets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [configmaps, services, serviceaccounts]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+# A Secret is made when it is missing, and deleted with its owner. It is never read: the operator has no use for a password.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create, delete]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end -}}
+
+{{- define "weft.natsConfig" -}}
+nats.conf: |
+  server_name: $POD_NAME
+  listen: 0.0.0.0:4222
+  http: 0.0.0.0:8222
+  max_payload: {{ .Values.nats.maxPayload }}
+  jetstream {
+    store_dir: /data
+    max_memory_store: 64MB
+    max_file_store: {{ .Values.nats.storage.size }}
+    sync_interval: {{ .Values.nats.syncInterval }}
+  }
+{{- end -}}
