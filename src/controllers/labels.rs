@@ -19,6 +19,9 @@ pub const IMAGE_ANNOTATION: &str = "weft.dev/image";
 /// On a Deployment or StatefulSet, written by its plan: hash of the pod template with the data-plane image left out. While
 /// it stays the same, the workload keeps the image of [`IMAGE_ANNOTATION`], so that a new operator restarts nothing.
 pub const TEMPLATE_HASH_ANNOTATION: &str = "weft.dev/template-hash";
+/// On a Microservice's Deployment, written by its plan: the addresses of `spec.dependsOn` as JSON, so that one that is gone
+/// for a while keeps its variable and restarts nothing.
+pub const DEPENDENCIES_ANNOTATION: &str = "weft.dev/dependencies";
 /// On a custom resource: `now` asks for the operator's own data-plane image at once.
 pub const UPGRADE_ANNOTATION: &str = "weft.dev/upgrade";
 /// On every child but Secrets, written by the runtime: hash of what was applied. Plans do not set it.

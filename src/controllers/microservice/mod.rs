@@ -3,7 +3,7 @@
 mod plan;
 mod status;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 
@@ -20,8 +20,8 @@ pub struct Observed {
     /// The Deployment `NAME`.
     pub deployment: Option<Workload>,
     pub database: DatabaseObserved,
-    /// Those of `spec.dependsOn` that exist.
-    pub dependencies: BTreeSet<String>,
+    /// Those of `spec.dependsOn` that exist, by name: their ports give the addresses.
+    pub dependencies: BTreeMap<String, Arc<Microservice>>,
     /// The OutboxRelays that name this Microservice and are not being deleted, oldest first (then by name): the first one
     /// has the outbox, the others are rejected by their own controller.
     pub relays: Vec<Arc<OutboxRelay>>,
