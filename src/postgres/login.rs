@@ -65,7 +65,14 @@ pub async fn connect(
     login: &DatabaseLogin,
     application: &str,
 ) -> Result<(Client, Connection<Socket, NoTlsStream>), LoginError> {
-    let config = config(login, application).await?;
+    open(login, &config(login, application).await?).await
+}
+
+/// Connects with a configuration that [`config`] made for `login`, and the caller added to.
+pub async fn open(
+    login: &DatabaseLogin,
+    config: &Config,
+) -> Result<(Client, Connection<Socket, NoTlsStream>), LoginError> {
     match tokio::time::timeout(CONNECT_TIMEOUT, config.connect(NoTls)).await {
         Ok(Ok(connected)) => Ok(connected),
         Ok(Err(source)) => Err(LoginError::Connect {

@@ -26,7 +26,7 @@ use tempfile::TempDir;
 use tokio_postgres::NoTls;
 
 /// A server that isn't up by then is broken.
-const START_DEADLINE: Duration = Duration::from_secs(60);
+const START_DEADLINE: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(10);
 
 /// The superuser of every test server, and its password.
@@ -303,6 +303,15 @@ fn nats_server() -> PathBuf {
     found.into_iter().find(|program| program.is_file()).unwrap_or_else(|| {
         panic!("nats-server is missing: `go install github.com/nats-io/nats-server/v2@v2.15.2` and put it in PATH")
     })
+}
+
+/// Polls until the condition holds; a test that waits in vain fails with `what`.
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + START_DEADLINE;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 // ----------------------------------------------------------------------------------------------------- processes

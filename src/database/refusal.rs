@@ -1,0 +1,121 @@
+//! What the server said when it refused a statement, without the rows that it said it about.
+
+use std::{error::Error, fmt};
+
+use tokio_postgres::error::{DbError, ErrorPosition, SqlState};
+
+/// A server's error, fit for logs and conditions: its DETAIL, HINT and CONTEXT, which quote row values, are left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub message: String,
+    /// SQLSTATE, five characters.
+    pub code: String,
+    /// Position in the text of the statement, in characters, from 1.
+    pub position: Option<u32>,
+}
+
+impl Refusal {
+    fn new(error: &DbError) -> Self {
+        let position = match error.position() {
+            Some(ErrorPosition::Original(position)) => Some(*position),
+            Some(ErrorPosition::Internal { .. }) | None => None,
+        };
+        let code = error.code().code();
+        Self { message: without_values(code, error.message()).to_owned(), code: code.to_owned(), position }
+    }
+
+    /// The line of `sql` that the position is in, from 1.
+    pub fn line(&self, sql: &str) -> Option<usize> {
+        let before = usize::try_from(self.position?).ok()?.saturating_sub(1);
+        Some(1 + sql.chars().take(before).filter(|&c| c == '\n').count())
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.message, self.code)
+    }
+}
+
+/// Messages of class 22 (data exception) quote the value that was wrong: `invalid input syntax for type integer: "x"`.
+fn without_values<'a>(code: &str, message: &'a str) -> &'a str {
+    match message.split_once(": \"") {
+        Some((kind, _value)) if code.starts_with("22") => kind,
+        _ => message,
+    }
+}
+
+/// Why a statement did not succeed.
+#[derive(Debug)]
+pub enum Failure {
+    /// The server refused it, and will again.
+    Refused(Refusal),
+    /// The server or the connection went away, or there were not enough resources: repeating may help.
+    Passing(String),
+}
+
+impl From<tokio_postgres::Error> for Failure {
+    fn from(error: tokio_postgres::Error) -> Self {
+        match error.as_db_error() {
+            Some(refused) if is_passing(refused.code()) => Self::Passing(Refusal::new(refused).to_string()),
+            Some(refused) => Self::Refused(Refusal::new(refused)),
+            None => Self::Passing(with_causes(&error)),
+        }
+    }
+}
+
+/// `error connecting to server: Connection refused (os error 111)`
+fn with_causes(error: &tokio_postgres::Error) -> String {
+    let causes = std::iter::successors(error.source(), |&cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| {
+        let cause = cause.to_string();
+        if text.ends_with(&cause) { text } else { format!("{text}: {cause}") }
+    })
+}
+
+/// Errors that go away by themselves, by their class (PostgreSQL's documentation, appendix A).
+fn is_passing(code: &SqlState) -> bool {
+    const CLASSES: [&str; 4] = [
+        "08", // connection exception
+        "40", // transaction rollback: deadlock, serialization
+        "53", // insufficient resources
+        "57", // operator intervention: shutting down, starting up, cancelled
+    ];
+    let passing_class = code.code().get(..2).is_some_and(|class| CLASSES.contains(&class));
+    passing_class || [SqlState::LOCK_NOT_AVAILABLE, SqlState::OBJECT_IN_USE, SqlState::IO_ERROR].contains(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(position: Option<u32>) -> Refusal {
+        Refusal { message: "no".into(), code: "42703".into(), position }
+    }
+
+    #[test]
+    fn a_position_becomes_a_line() {
+        let sql = "select 1;\nselect 'ü';\nselect x;";
+        assert_eq!(refusal(Some(1)).line(sql), Some(1));
+        assert_eq!(refusal(Some(11)).line(sql), Some(2));
+        assert_eq!(refusal(Some(30)).line(sql), Some(3));
+        assert_eq!(refusal(None).line(sql), None);
+    }
+
+    #[test]
+    fn values_of_rows_are_left_out() {
+        let message = "invalid input syntax for type integer: \"4111 1111\"";
+        assert_eq!(without_values("22P02", message), "invalid input syntax for type integer");
+        let column = "column \"limit\" does not exist";
+        assert_eq!(without_values("42703", column), column);
+    }
+
+    #[test]
+    fn a_server_that_starts_or_stops_is_waited_for() {
+        assert!(is_passing(&SqlState::CANNOT_CONNECT_NOW));
+        assert!(is_passing(&SqlState::T_R_DEADLOCK_DETECTED));
+        assert!(is_passing(&SqlState::TOO_MANY_CONNECTIONS));
+        assert!(!is_passing(&SqlState::UNDEFINED_COLUMN));
+        assert!(!is_passing(&SqlState::INVALID_PASSWORD));
+    }
+}

@@ -1,0 +1,1 @@
+-- An orchestrator's database, version 1: the saga engine's log.

@@ -1,0 +1,166 @@
+//! A service's database as `weft database setup` makes it, on a server of its own.
+
+#![allow(dead_code, reason = "each test uses what it needs")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+};
+
+use tempfile::TempDir;
+use tokio_postgres::Client;
+use weft::contract::{
+    Contract, DatabaseLogin, Role,
+    database_setup::{DatabaseSetup, Purpose},
+};
+
+use crate::servers::{self, Postgres, SUPERUSER, SUPERUSER_PASSWORD};
+
+pub const DATABASE: &str = "orders";
+pub const APP_PASSWORD: &str = "the app's";
+pub const RELAY_PASSWORD: &str = "the relay's";
+
+/// A server with the database `orders`, and what the set-up Job would have mounted.
+#[derive(Debug)]
+pub struct Database {
+    pub server: Postgres,
+    folder: TempDir,
+    pub setup: DatabaseSetup,
+}
+
+impl Database {
+    /// An empty database of a service; nothing is set up yet.
+    pub async fn empty() -> Self {
+        Self::with_purpose(Purpose::Service).await
+    }
+
+    /// A service's database after its set-up, without migrations.
+    pub async fn ready() -> Self {
+        let database = Self::empty().await;
+        database.set_up_well();
+        database
+    }
+
+    pub async fn with_purpose(purpose: Purpose) -> Self {
+        Self::on(Postgres::start(), purpose).await
+    }
+
+    pub async fn on(server: Postgres, purpose: Purpose) -> Self {
+        server.superuser("postgres").await.batch_execute(&format!("create database {DATABASE}")).await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let role = |name: &str, password: &str| {
+            let password_file = folder.path().join(name);
+            fs::write(&password_file, format!("{password}\n")).unwrap();
+            Role { name: name.to_owned(), password_file }
+        };
+        let migrations = folder.path().join("migrations");
+        fs::create_dir(&migrations).unwrap();
+        let relay = (purpose == Purpose::Service).then(|| role("relay", RELAY_PASSWORD));
+        let setup = DatabaseSetup {
+            admin: DatabaseLogin {
+                host: "127.0.0.1".into(),
+                port: server.port(),
+                database: DATABASE.into(),
+                role: role(SUPERUSER, SUPERUSER_PASSWORD),
+            },
+            owner: "owner".into(),
+            app: role("app", APP_PASSWORD),
+            relay,
+            purpose,
+            migrations: Some(migrations),
+        };
+        let database = Self { server, folder, setup };
+        fs::write(database.termination_log(), "").unwrap();
+        database.write_contract();
+        database
+    }
+
+    pub fn write_contract(&self) {
+        fs::write(self.contract(), self.setup.to_yaml().unwrap()).unwrap();
+    }
+
+    fn contract(&self) -> PathBuf {
+        self.folder.path().join("setup.yaml")
+    }
+
+    pub fn termination_log(&self) -> PathBuf {
+        self.folder.path().join("termination-log")
+    }
+
+    /// A login of a role that the set-up makes, as contracts have it.
+    pub fn login(&self, role: &str) -> DatabaseLogin {
+        let role = Role { name: role.into(), password_file: self.folder.path().join(role) };
+        DatabaseLogin { role, ..self.setup.admin.clone() }
+    }
+
+    pub fn set_password(&self, role: &str, password: &str) {
+        fs::write(self.folder.path().join(role), password).unwrap();
+    }
+
+    pub fn migrations(&self) -> &Path {
+        self.setup.migrations.as_deref().unwrap()
+    }
+
+    pub fn write_migration(&self, name: &str, sql: &str) {
+        fs::write(self.migrations().join(name), sql).unwrap();
+    }
+
+    /// Starts `weft database setup`.
+    pub fn start_set_up(&self) -> Child {
+        Command::new(env!("CARGO_BIN_EXE_weft"))
+            .args(["database", "setup", "--config"])
+            .arg(self.contract())
+            .arg("--termination-log")
+            .arg(self.termination_log())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
+    /// Runs `weft database setup` to its end.
+    pub fn set_up(&self) -> Output {
+        self.start_set_up().wait_with_output().unwrap()
+    }
+
+    pub fn set_up_well(&self) {
+        let output = self.set_up();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Runs `weft database setup`, which must refuse for good; gives its termination message.
+    pub fn set_up_refused(&self) -> String {
+        let output = self.set_up();
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(i32::from(weft::database::EXIT_DEFINITE)), "{log}");
+        let sentence = fs::read_to_string(self.termination_log()).unwrap();
+        assert!(log.contains(&serde_json::to_string(&sentence).unwrap()), "{sentence} is the last thing logged: {log}");
+        sentence
+    }
+
+    pub async fn superuser(&self) -> Client {
+        self.server.superuser(DATABASE).await
+    }
+
+    pub async fn app(&self) -> Client {
+        self.try_login("app", APP_PASSWORD).await.unwrap()
+    }
+
+    pub async fn relay(&self) -> Client {
+        self.try_login("relay", RELAY_PASSWORD).await.unwrap()
+    }
+
+    pub async fn try_login(&self, role: &str, password: &str) -> Result<Client, tokio_postgres::Error> {
+        let mut config = tokio_postgres::Config::new();
+        config.host("127.0.0.1").port(self.server.port()).dbname(DATABASE).user(role).password(password);
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+        tokio::spawn(connection);
+        Ok(client)
+    }
+}
+
+/// Polls until the superuser's query answers true.
+pub async fn until(client: &Client, query: &str) {
+    servers::until(query, async || client.query_one(query, &[]).await.unwrap().get(0)).await;
+}
