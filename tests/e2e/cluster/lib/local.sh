@@ -198,7 +198,8 @@ containerLogMaxFiles: 3
 # The machine's disk is not ours to judge: no images are thrown away, and no pods for want of space.
 imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 100Mi, nodefs.available: 1%, imagefs.available: 1%}
-# Tests kill programs: what dies starts again after 1 s, then 2, 4, 8 and at most 10, not after 5 minutes.
+# Tests kill programs: what dies again and again waits 1 s, 2, 4, 8 and at most 10 s, not 5 minutes
+# (the kubelet looks at such a pod every 10 to 15 s, so that it can be that much later).
 featureGates: {KubeletCrashLoopBackOffMax: true, ReduceDefaultCrashLoopBackOffDecay: true}
 crashLoopBackOff: {maxContainerRestartPeriod: 10s}
 END
