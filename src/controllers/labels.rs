@@ -10,10 +10,19 @@ pub const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
 pub const COMPONENT_LABEL: &str = "app.kubernetes.io/component";
 /// On pods that may reach the database `NAME-db`: the value is the owner, `NAME`.
 pub const DATABASE_CLIENT_LABEL: &str = "weft.dev/database-client";
-/// On every child: the kind (`Microservice`, `Orchestrator`) and the name of its owner.
+/// On every child and every pod: the kind (`Microservice`, `OutboxRelay`, `Orchestrator`) and the name of its owner; for an
+/// orchestrator the name is `names::orchestrator(NAME)`.
 pub const OWNER_KIND_LABEL: &str = "weft.dev/owner-kind";
 pub const OWNER_NAME_LABEL: &str = "weft.dev/owner";
 
+/// Prefix of every label and annotation of Weft's own.
+pub const WEFT_PREFIX: &str = "weft.dev/";
+/// Field manager of everything that is applied.
+pub const FIELD_MANAGER: &str = "weft";
+/// Field manager of the custom resources' status.
+pub const STATUS_MANAGER: &str = "weft-status";
+/// Finalizer of a Microservice whose Secrets are to be deleted with it (`retention: Delete`).
+pub const DATABASE_FINALIZER: &str = "weft.dev/database";
 /// On a Deployment or StatefulSet, written by its plan: the data-plane image that its pods were made with.
 pub const IMAGE_ANNOTATION: &str = "weft.dev/image";
 /// On a Deployment or StatefulSet, written by its plan: hash of the pod template with the data-plane image left out. While

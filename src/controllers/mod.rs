@@ -3,11 +3,20 @@
 //! Each kind is four words: `observe` (reads only) → `plan` (pure) → `apply` (server-side apply, in the runtime) →
 //! `status` (pure). Only `observe` and `apply` hold a client.
 
+pub mod apply;
+pub mod backoff;
 pub mod conditions;
+pub mod failure;
+pub mod key;
 pub mod kind;
 pub mod labels;
+pub mod live;
 pub mod microservice;
 pub mod observed;
 pub mod outbox_relay;
 pub mod plan;
+pub mod pods;
+pub mod queue;
+pub mod references;
 pub mod saga;
+pub mod world;

@@ -7,6 +7,8 @@ use k8s_openapi::api::{
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::ApiResource;
 
 /// One object that Weft makes. A closed list: a new kind of child must be handled wherever children are.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,4 +51,115 @@ pub struct Rejection {
     pub reason: &'static str,
     /// One sentence that names the field, its value, and the remedy.
     pub message: String,
+}
+
+impl Child {
+    /// Its kind and name.
+    pub fn reference(&self) -> ChildRef {
+        ChildRef { kind: self.kind().as_str(), name: self.metadata().name.clone().unwrap_or_default() }
+    }
+
+    pub fn metadata(&self) -> &ObjectMeta {
+        match self {
+            Self::ServiceAccount(child) => &child.metadata,
+            Self::Secret(child) => &child.metadata,
+            Self::ConfigMap(child) => &child.metadata,
+            Self::Service(child) => &child.metadata,
+            Self::StatefulSet(child) => &child.metadata,
+            Self::Job(child) => &child.metadata,
+            Self::Deployment(child) => &child.metadata,
+            Self::NetworkPolicy(child) => &child.metadata,
+            Self::PodDisruptionBudget(child) => &child.metadata,
+        }
+    }
+
+    pub fn kind(&self) -> ChildKind {
+        match self {
+            Self::ServiceAccount(_) => ChildKind::ServiceAccount,
+            Self::Secret(_) => ChildKind::Secret,
+            Self::ConfigMap(_) => ChildKind::ConfigMap,
+            Self::Service(_) => ChildKind::Service,
+            Self::StatefulSet(_) => ChildKind::StatefulSet,
+            Self::Job(_) => ChildKind::Job,
+            Self::Deployment(_) => ChildKind::Deployment,
+            Self::NetworkPolicy(_) => ChildKind::NetworkPolicy,
+            Self::PodDisruptionBudget(_) => ChildKind::PodDisruptionBudget,
+        }
+    }
+
+    /// The object as JSON, with `apiVersion` and `kind`.
+    pub fn to_json(&self) -> serde_json::Result<serde_json::Value> {
+        match self {
+            Self::ServiceAccount(child) => serde_json::to_value(child),
+            Self::Secret(child) => serde_json::to_value(child),
+            Self::ConfigMap(child) => serde_json::to_value(child),
+            Self::Service(child) => serde_json::to_value(child),
+            Self::StatefulSet(child) => serde_json::to_value(child),
+            Self::Job(child) => serde_json::to_value(child),
+            Self::Deployment(child) => serde_json::to_value(child),
+            Self::NetworkPolicy(child) => serde_json::to_value(child),
+            Self::PodDisruptionBudget(child) => serde_json::to_value(child),
+        }
+    }
+}
+
+/// The kinds of [`Child`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ChildKind {
+    ServiceAccount,
+    Secret,
+    ConfigMap,
+    Service,
+    StatefulSet,
+    Job,
+    Deployment,
+    NetworkPolicy,
+    PodDisruptionBudget,
+}
+
+impl ChildKind {
+    pub const ALL: [Self; 9] = [
+        Self::ServiceAccount,
+        Self::Secret,
+        Self::ConfigMap,
+        Self::Service,
+        Self::StatefulSet,
+        Self::Job,
+        Self::Deployment,
+        Self::NetworkPolicy,
+        Self::PodDisruptionBudget,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ServiceAccount => "ServiceAccount",
+            Self::Secret => "Secret",
+            Self::ConfigMap => "ConfigMap",
+            Self::Service => "Service",
+            Self::StatefulSet => "StatefulSet",
+            Self::Job => "Job",
+            Self::Deployment => "Deployment",
+            Self::NetworkPolicy => "NetworkPolicy",
+            Self::PodDisruptionBudget => "PodDisruptionBudget",
+        }
+    }
+
+    pub fn parse(kind: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.as_str() == kind)
+    }
+
+    /// Group, version and plural, for requests.
+    pub fn resource(self) -> ApiResource {
+        match self {
+            Self::ServiceAccount => ApiResource::erase::<ServiceAccount>(&()),
+            Self::Secret => ApiResource::erase::<Secret>(&()),
+            Self::ConfigMap => ApiResource::erase::<ConfigMap>(&()),
+            Self::Service => ApiResource::erase::<Service>(&()),
+            Self::StatefulSet => ApiResource::erase::<StatefulSet>(&()),
+            Self::Job => ApiResource::erase::<Job>(&()),
+            Self::Deployment => ApiResource::erase::<Deployment>(&()),
+            Self::NetworkPolicy => ApiResource::erase::<NetworkPolicy>(&()),
+            Self::PodDisruptionBudget => ApiResource::erase::<PodDisruptionBudget>(&()),
+        }
+    }
 }

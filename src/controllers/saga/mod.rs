@@ -7,7 +7,10 @@
 mod plan;
 mod status;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 
@@ -21,6 +24,16 @@ use crate::{
     contract::{orchestrator::Start, status::OrchestratorStatus},
     domain::saga::definition::Definition,
 };
+
+/// The Microservices that a Saga names: in its steps, their undos, `onCompensated` and `startOn`.
+pub fn services_of(saga: &Saga) -> BTreeSet<&str> {
+    let spec = &saga.spec;
+    let steps = spec.steps.iter().map(|step| step.action.service.as_str());
+    let undos = spec.steps.iter().filter_map(|step| step.undo.as_ref()?.service.as_deref());
+    let start = spec.start_on.as_ref().map(|start| start.service.as_str());
+    let end = spec.on_compensated.as_ref().map(|command| command.service.as_str());
+    steps.chain(undos).chain(start).chain(end).collect()
+}
 
 /// What the definition and the status of a Saga depend on.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -1,0 +1,308 @@
+//! Pods of ours: what is wrong with them, in words, and where their `/status` is.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use kube::{api::ApiResource, core::Object};
+use serde::Deserialize;
+
+use super::{labels::COMPONENT_LABEL, live::version};
+use crate::contract::{ADMIN_PORT, status::Problem};
+
+/// A pod, parsed no further than needed.
+pub type LivePod = Object<PodSpec, PodStatus>;
+
+/// Group, version and plural of [`LivePod`].
+pub fn resource() -> ApiResource {
+    ApiResource::erase::<Pod>(&())
+}
+
+const JOB_LABEL: &str = "batch.kubernetes.io/job-name";
+/// Restarts from which a container that is not ready counts as crash-looping, also between two crashes.
+const MANY_RESTARTS: i32 = 2;
+const MAX_LAST_WORDS: usize = 512;
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodSpec {
+    containers: Vec<Container>,
+    init_containers: Vec<Container>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Container {
+    ports: Vec<Port>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Port {
+    container_port: u16,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodStatus {
+    phase: String,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    conditions: Vec<PodCondition>,
+    init_container_statuses: Vec<ContainerStatus>,
+    container_statuses: Vec<ContainerStatus>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct PodCondition {
+    #[serde(rename = "type")]
+    type_: String,
+    status: String,
+    reason: String,
+    message: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ContainerStatus {
+    name: String,
+    ready: bool,
+    restart_count: i32,
+    state: ContainerState,
+    last_state: ContainerState,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct ContainerState {
+    waiting: Option<Waiting>,
+    terminated: Option<Terminated>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Waiting {
+    reason: String,
+    message: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Terminated {
+    reason: String,
+    exit_code: i32,
+    message: String,
+    finished_at: String,
+}
+
+/// What the store keeps of a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodSeen {
+    pub version: u64,
+    pub component: String,
+    /// The Job that it is an attempt of.
+    pub job: Option<String>,
+    pub deleting: bool,
+    /// Where its `/status` is, while it runs.
+    pub admin_address: Option<String>,
+    pub problems: Vec<Problem>,
+    /// When it failed (RFC 3339, so that texts sort like times), and its termination message.
+    pub last_words: Option<(String, String)>,
+}
+
+impl From<LivePod> for PodSeen {
+    fn from(pod: LivePod) -> Self {
+        let LivePod { metadata, spec, status, .. } = pod;
+        let status = status.unwrap_or_default();
+        let labels = metadata.labels.as_ref();
+        let deleting = metadata.deletion_timestamp.is_some();
+        let admin = spec.init_containers.iter().chain(&spec.containers).flat_map(|container| &container.ports);
+        let has_admin = admin.into_iter().any(|port| port.container_port == ADMIN_PORT);
+        Self {
+            version: version(&metadata),
+            component: label(labels, COMPONENT_LABEL).unwrap_or_default(),
+            job: label(labels, JOB_LABEL),
+            deleting,
+            admin_address: status.pod_ip.clone().filter(|_| has_admin && !deleting && status.is_going()),
+            problems: if deleting { Vec::new() } else { status.problems(&metadata) },
+            last_words: status.last_words(),
+        }
+    }
+}
+
+fn label(labels: Option<&BTreeMap<String, String>>, name: &str) -> Option<String> {
+    labels?.get(name).cloned()
+}
+
+impl PodStatus {
+    /// Some container has started: with a sidecar that runs, a pod may still be `Pending`.
+    fn is_going(&self) -> bool {
+        self.phase == "Running" || self.phase == "Pending"
+    }
+
+    fn statuses(&self) -> impl Iterator<Item = &ContainerStatus> {
+        self.init_container_statuses.iter().chain(&self.container_statuses)
+    }
+
+    fn problems(&self, metadata: &ObjectMeta) -> Vec<Problem> {
+        let pod = metadata.name.as_deref().unwrap_or_default();
+        let namespace = metadata.namespace.as_deref().unwrap_or_default();
+        let unschedulable = self
+            .conditions
+            .iter()
+            .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")
+            .filter(|condition| condition.reason == "Unschedulable")
+            .map(|condition| Problem {
+                reason: "Unschedulable".to_owned(),
+                message: format!("pod {pod} finds no node: {}", condition.message),
+            });
+        unschedulable
+            .into_iter()
+            .chain(self.statuses().filter_map(|container| container.problem(namespace, pod)))
+            .collect()
+    }
+
+    fn last_words(&self) -> Option<(String, String)> {
+        self.statuses()
+            .filter_map(|container| container.state.terminated.as_ref().or(container.last_state.terminated.as_ref()))
+            .filter(|terminated| terminated.exit_code != 0 && !terminated.message.trim().is_empty())
+            .map(|terminated| (terminated.finished_at.clone(), tail(&terminated.message)))
+            .max()
+    }
+}
+
+impl ContainerStatus {
+    fn problem(&self, namespace: &str, pod: &str) -> Option<Problem> {
+        let container = &self.name;
+        let problem = |reason: &str, message: String| Some(Problem { reason: reason.to_owned(), message });
+        if let Some(waiting) = &self.state.waiting {
+            let message = &waiting.message;
+            match waiting.reason.as_str() {
+                "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull"
+                | "ImageInspectError" => {
+                    return problem(
+                        "ImagePullFailed",
+                        format!("the image of container {container} cannot be pulled: {}", image_words(message)),
+                    );
+                }
+                "CreateContainerConfigError" if message.starts_with("secret ") => {
+                    return problem("SecretMissing", format!("container {container} of pod {pod} waits: {message}"));
+                }
+                "CreateContainerConfigError" if message.starts_with("configmap ") => {
+                    return problem("ConfigMapMissing", format!("container {container} of pod {pod} waits: {message}"));
+                }
+                "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
+                    return problem(
+                        "ContainerRefused",
+                        format!("container {container} of pod {pod} cannot start: {message}"),
+                    );
+                }
+                _ => {}
+            }
+        }
+        let last = self.state.terminated.as_ref().or(self.last_state.terminated.as_ref())?;
+        if self.ready || self.restart_count < MANY_RESTARTS || last.exit_code == 0 {
+            return None;
+        }
+        if last.reason == "OOMKilled" {
+            return problem(
+                "OutOfMemory",
+                format!(
+                    "container {container} of pod {pod} needs more memory than its limit allows and is killed again and again"
+                ),
+            );
+        }
+        problem(
+            "CrashLooping",
+            format!(
+                "container {container} of pod {pod} ends again and again with exit code {}: see `kubectl logs -n {namespace} {pod} -c {container} --previous`",
+                last.exit_code
+            ),
+        )
+    }
+}
+
+/// `Back-off pulling image "x"` and `failed to pull image "x": …` alternate while the kubelet tries: say what both have.
+fn image_words(message: &str) -> String {
+    let image = message.split('"').nth(1).filter(|image| !image.is_empty());
+    image.map_or_else(|| tail(message), |image| format!("\"{image}\" does not exist, or the node may not pull it"))
+}
+
+fn tail(text: &str) -> String {
+    let text = text.trim();
+    let skip = text.chars().count().saturating_sub(MAX_LAST_WORDS);
+    text.chars().skip(skip).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(status: Value) -> PodSeen {
+        serde_json::from_value::<LivePod>(json!({
+            "metadata": {"name": "orders-1", "namespace": "shop", "resourceVersion": "5",
+                "labels": {"app.kubernetes.io/component": "service"}},
+            "spec": {"containers": [{"name": "service"}],
+                "initContainers": [{"name": "relay", "ports": [{"containerPort": 9464}]}]},
+            "status": status,
+        }))
+        .unwrap()
+        .into()
+    }
+
+    fn reasons(pod: &PodSeen) -> Vec<&str> {
+        pod.problems.iter().map(|problem| problem.reason.as_str()).collect()
+    }
+
+    #[test]
+    fn a_missing_secret_is_named() {
+        let pod = pod(json!({"phase": "Pending", "containerStatuses": [{"name": "service", "state": {"waiting":
+            {"reason": "CreateContainerConfigError", "message": "secret \"stripe\" not found"}}}]}));
+        assert_eq!(reasons(&pod), ["SecretMissing"]);
+        assert!(pod.problems[0].message.contains("\"stripe\""));
+    }
+
+    #[test]
+    fn a_crash_loop_is_one_between_two_crashes_too() {
+        let crashed =
+            json!({"exitCode": 3, "reason": "Error", "message": "boom\n", "finishedAt": "2026-01-01T00:00:00Z"});
+        let waiting = pod(
+            json!({"phase": "Running", "podIP": "10.0.0.1", "containerStatuses": [{"name": "service", "restartCount": 4,
+            "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": crashed}}]}),
+        );
+        let running = pod(
+            json!({"phase": "Running", "podIP": "10.0.0.1", "containerStatuses": [{"name": "service", "restartCount": 4,
+            "state": {"running": {}}, "lastState": {"terminated": crashed}}]}),
+        );
+        assert_eq!(reasons(&waiting), ["CrashLooping"]);
+        assert_eq!(waiting.problems, running.problems);
+        assert_eq!(waiting.last_words, Some(("2026-01-01T00:00:00Z".to_owned(), "boom".to_owned())));
+        assert_eq!(waiting.admin_address.as_deref(), Some("10.0.0.1"));
+        let ready =
+            pod(json!({"phase": "Running", "containerStatuses": [{"name": "service", "restartCount": 4, "ready": true,
+            "lastState": {"terminated": crashed}}]}));
+        assert!(ready.problems.is_empty());
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_pulled_gives_one_sentence() {
+        let words = |reason: &str, message: &str| {
+            pod(json!({"phase": "Pending", "containerStatuses": [{"name": "service",
+                "state": {"waiting": {"reason": reason, "message": message}}}]}))
+            .problems
+        };
+        assert_eq!(
+            words("ErrImagePull", "failed to pull and unpack image \"shop/orders:9\": not found"),
+            words("ImagePullBackOff", "Back-off pulling image \"shop/orders:9\""),
+        );
+    }
+
+    #[test]
+    fn a_pod_without_a_node_says_why() {
+        let pod = pod(json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False",
+            "reason": "Unschedulable", "message": "0/1 nodes are available"}]}));
+        assert_eq!(reasons(&pod), ["Unschedulable"]);
+    }
+}

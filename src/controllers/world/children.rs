@@ -1,0 +1,118 @@
+//! Children in the world, grouped by their owner.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::{Concerned, Scope, World};
+use crate::{
+    contract::status::Problem,
+    controllers::{
+        key::{Key, ObjectId, ObjectKind},
+        labels::Component,
+        live::ChildSeen,
+        observed::{JobState, Workload},
+        plan::{ChildKind, ChildRef},
+    },
+};
+
+impl World {
+    /// A new or changed child, from a watch or as the answer to a write of our own. An older one than is known is ignored.
+    pub fn set_child(&mut self, owner: &Key, child: ChildRef, seen: ChildSeen) -> Concerned {
+        let children = self.children.entry(owner.clone()).or_default();
+        let known = children.get(&child);
+        if known.is_some_and(|known| known.version > seen.version) {
+            return Concerned::default();
+        }
+        let same = known.is_some_and(|known| ChildSeen { version: seen.version, ..known.clone() } == seen);
+        let kind = child.kind;
+        children.insert(child, seen);
+        if same { Concerned::default() } else { self.concerned_by_child(owner, kind) }
+    }
+
+    /// `uid` is that of the object that is gone; one that was made since under the same name stays.
+    pub fn remove_child(&mut self, owner: &Key, child: &ChildRef, uid: &str) -> Concerned {
+        let Some(children) = self.children.get_mut(owner) else { return Concerned::default() };
+        if children.get(child).is_none_or(|known| known.uid != uid) {
+            return Concerned::default();
+        }
+        children.remove(child);
+        if children.is_empty() {
+            self.children.remove(owner);
+        }
+        self.concerned_by_child(owner, child.kind)
+    }
+
+    /// After a re-list: forgets the children of this kind and `scope` that are not in `seen`.
+    pub fn retain_children(&mut self, kind: ChildKind, scope: &Scope, seen: &HashSet<ObjectId>) -> Concerned {
+        let mut gone = Vec::new();
+        for (owner, children) in self.children.iter().filter(|(owner, _)| scope.holds(&owner.id)) {
+            for (child, known) in children.iter().filter(|(child, _)| child.kind == kind.as_str()) {
+                if !seen.contains(&ObjectId::new(&owner.id.namespace, &child.name)) {
+                    gone.push((owner.clone(), child.clone(), known.uid.clone()));
+                }
+            }
+        }
+        gone.iter().map(|(owner, child, uid)| self.remove_child(owner, child, uid)).collect()
+    }
+
+    pub fn children(&self, owner: &Key) -> BTreeMap<ChildRef, ChildSeen> {
+        self.children.get(owner).cloned().unwrap_or_default()
+    }
+
+    pub fn child(&self, owner: &Key, child: &ChildRef) -> Option<&ChildSeen> {
+        self.children.get(owner)?.get(child)
+    }
+
+    /// A Deployment or StatefulSet and what is wrong with its pods.
+    pub fn workload(&self, owner: &Key, kind: ChildKind, name: &str) -> Option<Workload> {
+        let seen = self.child(owner, &ChildRef { kind: kind.as_str(), name: name.to_owned() })?;
+        let database = Component::Database.as_str();
+        let is_ours = |component: &str, job: Option<&str>| {
+            job.is_none() && (component == database) == (kind == ChildKind::StatefulSet)
+        };
+        Some(seen.workload(self.problems(owner, is_ours)))
+    }
+
+    /// The Jobs of an owner, by name.
+    pub fn jobs(&self, owner: &Key) -> BTreeMap<String, JobState> {
+        let jobs = self.children.get(owner).into_iter().flatten();
+        jobs.filter(|(child, _)| child.kind == ChildKind::Job.as_str())
+            .map(|(child, seen)| {
+                let of_job = |_: &str, job: Option<&str>| job == Some(child.name.as_str());
+                let last_words = self
+                    .pods_of(owner)
+                    .filter(|(_, pod)| pod.job.as_deref() == Some(child.name.as_str()))
+                    .filter_map(|(_, pod)| pod.last_words.clone())
+                    .max();
+                (child.name.clone(), seen.job(self.problems(owner, of_job), last_words.map(|(_, words)| words)))
+            })
+            .collect()
+    }
+
+    fn problems(&self, owner: &Key, is_ours: impl Fn(&str, Option<&str>) -> bool) -> Vec<Problem> {
+        let mut problems: Vec<Problem> = Vec::new();
+        let pods = self.pods_of(owner).filter(|(_, pod)| is_ours(&pod.component, pod.job.as_deref()));
+        for problem in pods.flat_map(|(_, pod)| &pod.problems) {
+            // one sentence per reason is enough: many pods of one template fail alike
+            if !problems.iter().any(|known| known.reason == problem.reason) {
+                problems.push(problem.clone());
+            }
+        }
+        problems
+    }
+
+    fn concerned_by_child(&self, owner: &Key, kind: &str) -> Concerned {
+        match owner.kind {
+            ObjectKind::Microservice if kind == ChildKind::Deployment.as_str() => self.owner_and_relays(owner),
+            ObjectKind::Orchestrator => self.concerned_by(owner),
+            ObjectKind::Microservice | ObjectKind::OutboxRelay | ObjectKind::Saga => Concerned::now([owner.clone()]),
+        }
+    }
+
+    /// A Microservice and the OutboxRelays whose sidecar it carries.
+    pub(super) fn owner_and_relays(&self, owner: &Key) -> Concerned {
+        let relays = self.relays_of(&owner.id);
+        let relays =
+            relays.iter().map(|relay| Key::of(ObjectKind::OutboxRelay, &super::objects::id_of(relay.as_ref())));
+        Concerned::now(std::iter::once(owner.clone()).chain(relays))
+    }
+}

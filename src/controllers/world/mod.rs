@@ -1,0 +1,125 @@
+//! What the operator knows of the cluster: fed by the watches and by the answers to its own writes, read by `observe`.
+//!
+//! Pure data: every change answers with the keys that it concerns. A change of a status alone, or of something that nothing
+//! here depends on, concerns nobody, so that the operator never wakes itself.
+
+mod children;
+mod objects;
+mod pods;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
+
+pub use objects::Custom;
+
+use super::{
+    key::{Key, ObjectId, ObjectKind},
+    live::ChildSeen,
+    plan::ChildRef,
+    pods::PodSeen,
+    references::{Named, References},
+};
+use crate::{
+    api::v1alpha1::{Microservice, OutboxRelay, Saga},
+    contract::status::{OrchestratorStatus, RelayStatus},
+};
+
+/// Keys that a change concerns.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Concerned {
+    /// To be reconciled at once.
+    pub now: Vec<Key>,
+    /// Only numbers moved: within the pace of status writes.
+    pub gently: Vec<Key>,
+}
+
+impl Concerned {
+    fn now(keys: impl IntoIterator<Item = Key>) -> Self {
+        Self { now: keys.into_iter().collect(), gently: Vec::new() }
+    }
+}
+
+/// A custom resource that does not have the form of its type.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Malformed {
+    pub generation: Option<i64>,
+    pub error: String,
+}
+
+/// The newest `/status` of a pod.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DataPlaneStatus {
+    Relay(RelayStatus),
+    Orchestrator(OrchestratorStatus),
+}
+
+#[derive(Debug, Default)]
+pub struct World {
+    microservices: BTreeMap<ObjectId, Arc<Microservice>>,
+    relays: BTreeMap<ObjectId, Arc<OutboxRelay>>,
+    sagas: BTreeMap<ObjectId, Arc<Saga>>,
+    malformed: HashMap<Key, Malformed>,
+    references: References,
+    children: HashMap<Key, BTreeMap<ChildRef, ChildSeen>>,
+    pods: HashMap<Key, BTreeMap<String, PodSeen>>,
+    /// Which pod is whose, for deletions seen only by a re-list.
+    pod_owners: HashMap<ObjectId, Key>,
+    /// `resourceVersion` of each ConfigMap that is not ours.
+    config_maps: HashMap<ObjectId, u64>,
+    statuses: HashMap<ObjectId, DataPlaneStatus>,
+}
+
+impl World {
+    /// A ConfigMap of somebody else: migrations, maybe.
+    pub fn set_config_map(&mut self, id: ObjectId, version: u64) -> Concerned {
+        if self.config_maps.insert(id.clone(), version) == Some(version) {
+            return Concerned::default();
+        }
+        Concerned::now(self.references.to(&Named::ConfigMap(id)).cloned())
+    }
+
+    pub fn remove_config_map(&mut self, id: &ObjectId) -> Concerned {
+        match self.config_maps.remove(id) {
+            Some(_) => Concerned::now(self.references.to(&Named::ConfigMap(id.clone())).cloned()),
+            None => Concerned::default(),
+        }
+    }
+
+    /// After a re-list: forgets the ConfigMaps of `scope` that are not in `seen`.
+    pub fn retain_config_maps(&mut self, scope: &Scope, seen: &HashSet<ObjectId>) -> Concerned {
+        let gone: Vec<_> =
+            self.config_maps.keys().filter(|id| scope.holds(id) && !seen.contains(id)).cloned().collect();
+        gone.iter().map(|id| self.remove_config_map(id)).collect()
+    }
+
+    /// `resourceVersion` of a ConfigMap that is not ours.
+    pub fn config_map(&self, id: &ObjectId) -> Option<u64> {
+        self.config_maps.get(id).copied()
+    }
+}
+
+impl FromIterator<Concerned> for Concerned {
+    fn from_iter<I: IntoIterator<Item = Concerned>>(changes: I) -> Self {
+        let mut all = Self::default();
+        for change in changes {
+            all.now.extend(change.now);
+            all.gently.extend(change.gently);
+        }
+        all
+    }
+}
+
+/// What one watch covers: a namespace, or all of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scope(pub Option<String>);
+
+impl Scope {
+    pub fn holds(&self, id: &ObjectId) -> bool {
+        self.0.as_ref().is_none_or(|namespace| *namespace == id.namespace)
+    }
+}
+
+/// Objects of one kind that are `Ready`, not ready, or not yet known to be either.
+pub type ReadyCounts = BTreeMap<(ObjectKind, String), i64>;

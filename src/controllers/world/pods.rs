@@ -1,0 +1,128 @@
+//! Pods in the world, and what they say of themselves.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::{Concerned, DataPlaneStatus, Scope, World};
+use crate::{
+    contract::status::{OrchestratorStatus, RelayStatus},
+    controllers::{
+        key::{Key, ObjectId, ObjectKind},
+        pods::PodSeen,
+    },
+};
+
+impl World {
+    pub fn set_pod(&mut self, owner: &Key, name: String, seen: PodSeen) -> Concerned {
+        self.pod_owners.insert(ObjectId::new(&owner.id.namespace, &name), owner.clone());
+        let known = self.pods.entry(owner.clone()).or_default().insert(name, seen.clone());
+        // new pods are news only by what they say; the workload's counts come with the workload
+        let known = known.unwrap_or_default();
+        if known.problems == seen.problems
+            && known.last_words == seen.last_words
+            && known.admin_address.is_some() == seen.admin_address.is_some()
+        {
+            return Concerned::default();
+        }
+        self.concerned_by_pod(owner)
+    }
+
+    pub fn remove_pod(&mut self, pod: &ObjectId) -> Concerned {
+        self.statuses.remove(pod);
+        let Some(owner) = self.pod_owners.remove(pod) else { return Concerned::default() };
+        if let Some(pods) = self.pods.get_mut(&owner) {
+            pods.remove(&pod.name);
+            if pods.is_empty() {
+                self.pods.remove(&owner);
+            }
+        }
+        self.concerned_by_pod(&owner)
+    }
+
+    pub fn retain_pods(&mut self, scope: &Scope, seen: &HashSet<ObjectId>) -> Concerned {
+        let gone: Vec<_> =
+            self.pod_owners.keys().filter(|pod| scope.holds(pod) && !seen.contains(pod)).cloned().collect();
+        gone.iter().map(|pod| self.remove_pod(pod)).collect()
+    }
+
+    /// Pods with a `/status`, and their addresses.
+    pub fn admin_addresses(&self) -> BTreeMap<ObjectId, (ObjectKind, String)> {
+        let mut addresses = BTreeMap::new();
+        for (owner, pods) in &self.pods {
+            for (name, pod) in pods {
+                if let Some(address) = &pod.admin_address {
+                    addresses.insert(ObjectId::new(&owner.id.namespace, name), (owner.kind, address.clone()));
+                }
+            }
+        }
+        addresses
+    }
+
+    /// What a pod says of itself now; `None` when it has not been heard of for a while.
+    pub fn set_status(&mut self, pod: &ObjectId, status: Option<DataPlaneStatus>) -> Concerned {
+        let Some(owner) = self.pod_owners.get(pod).cloned() else { return Concerned::default() };
+        let known = match &status {
+            Some(status) => self.statuses.insert(pod.clone(), status.clone()),
+            None => self.statuses.remove(pod),
+        };
+        if known == status {
+            return Concerned::default();
+        }
+        let at_once = essence(known.as_ref()) != essence(status.as_ref());
+        let mut keys = self.concerned_by_pod(&owner).now;
+        keys.retain(|key| matches!(key.kind, ObjectKind::OutboxRelay | ObjectKind::Saga));
+        if at_once { Concerned::now(keys) } else { Concerned { now: Vec::new(), gently: keys } }
+    }
+
+    /// The pods of a Microservice that have a relay, with what each says.
+    pub fn relay_pods(&self, microservice: &Key) -> BTreeMap<String, Option<RelayStatus>> {
+        self.admin_pods(microservice)
+            .map(|(name, status)| match status {
+                Some(DataPlaneStatus::Relay(status)) => (name, Some(status.clone())),
+                Some(DataPlaneStatus::Orchestrator(_)) | None => (name, None),
+            })
+            .collect()
+    }
+
+    /// What an orchestrator says of itself: the ready one of its pods, if there are two for a moment.
+    pub fn orchestrator_status(&self, orchestrator: &Key) -> Option<OrchestratorStatus> {
+        self.admin_pods(orchestrator)
+            .filter_map(|(_, status)| match status {
+                Some(DataPlaneStatus::Orchestrator(status)) => Some(status.clone()),
+                Some(DataPlaneStatus::Relay(_)) | None => None,
+            })
+            .max_by_key(|status| status.ready)
+    }
+
+    fn admin_pods(&self, owner: &Key) -> impl Iterator<Item = (String, Option<&DataPlaneStatus>)> {
+        self.pods_of(owner).filter(|(_, pod)| pod.admin_address.is_some()).map(|(name, _)| {
+            let status = self.statuses.get(&ObjectId::new(&owner.id.namespace, name));
+            (name.clone(), status)
+        })
+    }
+
+    pub(super) fn pods_of(&self, owner: &Key) -> impl Iterator<Item = (&String, &PodSeen)> {
+        self.pods.get(owner).into_iter().flatten()
+    }
+
+    fn concerned_by_pod(&self, owner: &Key) -> Concerned {
+        match owner.kind {
+            ObjectKind::Microservice => self.owner_and_relays(owner),
+            ObjectKind::OutboxRelay | ObjectKind::Saga | ObjectKind::Orchestrator => self.concerned_by(owner),
+        }
+    }
+}
+
+/// What makes a condition, as opposed to a number that moves all the time.
+fn essence(status: Option<&DataPlaneStatus>) -> Option<(bool, bool, Vec<&str>, Vec<(u64, &str)>)> {
+    status.map(|status| match status {
+        DataPlaneStatus::Relay(status) => {
+            let reasons = status.problems.iter().map(|problem| problem.reason.as_str()).collect();
+            (status.ready, status.leading, reasons, Vec::new())
+        }
+        DataPlaneStatus::Orchestrator(status) => {
+            let reasons = status.problems.iter().map(|problem| problem.reason.as_str()).collect();
+            let sagas = status.sagas.values().map(|counts| (counts.stuck, counts.version.as_str())).collect();
+            (status.ready, true, reasons, sagas)
+        }
+    })
+}
