@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "these are tests")]
 
 mod database;
+mod database_example;
 mod database_functions;
 mod database_setup;
 mod servers;

@@ -84,7 +84,7 @@ create table weft.saga_barrier (
 
 -- Called by a command's handler in its own transaction. True: do it (or undo it) now. False: answer without doing
 -- anything, because this operation was entered before, or it is an undo whose do never happened, or a do that comes after
--- its undo.
+-- its undo. Commit in either case: a `false` may leave the mark that keeps a late do out.
 --
 -- The barrier of DTM (https://en.dtm.pub/practice/barrier.html): an undo first takes its own key, then its do's. Getting
 -- the latter means that the do never happened; from then on it can't. The unique index makes an undo wait for a do whose

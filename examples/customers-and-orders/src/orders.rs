@@ -1,0 +1,158 @@
+//! The service `orders`: takes orders, and is told by the saga what becomes of them.
+
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    http::{HeaderMap, StatusCode},
+    routing::{get, post},
+};
+use deadpool_postgres::{Pool, Transaction};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio_postgres::Row;
+
+use crate::{
+    outbox::{self, emit},
+    reply::{Reply, Unavailable},
+    saga::{Begun, Command},
+    server,
+};
+
+pub fn routes(pool: Pool) -> Router {
+    Router::new()
+        .route("/orders", post(place).get(list))
+        .route("/orders/{id}", get(show))
+        .route("/commands/approve-order", post(approve))
+        .route("/commands/reject-order", post(reject))
+        .with_state(pool.clone())
+        .merge(server::health(pool))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NewOrder {
+    customer_id: String,
+    /// In cents.
+    total: i64,
+}
+
+/// The order and its event `OrderCreated`, in one transaction; the event starts the saga. With an `Idempotency-Key` a
+/// repeated request is answered with the first one's order.
+async fn place(
+    State(pool): State<Pool>,
+    headers: HeaderMap,
+    Json(NewOrder { customer_id, total }): Json<NewOrder>,
+) -> Result<Reply, Unavailable> {
+    if total <= 0 {
+        return Ok(Reply::refused(StatusCode::BAD_REQUEST, "BadTotal", "total is in cents, and more than 0"));
+    }
+    let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok());
+    let mut client = pool.get().await?;
+    let transaction = client.transaction().await?;
+    let insert = "insert into orders (customer_id, total, idempotency_key) values ($1, $2, $3)
+        on conflict (idempotency_key) do nothing returning id, state";
+    let row = match transaction.query_opt(insert, &[&customer_id, &total, &key]).await? {
+        Some(row) => {
+            let id: &str = row.try_get(0)?;
+            let payload = json!({"orderId": id, "customerId": customer_id, "total": total});
+            emit(&transaction, ("order", id), "OrderCreated", payload, &outbox::trace(&headers)).await?;
+            row
+        }
+        None => transaction.query_one("select id, state from orders where idempotency_key = $1", &[&key]).await?,
+    };
+    transaction.commit().await?;
+    Ok(Reply::created(json!({"id": row.try_get::<_, &str>(0)?, "state": row.try_get::<_, &str>(1)?})))
+}
+
+const ORDER: &str = "select id, customer_id, total, state, reason from orders";
+
+fn order(row: &Row) -> Result<Value, tokio_postgres::Error> {
+    Ok(json!({
+        "id": row.try_get::<_, &str>(0)?,
+        "customerId": row.try_get::<_, &str>(1)?,
+        "total": row.try_get::<_, i64>(2)?,
+        "state": row.try_get::<_, &str>(3)?,
+        "reason": row.try_get::<_, Option<&str>>(4)?,
+    }))
+}
+
+async fn show(State(pool): State<Pool>, Path(id): Path<String>) -> Result<Reply, Unavailable> {
+    let row = pool.get().await?.query_opt(&format!("{ORDER} where id = $1"), &[&id]).await?;
+    Ok(match row {
+        Some(row) => Reply::ok(order(&row)?),
+        None => Reply::refused(StatusCode::NOT_FOUND, "OrderNotFound", "there is no such order"),
+    })
+}
+
+/// The latest hundred.
+async fn list(State(pool): State<Pool>) -> Result<Reply, Unavailable> {
+    let rows = pool.get().await?.query(&format!("{ORDER} order by created_at desc limit 100"), &[]).await?;
+    Ok(Reply::ok(rows.iter().map(order).collect::<Result<_, _>>()?))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Approve {
+    order_id: String,
+}
+
+async fn approve(
+    State(pool): State<Pool>,
+    command: Command,
+    Json(Approve { order_id }): Json<Approve>,
+) -> Result<Reply, Unavailable> {
+    let mut client = pool.get().await?;
+    let transaction = match command.begin(&mut client).await? {
+        Begun::New(transaction) => transaction,
+        Begun::Before(reply) => return Ok(reply),
+    };
+    let reply = decide(&transaction, &command, &order_id, "APPROVED", None).await?;
+    command.finish(transaction, reply).await
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Reject {
+    order_id: String,
+    reason: String,
+}
+
+async fn reject(
+    State(pool): State<Pool>,
+    command: Command,
+    Json(Reject { order_id, reason }): Json<Reject>,
+) -> Result<Reply, Unavailable> {
+    let mut client = pool.get().await?;
+    let transaction = match command.begin(&mut client).await? {
+        Begun::New(transaction) => transaction,
+        Begun::Before(reply) => return Ok(reply),
+    };
+    let reply = decide(&transaction, &command, &order_id, "REJECTED", Some(&reason)).await?;
+    command.finish(transaction, reply).await
+}
+
+/// Moves a pending order to its final state and tells of it.
+async fn decide(
+    transaction: &Transaction<'_>,
+    command: &Command,
+    id: &str,
+    state: &str,
+    reason: Option<&str>,
+) -> Result<Reply, Unavailable> {
+    let update =
+        "update orders set state = $2, reason = $3 where id = $1 and state = 'PENDING' returning customer_id, total";
+    let Some(row) = transaction.query_opt(update, &[&id, &state, &reason]).await? else {
+        return Ok(Reply::refused(StatusCode::CONFLICT, "OrderNotPending", "there is no such pending order"));
+    };
+    let (customer_id, total): (&str, i64) = (row.try_get(0)?, row.try_get(1)?);
+    let mut payload = json!({"orderId": id, "customerId": customer_id, "total": total});
+    let event_type = match reason {
+        Some(reason) => {
+            payload["reason"] = json!(reason);
+            "OrderRejected"
+        }
+        None => "OrderApproved",
+    };
+    emit(transaction, ("order", id), event_type, payload, &command.trace).await?;
+    Ok(Reply::ok(json!({"id": id, "state": state})))
+}
