@@ -6,6 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Contract, DatabaseLogin, Role};
 
+/// Exit code of `weft database setup` when repeating cannot help: a migration that fails, a changed migration, a bad
+/// contract. The Job then gives up at once.
+pub const EXIT_DEFINITE: u8 = 65;
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DatabaseSetup {

@@ -6,7 +6,11 @@
 pub mod apply;
 pub mod backoff;
 pub mod conditions;
+pub mod data_plane;
+pub mod database;
 pub mod failure;
+#[cfg(test)]
+mod fixtures;
 pub mod key;
 pub mod kind;
 pub mod labels;
@@ -14,6 +18,8 @@ pub mod live;
 pub mod microservice;
 pub mod observed;
 pub mod outbox_relay;
+pub mod overlay;
+pub mod owner;
 pub mod plan;
 pub mod pods;
 pub mod queue;

@@ -3,6 +3,8 @@
 mod plan;
 mod status;
 
+pub use plan::{CONTRACT_FILE, CONTRACT_FOLDER};
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;

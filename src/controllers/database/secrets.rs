@@ -1,0 +1,60 @@
+//! The Secrets of a database: created when missing, never read, never changed.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Secret;
+
+use super::{Wanted, host};
+use crate::{
+    contract::database_setup::Purpose,
+    controllers::{data_plane::PASSWORD, kind::Settings, labels::Component, plan::Child},
+    domain::names::{self, POSTGRES_PORT},
+};
+
+/// The key of the binding Secret that holds a connection URI.
+pub const URI: &str = "uri";
+
+pub(super) fn all(wanted: &Wanted<'_>, settings: &Settings) -> Vec<Child> {
+    let mut secrets = vec![binding(wanted, settings), admin(wanted, settings)];
+    if wanted.purpose == Purpose::Service {
+        secrets.push(role(wanted, names::relay_secret(&wanted.owner.name), names::RELAY_ROLE, settings));
+    }
+    secrets.into_iter().map(Child::Secret).collect()
+}
+
+/// `NAME-db`, as the Service Binding specification has it: <https://servicebinding.io/spec/core/1.1.0/#well-known-secret-entries>.
+fn binding(wanted: &Wanted<'_>, settings: &Settings) -> Secret {
+    let owner = wanted.owner;
+    let (host, database, password) = (host(owner), names::database_name(&owner.name), (settings.password)());
+    // the password is of letters and digits, the other parts are names: nothing needs escaping
+    let uri = format!("postgresql://{}:{password}@{host}:{POSTGRES_PORT}/{database}", names::APP_ROLE);
+    let entries = [
+        ("type", "postgresql".to_owned()),
+        ("provider", "weft".to_owned()),
+        ("host", host),
+        ("port", POSTGRES_PORT.to_string()),
+        ("database", database),
+        ("username", names::APP_ROLE.to_owned()),
+        (PASSWORD, password),
+        (URI, uri),
+    ];
+    secret(wanted, names::database(&owner.name), "servicebinding.io/postgresql", entries)
+}
+
+fn admin(wanted: &Wanted<'_>, settings: &Settings) -> Secret {
+    role(wanted, names::admin_secret(&wanted.owner.name), names::ADMIN_ROLE, settings)
+}
+
+fn role(wanted: &Wanted<'_>, name: String, role: &str, settings: &Settings) -> Secret {
+    let entries = [("username", role.to_owned()), (PASSWORD, (settings.password)())];
+    secret(wanted, name, "kubernetes.io/basic-auth", entries)
+}
+
+fn secret<const N: usize>(wanted: &Wanted<'_>, name: String, type_: &str, entries: [(&str, String); N]) -> Secret {
+    Secret {
+        metadata: wanted.owner.lasting_metadata(name, Component::Database),
+        type_: Some(type_.to_owned()),
+        string_data: Some(entries.map(|(key, value)| (key.to_owned(), value)).into_iter().collect::<BTreeMap<_, _>>()),
+        ..Secret::default()
+    }
+}

@@ -1,0 +1,322 @@
+//! The PostgreSQL server: StatefulSet, Service and NetworkPolicy, all named `NAME-db`.
+//!
+//! The official image works unchanged: it runs as user 999, takes its documented environment, and its stop signal (SIGINT)
+//! is PostgreSQL's fast shutdown, so no preStop hook is needed. A log-tailing relay that cannot get rid of its events keeps
+//! a fast shutdown waiting; the grace period ends that, and the next start recovers from the log.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{StatefulSet, StatefulSetPersistentVolumeClaimRetentionPolicy, StatefulSetSpec},
+        core::v1::{
+            Container, ContainerPort, EmptyDirVolumeSource, EnvVar, ExecAction, PersistentVolumeClaim,
+            PersistentVolumeClaimSpec, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, SecurityContext, Service,
+            ServicePort, ServiceSpec, Volume, VolumeMount, VolumeResourceRequirements,
+        },
+        networking::v1::{
+            NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
+        },
+    },
+    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::LabelSelector, util::intstr::IntOrString},
+};
+use kube::core::ObjectMeta;
+
+use super::{ADMIN_PASSWORD, Wanted};
+use crate::{
+    api::v1alpha1::Retention,
+    controllers::{
+        data_plane::{PASSWORD, container_security, mount, password_volume, pin_image, pod_security, requests},
+        kind::Settings,
+        labels::{self, Component, DATABASE_CLIENT_LABEL},
+        observed::Workload,
+        plan::{Child, Rejection},
+    },
+    domain::names::{self, POSTGRES_PORT},
+};
+
+/// User and group `postgres` of the official image (Debian).
+const POSTGRES_USER: i64 = 999;
+/// Name of the volume claim's template: the claim is `data-NAME-db-0`.
+const DATA: &str = "data";
+const DATA_FOLDER: &str = "/var/lib/postgresql/data";
+/// A sub-folder, since a fresh volume's root may hold `lost+found` and belongs to root.
+const PGDATA: &str = "/var/lib/postgresql/data/pgdata";
+const PORT_NAME: &str = "postgres";
+/// Enough for a checkpoint; what is not written by then is recovered from the log.
+const GRACE_SECONDS: i64 = 60;
+
+pub(super) fn all(wanted: &Wanted<'_>, live: Option<&Workload>, settings: &Settings) -> Result<Vec<Child>, Rejection> {
+    Ok(vec![
+        Child::NetworkPolicy(network_policy(wanted)),
+        Child::Service(service(wanted)),
+        Child::StatefulSet(stateful_set(wanted, live, settings)?),
+    ])
+}
+
+fn network_policy(wanted: &Wanted<'_>) -> NetworkPolicy {
+    let owner = wanted.owner;
+    let clients = LabelSelector {
+        match_labels: Some([(DATABASE_CLIENT_LABEL.to_owned(), owner.name.clone())].into()),
+        ..LabelSelector::default()
+    };
+    let rule = NetworkPolicyIngressRule {
+        from: Some(vec![NetworkPolicyPeer { pod_selector: Some(clients), ..NetworkPolicyPeer::default() }]),
+        ports: Some(vec![NetworkPolicyPort {
+            port: Some(IntOrString::Int(POSTGRES_PORT.into())),
+            protocol: Some("TCP".to_owned()),
+            end_port: None,
+        }]),
+    };
+    NetworkPolicy {
+        metadata: owner.metadata(names::database(&owner.name), Component::Database),
+        spec: Some(NetworkPolicySpec {
+            pod_selector: Some(selector(wanted)),
+            policy_types: Some(vec!["Ingress".to_owned()]),
+            ingress: Some(vec![rule]),
+            egress: None,
+        }),
+    }
+}
+
+fn service(wanted: &Wanted<'_>) -> Service {
+    let owner = wanted.owner;
+    Service {
+        metadata: owner.metadata(names::database(&owner.name), Component::Database),
+        spec: Some(ServiceSpec {
+            selector: Some(labels::selector(&owner.name, Component::Database)),
+            ports: Some(vec![ServicePort {
+                name: Some(PORT_NAME.to_owned()),
+                port: POSTGRES_PORT.into(),
+                target_port: Some(IntOrString::String(PORT_NAME.to_owned())),
+                protocol: Some("TCP".to_owned()),
+                ..ServicePort::default()
+            }]),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    }
+}
+
+fn stateful_set(wanted: &Wanted<'_>, live: Option<&Workload>, settings: &Settings) -> Result<StatefulSet, Rejection> {
+    let (owner, postgres) = (wanted.owner, wanted.postgres);
+    let name = names::database(&owner.name);
+    let newest = settings.postgres_image(&postgres.version);
+    let pinned = pin_image(live, &newest, wanted.upgrade, |image| template(wanted, image, settings))?;
+    let when_deleted = match wanted.retention {
+        Retention::Retain => "Retain",
+        Retention::Delete => "Delete",
+    };
+    Ok(StatefulSet {
+        metadata: ObjectMeta {
+            annotations: Some(pinned.annotations),
+            ..owner.metadata(name.clone(), Component::Database)
+        },
+        spec: Some(StatefulSetSpec {
+            replicas: Some(1),
+            service_name: Some(name),
+            selector: selector(wanted),
+            template: pinned.template,
+            // with OrderedReady a server that cannot start would never get the mended template
+            pod_management_policy: Some("Parallel".to_owned()),
+            persistent_volume_claim_retention_policy: Some(StatefulSetPersistentVolumeClaimRetentionPolicy {
+                when_deleted: Some(when_deleted.to_owned()),
+                when_scaled: Some("Retain".to_owned()),
+            }),
+            volume_claim_templates: Some(vec![claim(wanted)]),
+            ..StatefulSetSpec::default()
+        }),
+        status: None,
+    })
+}
+
+fn claim(wanted: &Wanted<'_>) -> PersistentVolumeClaim {
+    let storage = &wanted.postgres.storage;
+    PersistentVolumeClaim {
+        metadata: ObjectMeta {
+            name: Some(DATA.to_owned()),
+            labels: Some(wanted.owner.labels(Component::Database)),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PersistentVolumeClaimSpec {
+            access_modes: Some(vec!["ReadWriteOnce".to_owned()]),
+            storage_class_name: storage.class_name.clone(),
+            resources: Some(VolumeResourceRequirements {
+                requests: Some([("storage".to_owned(), storage.size.clone())].into()),
+                limits: None,
+            }),
+            ..PersistentVolumeClaimSpec::default()
+        }),
+        status: None,
+    }
+}
+
+fn selector(wanted: &Wanted<'_>) -> LabelSelector {
+    LabelSelector {
+        match_labels: Some(labels::selector(&wanted.owner.name, Component::Database)),
+        ..LabelSelector::default()
+    }
+}
+
+fn template(wanted: &Wanted<'_>, image: &str, settings: &Settings) -> Result<PodTemplateSpec, Rejection> {
+    let owner = wanted.owner;
+    Ok(PodTemplateSpec {
+        metadata: Some(ObjectMeta { labels: Some(owner.labels(Component::Database)), ..ObjectMeta::default() }),
+        spec: Some(PodSpec {
+            automount_service_account_token: Some(false),
+            enable_service_links: Some(false),
+            termination_grace_period_seconds: Some(GRACE_SECONDS),
+            security_context: Some(PodSecurityContext {
+                run_as_user: Some(POSTGRES_USER),
+                run_as_group: Some(POSTGRES_USER),
+                fs_group: Some(POSTGRES_USER),
+                fs_group_change_policy: Some("OnRootMismatch".to_owned()),
+                ..pod_security()
+            }),
+            containers: vec![container(wanted, image, settings)?],
+            volumes: Some(vec![
+                password_volume(ADMIN_PASSWORD.0, names::admin_secret(&owner.name)),
+                scratch("run", None),
+                scratch("tmp", None),
+                // parallel queries share memory here; the runtime's own default is 64 MiB
+                scratch("shm", Some("Memory")),
+            ]),
+            ..PodSpec::default()
+        }),
+    })
+}
+
+fn container(wanted: &Wanted<'_>, image: &str, settings: &Settings) -> Result<Container, Rejection> {
+    let postgres = wanted.postgres;
+    let folder = |volume: &str, path: &str| VolumeMount {
+        name: volume.to_owned(),
+        mount_path: path.to_owned(),
+        ..VolumeMount::default()
+    };
+    Ok(Container {
+        name: PORT_NAME.to_owned(),
+        image: Some(image.to_owned()),
+        image_pull_policy: settings.image_pull_policy.clone(),
+        args: Some(arguments(wanted)?),
+        env: Some(environment(wanted)),
+        ports: Some(vec![ContainerPort {
+            name: Some(PORT_NAME.to_owned()),
+            container_port: POSTGRES_PORT.into(),
+            protocol: Some("TCP".to_owned()),
+            ..ContainerPort::default()
+        }]),
+        resources: Some(postgres.resources.clone().unwrap_or_else(|| requests("50m", "128Mi"))),
+        security_context: Some(SecurityContext { read_only_root_filesystem: Some(true), ..container_security() }),
+        // crash recovery may take minutes: nothing may end the server meanwhile. There is no liveness probe: a server that
+        // dies ends its container by itself, and one that is slow must not be killed for it.
+        startup_probe: Some(probe(wanted, 1, 600)),
+        readiness_probe: Some(probe(wanted, 5, 3)),
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
+        volume_mounts: Some(vec![
+            folder(DATA, DATA_FOLDER),
+            folder("run", "/var/run/postgresql"),
+            folder("tmp", "/tmp"),
+            folder("shm", "/dev/shm"),
+            mount(ADMIN_PASSWORD.0, ADMIN_PASSWORD.1),
+        ]),
+        ..Container::default()
+    })
+}
+
+/// Over TCP: while the image makes the database, its server listens on a socket only and does not count.
+fn probe(wanted: &Wanted<'_>, period_seconds: i32, failures: i32) -> Probe {
+    let database = names::database_name(&wanted.owner.name);
+    let command = ["pg_isready", "-q", "-h", "127.0.0.1", "-U", names::ADMIN_ROLE, "-d", &database];
+    Probe {
+        exec: Some(ExecAction { command: Some(command.map(str::to_owned).into()) }),
+        period_seconds: Some(period_seconds),
+        timeout_seconds: Some(3),
+        failure_threshold: Some(failures),
+        ..Probe::default()
+    }
+}
+
+fn environment(wanted: &Wanted<'_>) -> Vec<EnvVar> {
+    let password_file = format!("{}/{PASSWORD}", ADMIN_PASSWORD.1);
+    [
+        ("POSTGRES_USER", names::ADMIN_ROLE.to_owned()),
+        ("POSTGRES_PASSWORD_FILE", password_file),
+        ("POSTGRES_DB", names::database_name(&wanted.owner.name)),
+        ("POSTGRES_HOST_AUTH_METHOD", "scram-sha-256".to_owned()),
+        ("POSTGRES_INITDB_ARGS", "--auth-host=scram-sha-256".to_owned()),
+        ("PGDATA", PGDATA.to_owned()),
+    ]
+    .map(|(name, value)| EnvVar { name: name.to_owned(), value: Some(value), value_from: None })
+    .into()
+}
+
+/// `postgres -c NAME=VALUE …`, sorted by name: Weft's defaults, over them the user's, over them what must not change.
+fn arguments(wanted: &Wanted<'_>) -> Result<Vec<String>, Rejection> {
+    let mut parameters = BTreeMap::from([
+        ("max_replication_slots".to_owned(), "10".to_owned()),
+        ("max_slot_wal_keep_size".to_owned(), format!("{}MB", slot_megabytes(&wanted.postgres.storage.size)?)),
+        ("max_wal_senders".to_owned(), "10".to_owned()),
+    ]);
+    parameters.extend(wanted.postgres.parameters.clone());
+    parameters.insert("wal_level".to_owned(), "logical".to_owned());
+    let settings = parameters.into_iter().flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]);
+    Ok(std::iter::once("postgres".to_owned()).chain(settings).collect())
+}
+
+/// A relay that is away must not fill the volume: its slot may hold back half of it, and at least a few segments.
+fn slot_megabytes(size: &Quantity) -> Result<u64, Rejection> {
+    const LEAST: u64 = 128;
+    let bytes = bytes(&size.0).ok_or_else(|| Rejection {
+        reason: "InvalidStorageSize",
+        message: format!(
+            "spec.database.postgres.storage.size: `{}` is not a size that Weft reads; give a whole number and a unit, such as 1Gi",
+            size.0
+        ),
+    })?;
+    Ok((bytes / 2 / (1 << 20)).max(LEAST))
+}
+
+/// Whole bytes of a quantity as people write sizes: digits, then a unit or none.
+fn bytes(quantity: &str) -> Option<u64> {
+    let digits = quantity.find(|c: char| !c.is_ascii_digit()).unwrap_or(quantity.len());
+    let (number, unit) = quantity.split_at(digits);
+    let factor: u64 = match unit {
+        "" => 1,
+        "k" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "T" => 1_000_000_000_000,
+        "P" => 1_000_000_000_000_000,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        "Ti" => 1 << 40,
+        "Pi" => 1 << 50,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+fn scratch(name: &str, medium: Option<&str>) -> Volume {
+    let limit = medium.map(|_| Quantity("256Mi".to_owned()));
+    Volume {
+        name: name.to_owned(),
+        empty_dir: Some(EmptyDirVolumeSource { medium: medium.map(str::to_owned), size_limit: limit }),
+        ..Volume::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        assert_eq!(bytes("1Gi"), Some(1 << 30));
+        assert_eq!(bytes("500M"), Some(500_000_000));
+        assert_eq!(bytes("1024"), Some(1024));
+        for odd in ["", "Gi", "1.5Gi", "1e9", "-1Gi", "99999999999Pi"] {
+            assert_eq!(bytes(odd), None, "{odd}");
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The set-up Job: roles, Weft's tables, then migrations, in the pod network.
+
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::{
+    batch::v1::{
+        Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyOnPodConditionsPattern,
+        PodFailurePolicyRule,
+    },
+    core::v1::{ConfigMap, Container, PodSpec, PodTemplateSpec, Volume, VolumeMount},
+};
+use kube::core::ObjectMeta;
+
+use super::{ADMIN_PASSWORD, APP_PASSWORD, RELAY_PASSWORD, Stage, Wanted, host, stage};
+use crate::{
+    contract::{
+        Contract, DatabaseLogin, Role,
+        database_setup::{DatabaseSetup, EXIT_DEFINITE, Purpose},
+    },
+    controllers::{
+        data_plane::{
+            PASSWORD, config_map_volume, mount, password_volume, pod_security, requests, short_hash, weft_security,
+        },
+        kind::Settings,
+        labels::{Component, DATABASE_CLIENT_LABEL},
+        observed::{DatabaseObserved, Migrations},
+        plan::{Child, Rejection},
+    },
+    domain::names::{self, POSTGRES_PORT},
+};
+
+const CONTRACT: (&str, &str) = ("weft-setup", "/etc/weft/setup");
+const CONTRACT_FILE: &str = "setup.yaml";
+const MIGRATIONS: (&str, &str) = ("migrations", "/etc/weft/migrations");
+/// The program waits for the server by itself and ends only when it is done or cannot be; so this bounds crashes of nodes
+/// and the like, and is large: a Job that gave up needs a person.
+const BACKOFF_LIMIT: i32 = 1000;
+
+/// The contract's ConfigMap, and the Job of the present input, unless its migrations are missing.
+pub(super) fn all(
+    wanted: &Wanted<'_>,
+    observed: &DatabaseObserved,
+    settings: &Settings,
+) -> Result<Vec<Child>, Rejection> {
+    let mut children = vec![Child::ConfigMap(config_map(wanted)?)];
+    if !matches!(stage(wanted, observed), Stage::MigrationsMissing { .. } | Stage::MigrationsEmpty { .. }) {
+        children.push(Child::Job(job(wanted, observed, settings)));
+    }
+    Ok(children)
+}
+
+/// The name holds a hash of everything that the Job works from, but not of the image: a new operator runs no new Job.
+pub(super) fn job_name(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> String {
+    // a struct of strings, numbers and paths always has a form in YAML
+    let mut input = contract(wanted).to_yaml().unwrap_or_default();
+    if let Some(Migrations::Found { hash, .. }) = &observed.migrations {
+        input.push_str(hash);
+    }
+    names::setup_job(&wanted.owner.name, &short_hash(input.as_bytes(), 8))
+}
+
+pub(super) fn contract(wanted: &Wanted<'_>) -> DatabaseSetup {
+    let owner = wanted.owner;
+    let role = |name: &str, (_, folder): (&str, &str)| Role {
+        name: name.to_owned(),
+        password_file: Path::new(folder).join(PASSWORD),
+    };
+    DatabaseSetup {
+        admin: DatabaseLogin {
+            host: host(owner),
+            port: POSTGRES_PORT,
+            database: names::database_name(&owner.name),
+            role: role(names::ADMIN_ROLE, ADMIN_PASSWORD),
+        },
+        owner: names::OWNER_ROLE.to_owned(),
+        app: role(names::APP_ROLE, APP_PASSWORD),
+        relay: (wanted.purpose == Purpose::Service).then(|| role(names::RELAY_ROLE, RELAY_PASSWORD)),
+        purpose: wanted.purpose,
+        migrations: wanted.migrations.map(|_| PathBuf::from(MIGRATIONS.1)),
+    }
+}
+
+fn config_map(wanted: &Wanted<'_>) -> Result<ConfigMap, Rejection> {
+    let text = contract(wanted).to_yaml().map_err(|error| Rejection {
+        reason: "ContractNotWritable",
+        message: format!("the set-up contract of database {} cannot be written: {error}", wanted.owner.name),
+    })?;
+    Ok(ConfigMap {
+        metadata: wanted.owner.metadata(names::setup(&wanted.owner.name), Component::Setup),
+        data: Some([(CONTRACT_FILE.to_owned(), text)].into()),
+        ..ConfigMap::default()
+    })
+}
+
+fn job(wanted: &Wanted<'_>, observed: &DatabaseObserved, settings: &Settings) -> Job {
+    let owner = wanted.owner;
+    let mut labels = owner.labels(Component::Setup);
+    labels.insert(DATABASE_CLIENT_LABEL.to_owned(), owner.name.clone());
+    let (volumes, mounts) = volumes(wanted);
+    let template = PodTemplateSpec {
+        metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
+        spec: Some(PodSpec {
+            automount_service_account_token: Some(false),
+            enable_service_links: Some(false),
+            restart_policy: Some("Never".to_owned()),
+            security_context: Some(pod_security()),
+            containers: vec![container(mounts, settings)],
+            volumes: Some(volumes),
+            ..PodSpec::default()
+        }),
+    };
+    Job {
+        metadata: owner.metadata(job_name(wanted, observed), Component::Setup),
+        spec: Some(JobSpec {
+            backoff_limit: Some(BACKOFF_LIMIT),
+            pod_failure_policy: Some(failure_policy()),
+            template,
+            ..JobSpec::default()
+        }),
+        ..Job::default()
+    }
+}
+
+const CONTAINER: &str = "setup";
+
+fn container(mounts: Vec<VolumeMount>, settings: &Settings) -> Container {
+    let config = format!("{}/{CONTRACT_FILE}", CONTRACT.1);
+    Container {
+        name: CONTAINER.to_owned(),
+        image: Some(settings.image.clone()),
+        image_pull_policy: settings.image_pull_policy.clone(),
+        args: Some(["database", "setup", "--config", &config].map(str::to_owned).into()),
+        resources: Some(requests("10m", "32Mi")),
+        security_context: Some(weft_security()),
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
+        volume_mounts: Some(mounts),
+        ..Container::default()
+    }
+}
+
+fn volumes(wanted: &Wanted<'_>) -> (Vec<Volume>, Vec<VolumeMount>) {
+    let name = &wanted.owner.name;
+    let mut volumes = vec![
+        (config_map_volume(CONTRACT.0, names::setup(name)), CONTRACT),
+        (password_volume(ADMIN_PASSWORD.0, names::admin_secret(name)), ADMIN_PASSWORD),
+        (password_volume(APP_PASSWORD.0, names::database(name)), APP_PASSWORD),
+    ];
+    if wanted.purpose == Purpose::Service {
+        volumes.push((password_volume(RELAY_PASSWORD.0, names::relay_secret(name)), RELAY_PASSWORD));
+    }
+    if let Some(config_map) = wanted.migrations {
+        volumes.push((config_map_volume(MIGRATIONS.0, config_map.to_owned()), MIGRATIONS));
+    }
+    volumes.into_iter().map(|(volume, (name, path))| (volume, mount(name, path))).unzip()
+}
+
+/// A definite error ends the Job at once; a pod that its node lost does not count.
+fn failure_policy() -> PodFailurePolicy {
+    let definite = PodFailurePolicyOnExitCodesRequirement {
+        container_name: Some(CONTAINER.to_owned()),
+        operator: "In".to_owned(),
+        values: vec![i32::from(EXIT_DEFINITE)],
+    };
+    let disrupted =
+        PodFailurePolicyOnPodConditionsPattern { type_: "DisruptionTarget".to_owned(), status: "True".to_owned() };
+    PodFailurePolicy {
+        rules: vec![
+            PodFailurePolicyRule {
+                action: "FailJob".to_owned(),
+                on_exit_codes: Some(definite),
+                on_pod_conditions: None,
+            },
+            PodFailurePolicyRule {
+                action: "Ignore".to_owned(),
+                on_exit_codes: None,
+                on_pod_conditions: Some(vec![disrupted]),
+            },
+        ],
+    }
+}

@@ -1,0 +1,128 @@
+//! Objects and settings for the tests of plans and statuses.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+
+use super::{
+    kind::Settings,
+    observed::{JobOutcome, JobState, Workload},
+    plan::{Child, Plan},
+};
+use crate::api::v1alpha1::{Microservice, OutboxRelay, Saga};
+
+pub fn settings() -> Settings {
+    Settings {
+        image: "localhost/weft:1".to_owned(),
+        image_pull_policy: None,
+        postgres_image: "docker.io/library/postgres:{version}".to_owned(),
+        namespace: "weft-system".to_owned(),
+        pod_labels: [("app.kubernetes.io/name".to_owned(), "weft".to_owned())].into(),
+        password: || "password0123456789".to_owned(),
+    }
+}
+
+pub fn now() -> Timestamp {
+    Timestamp::from_second(1_700_000_000).unwrap()
+}
+
+fn object<K: DeserializeOwned>(kind: &str, name: &str, spec: &str) -> K {
+    let spec: serde_yaml::Value = serde_yaml::from_str(spec).unwrap();
+    let text = serde_json::json!({
+        "apiVersion": "weft.dev/v1alpha1", "kind": kind, "spec": spec,
+        "metadata": {"name": name, "namespace": "shop", "uid": format!("uid-of-{name}"), "generation": 3},
+    });
+    serde_json::from_value(text).unwrap()
+}
+
+/// A Microservice of namespace `shop` with the spec in YAML.
+pub fn microservice(name: &str, spec: &str) -> Microservice {
+    object("Microservice", name, spec)
+}
+
+pub fn relay(name: &str, spec: &str) -> Arc<OutboxRelay> {
+    Arc::new(object("OutboxRelay", name, spec))
+}
+
+pub fn saga(name: &str, spec: &str) -> Saga {
+    object("Saga", name, spec)
+}
+
+/// The relay of the Microservice `service`, with the defaults.
+pub fn relay_of(service: &str) -> Arc<OutboxRelay> {
+    relay(
+        service,
+        &format!("{{microservice: {service}, sink: {{nats: {{url: 'nats://weft-nats.weft-system:4222'}}}}}}"),
+    )
+}
+
+pub fn ready(pods: i32) -> Workload {
+    Workload {
+        generation: 1,
+        observed_generation: 1,
+        wanted: pods,
+        replicas: pods,
+        updated: pods,
+        ready: pods,
+        available: pods,
+        ..Workload::default()
+    }
+}
+
+pub fn job(outcome: JobOutcome) -> JobState {
+    JobState { annotations: Default::default(), outcome, problems: Vec::new() }
+}
+
+/// The children as one YAML stream, for snapshots.
+pub fn yaml(plan: &Plan) -> String {
+    plan.children.iter().map(|child| format!("---\n{}", serde_yaml::to_string(&value(child)).unwrap())).collect()
+}
+
+/// A child as JSON, with its kind.
+pub fn value(child: &Child) -> serde_json::Value {
+    match child {
+        Child::ServiceAccount(child) => serde_json::to_value(child),
+        Child::Secret(child) => serde_json::to_value(child),
+        Child::ConfigMap(child) => serde_json::to_value(child),
+        Child::Service(child) => serde_json::to_value(child),
+        Child::StatefulSet(child) => serde_json::to_value(child),
+        Child::Job(child) => serde_json::to_value(child),
+        Child::Deployment(child) => serde_json::to_value(child),
+        Child::NetworkPolicy(child) => serde_json::to_value(child),
+        Child::PodDisruptionBudget(child) => serde_json::to_value(child),
+    }
+    .unwrap()
+}
+
+/// `KIND/NAME` of each child, in order.
+pub fn names(plan: &Plan) -> Vec<String> {
+    let name = |child: &serde_json::Value| {
+        format!("{}/{}", child["kind"].as_str().unwrap(), child["metadata"]["name"].as_str().unwrap())
+    };
+    plan.children.iter().map(value).map(|child| name(&child)).collect()
+}
+
+/// The child `KIND/NAME`, which must be there.
+pub fn find(plan: &Plan, wanted: &str) -> serde_json::Value {
+    let at = names(plan).iter().position(|name| name == wanted).unwrap_or_else(|| panic!("{wanted} is not planned"));
+    value(&plan.children[at])
+}
+
+/// Pod Security `restricted`, as far as its rules concern fields that Weft writes.
+/// <https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted>
+pub fn assert_restricted(pod: &serde_json::Value) {
+    assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+    assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+    for list in ["containers", "initContainers"] {
+        for container in pod[list].as_array().into_iter().flatten() {
+            let security = &container["securityContext"];
+            assert_eq!(security["allowPrivilegeEscalation"], false, "{}", container["name"]);
+            assert_eq!(security["capabilities"], serde_json::json!({"drop": ["ALL"]}), "{}", container["name"]);
+        }
+    }
+    for volume in pod["volumes"].as_array().into_iter().flatten() {
+        let allowed = ["configMap", "secret", "emptyDir", "projected"].iter().any(|kind| volume.get(kind).is_some());
+        assert!(allowed, "{volume}");
+    }
+}
