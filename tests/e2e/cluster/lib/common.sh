@@ -1,6 +1,8 @@
 # Names, places, messages and locks: what every other file here uses.
 # shellcheck shell=bash
 
+PATH=$PATH:/usr/sbin:/sbin # not everyone's PATH has them, and iptables, ip and modprobe lie there
+
 say() { printf '%s\n' "$*"; }
 die() {
   printf 'cluster: %s\n' "$*" >&2
@@ -57,12 +59,15 @@ lock() {
 
 # --- waiting ------------------------------------------------------------------
 
-# until_ok SECONDS WHAT COMMAND…: tries five times a second, dies when the time is over.
+# until_ok SECONDS WHAT COMMAND…: tries five times a second, dies when the time is over, or
+# earlier when GUARD, a command, says that there is nothing to wait for any more.
+GUARD=:
 until_ok() {
   local end=$((SECONDS + $1)) what=$2
   shift 2
   until "$@" >/dev/null 2>&1; do
-    [ $SECONDS -lt $end ] || die "$what did not happen in time; see: WEFT_CLUSTER=$NAME $0 logs"
+    $GUARD
+    [ $SECONDS -lt $end ] || die "waited in vain for $what; see: WEFT_CLUSTER=$NAME $0 logs"
     sleep 0.2
   done
 }

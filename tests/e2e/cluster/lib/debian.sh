@@ -2,17 +2,16 @@
 # shellcheck shell=bash
 
 # command:package pairs. A command that is there, from wherever, is good enough.
-DEBIAN_TOOLS=(gcc:gcc openssl:openssl flock:util-linux git:git curl:curl)
+DEBIAN_TOOLS=(gcc:gcc flock:util-linux)
 DEBIAN_IMAGES=(umoci:umoci mmdebstrap:mmdebstrap busybox:busybox-static)
-DEBIAN_NODE=(containerd:containerd ctr:containerd runc:runc iptables:iptables conntrack:conntrack
+DEBIAN_NODE=(openssl:openssl containerd:containerd ctr:containerd runc:runc iptables:iptables conntrack:conntrack
   ebtables:ebtables socat:socat ipset:ipset ip:iproute2 modprobe:kmod nsenter:util-linux setpriv:util-linux)
 
 # debian_install PAIR…: installs what is missing; not root, it says so in one line.
 debian_install() {
-  local pair path missing=()
-  path=$PATH:/usr/sbin:/sbin
+  local pair missing=()
   for pair in "$@"; do
-    PATH=$path command -v "${pair%%:*}" >/dev/null 2>&1 || missing+=("${pair#*:}")
+    have "${pair%%:*}" || missing+=("${pair#*:}")
   done
   case " $* " in *" containerd:"*)
     [ -x /usr/lib/cni/bridge ] || missing+=(containernetworking-plugins)
@@ -40,5 +39,4 @@ debian_install() {
   rm -f "$log"
 }
 
-# Debian's containerd would start a service of its own where there is systemd; this cluster runs its own.
 apt_install() { DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"; }

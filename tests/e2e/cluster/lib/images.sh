@@ -20,6 +20,7 @@ images() {
   build
   debian_install "${DEBIAN_IMAGES[@]}" "${DEBIAN_NODE[@]}"
   lock images
+  rm -rf "$IMAGES"/.root.* "$IMAGES"/*.oci.tar.* # of a run that was killed
   local name missing=()
   for name in $(base_images); do [ -f "$(image_file "$name")" ] || missing+=("$name"); done
   stages $((${#missing[@]} + 1))
@@ -112,7 +113,8 @@ image_of_postgres() { # like the official Debian one, but for LANG (C.UTF-8) and
     "$POSTGRES_SUITE" "$1.tar"
   tar -C "$1" -xf "$1.tar" --exclude='./dev/*'
   rm -f "$1.tar"
-  rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/var/log/* "$1/etc/apt/sources.list" "$1"/etc/apt/sources.list.d/*
+  rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/var/log/* "$1/etc/apt/sources.list" \
+    "$1"/etc/apt/sources.list.d/*
   install -m 0755 "$HERE/images/postgres-entrypoint.sh" "$1/usr/local/bin/docker-entrypoint.sh"
   mkdir -p "$1/docker-entrypoint-initdb.d"
   install -d -o 999 -g 999 -m 0755 "$1/var/lib/postgresql"

@@ -1,40 +1,42 @@
 # The same verbs on kind, for machines with a Docker engine.
 # shellcheck shell=bash
 
-kind_is_up() { kind get clusters 2>/dev/null | grep -qx -- "$NAME"; }
-kind_node() { say "$NAME-control-plane"; }
+KIND_NAME=weft-$NAME # beside clusters of other projects
+KIND=$CACHE/kind-$NAME # its folder; not under /var/lib, because with Docker no root is needed
+
+kind_is_up() { kind get clusters 2>/dev/null | grep -qx "$KIND_NAME"; }
+kind_node() { say "$KIND_NAME-control-plane"; }
 kind_need() { kind_is_up || die "cluster $NAME is not up"; }
 
 kind_up() {
   build
   lock "cluster-$NAME"
   if kind_is_up; then
-    kind get kubeconfig --name "$NAME" >"$KIND/kubeconfig"
+    kind get kubeconfig --name "$KIND_NAME" >"$KIND/kubeconfig"
     kubeconfig_write "$KIND/kubeconfig" "$1"
     say "cluster $NAME is up already; kubeconfig: $1"
     return
   fi
   local begun=$SECONDS
   mkdir -p "$KIND/log"
+  : >"$KIND/log/audit.log" # ours to read, which it would not be if the API server made it
   cp "$HERE/manifests/audit-policy.yaml" "$KIND/audit-policy.yaml"
   sed "s#@DIR@#$KIND#g" "$HERE/manifests/kind.yaml" >"$KIND/kind.yaml"
-  kind create cluster --name "$NAME" --config "$KIND/kind.yaml" --kubeconfig "$KIND/kubeconfig" --wait 180s
+  kind create cluster --name "$KIND_NAME" --config "$KIND/kind.yaml" --kubeconfig "$KIND/kubeconfig" --wait 180s
   kubeconfig_write "$KIND/kubeconfig" "$1"
   say "cluster $NAME is up after $((SECONDS - begun)) s (kind); kubeconfig: $1"
 }
 
 kind_down() {
   lock "cluster-$NAME"
-  kind delete cluster --name "$NAME"
-  # The API server in the node wrote its log as root.
-  rm -rf "$KIND" 2>/dev/null || docker run --rm -v "$KIND:/it" busybox:1 sh -c 'rm -rf /it/*' || true
-  rm -rf "$KIND" 2>/dev/null || true
+  kind delete cluster --name "$KIND_NAME"
+  rm -rf "$KIND"
 }
 
 kind_load() {
   kind_need
   local file
-  for file; do kind load image-archive "$file" --name "$NAME"; done
+  for file; do kind load image-archive "$file" --name "$KIND_NAME"; done
 }
 
 kind_status() {
@@ -60,6 +62,3 @@ kind_exec_node() {
   docker exec -i "$(kind_node)" "$@"
 }
 kind_audit_log() { say "$KIND/log/audit.log"; }
-
-# Not under /var/lib: with Docker, no root is needed.
-KIND=$CACHE/kind-$NAME

@@ -94,12 +94,17 @@ start() {
 
 DAEMONS=(etcd apiserver controller-manager scheduler containerd kubelet kube-proxy kube-router)
 
-# daemons_dead prints those that do not run.
+# daemons_dead [started] prints those that do not run (of those that were started at all).
 daemons_dead() {
+  local name of=()
+  for name in "${DAEMONS[@]}"; do
+    if [ $# = 0 ] || [ -f "$RUN/$name.pid" ]; then of+=("$name"); fi
+  done
+  [ ${#of[@]} -gt 0 ] || return 0
   # shellcheck disable=SC2016
   node bash -c 'run=$1; shift
     for name; do kill -0 "$(cat "$run/$name.pid" 2>/dev/null)" 2>/dev/null || printf "%s " "$name"; done
-  ' bash "$RUN" "${DAEMONS[@]}"
+  ' bash "$RUN" "${of[@]}"
 }
 
 # node_clear: takes away the node and all that a killed run may have left of it.
