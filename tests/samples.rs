@@ -1,0 +1,144 @@
+//! The samples in `config/samples`: every field is known, every reference leads somewhere, every saga passes the lint, and
+//! the migrations are those of the example.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "these are tests")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::ResourceExt;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use weft::api::v1alpha1::{Microservice, OutboxRelay, Saga, SagaCommand};
+
+fn at(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// All documents of one sample, by kind.
+#[derive(Default)]
+struct Sample {
+    microservices: Vec<Microservice>,
+    relays: Vec<OutboxRelay>,
+    sagas: Vec<Saga>,
+    config_maps: Vec<ConfigMap>,
+}
+
+impl Sample {
+    fn read(folder: &Path) -> Self {
+        let mut sample = Self::default();
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            for document in serde_yaml::Deserializer::from_str(&fs::read_to_string(&path).unwrap()) {
+                let document = Value::deserialize(document).unwrap();
+                match document["kind"].as_str().unwrap() {
+                    "Microservice" => sample.microservices.push(parse(&path, document)),
+                    "OutboxRelay" => sample.relays.push(parse(&path, document)),
+                    "Saga" => sample.sagas.push(parse(&path, document)),
+                    "ConfigMap" => sample.config_maps.push(parse(&path, document)),
+                    kind => panic!("{}: what is a {kind}?", path.display()),
+                }
+            }
+        }
+        sample
+    }
+
+    fn microservice(&self, name: &str) -> &Microservice {
+        let found = self.microservices.iter().find(|service| service.name_any() == name);
+        found.unwrap_or_else(|| panic!("there is no Microservice {name}"))
+    }
+
+    fn assert_command(&self, service: &str, command: &str) {
+        let commands = &self.microservice(service).spec.commands;
+        assert!(commands.contains_key(command), "{service} has no command {command}");
+    }
+}
+
+/// Parses strictly: a field that the type does not know is gone after a round trip.
+fn parse<T: DeserializeOwned + Serialize>(path: &Path, document: Value) -> T {
+    let object: T =
+        serde_json::from_value(document.clone()).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let known = fields(&serde_json::to_value(&object).unwrap());
+    let unknown: Vec<_> = fields(&document).difference(&known).cloned().collect();
+    assert!(unknown.is_empty(), "{}: unknown fields {unknown:?}", path.display());
+    object
+}
+
+/// Paths of all fields, `/spec/ports/0/name`.
+fn fields(value: &Value) -> BTreeSet<String> {
+    fn walk(value: &Value, path: &str, found: &mut BTreeSet<String>) {
+        let mut child = |name: &str, value| {
+            let path = format!("{path}/{name}");
+            walk(value, &path, found);
+            found.insert(path);
+        };
+        match value {
+            Value::Object(members) => members.iter().for_each(|(name, value)| child(name, value)),
+            Value::Array(items) => items.iter().enumerate().for_each(|(n, value)| child(&n.to_string(), value)),
+            _ => {}
+        }
+    }
+    let mut found = BTreeSet::new();
+    walk(value, "", &mut found);
+    found
+}
+
+fn samples() -> Vec<(PathBuf, Sample)> {
+    let folders = fs::read_dir(at("config/samples")).unwrap().map(|entry| entry.unwrap().path());
+    folders.filter(|path| path.is_dir()).map(|path| (path.clone(), Sample::read(&path))).collect()
+}
+
+#[test]
+fn every_reference_leads_somewhere() {
+    let samples = samples();
+    assert!(!samples.is_empty());
+    for (_, sample) in &samples {
+        for service in &sample.microservices {
+            for dependency in &service.spec.depends_on {
+                sample.microservice(&dependency.service);
+            }
+            let migrations = service.spec.database.as_ref().and_then(|database| database.migrations.as_ref());
+            if let Some(migrations) = migrations {
+                assert!(sample.config_maps.iter().any(|map| map.name_any() == migrations.config_map));
+            }
+        }
+        for relay in &sample.relays {
+            sample.microservice(&relay.spec.microservice);
+        }
+        for saga in &sample.sagas {
+            if let Some(start) = &saga.spec.start_on {
+                assert!(sample.relays.iter().any(|relay| relay.spec.microservice == start.service));
+            }
+            for step in &saga.spec.steps {
+                let SagaCommand { service, command, .. } = &step.action;
+                sample.assert_command(service, command);
+                if let Some(undo) = step.undo.as_ref().filter(|undo| !undo.none) {
+                    sample.assert_command(undo.service.as_ref().unwrap(), undo.command.as_ref().unwrap());
+                }
+            }
+            if let Some(SagaCommand { service, command, .. }) = &saga.spec.on_compensated {
+                sample.assert_command(service, command);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_migrations_are_those_of_the_example() {
+    let sample = Sample::read(&at("config/samples/customers-and-orders"));
+    for service in ["customers", "orders"] {
+        let folder = at(&format!("examples/customers-and-orders/migrations/{service}"));
+        let files: BTreeMap<_, _> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read_to_string(&path).unwrap()))
+            .collect();
+        let name = format!("{service}-migrations");
+        let map = sample.config_maps.iter().find(|map| map.name_any() == name).unwrap();
+        assert_eq!(map.data.as_ref(), Some(&files), "config/samples/customers-and-orders/{name}.yaml is behind");
+    }
+}
