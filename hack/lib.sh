@@ -12,7 +12,7 @@ export PATH
 # Never the cluster that a developer's own $KUBECONFIG names: this is for clusters that the cluster tool made.
 export KUBECONFIG=${WEFT_KUBECONFIG:-$ROOT/kubeconfig}
 
-say() { printf '%s\n' "$*"; }
+say() { printf '%s\n' "$@"; }
 die() {
   printf '%s: %s\n' "$(basename "$0")" "$*" >&2
   exit 1
@@ -23,24 +23,25 @@ have() { command -v "$1" >/dev/null 2>&1; }
 #   [3/9] the operator … 12 s
 # The output goes to a log, of which a failing stage shows the end. Returns the command's status.
 # With LIVE=1 the output is shown as well, for what takes minutes the first time.
+# Not to be called before `||` or in a condition, where bash ignores `set -e` in all that is called: use `try_stage`.
 STAGES=0 STAGE=0
 stage() {
-  local what=$1 begun=$SECONDS log status=0 seen=''
+  local what=$1 begun=$SECONDS log status seen='' options=$-
   shift
   STAGE=$((STAGE + 1))
   mkdir -p "$ROOT/.run/log"
   log=$ROOT/.run/log/$(basename "$0")-$STAGE.log
   printf '[%d/%d] %s … ' "$STAGE" "$STAGES" "$what"
-  # a process of its own, so that `set -e` holds in it
+  set +e
   if [ -n "${LIVE:-}" ]; then
-    { (trap - EXIT && set -e && "$@") 2>&1 & wait $! || echo $? >"$log.status"; } | tee "$log" | sed -u '1s/^/\n/; s/^/      /'
-    [ ! -f "$log.status" ] || status=$(cat "$log.status")
-    rm -f "$log.status"
+    (trap - EXIT && set -e && "$@") 2>&1 | tee "$log" | sed -u 's/^/      /; 1s/^/\n/'
+    status=${PIPESTATUS[0]}
     [ ! -s "$log" ] || seen=$(printf '      %s: ' "$what")
   else
-    (trap - EXIT && set -e && "$@") >"$log" 2>&1 &
-    wait $! || status=$?
+    (trap - EXIT && set -e && "$@") >"$log" 2>&1
+    status=$?
   fi
+  case $options in *e*) set -e ;; esac
   if [ "$status" = 0 ]; then
     printf '%s%d s\n' "$seen" $((SECONDS - begun))
   else
@@ -49,4 +50,14 @@ stage() {
     say "the whole output: $log"
   fi
   return "$status"
+}
+
+# try_stage NAME COMMAND…: as `stage`, but goes on; whether it passed is in $passed.
+passed=yes
+try_stage() {
+  passed=''
+  set +e
+  stage "$@"
+  case $? in 0) passed=yes ;; esac
+  set -e
 }
