@@ -1,4 +1,5 @@
 //! Pure rules: no async, no clients, no clock, no randomness of its own.
 
+pub mod event;
 pub mod names;
 pub mod saga;

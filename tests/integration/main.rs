@@ -2,8 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "these are tests")]
 
+#[path = "../support/checker.rs"]
+mod checker;
 mod database;
 mod database_example;
 mod database_functions;
 mod database_setup;
+mod relay;
+mod relay_harness;
 mod servers;

@@ -43,6 +43,8 @@ create table weft.relay_checkpoint (
     snapshot   pg_snapshot,
     -- log tailing: everything that committed before is published
     lsn        pg_lsn,
+    -- log tailing: every row from before the slot is published
+    copied     boolean not null default false,
     published  bigint not null default 0,
     updated_at timestamptz not null default now()
 );

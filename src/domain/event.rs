@@ -1,0 +1,300 @@
+//! The event envelope: an outbox row as a CloudEvent in binary mode (CloudEvents 1.0, NATS protocol binding).
+//!
+//! Attributes travel as `ce-…` headers, the row's `payload` as the message's data, untouched. Readers need the names below
+//! and [`decode`]; the relay needs the rest.
+
+use std::{borrow::Cow, fmt};
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+pub const SPEC_VERSION: &str = "1.0";
+pub const CONTENT_TYPE_JSON: &str = "application/json";
+
+pub const HEADER_CONTENT_TYPE: &str = "content-type";
+pub const HEADER_SPEC_VERSION: &str = "ce-specversion";
+/// The outbox row's `id`; the same for every duplicate.
+pub const HEADER_ID: &str = "ce-id";
+/// `/NAMESPACE/SERVICE`.
+pub const HEADER_SOURCE: &str = "ce-source";
+/// The row's `type`.
+pub const HEADER_TYPE: &str = "ce-type";
+/// The row's `aggregate_id`.
+pub const HEADER_SUBJECT: &str = "ce-subject";
+/// The row's `created_at`, RFC 3339 in UTC.
+pub const HEADER_TIME: &str = "ce-time";
+/// `AGGREGATE_TYPE/AGGREGATE_ID`: events of one partition key are in the order of their commits.
+pub const HEADER_PARTITION_KEY: &str = "ce-partitionkey";
+/// [`Position`]: where the event stands among all events of its relay.
+pub const HEADER_SEQUENCE: &str = "ce-sequence";
+pub const HEADER_TRACEPARENT: &str = "ce-traceparent";
+pub const HEADER_CORRELATION_ID: &str = "ce-correlationid";
+pub const HEADER_CAUSATION_ID: &str = "ce-causationid";
+
+/// The headers that every event has.
+pub const FIXED_HEADERS: [&str; 9] = [
+    HEADER_SPEC_VERSION,
+    HEADER_ID,
+    HEADER_SOURCE,
+    HEADER_TYPE,
+    HEADER_SUBJECT,
+    HEADER_TIME,
+    HEADER_PARTITION_KEY,
+    HEADER_SEQUENCE,
+    HEADER_CONTENT_TYPE,
+];
+
+/// Longest name of an extension attribute that is passed on; the specification asks for 20, names seen in use are longer.
+const MAX_EXTENSION_NAME: usize = 64;
+/// Attributes that come from the row's columns; an extension of the same name is left out.
+const RESERVED: [&str; 11] = [
+    "id",
+    "source",
+    "type",
+    "specversion",
+    "subject",
+    "time",
+    "data",
+    "datacontenttype",
+    "dataschema",
+    "partitionkey",
+    "sequence",
+];
+
+/// Where an event stands in its relay's order; its text sorts as it does, so does the CloudEvents attribute `sequence`.
+///
+/// Log tailing: the LSN of the transaction's commit record, then the row's place in the transaction. Rows that were there
+/// before the slot: the slot's consistent point less one, then `seq`. Polling: the WAL's insert position when the
+/// window's snapshot was taken, then `seq`. All are positions in one WAL, so the order holds when the mode changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    pub lsn: u64,
+    pub index: u64,
+}
+
+impl fmt::Display for Position {
+    /// 33 characters: two 16-digit upper-case hexadecimal numbers and a dash.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016X}-{:016X}", self.lsn, self.index)
+    }
+}
+
+/// Text that shares a network buffer. Valid UTF-8 by construction.
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
+pub struct Text(Bytes);
+
+impl Text {
+    /// `None` when `bytes` is not UTF-8.
+    pub fn new(bytes: Bytes) -> Option<Self> {
+        std::str::from_utf8(&bytes).is_ok().then_some(Self(bytes))
+    }
+
+    pub fn as_str(&self) -> &str {
+        // checked by `new`
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl From<String> for Text {
+    fn from(text: String) -> Self {
+        Self(Bytes::from(text))
+    }
+}
+
+impl From<&str> for Text {
+    fn from(text: &str) -> Self {
+        Self(Bytes::copy_from_slice(text.as_bytes()))
+    }
+}
+
+impl fmt::Debug for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_str().fmt(f)
+    }
+}
+
+/// One row of `weft.outbox`. The payload is shared with the network buffer it came in.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Event {
+    pub id: Uuid,
+    pub aggregate_type: Text,
+    pub aggregate_id: Text,
+    pub kind: Text,
+    /// JSON text; never in logs or errors.
+    pub payload: Bytes,
+    /// JSON text of an object: extension attributes.
+    pub headers: Bytes,
+    /// Microseconds since 1970-01-01 UTC.
+    pub created_at: i64,
+    pub position: Position,
+}
+
+impl fmt::Debug for Event {
+    /// Without payload and headers.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Event")
+            .field("id", &self.id)
+            .field("kind", &self.kind)
+            .field("position", &self.position)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Event {
+    /// What the event takes of the window's bytes.
+    pub fn size(&self) -> usize {
+        self.payload.len()
+            + self.headers.len()
+            + self.aggregate_type.0.len()
+            + self.aggregate_id.0.len()
+            + self.kind.0.len()
+    }
+
+    /// The CloudEvents attributes as header names and encoded values, `source` being the relay's.
+    pub fn attributes<'a>(&'a self, source: &'a str) -> impl Iterator<Item = (Cow<'a, str>, Cow<'a, str>)> {
+        let (kind, id) = (self.aggregate_type.as_str(), self.aggregate_id.as_str());
+        let fixed: [(&str, Cow<'_, str>); 9] = [
+            (HEADER_SPEC_VERSION, Cow::Borrowed(SPEC_VERSION)),
+            (HEADER_ID, Cow::Owned(self.id.to_string())),
+            (HEADER_SOURCE, encode(source)),
+            (HEADER_TYPE, encode(self.kind.as_str())),
+            (HEADER_SUBJECT, encode(id)),
+            (HEADER_TIME, Cow::Owned(rfc3339(self.created_at))),
+            (HEADER_PARTITION_KEY, Cow::Owned(format!("{}/{}", encode(kind), encode(id)))),
+            (HEADER_SEQUENCE, Cow::Owned(self.position.to_string())),
+            (HEADER_CONTENT_TYPE, Cow::Borrowed(CONTENT_TYPE_JSON)),
+        ];
+        let fixed = fixed.into_iter().map(|(name, value)| (Cow::Borrowed(name), value));
+        fixed.chain(extensions(&self.headers).map(|(name, value)| (Cow::Owned(name), Cow::Owned(value))))
+    }
+}
+
+fn rfc3339(micros: i64) -> String {
+    jiff::Timestamp::from_microsecond(micros).map_or_else(|_| String::new(), |time| time.to_string())
+}
+
+/// Extension attributes in a row's `headers`: keys that CloudEvents allows (`[a-z0-9]+`) with a string, number or boolean.
+/// Anything else is left out, as is an attribute that the columns give.
+fn extensions(headers: &[u8]) -> impl Iterator<Item = (String, String)> {
+    let object: serde_json::Map<String, serde_json::Value> =
+        if headers.len() <= 2 { serde_json::Map::new() } else { serde_json::from_slice(headers).unwrap_or_default() };
+    object.into_iter().filter(|(name, _)| is_extension(name)).filter_map(|(name, value)| {
+        let text = match value {
+            serde_json::Value::String(text) => text,
+            serde_json::Value::Number(number) => number.to_string(),
+            serde_json::Value::Bool(truth) => truth.to_string(),
+            serde_json::Value::Null | serde_json::Value::Array(_) | serde_json::Value::Object(_) => return None,
+        };
+        Some((format!("ce-{name}"), encode(&text).into_owned()))
+    })
+}
+
+fn is_extension(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= MAX_EXTENSION_NAME
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+        && !RESERVED.contains(&name)
+}
+
+/// Percent-encodes what a header cannot carry, as CloudEvents' HTTP and NATS bindings tell: everything outside
+/// U+0021–U+007E, and `"` and `%`.
+pub fn encode(value: &str) -> Cow<'_, str> {
+    let plain = |b: u8| matches!(b, 0x21..=0x7e) && b != b'"' && b != b'%';
+    escape(value, plain)
+}
+
+/// The inverse of [`encode`]; text that is not properly encoded is given back as it is.
+pub fn decode(value: &str) -> Cow<'_, str> {
+    if !value.contains('%') {
+        return Cow::Borrowed(value);
+    }
+    let mut bytes = Vec::with_capacity(value.len());
+    let mut rest = value.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let escaped = if first == b'%' { tail.get(..2).and_then(hex) } else { None };
+        bytes.push(escaped.unwrap_or(first));
+        rest = if escaped.is_some() { tail.get(2..).unwrap_or_default() } else { tail };
+    }
+    String::from_utf8(bytes).map_or(Cow::Borrowed(value), Cow::Owned)
+}
+
+fn hex(digits: &[u8]) -> Option<u8> {
+    u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+}
+
+/// Percent-encodes the bytes for which `plain` is false.
+pub(crate) fn escape(value: &str, plain: impl Fn(u8) -> bool) -> Cow<'_, str> {
+    if value.bytes().all(&plain) {
+        return Cow::Borrowed(value);
+    }
+    let mut encoded = String::with_capacity(value.len() + 8);
+    for byte in value.bytes() {
+        if plain(byte) {
+            encoded.push(char::from(byte));
+        } else {
+            let digit = |nibble: u8| char::from_digit(u32::from(nibble), 16).unwrap_or('0').to_ascii_uppercase();
+            encoded.extend(['%', digit(byte >> 4), digit(byte & 15)]);
+        }
+    }
+    Cow::Owned(encoded)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn event(headers: &'static str) -> Event {
+        Event {
+            id: Uuid::from_u128(7),
+            aggregate_type: "order".into(),
+            aggregate_id: "o 1".into(),
+            kind: "OrderCreated".into(),
+            payload: Bytes::from_static(b"{}"),
+            headers: Bytes::from_static(headers.as_bytes()),
+            created_at: 1_700_000_000_000_000,
+            position: Position { lsn: 0x016b_3748, index: 2 },
+        }
+    }
+
+    fn attributes(event: &Event) -> BTreeMap<String, String> {
+        event.attributes("/shop/orders").map(|(name, value)| (name.into_owned(), value.into_owned())).collect()
+    }
+
+    #[test]
+    fn a_row_becomes_a_cloud_event() {
+        insta::assert_yaml_snapshot!(attributes(&event(r#"{"traceparent": "00-ab-cd-01", "correlationid": "s 1"}"#)));
+    }
+
+    #[test]
+    fn what_is_no_extension_is_left_out() {
+        let all = attributes(&event(r#"{"id": "x", "Not-Valid": "1", "nested": {}, "attempt": 3, "dry": true}"#));
+        assert_eq!(all.get("ce-id"), Some(&Uuid::from_u128(7).to_string()));
+        assert_eq!(all.get("ce-attempt").map(String::as_str), Some("3"));
+        assert_eq!(all.get("ce-dry").map(String::as_str), Some("true"));
+        assert_eq!(all.len(), 11);
+    }
+
+    #[test]
+    fn headers_that_are_no_object_are_no_error() {
+        assert_eq!(attributes(&event("[1]")).len(), 9);
+    }
+
+    #[test]
+    fn a_header_never_breaks_the_line_and_comes_back_as_it_was() {
+        for text in ["plain", "a b", "x\r\ny: z", "100%", "Zürich", "\"q\"", "", "%41"] {
+            let encoded = encode(text);
+            assert!(encoded.bytes().all(|b| matches!(b, 0x21..=0x7e)), "{encoded}");
+            assert_eq!(decode(&encoded), text);
+        }
+        assert_eq!(decode("50% off"), "50% off");
+    }
+
+    #[test]
+    fn positions_sort_as_their_texts() {
+        let positions = [(0, 9), (1, 0), (0xff, 0x10), (0x100, 0), (u64::MAX, u64::MAX)];
+        let texts: Vec<String> = positions.iter().map(|&(lsn, index)| Position { lsn, index }.to_string()).collect();
+        assert!(texts.is_sorted());
+    }
+}

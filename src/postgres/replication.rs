@@ -1,0 +1,408 @@
+//! A thin client of PostgreSQL's streaming replication protocol, for logical slots read through `pgoutput`.
+//!
+//! The query driver has no replication mode (no CopyBoth), so start-up, authentication and framing are done here on
+//! `postgres-protocol`. Data comes as slices of the receive buffer: no copy, no allocation per row.
+//! Source: PostgreSQL documentation, "Streaming Replication Protocol" and "Logical Streaming Replication Protocol".
+
+pub mod pgoutput;
+
+use std::{fmt, io, str::FromStr, time::Duration};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use fallible_iterator::FallibleIterator;
+use postgres_protocol::{
+    authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256},
+    message::{
+        backend::{DataRowBody, ErrorResponseBody, Message},
+        frontend,
+    },
+};
+use secrecy::ExposeSecret;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use super::login::{self, CONNECT_TIMEOUT, LoginError};
+use crate::contract::DatabaseLogin;
+
+/// Receive buffer that is allocated at a time. Events share it, so the oldest one keeps at most this much alive.
+const CHUNK: usize = 64 * 1024;
+/// Deadline of a command's answer; making a slot may wait for transactions that are running, so the caller bounds that.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+/// Deadline of making a slot, which waits for the end of every transaction that was running when it began.
+const CREATE_SLOT_TIMEOUT: Duration = Duration::from_mins(10);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// `CopyBothResponse`, which `postgres-protocol` does not know.
+const COPY_BOTH_RESPONSE: u8 = b'W';
+/// SQLSTATE `object_in_use`: another process streams from the slot.
+const OBJECT_IN_USE: &str = "55006";
+/// Microseconds from 1970 to 2000, where PostgreSQL's clock begins.
+pub const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicationError {
+    #[error(transparent)]
+    Login(#[from] LoginError),
+    #[error("connecting to {host}:{port} for replication")]
+    Connect {
+        host: String,
+        port: u16,
+        #[source]
+        source: io::Error,
+    },
+    #[error("exchanging data with the replication server")]
+    Io(#[from] io::Error),
+    #[error("the replication server did not answer within {} s", .0.as_secs())]
+    Timeout(Duration),
+    #[error("the replication server closed the connection")]
+    Closed,
+    #[error("the replication server refused: {message} (SQLSTATE {code})")]
+    Server { code: String, message: String },
+    #[error("unexpected replication message: {0}")]
+    Protocol(&'static str),
+}
+
+impl ReplicationError {
+    /// Another process streams from the slot.
+    pub fn is_slot_in_use(&self) -> bool {
+        matches!(self, Self::Server { code, .. } if code == OBJECT_IN_USE)
+    }
+}
+
+/// A position in the write-ahead log, written `16/B374D848`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lsn(pub u64);
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xffff_ffff)
+    }
+}
+
+impl FromStr for Lsn {
+    type Err = ReplicationError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bad = ReplicationError::Protocol("an LSN that is not X/X");
+        let Some((high, low)) = text.split_once('/') else { return Err(bad) };
+        match (u32::from_str_radix(high, 16), u32::from_str_radix(low, 16)) {
+            (Ok(high), Ok(low)) => Ok(Self(u64::from(high) << 32 | u64::from(low))),
+            _ => Err(bad),
+        }
+    }
+}
+
+/// A slot that was just made; `snapshot` can be imported until the next command on the same connection.
+#[derive(Debug)]
+pub struct CreatedSlot {
+    /// Every transaction that committed before is in the snapshot, every later one will be streamed.
+    pub consistent_point: Lsn,
+    pub snapshot: String,
+}
+
+/// A connection in replication mode that is not streaming.
+#[derive(Debug)]
+pub struct Replication {
+    wire: Wire,
+}
+
+impl Replication {
+    /// Connects and logs in with `replication=database`.
+    pub async fn connect(login: &DatabaseLogin, application: &str) -> Result<Self, ReplicationError> {
+        let password = login::password(&login.role).await?;
+        let connecting = TcpStream::connect((login.host.as_str(), login.port));
+        let stream = timeout(CONNECT_TIMEOUT, connecting)
+            .await
+            .map_err(|_elapsed| ReplicationError::Timeout(CONNECT_TIMEOUT))?
+            .map_err(|source| ReplicationError::Connect { host: login.host.clone(), port: login.port, source })?;
+        stream.set_nodelay(true)?;
+        let mut wire = Wire { stream, input: BytesMut::with_capacity(CHUNK), output: BytesMut::new() };
+        let started = wire.start_up(login, application, password.expose_secret());
+        timeout(CONNECT_TIMEOUT, started).await.map_err(|_elapsed| ReplicationError::Timeout(CONNECT_TIMEOUT))??;
+        Ok(Self { wire })
+    }
+
+    /// Makes a logical slot and exports the snapshot at which it begins.
+    pub async fn create_slot(&mut self, slot: &str) -> Result<CreatedSlot, ReplicationError> {
+        let command = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'export')", quote(slot));
+        let rows = timeout(CREATE_SLOT_TIMEOUT, self.wire.query(&command))
+            .await
+            .map_err(|_elapsed| ReplicationError::Timeout(CREATE_SLOT_TIMEOUT))??;
+        let mut columns = rows.into_iter().next().unwrap_or_default().into_iter().skip(1);
+        match (columns.next().flatten(), columns.next().flatten()) {
+            (Some(point), Some(snapshot)) => Ok(CreatedSlot { consistent_point: point.parse()?, snapshot }),
+            _ => Err(ReplicationError::Protocol("a created slot without position and snapshot")),
+        }
+    }
+
+    /// Begins to stream from where the slot was last confirmed.
+    pub async fn stream(mut self, slot: &str, publication: &str) -> Result<WalStream, ReplicationError> {
+        let command = format!(
+            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names '{}', binary 'true')",
+            quote(slot),
+            quote(publication).replace('\'', "''"),
+        );
+        timeout(COMMAND_TIMEOUT, self.wire.start_copy(&command))
+            .await
+            .map_err(|_elapsed| ReplicationError::Timeout(COMMAND_TIMEOUT))??;
+        Ok(WalStream { wire: self.wire })
+    }
+}
+
+/// A frame of the CopyBoth stream.
+#[derive(Debug)]
+pub enum Frame {
+    /// One `pgoutput` message.
+    Data(Bytes),
+    /// Everything that committed before `wal_end` has been sent.
+    Keepalive { wal_end: Lsn, reply_requested: bool },
+}
+
+/// A connection that streams a slot's changes.
+#[derive(Debug)]
+pub struct WalStream {
+    wire: Wire,
+}
+
+impl WalStream {
+    /// The next frame; nothing is lost when the future is dropped.
+    pub async fn next(&mut self) -> Result<Frame, ReplicationError> {
+        loop {
+            if let Some(frame) = self.buffered()? {
+                return Ok(frame);
+            }
+            self.wire.fill().await?;
+        }
+    }
+
+    /// The next frame, if it has been received already.
+    pub fn buffered(&mut self) -> Result<Option<Frame>, ReplicationError> {
+        loop {
+            match Message::parse(&mut self.wire.input)? {
+                None => return Ok(None),
+                Some(Message::CopyData(body)) => return frame(body.into_bytes()).map(Some),
+                Some(Message::ErrorResponse(body)) => return Err(refused(&body)),
+                Some(Message::CopyDone) => return Err(ReplicationError::Closed),
+                Some(Message::NoticeResponse(_) | Message::ParameterStatus(_)) => {}
+                Some(_) => return Err(ReplicationError::Protocol("a message that does not belong into a stream")),
+            }
+        }
+    }
+
+    /// Tells the server that all before `flushed` may be forgotten: the slot's `confirmed_flush_lsn` becomes `flushed`.
+    pub async fn confirm(&mut self, flushed: Lsn) -> Result<(), ReplicationError> {
+        let output = &mut self.wire.output;
+        output.put_u8(b'd');
+        output.put_i32(4 + 34);
+        output.put_u8(b'r');
+        for _written_flushed_applied in 0..3 {
+            output.put_u64(flushed.0);
+        }
+        output.put_i64(jiff::Timestamp::now().as_microsecond() - POSTGRES_EPOCH);
+        output.put_u8(0);
+        self.wire.send().await
+    }
+}
+
+fn frame(mut body: Bytes) -> Result<Frame, ReplicationError> {
+    let short = |_| ReplicationError::Protocol("a frame that ends early");
+    match body.try_get_u8().map_err(short)? {
+        b'w' if body.len() >= 24 => {
+            // start and end of the data in the WAL, and the server's clock: not needed
+            body.advance(24);
+            Ok(Frame::Data(body))
+        }
+        b'k' => {
+            let wal_end = Lsn(body.try_get_u64().map_err(short)?);
+            let _clock = body.try_get_i64().map_err(short)?;
+            Ok(Frame::Keepalive { wal_end, reply_requested: body.try_get_u8().map_err(short)? != 0 })
+        }
+        _ => Err(ReplicationError::Protocol("a frame of unknown kind")),
+    }
+}
+
+fn quote(identifier: &str) -> String {
+    format!("\"{}\"", identifier.replace('"', "\"\""))
+}
+
+fn refused(body: &ErrorResponseBody) -> ReplicationError {
+    let (mut code, mut message) = (String::new(), String::new());
+    let mut fields = body.fields();
+    while let Ok(Some(field)) = fields.next() {
+        let value = || String::from_utf8_lossy(field.value_bytes()).into_owned();
+        match field.type_() {
+            b'C' => code = value(),
+            b'M' => message = value(),
+            _ => {}
+        }
+    }
+    ReplicationError::Server { code, message }
+}
+
+#[derive(Debug)]
+struct Wire {
+    stream: TcpStream,
+    input: BytesMut,
+    output: BytesMut,
+}
+
+impl Wire {
+    async fn fill(&mut self) -> Result<(), ReplicationError> {
+        if self.input.capacity() - self.input.len() < 4096 {
+            self.input.reserve(CHUNK);
+        }
+        match self.stream.read_buf(&mut self.input).await? {
+            0 => Err(ReplicationError::Closed),
+            _ => Ok(()),
+        }
+    }
+
+    async fn send(&mut self) -> Result<(), ReplicationError> {
+        let written = timeout(WRITE_TIMEOUT, self.stream.write_all(&self.output)).await;
+        self.output.clear();
+        written.map_err(|_elapsed| ReplicationError::Timeout(WRITE_TIMEOUT))??;
+        Ok(())
+    }
+
+    async fn receive(&mut self) -> Result<Message, ReplicationError> {
+        loop {
+            match Message::parse(&mut self.input)? {
+                Some(Message::ErrorResponse(body)) => return Err(refused(&body)),
+                Some(Message::NoticeResponse(_) | Message::ParameterStatus(_)) => {}
+                Some(message) => return Ok(message),
+                None => self.fill().await?,
+            }
+        }
+    }
+
+    async fn start_up(
+        &mut self,
+        login: &DatabaseLogin,
+        application: &str,
+        password: &str,
+    ) -> Result<(), ReplicationError> {
+        let parameters = [
+            ("user", login.role.name.as_str()),
+            ("database", login.database.as_str()),
+            ("replication", "database"),
+            ("application_name", application),
+            ("client_encoding", "UTF8"),
+        ];
+        frontend::startup_message(parameters, &mut self.output)?;
+        self.send().await?;
+        match self.receive().await? {
+            Message::AuthenticationOk => {}
+            Message::AuthenticationSasl(body) => {
+                if !body.mechanisms().any(|mechanism| Ok(mechanism == SCRAM_SHA_256))? {
+                    return Err(ReplicationError::Protocol("a server that does not offer SCRAM-SHA-256"));
+                }
+                self.scram(password).await?;
+            }
+            _ => return Err(ReplicationError::Protocol("a way to authenticate other than SCRAM-SHA-256")),
+        }
+        loop {
+            match self.receive().await? {
+                Message::ReadyForQuery(_) => return Ok(()),
+                Message::BackendKeyData(_) => {}
+                _ => return Err(ReplicationError::Protocol("a message that does not belong into the start-up")),
+            }
+        }
+    }
+
+    async fn scram(&mut self, password: &str) -> Result<(), ReplicationError> {
+        let mut scram = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
+        frontend::sasl_initial_response(SCRAM_SHA_256, scram.message(), &mut self.output)?;
+        self.send().await?;
+        let Message::AuthenticationSaslContinue(body) = self.receive().await? else {
+            return Err(ReplicationError::Protocol("no SCRAM challenge"));
+        };
+        scram.update(body.data())?;
+        frontend::sasl_response(scram.message(), &mut self.output)?;
+        self.send().await?;
+        let Message::AuthenticationSaslFinal(body) = self.receive().await? else {
+            return Err(ReplicationError::Protocol("no SCRAM outcome"));
+        };
+        scram.finish(body.data())?;
+        match self.receive().await? {
+            Message::AuthenticationOk => Ok(()),
+            _ => Err(ReplicationError::Protocol("no end of the authentication")),
+        }
+    }
+
+    /// Rows of a simple query, as text.
+    async fn query(&mut self, command: &str) -> Result<Vec<Vec<Option<String>>>, ReplicationError> {
+        frontend::query(command, &mut self.output)?;
+        self.send().await?;
+        let mut rows = Vec::new();
+        loop {
+            match self.receive().await? {
+                Message::DataRow(body) => rows.push(texts(&body)?),
+                Message::ReadyForQuery(_) => return Ok(rows),
+                _ => {}
+            }
+        }
+    }
+
+    async fn start_copy(&mut self, command: &str) -> Result<(), ReplicationError> {
+        frontend::query(command, &mut self.output)?;
+        self.send().await?;
+        loop {
+            if self.input.first() == Some(&COPY_BOTH_RESPONSE) {
+                let length = self.input.get(1..5).and_then(|mut bytes| bytes.try_get_u32().ok());
+                let whole = length.and_then(|length| usize::try_from(length).ok()).map(|length| length + 1);
+                if let Some(whole) = whole.filter(|&whole| self.input.len() >= whole) {
+                    self.input.advance(whole);
+                    return Ok(());
+                }
+                self.fill().await?;
+                continue;
+            }
+            match Message::parse(&mut self.input)? {
+                Some(Message::ErrorResponse(body)) => return Err(refused(&body)),
+                Some(_) => {}
+                None => self.fill().await?,
+            }
+        }
+    }
+}
+
+fn texts(body: &DataRowBody) -> Result<Vec<Option<String>>, ReplicationError> {
+    let buffer = body.buffer();
+    let text = |range| -> Option<String> { Some(String::from_utf8_lossy(buffer.get(range)?).into_owned()) };
+    Ok(body.ranges().map(|range| Ok(range.and_then(text))).collect()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_lsn_is_read_as_it_is_written() {
+        for text in ["0/0", "0/16B3748", "16/B374D848", "FFFFFFFF/FFFFFFFF"] {
+            assert_eq!(text.parse::<Lsn>().unwrap().to_string(), text);
+        }
+        for text in ["", "0", "0/", "x/y", "1/100000000"] {
+            assert!(text.parse::<Lsn>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_frame_that_ends_early_is_an_error() {
+        for bytes in [&b""[..], b"w", b"k", b"k12345678", b"x"] {
+            assert!(frame(Bytes::copy_from_slice(bytes)).is_err());
+        }
+    }
+
+    #[test]
+    fn a_keepalive_is_told_from_data() {
+        let mut bytes = BytesMut::new();
+        bytes.put_u8(b'k');
+        bytes.put_u64(0x10);
+        bytes.put_i64(0);
+        bytes.put_u8(1);
+        let frame = frame(bytes.freeze()).unwrap();
+        assert!(matches!(frame, Frame::Keepalive { wal_end: Lsn(0x10), reply_requested: true }));
+    }
+}

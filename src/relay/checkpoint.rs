@@ -1,0 +1,162 @@
+//! The checkpoint, and the rows that are done with: deleted in the transaction that records their publication.
+//!
+//! Only the leader writes it, on the control connection. Rows go in batches, off the hot path: an acknowledgement waits for
+//! nothing here. The slot is told of an event only after its row is gone and that is durable, so that no crash leaves a
+//! row behind that is neither streamed again nor deleted.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep_until},
+};
+use tokio_postgres::{Client, types::ToSql};
+use uuid::Uuid;
+
+use super::{
+    control::DEADLINE,
+    report::Report,
+    slot::Slot,
+    source::{Mark, Point, SourceError, snapshot::Snapshot, within},
+};
+
+/// Rows that are deleted in one transaction at most.
+const DELETE: usize = 4096;
+/// Acknowledged rows are recorded after this long at most.
+const RECORD: Duration = Duration::from_millis(100);
+/// Deadline of one deletion.
+const DELETE_DEADLINE: Duration = Duration::from_mins(1);
+/// How often rows are counted (while there is work) and the slot is looked at.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// What a former term left.
+#[derive(Debug)]
+pub(crate) struct Checkpoint {
+    pub(crate) snapshot: Option<Snapshot>,
+    /// Every row from before the slot was acknowledged.
+    pub(crate) copied: bool,
+    pub(crate) published: u64,
+}
+
+/// Reads the checkpoint, which also writes it: so the WAL's position grows from term to term, and with it `sequence`.
+pub(crate) async fn open(client: &Client, relay: &str) -> Result<Checkpoint, SourceError> {
+    let doing = SourceError::query("reading weft.relay_checkpoint");
+    let statement = "insert into weft.relay_checkpoint as c (relay) values ($1) \
+         on conflict (relay) do update set updated_at = now() \
+         returning c.snapshot::text, c.copied, c.published";
+    let row = within(DEADLINE, "reading weft.relay_checkpoint", client.query_one(statement, &[&relay])).await?;
+    let snapshot: Option<String> = row.try_get(0).map_err(&doing)?;
+    let published: i64 = row.try_get(2).map_err(&doing)?;
+    Ok(Checkpoint {
+        snapshot: snapshot.and_then(|text| text.parse().ok()),
+        copied: row.try_get(1).map_err(&doing)?,
+        published: published.unsigned_abs(),
+    })
+}
+
+/// Notes that the rows from before the slot are still to be published. Must be durable before the slot is made.
+pub(crate) async fn begin_copy(client: &Client, relay: &str) -> Result<(), SourceError> {
+    let statement = "update weft.relay_checkpoint set copied = false, updated_at = now() where relay = $1";
+    within(DEADLINE, "writing weft.relay_checkpoint", client.execute(statement, &[&relay])).await?;
+    Ok(())
+}
+
+/// What the publisher hands over: acknowledged rows, and the last mark that they completed.
+#[derive(Debug, Default)]
+pub(crate) struct Done {
+    pub(crate) rows: Vec<Uuid>,
+    pub(crate) mark: Option<Mark>,
+}
+
+/// Records what is done, for ever.
+#[derive(Debug)]
+pub(crate) struct Recorder<'a> {
+    pub(crate) client: &'a Client,
+    pub(crate) relay: &'a str,
+    pub(crate) done: mpsc::Receiver<Done>,
+    /// Tells the source what is recorded.
+    pub(crate) recorded: watch::Sender<Option<Mark>>,
+    pub(crate) report: &'a Arc<Report>,
+    /// Whether there is a slot to look at.
+    pub(crate) slot: bool,
+}
+
+impl Recorder<'_> {
+    pub(crate) async fn run(mut self) -> Result<(), SourceError> {
+        let mut pending = Done::default();
+        let mut due = None;
+        let mut look = Instant::now();
+        loop {
+            let room = pending.rows.len() < DELETE;
+            let at = due.filter(|_| room).unwrap_or_else(Instant::now);
+            tokio::select! {
+                done = self.done.recv(), if room => {
+                    let Some(Done { mut rows, mark }) = done else { return Err(SourceError::Ended) };
+                    pending.rows.append(&mut rows);
+                    pending.mark = mark.or(pending.mark);
+                    due.get_or_insert_with(|| Instant::now() + RECORD);
+                }
+                () = sleep_until(at), if due.is_some() || !room => {
+                    self.record(std::mem::take(&mut pending)).await?;
+                    due = None;
+                }
+                () = sleep_until(look) => {
+                    self.look().await?;
+                    look = Instant::now() + LOOK;
+                }
+            }
+        }
+    }
+
+    async fn record(&self, done: Done) -> Result<(), SourceError> {
+        let Done { rows, mark } = done;
+        // an empty transaction's mark needs no record of its own
+        if rows.is_empty() && mark.as_ref().is_none_or(|mark| matches!(mark.point, Point::Committed(_))) {
+            self.tell(mark);
+            return Ok(());
+        }
+        let (mut snapshot, mut lsn, mut copied) = (None, None, false);
+        match mark.as_ref().map(|mark| &mark.point) {
+            Some(Point::Seen { snapshot: seen, at }) => {
+                (snapshot, lsn) = (Some(seen.to_string()), Some(at.to_string()));
+            }
+            Some(Point::Copied(at)) => (lsn, copied) = (Some(at.to_string()), true),
+            Some(Point::Committed(at)) => lsn = Some(at.to_string()),
+            None => {}
+        }
+        let statement = "with gone as (delete from weft.outbox where id = any ($2) returning 1) \
+             update weft.relay_checkpoint \
+                set published = published + (select count(*) from gone), \
+                    snapshot = coalesce($3::text::pg_snapshot, snapshot), lsn = coalesce($4::text::pg_lsn, lsn), \
+                    copied = copied or $5, updated_at = now() \
+              where relay = $1 returning published";
+        let doing = "recording what is published";
+        let parameters: [&(dyn ToSql + Sync); 5] = [&self.relay, &rows, &snapshot, &lsn, &copied];
+        let row = within(DELETE_DEADLINE, doing, self.client.query_one(statement, &parameters)).await?;
+        let published: i64 = row.try_get(0).map_err(SourceError::query(doing))?;
+        self.report.recorded(rows.len() as u64, published.unsigned_abs(), mark.as_ref().map(|mark| &mark.point));
+        self.tell(mark);
+        Ok(())
+    }
+
+    fn tell(&self, mark: Option<Mark>) {
+        if mark.is_some() {
+            self.recorded.send_replace(mark);
+        }
+    }
+
+    /// Looks at what the status shows, and warns in time.
+    async fn look(&self) -> Result<(), SourceError> {
+        if self.report.take_busy() {
+            let doing = "counting the rows of the outbox";
+            let count = "select count(*) from (select from weft.outbox limit 1000000) rows";
+            let row = within(DELETE_DEADLINE, doing, self.client.query_one(count, &[])).await?;
+            let rows: i64 = row.try_get(0).map_err(SourceError::query(doing))?;
+            self.report.counted(rows.unsigned_abs());
+        }
+        if self.slot {
+            self.report.slot(Slot::look(self.client).await?.as_ref());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,392 @@
+//! What the relay tells of itself: status, problems, metrics, health.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, AtomicU64},
+    },
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use prometheus_client::{
+    metrics::{counter::Counter, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    slot::Slot,
+    source::{Point, wal::Tail},
+};
+use crate::{
+    contract::status::{Problem, RelayStatus},
+    metrics::relay as names,
+};
+
+/// With events waiting, no acknowledgement for so long and no problem that would explain it, the process is not live.
+const STUCK: Duration = Duration::from_mins(1);
+
+/// Reasons of problems, which become reasons of conditions.
+pub(crate) mod reason {
+    pub(crate) const CONTRACT_INVALID: &str = "ContractInvalid";
+    pub(crate) const DATABASE_UNREACHABLE: &str = "DatabaseUnreachable";
+    pub(crate) const DATABASE_NOT_READY: &str = "DatabaseNotReady";
+    pub(crate) const BROKER_UNREACHABLE: &str = "BrokerUnreachable";
+    pub(crate) const STREAM_MISSING: &str = "StreamMissing";
+    /// The broker answers that it does not store events.
+    pub(crate) const PUBLISH_FAILING: &str = "PublishFailing";
+    pub(crate) const EVENT_REFUSED: &str = "EventRefused";
+    pub(crate) const SLOT_AT_RISK: &str = "SlotAtRisk";
+    pub(crate) const SLOT_LOST: &str = "SlotLost";
+    /// Those that keep events from being published at all.
+    pub(super) const BLOCKING: [&str; 5] =
+        [DATABASE_UNREACHABLE, DATABASE_NOT_READY, BROKER_UNREACHABLE, STREAM_MISSING, PUBLISH_FAILING];
+}
+
+#[derive(Debug)]
+pub(crate) struct Report {
+    state: Mutex<State>,
+    status: watch::Sender<RelayStatus>,
+    metrics: Metrics,
+}
+
+#[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "independent facts, not a state machine")]
+struct State {
+    leading: bool,
+    /// The database answers, and so does the broker (only asked while leading).
+    database: bool,
+    broker: bool,
+    paused: bool,
+    problems: BTreeMap<&'static str, String>,
+    /// Published as the checkpoint has it, and acknowledged but not yet recorded.
+    recorded: u64,
+    unrecorded: u64,
+    /// Rows of the outbox when they were last counted or deleted.
+    rows: u64,
+    /// Something was published, or waited, since the rows were counted.
+    busy: bool,
+    waiting: Waiting,
+    tail: Option<Tail>,
+    slot_lag: Option<u64>,
+    position: Option<String>,
+    last_published: Option<Timestamp>,
+    /// When there was last an acknowledgement, or nothing to wait for.
+    progressed: Instant,
+}
+
+/// What the publisher has in its window.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Waiting {
+    pub(crate) events: usize,
+    pub(crate) in_flight: usize,
+    pub(crate) parked: usize,
+    /// `created_at` of the oldest, in microseconds since 1970.
+    pub(crate) oldest: Option<i64>,
+}
+
+#[derive(Debug)]
+struct Metrics {
+    published: Counter,
+    retries: Counter,
+    duration: Histogram,
+    pending: Gauge,
+    inflight: Gauge,
+    parked: Gauge,
+    lag_seconds: Gauge<f64, AtomicU64>,
+    lag_bytes: Gauge<i64, AtomicI64>,
+    leading: Gauge,
+}
+
+impl Metrics {
+    fn new(registry: &mut Registry) -> Self {
+        // 0.25 ms to 8 s
+        let buckets = (0..16).map(|power| 0.000_25 * f64::from(1 << power));
+        let metrics = Self {
+            published: Counter::default(),
+            retries: Counter::default(),
+            duration: Histogram::new(buckets),
+            pending: Gauge::default(),
+            inflight: Gauge::default(),
+            parked: Gauge::default(),
+            lag_seconds: Gauge::default(),
+            lag_bytes: Gauge::default(),
+            leading: Gauge::default(),
+        };
+        let Self { published, retries, duration, pending, inflight, parked, lag_seconds, lag_bytes, leading } =
+            &metrics;
+        registry.register(names::PUBLISHED, "Events that the broker acknowledged to this process", published.clone());
+        registry.register(names::RETRIES, "Publishes that failed and are repeated", retries.clone());
+        registry.register(names::PUBLISH_DURATION, "From publish to acknowledgement", duration.clone());
+        registry.register(names::PENDING, "Rows of the outbox that are not acknowledged", pending.clone());
+        registry.register(names::INFLIGHT, "Events on the way to the broker", inflight.clone());
+        registry.register(names::PARKED, "Events that wait behind one that the broker refuses", parked.clone());
+        registry.register(names::LAG_SECONDS, "Age of the oldest event that waits", lag_seconds.clone());
+        registry.register(names::LAG_BYTES, "WAL behind the slot's confirmed position", lag_bytes.clone());
+        registry.register(names::LEADING, "1 when this process publishes, 0 when it stands by", leading.clone());
+        metrics
+    }
+}
+
+impl Report {
+    pub(crate) fn new(relay: &str, registry: &mut Registry) -> Arc<Self> {
+        let status = RelayStatus { relay: relay.to_owned(), ..RelayStatus::default() };
+        Arc::new(Self {
+            state: Mutex::new(State {
+                leading: false,
+                database: false,
+                broker: false,
+                paused: false,
+                problems: BTreeMap::new(),
+                recorded: 0,
+                unrecorded: 0,
+                rows: 0,
+                busy: true,
+                waiting: Waiting::default(),
+                tail: None,
+                slot_lag: None,
+                position: None,
+                last_published: None,
+                progressed: Instant::now(),
+            }),
+            status: watch::Sender::new(status),
+            metrics: Metrics::new(registry),
+        })
+    }
+
+    pub(crate) fn status(&self) -> watch::Receiver<RelayStatus> {
+        self.status.subscribe()
+    }
+
+    /// Not live: only a new process can help, as far as we know.
+    pub(crate) fn live(&self) -> Result<(), String> {
+        let state = self.lock();
+        let stuck =
+            state.progressed.elapsed() > STUCK && state.is_publishing() && state.waiting.events > state.waiting.parked;
+        if !stuck {
+            return Ok(());
+        }
+        Err(format!("no event was acknowledged for {} s, though some wait", state.progressed.elapsed().as_secs()))
+    }
+
+    pub(crate) fn ready(&self) -> Result<(), String> {
+        let state = self.lock();
+        if state.is_ready() {
+            return Ok(());
+        }
+        let problems: Vec<&str> = state.problems.values().map(String::as_str).collect();
+        Err(if problems.is_empty() { "starting".to_owned() } else { problems.join("; ") })
+    }
+
+    /// The database answers; this process leads or stands by.
+    pub(crate) fn leading(&self, leading: bool) {
+        self.change(|state| {
+            state.database = true;
+            state.leading = leading;
+            state.progressed = Instant::now();
+            state.problems.remove(reason::DATABASE_UNREACHABLE);
+            state.problems.remove(reason::DATABASE_NOT_READY);
+        });
+    }
+
+    /// A term ended: nothing is known any more but what the checkpoint told.
+    pub(crate) fn ended(&self) {
+        self.change(|state| {
+            state.leading = false;
+            state.database = false;
+            state.broker = false;
+            state.busy = true;
+            state.unrecorded = 0;
+            state.waiting = Waiting::default();
+            state.tail = None;
+            state.slot_lag = None;
+            for gone in [reason::EVENT_REFUSED, reason::PUBLISH_FAILING, reason::SLOT_AT_RISK, reason::SLOT_LOST] {
+                state.problems.remove(gone);
+            }
+            for gone in [reason::BROKER_UNREACHABLE, reason::STREAM_MISSING] {
+                state.problems.remove(gone);
+            }
+        });
+    }
+
+    pub(crate) fn broker(&self, connected: bool) {
+        self.change(|state| {
+            state.broker = connected;
+            state.progressed = Instant::now();
+            if connected {
+                state.problems.remove(reason::BROKER_UNREACHABLE);
+                state.problems.remove(reason::STREAM_MISSING);
+            }
+        });
+    }
+
+    pub(crate) fn paused(&self, paused: bool) {
+        self.change(|state| {
+            state.paused = paused;
+            state.progressed = Instant::now();
+        });
+    }
+
+    pub(crate) fn problem(&self, reason: &'static str, message: String) {
+        let mut said = false;
+        self.change(|state| said = state.problems.insert(reason, message.clone()).as_ref() != Some(&message));
+        if said {
+            tracing::warn!(reason, message, "problem");
+        }
+    }
+
+    pub(crate) fn mended(&self, reason: &'static str) {
+        if self.lock().problems.contains_key(reason) {
+            tracing::info!(reason, "mended");
+            self.change(|state| {
+                state.problems.remove(reason);
+            });
+        }
+    }
+
+    /// The checkpoint's count, at the beginning of a term.
+    pub(crate) fn checkpoint(&self, published: u64) {
+        self.change(|state| state.recorded = published);
+    }
+
+    pub(crate) fn acknowledged(&self, events: usize) {
+        let mut state = self.lock();
+        state.unrecorded += events as u64;
+        state.busy = true;
+        state.progressed = Instant::now();
+        state.last_published = Some(Timestamp::now());
+        self.metrics.published.inc_by(events as u64);
+    }
+
+    pub(crate) fn took(&self, duration: Duration) {
+        self.metrics.duration.observe(duration.as_secs_f64());
+    }
+
+    pub(crate) fn retried(&self) {
+        self.metrics.retries.inc();
+    }
+
+    /// From time to time: what waits now.
+    pub(crate) fn waiting(&self, waiting: Waiting) {
+        self.change(|state| {
+            state.busy |= waiting.events > 0;
+            if waiting.events == 0 {
+                state.progressed = Instant::now();
+            }
+            state.waiting = waiting;
+        });
+    }
+
+    pub(crate) fn tail(&self, tail: Tail) {
+        self.change(|state| state.tail = Some(tail));
+    }
+
+    pub(crate) fn recorded(&self, rows: u64, published: u64, point: Option<&Point>) {
+        self.change(|state| {
+            state.recorded = published;
+            state.unrecorded = state.unrecorded.saturating_sub(rows);
+            state.rows = state.rows.saturating_sub(rows);
+            match point {
+                Some(Point::Seen { snapshot, .. }) => state.position = Some(snapshot.to_string()),
+                Some(point) => state.position = Some(point.lsn().to_string()),
+                None => {}
+            }
+        });
+    }
+
+    /// Whether there was anything to do since the last time.
+    pub(crate) fn take_busy(&self) -> bool {
+        std::mem::take(&mut self.lock().busy)
+    }
+
+    pub(crate) fn counted(&self, rows: u64) {
+        self.change(|state| state.rows = rows);
+    }
+
+    pub(crate) fn slot(&self, slot: Option<&Slot>) {
+        self.change(|state| state.slot_lag = slot.map(|slot| slot.lag_bytes));
+        match slot.and_then(|slot| slot.at_risk) {
+            Some(left) => {
+                let message = format!(
+                    "the database drops the WAL that the slot {} needs after {left} more bytes: let the relay catch up, or raise max_slot_wal_keep_size",
+                    crate::domain::names::SLOT
+                );
+                self.problem(reason::SLOT_AT_RISK, message);
+            }
+            None => self.mended(reason::SLOT_AT_RISK),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.lock();
+        change(&mut state);
+        let Metrics { pending, inflight, parked, lag_seconds, lag_bytes, leading, .. } = &self.metrics;
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        pending.set(gauge(state.pending()));
+        inflight.set(gauge(state.waiting.in_flight as u64));
+        parked.set(gauge(state.waiting.parked as u64));
+        lag_seconds.set(state.lag_seconds());
+        lag_bytes.set(gauge(state.lag_bytes().unwrap_or_default()));
+        leading.set(i64::from(state.leading));
+        self.status.send_if_modified(|status| {
+            let now = state.status(&status.relay);
+            let changed = *status != now;
+            *status = now;
+            changed
+        });
+    }
+}
+
+impl State {
+    fn is_ready(&self) -> bool {
+        let blocked = reason::BLOCKING.iter().any(|reason| self.problems.contains_key(reason));
+        self.database && !blocked && (!self.leading || self.broker)
+    }
+
+    fn is_publishing(&self) -> bool {
+        self.leading && !self.paused && self.is_ready()
+    }
+
+    fn pending(&self) -> u64 {
+        self.rows.saturating_sub(self.unrecorded).max(self.waiting.events as u64)
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "microseconds of a lag fit 52 bits")]
+    fn lag_seconds(&self) -> f64 {
+        let age = |oldest: i64| (Timestamp::now().as_microsecond() - oldest).max(0) as f64 / 1e6;
+        // tenths: a status changes no more often than a person can read
+        (self.waiting.oldest.map_or(0.0, age) * 10.0).round() / 10.0
+    }
+
+    fn lag_bytes(&self) -> Option<u64> {
+        let tail = self.tail?;
+        let behind = tail.wal_end.0.saturating_sub(tail.confirmed.0);
+        Some(if self.waiting.events == 0 { 0 } else { behind.max(self.slot_lag.unwrap_or_default()) })
+    }
+
+    fn status(&self, relay: &str) -> RelayStatus {
+        RelayStatus {
+            relay: relay.to_owned(),
+            leading: self.leading,
+            ready: self.is_ready(),
+            paused: self.paused,
+            published: self.recorded + self.unrecorded,
+            pending: self.pending(),
+            lag_seconds: self.lag_seconds(),
+            lag_bytes: self.lag_bytes(),
+            position: self.position.clone(),
+            last_published: self.last_published,
+            problems: self
+                .problems
+                .iter()
+                .map(|(&reason, message)| Problem { reason: reason.to_owned(), message: message.clone() })
+                .collect(),
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! NATS JetStream: pipelined publishes, acknowledged on one reply subject.
+//!
+//! The driver's JetStream publish makes a future and a subscription slot per message; here the reply subject carries the
+//! ticket (`INBOX.NUMBER.ATTEMPT`), so an acknowledgement needs no lookup and no allocation of its own.
+
+use std::{borrow::Cow, sync::Arc, time::Duration};
+
+use async_nats::{
+    Client, ConnectOptions, Event as ClientEvent, HeaderMap, Message, StatusCode, Subscriber,
+    header::{HeaderName, NATS_EXPECTED_STREAM, NATS_MESSAGE_ID},
+    jetstream::{
+        self,
+        context::GetStreamErrorKind,
+        stream::{Config, StorageType},
+    },
+};
+use futures::{FutureExt, StreamExt};
+use serde::Deserialize;
+use tokio::{sync::Notify, time::timeout};
+
+use super::{
+    Answer, Reply, Session, Sink, SinkError,
+    subject::{self, Template},
+};
+use crate::{
+    contract::relay::NatsSink,
+    domain::event::{self, Event},
+    relay::window::Ticket,
+};
+
+/// A stream that the relay makes drops copies of an event for so long.
+const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
+/// Deadline of connecting, and of each question about the stream.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// A silent connection is noticed within twice this.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// Answers taken at a time.
+const BATCH: usize = 512;
+/// What a message's headers take on the wire beside names and values: the version line and the last line.
+const HEADER_FRAME: usize = 14;
+
+/// JetStream's error codes (`server/errors.json` of nats-server) that repeating cannot mend.
+mod code {
+    pub(super) const MESSAGE_EXCEEDS_MAXIMUM: u64 = 10054;
+    pub(super) const STREAM_NOT_MATCH: u64 = 10060;
+    pub(super) const HEADER_EXCEEDS_MAXIMUM: u64 = 10097;
+}
+
+/// The stream that events go into.
+#[derive(Debug)]
+pub struct Nats {
+    url: String,
+    stream: String,
+    template: Arc<Template>,
+    source: Arc<str>,
+    name: String,
+}
+
+impl Nats {
+    /// `source` is the CloudEvents attribute; `name` shows in the server's list of connections.
+    pub fn new(sink: &NatsSink, source: &str, name: String) -> Result<Self, SinkError> {
+        Ok(Self {
+            url: sink.url.clone(),
+            stream: sink.stream.clone(),
+            template: Arc::new(Template::parse(&sink.subject)?),
+            source: Arc::from(source),
+            name,
+        })
+    }
+
+    /// Gives the stream's subjects; makes the stream when it is missing, and never alters it.
+    async fn ensure_stream(&self, client: &Client) -> Result<Vec<String>, SinkError> {
+        let failed = |cause: String| SinkError::JetStream { url: self.url.clone(), cause };
+        let mut context = jetstream::new(client.clone());
+        context.set_timeout(DEADLINE);
+        match context.get_stream(&self.stream).await {
+            Ok(stream) => {
+                let config = &stream.cached_info().config;
+                if config.duplicate_window < DUPLICATE_WINDOW {
+                    tracing::warn!(
+                        stream = self.stream,
+                        duplicate_window_seconds = config.duplicate_window.as_secs(),
+                        "the stream's duplicate window is short: after an outage longer than it, events come twice"
+                    );
+                }
+                return Ok(config.subjects.clone());
+            }
+            Err(error) => match error.kind() {
+                GetStreamErrorKind::JetStream(cause) if cause.code() == 404 => {}
+                _ => return Err(failed(error.to_string())),
+            },
+        }
+        let subjects = vec![self.template.filter().to_owned()];
+        let config = Config {
+            name: self.stream.clone(),
+            subjects: subjects.clone(),
+            storage: StorageType::File,
+            duplicate_window: DUPLICATE_WINDOW,
+            description: Some("Events of services, made by weft relay".to_owned()),
+            ..Config::default()
+        };
+        context.create_stream(config).await.map_err(|error| failed(error.to_string()))?;
+        tracing::info!(stream = self.stream, subjects = self.template.filter(), "made the stream");
+        Ok(subjects)
+    }
+}
+
+impl Sink for Nats {
+    type Session = NatsSession;
+
+    async fn connect(&self) -> Result<NatsSession, SinkError> {
+        let lost = Arc::new(Notify::new());
+        let tell = lost.clone();
+        let options = ConnectOptions::new()
+            .name(&self.name)
+            .connection_timeout(DEADLINE)
+            .request_timeout(Some(DEADLINE))
+            .ping_interval(PING_INTERVAL)
+            .event_callback(move |event| {
+                // the session ends with its connection: its tickets are sent again on a new one
+                if matches!(event, ClientEvent::Disconnected | ClientEvent::Closed) {
+                    tell.notify_one();
+                }
+                std::future::ready(())
+            });
+        let error = |cause: String| SinkError::Connect { url: self.url.clone(), cause };
+        let client = match timeout(2 * DEADLINE, options.connect(&self.url)).await {
+            Ok(connected) => connected.map_err(|cause| error(cause.to_string()))?,
+            Err(_elapsed) => return Err(error("no answer".to_owned())),
+        };
+        let subjects = self.ensure_stream(&client).await?;
+        let inbox = client.new_inbox();
+        let answers = client.subscribe(format!("{inbox}.>")).await.map_err(|cause| error(cause.to_string()))?;
+        Ok(NatsSession {
+            max_payload: client.max_payload(),
+            client,
+            lost,
+            url: self.url.clone(),
+            stream: self.stream.clone(),
+            subjects,
+            inbox,
+            answers,
+            template: self.template.clone(),
+            source: self.source.clone(),
+        })
+    }
+}
+
+/// One connection, which is not mended but replaced.
+#[derive(Debug)]
+pub struct NatsSession {
+    client: Client,
+    lost: Arc<Notify>,
+    url: String,
+    stream: String,
+    subjects: Vec<String>,
+    inbox: String,
+    answers: Subscriber,
+    template: Arc<Template>,
+    source: Arc<str>,
+    max_payload: usize,
+}
+
+impl Session for NatsSession {
+    async fn publish(&mut self, ticket: Ticket, event: &Event) -> Result<Option<Answer>, SinkError> {
+        let subject = self.template.subject(event);
+        if !self.subjects.iter().any(|filter| subject::matches(filter, &subject)) {
+            let stream = &self.stream;
+            let sentence = format!("the stream {stream} does not take the subject {subject}: add it to its subjects");
+            return Ok(Some(Answer::Refused(sentence)));
+        }
+        let (headers, length) = headers(event, &self.source, &self.stream);
+        let size = length + event.payload.len();
+        if size > self.max_payload {
+            let most = self.max_payload;
+            let sentence = format!("it takes {size} bytes and NATS takes {most}: raise the server's max_payload");
+            return Ok(Some(Answer::Refused(sentence)));
+        }
+        let reply = format!("{}.{:x}.{:x}", self.inbox, ticket.number, ticket.attempt);
+        let sent = self.client.publish_with_reply_and_headers(subject, reply, headers, event.payload.clone());
+        match timeout(DEADLINE, sent).await {
+            Ok(Ok(())) => Ok(None),
+            Ok(Err(_)) | Err(_) => Err(SinkError::Lost { url: self.url.clone() }),
+        }
+    }
+
+    async fn replies(&mut self, replies: &mut Vec<Reply>) -> Result<(), SinkError> {
+        let lost = SinkError::Lost { url: self.url.clone() };
+        let first = tokio::select! {
+            () = self.lost.notified() => return Err(lost),
+            message = self.answers.next() => message.ok_or(lost)?,
+        };
+        self.take(&first, replies)?;
+        for _ in 1..BATCH {
+            let Some(Some(message)) = self.answers.next().now_or_never() else { break };
+            self.take(&message, replies)?;
+        }
+        Ok(())
+    }
+
+    fn silent(&self, seconds: u64) -> SinkError {
+        SinkError::Silent { url: self.url.clone(), seconds }
+    }
+}
+
+impl NatsSession {
+    fn take(&self, message: &Message, replies: &mut Vec<Reply>) -> Result<(), SinkError> {
+        if message.status == Some(StatusCode::NO_RESPONDERS) {
+            return Err(SinkError::StreamMissing { url: self.url.clone(), stream: self.stream.clone() });
+        }
+        if let Some(ticket) = ticket(&message.subject) {
+            replies.push(Reply { ticket, answer: answer(&message.payload) });
+        }
+        Ok(())
+    }
+}
+
+/// The ticket at the end of a reply subject.
+fn ticket(subject: &str) -> Option<Ticket> {
+    let mut tokens = subject.rsplit('.');
+    let attempt = u32::from_str_radix(tokens.next()?, 16).ok()?;
+    let number = u64::from_str_radix(tokens.next()?, 16).ok()?;
+    Some(Ticket { number, attempt })
+}
+
+#[derive(Deserialize)]
+struct PubAck<'a> {
+    #[serde(borrow)]
+    error: Option<PubError<'a>>,
+    seq: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct PubError<'a> {
+    #[serde(default)]
+    err_code: u64,
+    #[serde(borrow, default)]
+    description: Cow<'a, str>,
+}
+
+fn answer(payload: &[u8]) -> Answer {
+    match serde_json::from_slice(payload) {
+        Ok(PubAck { error: None, seq: Some(_) }) => Answer::Stored,
+        Ok(PubAck { error: Some(error), .. }) => {
+            let text = format!("{} (JetStream error {})", error.description, error.err_code);
+            match error.err_code {
+                code::MESSAGE_EXCEEDS_MAXIMUM | code::HEADER_EXCEEDS_MAXIMUM | code::STREAM_NOT_MATCH => {
+                    Answer::Refused(format!("{text}: change the stream"))
+                }
+                _ => Answer::Failed(text),
+            }
+        }
+        Ok(PubAck { error: None, seq: None }) | Err(_) => {
+            Answer::Failed("an answer that is no acknowledgement".to_owned())
+        }
+    }
+}
+
+/// The event's headers and the bytes that they take on the wire.
+fn headers(event: &Event, source: &str, stream: &str) -> (HeaderMap, usize) {
+    let mut headers = HeaderMap::new();
+    let mut length = HEADER_FRAME;
+    let mut put = |name: HeaderName, name_length: usize, value: &str| {
+        length += name_length + value.len() + 4;
+        headers.insert(name, value);
+    };
+    put(NATS_EXPECTED_STREAM, "Nats-Expected-Stream".len(), stream);
+    for (name, value) in event.attributes(source) {
+        if name == event::HEADER_ID {
+            put(NATS_MESSAGE_ID, "Nats-Msg-Id".len(), &value);
+        }
+        match name {
+            Cow::Borrowed(_) => put(known(&name), name.len(), &value),
+            Cow::Owned(_) => {
+                if let Ok(custom) = name.parse() {
+                    put(custom, name.len(), &value);
+                }
+            }
+        }
+    }
+    (headers, length)
+}
+
+/// Names without an allocation.
+fn known(name: &str) -> HeaderName {
+    for known in event::FIXED_HEADERS {
+        if name == known {
+            return HeaderName::from_static(known);
+        }
+    }
+    HeaderName::from_static("ce-unknown")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_acknowledgement_is_told_from_an_error() {
+        assert_eq!(answer(br#"{"stream":"events","seq":7}"#), Answer::Stored);
+        assert_eq!(answer(br#"{"stream":"events","seq":7,"duplicate":true}"#), Answer::Stored);
+        let full = br#"{"error":{"code":503,"err_code":10077,"description":"maximum bytes exceeded"},"stream":"events","seq":0}"#;
+        assert!(matches!(answer(full), Answer::Failed(text) if text.contains("maximum bytes")));
+        let large = br#"{"error":{"code":400,"err_code":10054,"description":"message size exceeds maximum allowed"}}"#;
+        assert!(matches!(answer(large), Answer::Refused(_)));
+        for nonsense in [&b""[..], b"{}", b"[]", b"+OK", b"{\"seq\":\"x\"}"] {
+            assert!(matches!(answer(nonsense), Answer::Failed(_)));
+        }
+    }
+
+    #[test]
+    fn a_ticket_is_read_from_the_reply_subject() {
+        let expected = Ticket { number: 0x1f, attempt: 2 };
+        assert_eq!(ticket("_INBOX.abc.1f.2"), Some(expected));
+        assert_eq!(ticket("_INBOX.abc"), None);
+        assert_eq!(ticket("1"), None);
+    }
+}

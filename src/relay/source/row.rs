@@ -1,0 +1,177 @@
+//! An [`Event`] from a row of `weft.outbox`, as the WAL has it or as a query gives it.
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio_postgres::{
+    Row,
+    types::{FromSql, Type},
+};
+use uuid::Uuid;
+
+use super::SourceError;
+use crate::{
+    domain::{
+        event::{Event, Position, Text},
+        names,
+    },
+    postgres::replication::{
+        POSTGRES_EPOCH,
+        pgoutput::{Columns, Relation, Value},
+    },
+};
+
+/// Columns that an event is made of, in the order in which [`SELECT_COLUMNS`] has them.
+const COLUMNS: [(&str, u32); 8] = [
+    ("id", 2950),
+    ("aggregate_type", 25),
+    ("aggregate_id", 25),
+    ("type", 25),
+    ("payload", JSONB),
+    ("headers", JSONB),
+    ("created_at", 1184),
+    ("seq", 20),
+];
+const JSONB: u32 = 3802;
+/// First byte of a jsonb's binary form; text follows.
+const JSONB_VERSION: u8 = 1;
+pub(crate) const SELECT_COLUMNS: &str = "id, aggregate_type, aggregate_id, type, payload, headers, created_at, seq";
+
+/// Which column of the table is which of the event's.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    /// For each column of the table its place in [`COLUMNS`].
+    places: Vec<Option<usize>>,
+}
+
+impl Layout {
+    /// `None` when the relation is not the outbox.
+    pub(crate) fn of(relation: &Relation) -> Result<Option<Self>, SourceError> {
+        if relation.schema != names::SCHEMA || relation.table != "outbox" {
+            return Ok(None);
+        }
+        let place = |name: &str| COLUMNS.iter().position(|&(column, _)| column == name);
+        let places: Vec<Option<usize>> = relation.columns.iter().map(|column| place(&column.name)).collect();
+        for (wanted, type_oid) in COLUMNS {
+            match relation.columns.iter().find(|column| column.name == wanted) {
+                None => return Err(SourceError::Layout("a column is missing")),
+                Some(column) if column.type_oid != type_oid => {
+                    return Err(SourceError::Layout("a column has another type"));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(Some(Self { places }))
+    }
+
+    /// The event of an inserted row.
+    pub(crate) fn event(&self, columns: Columns, position: Position) -> Result<Event, SourceError> {
+        let mut values: [Bytes; COLUMNS.len()] = Default::default();
+        for (value, place) in columns.zip(&self.places) {
+            let value = value?;
+            let Some(target) = place.and_then(|place| values.get_mut(place)) else { continue };
+            *target = match value {
+                Value::Binary(bytes) => bytes,
+                Value::Text(_) => return Err(SourceError::Layout("a value is not in binary form")),
+                Value::Null => return Err(SourceError::Layout("a value is null")),
+            };
+        }
+        let [id, aggregate_type, aggregate_id, kind, payload, headers, mut created_at, _seq] = values;
+        let short = |_| SourceError::Layout("a value is too short");
+        Ok(Event {
+            id: Uuid::from_slice(&id).map_err(|_| SourceError::Layout("an id is not a uuid"))?,
+            aggregate_type: text(aggregate_type)?,
+            aggregate_id: text(aggregate_id)?,
+            kind: text(kind)?,
+            payload: json(payload)?,
+            headers: json(headers)?,
+            created_at: created_at.try_get_i64().map_err(short)?.saturating_add(POSTGRES_EPOCH),
+            position,
+        })
+    }
+}
+
+fn text(bytes: Bytes) -> Result<Text, SourceError> {
+    Text::new(bytes).ok_or(SourceError::Layout("a text is not UTF-8"))
+}
+
+fn json(mut bytes: Bytes) -> Result<Bytes, SourceError> {
+    match bytes.try_get_u8() {
+        Ok(JSONB_VERSION) => Ok(bytes),
+        _ => Err(SourceError::Layout("a jsonb is of an unknown version")),
+    }
+}
+
+/// A value's binary form, whatever its type.
+struct Raw<'a>(&'a [u8]);
+
+impl<'a> FromSql<'a> for Raw<'a> {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(raw))
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+}
+
+/// The event of a row of [`SELECT_COLUMNS`]; one allocation. `lsn` is where in the WAL the row was seen.
+pub(crate) fn event(row: &Row, lsn: u64) -> Result<(Event, i64), SourceError> {
+    let mut raws: [&[u8]; COLUMNS.len()] = Default::default();
+    for (index, raw) in raws.iter_mut().enumerate() {
+        *raw = row.try_get::<_, Raw<'_>>(index).map_err(SourceError::query("reading a row of the outbox"))?.0;
+    }
+    let mut buffer = BytesMut::with_capacity(raws.iter().map(|raw| raw.len()).sum());
+    let mut shared = raws.map(|raw| {
+        buffer.extend_from_slice(raw);
+        raw.len()
+    });
+    let mut buffer = buffer.freeze();
+    let values = shared.each_mut().map(|length| buffer.split_to(*length));
+    let [id, aggregate_type, aggregate_id, kind, payload, headers, mut created_at, mut seq] = values;
+    let short = |_| SourceError::Layout("a value is too short");
+    let seq = seq.try_get_i64().map_err(short)?;
+    let event = Event {
+        id: Uuid::from_slice(&id).map_err(|_| SourceError::Layout("an id is not a uuid"))?,
+        aggregate_type: text(aggregate_type)?,
+        aggregate_id: text(aggregate_id)?,
+        kind: text(kind)?,
+        payload: json(payload)?,
+        headers: json(headers)?,
+        created_at: created_at.try_get_i64().map_err(short)?.saturating_add(POSTGRES_EPOCH),
+        position: Position { lsn, index: seq.unsigned_abs() },
+    };
+    Ok((event, seq))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::replication::pgoutput::Column;
+
+    fn relation(columns: &[(&str, u32)]) -> Relation {
+        let columns = columns.iter().map(|&(name, type_oid)| Column { name: name.to_owned(), type_oid }).collect();
+        Relation { oid: 1, schema: "weft".to_owned(), table: "outbox".to_owned(), columns }
+    }
+
+    #[test]
+    fn columns_may_stand_in_any_order_and_beside_others() {
+        let mut columns = COLUMNS.to_vec();
+        columns.reverse();
+        columns.insert(3, ("tenant", 25));
+        assert!(Layout::of(&relation(&columns)).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_missing_column_or_another_type_is_said() {
+        assert!(Layout::of(&relation(&COLUMNS[1..])).is_err());
+        let mut columns = COLUMNS.to_vec();
+        columns[4].1 = 17;
+        assert!(Layout::of(&relation(&columns)).is_err());
+    }
+
+    #[test]
+    fn another_table_is_not_the_outbox() {
+        let mut relation = relation(&COLUMNS);
+        relation.table = "orders".to_owned();
+        assert!(Layout::of(&relation).unwrap().is_none());
+    }
+}

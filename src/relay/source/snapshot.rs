@@ -1,0 +1,87 @@
+//! A `pg_snapshot`: which transactions are seen.
+//!
+//! The polling source's checkpoint is a snapshot, not a number, and a window is what one snapshot sees and the one before
+//! does not: PgQ's algorithm (Skype, 2007; `pgq.get_batch_events`). A lower id that commits late is in a later window, so
+//! it is not lost; and a transaction that stays open is passed by, so it stalls nothing.
+
+use std::{fmt, str::FromStr};
+
+/// `XMIN:XMAX:XIP,…` as PostgreSQL writes it. Every id below `xmax` and not in `xip` is seen, if it committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    xmin: u64,
+    xmax: u64,
+    /// Sorted.
+    xip: Vec<u64>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("not a pg_snapshot: {0:?}")]
+pub struct SnapshotError(String);
+
+impl Snapshot {
+    /// The snapshot before everything.
+    pub fn nothing() -> Self {
+        Self { xmin: 1, xmax: 1, xip: Vec::new() }
+    }
+
+    pub fn sees(&self, txid: u64) -> bool {
+        txid < self.xmax && self.xip.binary_search(&txid).is_err()
+    }
+
+    /// Whether it was taken in a later life of the server than `current`: the database was restored from a backup,
+    /// or is another one. It then says nothing about which rows were published.
+    pub fn is_ahead_of(&self, current: &Self) -> bool {
+        self.xmax > current.xmax
+    }
+}
+
+impl fmt::Display for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:", self.xmin, self.xmax)?;
+        for (index, id) in self.xip.iter().enumerate() {
+            write!(f, "{}{id}", if index == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Snapshot {
+    type Err = SnapshotError;
+
+    fn from_str(text: &str) -> Result<Self, SnapshotError> {
+        let parse = || -> Option<Self> {
+            let mut parts = text.splitn(3, ':');
+            let xmin = parts.next()?.parse().ok()?;
+            let xmax = parts.next()?.parse().ok()?;
+            let ids = parts.next()?.split(',').filter(|id| !id.is_empty());
+            let mut xip: Vec<u64> = ids.map(str::parse).collect::<Result<_, _>>().ok()?;
+            xip.sort_unstable();
+            (xmin <= xmax).then_some(Self { xmin, xmax, xip })
+        };
+        parse().ok_or_else(|| SnapshotError(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_is_read_as_it_is_written() {
+        for text in ["1:1:", "10:20:10,14,15", "730:730:"] {
+            assert_eq!(text.parse::<Snapshot>().unwrap().to_string(), text);
+        }
+        for text in ["", "1", "1:2", "2:1:", "a:b:", "1:5:x"] {
+            assert!(text.parse::<Snapshot>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn open_and_later_transactions_are_not_seen() {
+        let snapshot: Snapshot = "10:20:10,14".parse().unwrap();
+        let seen: Vec<u64> = (8..22).filter(|&id| snapshot.sees(id)).collect();
+        assert_eq!(seen, [8, 9, 11, 12, 13, 15, 16, 17, 18, 19]);
+        assert!(!Snapshot::nothing().sees(3));
+    }
+}

@@ -1,0 +1,614 @@
+//! The acknowledgement window: which event may be sent now, and up to where everything is acknowledged. Pure.
+//!
+//! # The order promise
+//! **An event is handed out only when every earlier event of its key is acknowledged.** So a key has one event on the way at
+//! most, and whatever is sent can arrive at any time, any number of times, or never: of each key, the events that the
+//! broker holds are a prefix of what was committed, and their first occurrences are in the order of the commits.
+//!
+//! That needs no assumption about the broker or the network, which pipelining within a key would: a broker may refuse event 1 and
+//! store event 2 (JetStream sheds load, changes its leader, fills up), and then 1 can only come after 2. JetStream could
+//! fence with `Nats-Expected-Last-Msg-Id`, but only for a stream with one publisher. For the same reason a former
+//! leader need not be fenced at the broker: what it still has on the way was preceded by acknowledged events only, so
+//! wherever its copies land they are duplicates of, or the next after, a prefix. The price is that one single key
+//! proceeds at one event per round trip; throughput comes from keys side by side.
+//!
+//! Keys are 64-bit hashes: a collision costs concurrency, never order.
+//!
+//! # Progress
+//! A mark stands between events; when everything before it is acknowledged it is *passed*. Only a passed mark may be
+//! confirmed to the source. Marks that wait for the same event are merged into the last of them, so an event that is held
+//! up for hours costs no memory for what passes it by.
+//!
+//! # Refusals
+//! What a refused event holds up is *parked*: it has bounds of its own, so that the other keys keep the whole window.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    hash::{BuildHasherDefault, Hasher},
+    time::Duration,
+};
+
+/// Bounds of the window and waiting times between attempts.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Events in the window, sent or not; parked ones apart.
+    pub events: usize,
+    /// Their bytes. The bounds are looked at before a batch is admitted, so they may be exceeded by one batch.
+    pub bytes: usize,
+    /// Events on the way to the broker.
+    pub in_flight: usize,
+    /// Parked events, and their bytes; beyond them everything waits.
+    pub parked_events: usize,
+    pub parked_bytes: usize,
+    /// First and longest wait before an event is sent again.
+    pub backoff: (Duration, Duration),
+    /// Wait before a refused event is tried again, in case that the cause was mended.
+    pub refused: Duration,
+}
+
+/// Names one attempt to send one event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket {
+    /// The event's number since the window was made.
+    pub number: u64,
+    pub attempt: u32,
+}
+
+/// What can be in the window.
+pub trait Entry {
+    /// Hash of the key within which order is kept.
+    fn key(&self) -> u64;
+    /// Bytes that it holds.
+    fn size(&self) -> usize;
+}
+
+type ByHash<V> = HashMap<u64, V, BuildHasherDefault<AlreadyHashed>>;
+
+/// `E`: the events; `M`: the marks between them. Time is the caller's, measured from any fixed moment.
+#[derive(Debug)]
+pub struct Window<E, M> {
+    limits: Limits,
+    /// Number that the next event gets.
+    next: u64,
+    /// Unacknowledged events by number.
+    slots: ByHash<Slot<E>>,
+    /// Keys that have an unacknowledged event.
+    keys: ByHash<Key>,
+    ready: VecDeque<u64>,
+    /// Events that wait for their next attempt, by time.
+    waiting: BTreeSet<(Duration, u64)>,
+    in_flight: usize,
+    bytes: usize,
+    parked: usize,
+    parked_bytes: usize,
+    /// Unacknowledged events in front of each mark and behind the one before it; the last stretch has no mark yet.
+    stretches: BTreeMap<u64, Stretch<M>>,
+    open: u64,
+    passed: Option<M>,
+}
+
+#[derive(Debug)]
+struct Slot<E> {
+    event: E,
+    key: u64,
+    size: usize,
+    stretch: u64,
+    state: State,
+    attempt: u32,
+    failures: u32,
+    /// The next event of the key.
+    next: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Key {
+    tail: u64,
+    events: usize,
+    bytes: usize,
+    parked: bool,
+}
+
+#[derive(Debug)]
+struct Stretch<M> {
+    unacknowledged: usize,
+    mark: Option<M>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Behind an unacknowledged event of its key.
+    Queued,
+    Ready,
+    InFlight,
+    /// Until its next attempt.
+    Waiting {
+        until: Duration,
+        refused: bool,
+    },
+}
+
+impl<E: Entry, M> Window<E, M> {
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            next: 0,
+            slots: HashMap::default(),
+            keys: HashMap::default(),
+            ready: VecDeque::new(),
+            waiting: BTreeSet::new(),
+            in_flight: 0,
+            bytes: 0,
+            parked: 0,
+            parked_bytes: 0,
+            stretches: BTreeMap::new(),
+            open: 0,
+            passed: None,
+        }
+    }
+
+    /// Whether another batch may be admitted.
+    pub fn has_room(&self) -> bool {
+        self.slots.len() - self.parked < self.limits.events
+            && self.bytes - self.parked_bytes < self.limits.bytes
+            && self.parked < self.limits.parked_events
+            && self.parked_bytes < self.limits.parked_bytes
+    }
+
+    /// Takes an event in, after all that were admitted before.
+    pub fn admit(&mut self, event: E) {
+        let number = self.next;
+        self.next += 1;
+        let (hash, size) = (event.key(), event.size());
+        let key = self.keys.entry(hash).or_insert(Key { tail: number, events: 0, bytes: 0, parked: false });
+        let before = std::mem::replace(&mut key.tail, number);
+        key.events += 1;
+        key.bytes += size;
+        if key.parked {
+            self.parked += 1;
+            self.parked_bytes += size;
+        }
+        let state = if key.events == 1 { State::Ready } else { State::Queued };
+        if state == State::Ready {
+            self.ready.push_back(number);
+        } else if let Some(slot) = self.slots.get_mut(&before) {
+            slot.next = Some(number);
+        }
+        self.bytes += size;
+        self.stretches.entry(self.open).or_insert(Stretch { unacknowledged: 0, mark: None }).unacknowledged += 1;
+        let stretch = self.open;
+        self.slots.insert(number, Slot { event, key: hash, size, stretch, state, attempt: 0, failures: 0, next: None });
+    }
+
+    /// Sets a mark after all events that were admitted before.
+    pub fn mark(&mut self, mark: M) {
+        let ended = self.open;
+        self.open += 1;
+        self.stretches.entry(ended).or_insert(Stretch { unacknowledged: 0, mark: None }).mark = Some(mark);
+        self.settle(ended);
+    }
+
+    /// The next event to send, if one may be sent. It stays in the window.
+    pub fn take(&mut self) -> Option<(Ticket, &mut E)> {
+        if self.in_flight >= self.limits.in_flight {
+            return None;
+        }
+        let number = self.ready.pop_front()?;
+        let slot = self.slots.get_mut(&number)?;
+        self.in_flight += 1;
+        slot.state = State::InFlight;
+        slot.attempt += 1;
+        Some((Ticket { number, attempt: slot.attempt }, &mut slot.event))
+    }
+
+    /// The broker holds the event; any attempt will do. Gives the event back the first time.
+    pub fn acknowledged(&mut self, ticket: Ticket) -> Option<E> {
+        let number = ticket.number;
+        let slot = self.slots.remove(&number)?;
+        match slot.state {
+            // a ticket that was never given out
+            State::Queued => {
+                self.slots.insert(number, slot);
+                return None;
+            }
+            State::InFlight => self.in_flight -= 1,
+            State::Ready => self.ready.retain(|&ready| ready != number),
+            State::Waiting { until, .. } => {
+                self.waiting.remove(&(until, number));
+            }
+        }
+        self.bytes -= slot.size;
+        self.release(&slot);
+        if let Some(next) = slot.next {
+            self.make_ready(next);
+        }
+        if let Some(stretch) = self.stretches.get_mut(&slot.stretch) {
+            stretch.unacknowledged -= 1;
+            self.settle(slot.stretch);
+        }
+        Some(slot.event)
+    }
+
+    /// The attempt came to nothing, or nobody knows: the event is sent again after a while. Its key waits with it.
+    pub fn failed(&mut self, ticket: Ticket, now: Duration) {
+        let (shortest, longest) = self.limits.backoff;
+        let Some(slot) = self.attempt(ticket) else { return };
+        slot.failures += 1;
+        let wait = shortest.saturating_mul(1 << slot.failures.saturating_sub(1).min(16)).min(longest);
+        self.wait(ticket.number, now + wait, false);
+    }
+
+    /// The broker will not take the event as things are: only a person can mend that. Its key waits and is parked.
+    pub fn refused(&mut self, ticket: Ticket, now: Duration) {
+        let Some(slot) = self.attempt(ticket) else { return };
+        let hash = slot.key;
+        self.wait(ticket.number, now + self.limits.refused, true);
+        if let Some(key) = self.keys.get_mut(&hash)
+            && !std::mem::replace(&mut key.parked, true)
+        {
+            self.parked += key.events;
+            self.parked_bytes += key.bytes;
+        }
+    }
+
+    /// The connection is gone: whatever was on the way may have arrived or not, and is sent again, the oldest first.
+    pub fn connection_lost(&mut self) {
+        let on_the_way = self.slots.iter_mut().filter(|(_, slot)| slot.state == State::InFlight);
+        let mut again: Vec<u64> = on_the_way
+            .map(|(&number, slot)| {
+                slot.state = State::Ready;
+                number
+            })
+            .collect();
+        again.sort_unstable();
+        self.in_flight = 0;
+        for number in again.into_iter().rev() {
+            self.ready.push_front(number);
+        }
+    }
+
+    /// Makes those ready whose wait is over, and tells when the next one's is.
+    pub fn wake(&mut self, now: Duration) -> Option<Duration> {
+        while let Some(&(until, number)) = self.waiting.first() {
+            if until > now {
+                return Some(until);
+            }
+            self.waiting.pop_first();
+            self.make_ready(number);
+        }
+        None
+    }
+
+    /// Ends every wait at once, because the connection is new.
+    pub fn wake_all(&mut self) {
+        for (_until, number) in std::mem::take(&mut self.waiting) {
+            self.make_ready(number);
+        }
+    }
+
+    /// The last mark of which every earlier event is acknowledged, when there is a new one.
+    pub fn passed(&mut self) -> Option<M> {
+        self.passed.take()
+    }
+
+    /// Whether the attempt is the current one and still without an answer.
+    pub fn is_in_flight(&self, ticket: Ticket) -> bool {
+        let current = |slot: &Slot<E>| slot.state == State::InFlight && slot.attempt == ticket.attempt;
+        self.slots.get(&ticket.number).is_some_and(current)
+    }
+
+    /// The event of a ticket, while it is unacknowledged.
+    pub fn get(&self, ticket: Ticket) -> Option<&E> {
+        self.slots.get(&ticket.number).map(|slot| &slot.event)
+    }
+
+    /// The oldest unacknowledged event. Looks at all of them.
+    pub fn oldest(&self) -> Option<&E> {
+        self.slots.iter().min_by_key(|&(&number, _)| number).map(|(_, slot)| &slot.event)
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Admitted and not acknowledged.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Of these, the ones that a refusal holds up (the refused event included).
+    pub fn parked(&self) -> usize {
+        self.parked
+    }
+
+    /// Refused events that wait.
+    pub fn refusals(&self) -> impl Iterator<Item = (Ticket, &E)> {
+        self.waiting.iter().filter_map(|&(_, number)| {
+            let slot = self.slots.get(&number)?;
+            let refused = matches!(slot.state, State::Waiting { refused: true, .. });
+            refused.then_some((Ticket { number, attempt: slot.attempt }, &slot.event))
+        })
+    }
+
+    /// The acknowledged event leaves its key; what comes after it is not held up any more.
+    fn release(&mut self, slot: &Slot<E>) {
+        let Some(key) = self.keys.get_mut(&slot.key) else { return };
+        if std::mem::replace(&mut key.parked, false) {
+            self.parked -= key.events;
+            self.parked_bytes -= key.bytes;
+        }
+        key.events -= 1;
+        key.bytes -= slot.size;
+        if key.events == 0 {
+            self.keys.remove(&slot.key);
+        }
+    }
+
+    /// A stretch with a mark and nothing unacknowledged is passed, when it is the first, or joins the one before.
+    fn settle(&mut self, id: u64) {
+        let complete = |stretch: &Stretch<M>| stretch.unacknowledged == 0 && stretch.mark.is_some();
+        if !self.stretches.get(&id).is_some_and(complete) {
+            return;
+        }
+        let mark = self.stretches.remove(&id).and_then(|stretch| stretch.mark);
+        match self.stretches.range_mut(..id).next_back() {
+            Some((_, before)) => before.mark = mark,
+            None => self.passed = mark,
+        }
+    }
+
+    fn attempt(&mut self, ticket: Ticket) -> Option<&mut Slot<E>> {
+        let slot = self.slots.get_mut(&ticket.number)?;
+        (slot.state == State::InFlight && slot.attempt == ticket.attempt).then_some(slot)
+    }
+
+    fn wait(&mut self, number: u64, until: Duration, refused: bool) {
+        self.in_flight -= 1;
+        self.waiting.insert((until, number));
+        if let Some(slot) = self.slots.get_mut(&number) {
+            slot.state = State::Waiting { until, refused };
+        }
+    }
+
+    fn make_ready(&mut self, number: u64) {
+        if let Some(slot) = self.slots.get_mut(&number) {
+            slot.state = State::Ready;
+            self.ready.push_back(number);
+        }
+    }
+}
+
+/// Keys are hashes already, numbers are dense.
+#[derive(Debug, Default)]
+struct AlreadyHashed(u64);
+
+impl Hasher for AlreadyHashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // the table looks at the top bits, too: spread dense numbers over all of them (Fibonacci hashing)
+        self.0 = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    struct Row(u64, &'static str);
+
+    impl Entry for Row {
+        fn key(&self) -> u64 {
+            self.0
+        }
+
+        fn size(&self) -> usize {
+            self.1.len()
+        }
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    const LIMITS: Limits = Limits {
+        events: 4,
+        bytes: 10,
+        in_flight: 3,
+        parked_events: 5,
+        parked_bytes: 100,
+        backoff: (SECOND, Duration::from_secs(8)),
+        refused: Duration::from_secs(30),
+    };
+
+    fn window() -> Window<Row, u32> {
+        Window::new(LIMITS)
+    }
+
+    fn sent(window: &mut Window<Row, u32>) -> Vec<(Ticket, &'static str)> {
+        let mut sent = Vec::new();
+        while let Some((ticket, row)) = window.take() {
+            sent.push((ticket, row.1));
+        }
+        sent
+    }
+
+    #[test]
+    fn a_key_has_one_event_on_the_way() {
+        let mut window = window();
+        for row in [Row(1, "a1"), Row(1, "a2"), Row(2, "b1")] {
+            window.admit(row);
+        }
+        let first = sent(&mut window);
+        assert_eq!(first.iter().map(|&(_, name)| name).collect::<Vec<_>>(), ["a1", "b1"]);
+        assert_eq!(window.acknowledged(first[0].0), Some(Row(1, "a1")));
+        assert_eq!(sent(&mut window)[0].1, "a2");
+    }
+
+    #[test]
+    fn a_mark_is_passed_when_all_before_it_is_acknowledged() {
+        let mut window = window();
+        window.admit(Row(1, "a"));
+        window.mark(1);
+        window.admit(Row(2, "b"));
+        window.mark(2);
+        let tickets = sent(&mut window);
+        window.acknowledged(tickets[1].0);
+        assert_eq!(window.passed(), None);
+        window.acknowledged(tickets[0].0);
+        assert_eq!(window.passed(), Some(2));
+        window.mark(3);
+        assert_eq!(window.passed(), Some(3), "nothing is before it");
+    }
+
+    #[test]
+    fn a_failure_holds_its_key_and_no_other() {
+        let mut window = window();
+        for row in [Row(1, "a1"), Row(2, "b1"), Row(1, "a2"), Row(2, "b2")] {
+            window.admit(row);
+        }
+        let tickets = sent(&mut window);
+        window.failed(tickets[0].0, Duration::ZERO);
+        window.acknowledged(tickets[1].0);
+        assert_eq!(sent(&mut window).iter().map(|&(_, name)| name).collect::<Vec<_>>(), ["b2"]);
+        assert_eq!(window.wake(Duration::ZERO), Some(SECOND));
+        assert_eq!(window.wake(SECOND), None);
+        assert_eq!(sent(&mut window)[0].1, "a1");
+    }
+
+    #[test]
+    fn waits_grow_to_the_longest() {
+        let mut window = window();
+        window.admit(Row(1, "a"));
+        let mut now = Duration::ZERO;
+        let mut waits = Vec::new();
+        for _ in 0..6 {
+            let (ticket, _) = sent(&mut window)[0];
+            window.failed(ticket, now);
+            let until = window.wake(now).unwrap();
+            waits.push(until.saturating_sub(now).as_secs());
+            now = until;
+            window.wake(now);
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 8, 8]);
+    }
+
+    #[test]
+    fn a_late_acknowledgement_of_an_earlier_attempt_counts() {
+        let mut window = window();
+        window.admit(Row(1, "a"));
+        let (first, _) = sent(&mut window)[0];
+        window.connection_lost();
+        let (second, _) = sent(&mut window)[0];
+        assert_ne!(first, second);
+        assert_eq!(window.acknowledged(first), Some(Row(1, "a")));
+        assert_eq!(window.acknowledged(second), None);
+        assert_eq!(window.in_flight(), 0);
+    }
+
+    #[test]
+    fn a_late_failure_of_an_earlier_attempt_counts_nothing() {
+        let mut window = window();
+        window.admit(Row(1, "a"));
+        let (first, _) = sent(&mut window)[0];
+        window.connection_lost();
+        let (second, _) = sent(&mut window)[0];
+        window.failed(first, Duration::ZERO);
+        assert_eq!(window.in_flight(), 1);
+        assert_eq!(window.acknowledged(second), Some(Row(1, "a")));
+    }
+
+    #[test]
+    fn an_acknowledgement_while_waiting_counts() {
+        let mut window = window();
+        window.admit(Row(1, "a"));
+        window.admit(Row(1, "b"));
+        let (first, _) = sent(&mut window)[0];
+        window.failed(first, Duration::ZERO);
+        window.acknowledged(first);
+        assert_eq!(window.wake(100 * SECOND), None);
+        assert_eq!(sent(&mut window)[0].1, "b");
+    }
+
+    #[test]
+    fn a_lost_connection_sends_again_in_order() {
+        let mut window = window();
+        for row in [Row(1, "a"), Row(2, "b"), Row(3, "c"), Row(4, "d")] {
+            window.admit(row);
+        }
+        assert_eq!(sent(&mut window).len(), 3, "the bound of what is on the way");
+        window.connection_lost();
+        assert_eq!(sent(&mut window).iter().map(|&(_, name)| name).collect::<Vec<_>>(), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn the_window_is_bounded_by_count_and_by_bytes() {
+        let mut window = window();
+        for _ in 0..4 {
+            assert!(window.has_room());
+            window.admit(Row(1, "a"));
+        }
+        assert!(!window.has_room(), "four events");
+        let mut window = self::window();
+        window.admit(Row(1, "longer than all its bytes"));
+        assert!(!window.has_room(), "ten bytes");
+        let (ticket, _) = sent(&mut window)[0];
+        window.acknowledged(ticket);
+        assert!(window.has_room());
+    }
+
+    #[test]
+    fn a_refusal_is_shown_until_it_is_acknowledged_and_tried_again() {
+        let mut window = window();
+        window.admit(Row(1, "a"));
+        let (ticket, _) = sent(&mut window)[0];
+        window.refused(ticket, Duration::ZERO);
+        assert_eq!(window.refusals().map(|(_, row)| row.1).collect::<Vec<_>>(), ["a"]);
+        window.wake_all();
+        assert_eq!(window.refusals().count(), 0);
+        let (ticket, _) = sent(&mut window)[0];
+        window.acknowledged(ticket);
+        assert!(window.is_empty());
+    }
+
+    #[test]
+    fn what_a_refusal_holds_up_does_not_fill_the_window() {
+        let mut window = window();
+        for _ in 0..3 {
+            window.admit(Row(1, "a"));
+        }
+        let (ticket, _) = sent(&mut window)[0];
+        window.refused(ticket, Duration::ZERO);
+        assert_eq!(window.parked(), 3);
+        window.admit(Row(1, "a"));
+        for number in 0..1000 {
+            assert!(window.has_room());
+            window.admit(Row(2, "b"));
+            window.mark(number);
+            let (ticket, _) = sent(&mut window)[0];
+            window.acknowledged(ticket);
+        }
+        assert!(window.stretches.len() <= 2, "marks are merged");
+        assert_eq!(window.passed(), None);
+        window.admit(Row(1, "a"));
+        assert!(!window.has_room(), "five parked");
+        window.acknowledged(ticket);
+        assert_eq!((window.parked(), window.parked_bytes), (0, 0));
+        for _ in 0..4 {
+            let (ticket, _) = sent(&mut window)[0];
+            window.acknowledged(ticket);
+        }
+        assert_eq!(window.passed(), Some(999));
+        assert_eq!((window.bytes, window.keys.len(), window.stretches.len()), (0, 0, 1));
+    }
+}

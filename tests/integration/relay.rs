@@ -1,0 +1,225 @@
+//! `weft relay` in both modes: what it publishes, from where it goes on, what it says.
+
+use std::collections::BTreeSet;
+
+use weft::contract::{relay::Mode, status::RelayStatus};
+
+use crate::{
+    checker::check,
+    relay_harness::{RELAY, Setting, Writers},
+    servers::SUPERUSER,
+    servers::SUPERUSER_PASSWORD,
+};
+
+const MODES: [Mode; 2] = [Mode::LogTailing, Mode::Polling];
+
+fn url(setting: &Setting) -> String {
+    setting.database.server.url(SUPERUSER, SUPERUSER_PASSWORD, crate::database::DATABASE)
+}
+
+#[tokio::test]
+async fn a_row_becomes_a_cloud_event_in_both_modes() {
+    for mode in MODES {
+        let setting = Setting::new(mode).await;
+        let relay = setting.start_relay();
+        relay.until("leading", |status| status.leading && status.ready).await;
+        let app = setting.database.app().await;
+        let insert = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload, headers) values \
+             ('order', 'o 1', 'Order.Created', '{\"n\": 1}', '{\"correlationid\": \"s-1\", \"traceparent\": \"00-ab-cd-01\"}') \
+             returning id::text";
+        let id: String = app.query_one(insert, &[]).await.unwrap().get(0);
+        setting.drained().await;
+        let messages = setting.messages().await;
+        assert_eq!(messages.len(), 1, "{mode:?}");
+        let (message, headers) = (&messages[0], messages[0].headers.as_ref().unwrap());
+        assert_eq!(message.subject.as_str(), "events.order.Order%2ECreated");
+        assert_eq!(&message.payload[..], b"{\"n\": 1}");
+        for (name, value) in [
+            ("Nats-Msg-Id", id.as_str()),
+            ("ce-id", &id),
+            ("ce-specversion", "1.0"),
+            ("ce-source", "/shop/orders"),
+            ("ce-type", "Order.Created"),
+            ("ce-subject", "o%201"),
+            ("ce-partitionkey", "order/o%201"),
+            ("ce-correlationid", "s-1"),
+            ("ce-traceparent", "00-ab-cd-01"),
+            ("content-type", "application/json"),
+        ] {
+            assert_eq!(headers.get(name).map(async_nats::HeaderValue::as_str), Some(value), "{mode:?} {name}");
+        }
+        assert_eq!(headers.get("ce-sequence").unwrap().as_str().len(), 33);
+        assert!(headers.get("ce-time").unwrap().as_str().ends_with('Z'));
+        let status = relay.until("published", |status| status.published == 1 && status.pending == 0).await;
+        assert!(status.problems.is_empty(), "{status:?}");
+        assert_eq!(status.relay, RELAY);
+        assert_eq!(relay.get("/readyz").await.unwrap().0, 200);
+        assert_eq!(relay.get("/livez").await.unwrap().0, 200);
+        let metrics = relay.get("/metrics").await.unwrap().1;
+        assert!(metrics.contains("weft_relay_published_total 1"), "{metrics}");
+        assert!(metrics.contains("weft_relay_leading 1"), "{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn rows_from_before_the_relay_are_published_first() {
+    for mode in MODES {
+        let setting = Setting::new(mode).await;
+        Writers::start(&url(&setting), 1, 4, 50).finished().await;
+        let relay = setting.start_relay();
+        relay.until("leading", |status| status.leading).await;
+        Writers::start(&url(&setting), 2, 4, 50).finished().await;
+        setting.drained().await;
+        let verdict = check(&setting.committed().await, &setting.delivered().await);
+        assert!(verdict.is_kept() && verdict.duplicates == 0, "{mode:?}: {verdict}");
+        relay.until("all counted", |status| status.published == verdict.events).await;
+    }
+}
+
+#[tokio::test]
+async fn a_change_of_the_mode_loses_nothing_and_leaves_no_slot() {
+    let mut setting = Setting::new(Mode::LogTailing).await;
+    let superuser = setting.database.superuser().await;
+    let relay = setting.start_relay();
+    let writers = Writers::start(&url(&setting), 3, 4, 200);
+    relay.until("published some", |status| status.published > 20).await;
+    setting.contract.mode = Mode::Polling;
+    setting.write_contract();
+    crate::database::until(&superuser, "select not exists (select from pg_replication_slots)").await;
+    let published = relay.until("leading", |status| status.leading).await.published;
+    relay.until("published more", |status| status.published > published).await;
+    setting.contract.mode = Mode::LogTailing;
+    setting.write_contract();
+    crate::database::until(&superuser, "select exists (select from pg_replication_slots where active)").await;
+    writers.finished().await;
+    setting.drained().await;
+    let verdict = check(&setting.committed().await, &setting.delivered().await);
+    assert!(verdict.is_kept(), "{verdict}");
+}
+
+#[tokio::test]
+async fn a_pause_keeps_the_leadership_and_publishes_nothing() {
+    for mode in MODES {
+        let mut setting = Setting::new(mode).await;
+        setting.contract.paused = true;
+        setting.write_contract();
+        let relay = setting.start_relay();
+        relay.until("leading, paused", |status| status.leading && status.paused && status.ready).await;
+        Writers::start(&url(&setting), 4, 2, 20).finished().await;
+        relay.until("rows are seen", |status| status.pending > 0).await;
+        assert!(setting.messages().await.is_empty(), "{mode:?}");
+        setting.contract.paused = false;
+        setting.write_contract();
+        setting.drained().await;
+        let verdict = check(&setting.committed().await, &setting.delivered().await);
+        assert!(verdict.is_kept() && verdict.duplicates == 0, "{mode:?}: {verdict}");
+    }
+}
+
+#[tokio::test]
+async fn one_of_two_leads_and_the_other_takes_over() {
+    for mode in MODES {
+        let setting = Setting::new(mode).await;
+        let mut first = setting.start_relay();
+        first.until("leading", |status| status.leading).await;
+        let second = setting.start_relay();
+        second.until("standing by", |status| status.ready && !status.leading).await;
+        let writers = Writers::start(&url(&setting), 5, 4, 200);
+        first.until("published some", |status| status.published > 20).await;
+        first.kill9();
+        second.until("leading", |status| status.leading).await;
+        writers.finished().await;
+        setting.drained().await;
+        let verdict = check(&setting.committed().await, &setting.delivered().await);
+        assert!(verdict.is_kept(), "{mode:?}: {verdict}");
+    }
+}
+
+#[tokio::test]
+async fn a_lost_slot_is_healed() {
+    let setting = Setting::new(Mode::LogTailing).await;
+    let superuser = setting.database.superuser().await;
+    let mut relay = setting.start_relay();
+    let writers = Writers::start(&url(&setting), 6, 4, 100);
+    relay.until("published some", |status| status.published > 20).await;
+    relay.kill9();
+    writers.finished().await;
+    crate::database::until(&superuser, "select not exists (select from pg_replication_slots where active)").await;
+    superuser.execute("select pg_drop_replication_slot('weft_outbox')", &[]).await.unwrap();
+    let relay = setting.start_relay();
+    setting.drained().await;
+    let verdict = check(&setting.committed().await, &setting.delivered().await);
+    assert!(verdict.is_kept(), "{verdict}");
+    relay.until("no problem", |status| status.problems.is_empty() && status.ready).await;
+}
+
+#[tokio::test]
+async fn an_idle_outbox_in_a_busy_database_holds_no_wal_back() {
+    let setting = Setting::new(Mode::LogTailing).await;
+    let superuser = setting.database.superuser().await;
+    let relay = setting.start_relay();
+    relay.until("leading", |status| status.leading && status.ready).await;
+    superuser.batch_execute("create table noise as select generate_series(1, 10000) as n").await.unwrap();
+    let written: String = superuser.query_one("select pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
+    let confirmed = format!("select coalesce(confirmed_flush_lsn >= '{written}', false) from pg_replication_slots");
+    crate::database::until(&superuser, &confirmed).await;
+}
+
+#[tokio::test]
+async fn a_refused_event_blocks_its_aggregate_only_and_is_skipped_when_its_row_is_deleted() {
+    for mode in MODES {
+        let setting = Setting::new(mode).await;
+        let app = setting.database.app().await;
+        let relay = setting.start_relay();
+        relay.until("leading", |status| status.leading && status.ready).await;
+        let insert = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload) \
+             select 'order', $1, 'Changed', jsonb_build_object('n', $2::bigint, 'x', repeat('x', $3)) returning id::text";
+        let large = app.query_one(insert, &[&"large", &1_i64, &2_000_000_i32]).await.unwrap();
+        let large: String = large.get(0);
+        for (aggregate, number) in [("large", 2_i64), ("other", 1), ("other", 2)] {
+            app.query_one(insert, &[&aggregate, &number, &1_i32]).await.unwrap();
+        }
+        let status = relay
+            .until("refused", |status| status.problems.iter().any(|problem| problem.reason == "EventRefused"))
+            .await;
+        let message = &status.problems[0].message;
+        assert!(message.contains(&large) && message.contains("max_payload"), "{message}");
+        assert!(!message.contains("xxx"), "no payload in a message");
+        relay.until("the others are published", |status| status.published == 2).await;
+        let aggregates: BTreeSet<String> = setting.delivered().await.into_iter().map(|event| event.aggregate).collect();
+        assert_eq!(aggregates, BTreeSet::from(["other".to_owned()]), "{mode:?}");
+        let offered =
+            |status: &RelayStatus| status.problems.iter().any(|problem| problem.message.contains("deleting its row"));
+        relay.until("a person may skip it", offered).await;
+        let superuser = setting.database.superuser().await;
+        superuser.execute(&format!("delete from weft.outbox where id = '{large}'"), &[]).await.unwrap();
+        setting.drained().await;
+        let numbers: Vec<u64> = setting
+            .delivered()
+            .await
+            .into_iter()
+            .filter(|event| event.aggregate == "large")
+            .map(|event| event.number)
+            .collect();
+        assert_eq!(numbers, [2], "{mode:?}");
+        relay.until("mended", |status| status.problems.is_empty()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_missing_broker_is_said_and_mended_by_its_coming() {
+    let mut setting = Setting::new(Mode::LogTailing).await;
+    setting.nats.kill9();
+    let relay = setting.start_relay();
+    relay
+        .until("the broker is missed", |status| {
+            status.leading
+                && !status.ready
+                && status.problems.iter().any(|problem| problem.reason == "BrokerUnreachable")
+        })
+        .await;
+    assert_eq!(relay.get("/readyz").await.unwrap().0, 503);
+    assert_eq!(relay.get("/livez").await.unwrap().0, 200, "a restart would not help");
+    setting.nats.restart();
+    relay.until("mended", |status| status.ready && status.problems.is_empty()).await;
+}

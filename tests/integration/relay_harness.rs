@@ -1,0 +1,282 @@
+//! `weft relay` as a process of its own between a real database and a real broker, and a writer with many aggregates.
+
+#![allow(dead_code, reason = "each test uses what it needs")]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::TcpListener,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_nats::jetstream::{self, consumer::pull};
+use futures::StreamExt;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use tempfile::TempDir;
+use weft::{
+    contract::{
+        Contract,
+        relay::{Mode, NatsSink, Relay, Retention, Sink},
+        status::RelayStatus,
+    },
+    domain::event::decode,
+};
+
+use crate::{
+    checker::Delivered,
+    database::Database,
+    servers::{self, Nats},
+};
+
+pub const STREAM: &str = "events";
+pub const RELAY: &str = "orders";
+
+const AGGREGATES: &str = "create table aggregates (id text primary key, n bigint not null default 0)";
+
+/// Database, broker and contract.
+#[derive(Debug)]
+pub struct Setting {
+    pub database: Database,
+    pub nats: Nats,
+    folder: TempDir,
+    pub contract: Relay,
+}
+
+impl Setting {
+    pub async fn new(mode: Mode) -> Self {
+        Self::with(mode, Database::empty().await)
+    }
+
+    pub fn with(mode: Mode, database: Database) -> Self {
+        database.write_migration("001_aggregates.sql", AGGREGATES);
+        database.set_up_well();
+        let nats = Nats::start();
+        let contract = Relay {
+            name: RELAY.to_owned(),
+            namespace: "shop".to_owned(),
+            service: "orders".to_owned(),
+            mode,
+            source: database.login("relay"),
+            sink: Sink::Nats(NatsSink {
+                url: nats.url(),
+                stream: STREAM.to_owned(),
+                subject: "events.{aggregate_type}.{type}".to_owned(),
+            }),
+            retention: Retention::AfterPublish,
+            paused: false,
+        };
+        let setting = Self { database, nats, folder: tempfile::tempdir().unwrap(), contract };
+        setting.write_contract();
+        setting
+    }
+
+    pub fn contract_file(&self) -> PathBuf {
+        self.folder.path().join("relay.yaml")
+    }
+
+    /// As a ConfigMap's volume does: whole or not at all.
+    pub fn write_contract(&self) {
+        let new = self.folder.path().join("relay.yaml.new");
+        fs::write(&new, self.contract.to_yaml().unwrap()).unwrap();
+        fs::rename(new, self.contract_file()).unwrap();
+    }
+
+    pub fn start_relay(&self) -> RelayProcess {
+        RelayProcess::start(&self.contract_file())
+    }
+
+    /// Waits until the outbox is empty.
+    pub async fn drained(&self) {
+        let client = self.database.superuser().await;
+        crate::database::until(&client, "select not exists (select from weft.outbox)").await;
+    }
+
+    /// The aggregates' committed counters.
+    pub async fn committed(&self) -> BTreeMap<String, u64> {
+        let client = self.database.superuser().await;
+        let rows = client.query("select id, n from aggregates where n > 0", &[]).await.unwrap();
+        rows.iter().map(|row| (row.get(0), row.get::<_, i64>(1).unsigned_abs())).collect()
+    }
+
+    /// The whole stream, as a consumer reads it.
+    pub async fn delivered(&self) -> Vec<Delivered> {
+        self.messages().await.iter().map(delivered).collect()
+    }
+
+    pub async fn messages(&self) -> Vec<async_nats::Message> {
+        let client = async_nats::connect(self.nats.url()).await.unwrap();
+        let context = jetstream::new(client);
+        let mut stream = context.get_stream(STREAM).await.unwrap();
+        let count = stream.info().await.unwrap().state.messages;
+        let consumer = stream.create_consumer(pull::OrderedConfig::default()).await.unwrap();
+        let mut messages = consumer.messages().await.unwrap();
+        let mut all = Vec::new();
+        while all.len() as u64 != count {
+            let message =
+                tokio::time::timeout(Duration::from_secs(30), messages.next()).await.unwrap().unwrap().unwrap();
+            let (message, _acker) = message.split();
+            all.push(message);
+        }
+        all
+    }
+}
+
+fn delivered(message: &async_nats::Message) -> Delivered {
+    let headers = message.headers.as_ref().unwrap();
+    let header = |name: &str| headers.get(name).unwrap().as_str().to_owned();
+    let payload: serde_json::Value = serde_json::from_slice(&message.payload).unwrap();
+    assert_eq!(header("Nats-Msg-Id"), header("ce-id"));
+    Delivered {
+        id: header("ce-id"),
+        aggregate: decode(&header("ce-subject")).into_owned(),
+        number: payload["n"].as_u64().unwrap(),
+        sequence: header("ce-sequence"),
+    }
+}
+
+/// A running `weft relay`; killed when dropped.
+#[derive(Debug)]
+pub struct RelayProcess {
+    child: Child,
+    port: u16,
+}
+
+impl RelayProcess {
+    pub fn start(contract: &std::path::Path) -> Self {
+        // for the HTTP client below; an error means that it is installed already
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let child = Command::new(env!("CARGO_BIN_EXE_weft"))
+            .args(["relay", "--admin", &format!("127.0.0.1:{port}"), "--config"])
+            .arg(contract)
+            .stdout(Stdio::null())
+            .stderr(std::env::var_os("WEFT_TEST_LOG").map_or_else(Stdio::null, |_| Stdio::inherit()))
+            .spawn()
+            .unwrap();
+        Self { child, port }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn kill9(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    pub async fn get(&self, path: &str) -> Option<(u16, String)> {
+        let answer = reqwest::get(format!("http://127.0.0.1:{}{path}", self.port)).await.ok()?;
+        let status = answer.status().as_u16();
+        Some((status, answer.text().await.ok()?))
+    }
+
+    pub async fn status(&self) -> Option<RelayStatus> {
+        serde_json::from_str(&self.get("/status").await?.1).ok()
+    }
+
+    /// Waits until the status is so.
+    pub async fn until(&self, what: &str, holds: impl Fn(&RelayStatus) -> bool) -> RelayStatus {
+        let mut found = None;
+        servers::until(what, async || {
+            found = self.status().await.filter(&holds);
+            found.is_some()
+        })
+        .await;
+        found.unwrap()
+    }
+}
+
+impl Drop for RelayProcess {
+    fn drop(&mut self) {
+        self.kill9();
+    }
+}
+
+/// Writers that commit, roll back, linger, and live through crashes of the database.
+#[derive(Debug)]
+pub struct Writers {
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Writers {
+    /// `count` writers over 200 aggregates; each makes `transactions` transactions.
+    pub fn start(url: &str, seed: u64, count: u64, transactions: usize) -> Self {
+        let ended = Arc::new(AtomicBool::new(false));
+        let task = |writer| {
+            let (url, ended) = (url.to_owned(), ended.clone());
+            tokio::spawn(async move { write(&url, seed ^ (writer << 32), transactions, &ended).await })
+        };
+        Self { tasks: (0..count).map(task).collect(), ended: ended.clone() }
+    }
+
+    /// Waits for all transactions.
+    pub async fn finished(self) {
+        for task in self.tasks {
+            task.await.unwrap();
+        }
+    }
+
+    pub fn are_finished(&self) -> bool {
+        self.tasks.iter().all(tokio::task::JoinHandle::is_finished)
+    }
+
+    pub async fn stop(self) {
+        self.ended.store(true, Ordering::Relaxed);
+        self.finished().await;
+    }
+}
+
+async fn write(url: &str, seed: u64, transactions: usize, ended: &AtomicBool) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut client = None;
+    let mut left = transactions;
+    while left > 0 && !ended.load(Ordering::Relaxed) {
+        let Some(connected) = &mut client else {
+            client = servers::connect(url).await.ok();
+            if client.is_none() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            continue;
+        };
+        match transaction(connected, &mut random).await {
+            Ok(()) => left -= 1,
+            Err(_) => client = None,
+        }
+    }
+}
+
+/// One transaction of one to four events. Aggregates are locked in order, so that writers cannot deadlock; the lock makes the
+/// order of an aggregate's numbers the order of its commits.
+async fn transaction(client: &mut tokio_postgres::Client, random: &mut StdRng) -> Result<(), tokio_postgres::Error> {
+    let mut aggregates: Vec<u32> = (0..random.random_range(1..=4)).map(|_| random.random_range(0..200)).collect();
+    aggregates.sort_unstable();
+    let outcome: f64 = random.random();
+    let transaction = client.transaction().await?;
+    if outcome > 0.97 {
+        // takes its id early and commits late: others with higher ids commit before
+        transaction.execute("select pg_current_xact_id()", &[]).await?;
+        tokio::time::sleep(Duration::from_millis(random.random_range(1..100))).await;
+    }
+    for aggregate in aggregates {
+        let id = format!("order {aggregate}");
+        let counted =
+            "insert into aggregates values ($1, 1) on conflict (id) do update set n = aggregates.n + 1 returning n";
+        let number: i64 = transaction.query_one(counted, &[&id]).await?.get(0);
+        let insert = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload) \
+             values ('order', $1, 'Changed', jsonb_build_object('n', $2::bigint))";
+        transaction.execute(insert, &[&id, &number]).await?;
+    }
+    if (0.95..0.97).contains(&outcome) {
+        // holds its lower `seq` while others take higher ones and commit
+        tokio::time::sleep(Duration::from_millis(random.random_range(1..100))).await;
+    }
+    if outcome < 0.1 { transaction.rollback().await } else { transaction.commit().await }
+}
