@@ -52,31 +52,36 @@ capabilities: {drop: [ALL]}
 {{- define "weft.rules" -}}
 - apiGroups: [weft.dev]
   resources: [microservices, outboxrelays, sagas]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [weft.dev]
   resources: [microservices/status, outboxrelays/status, sagas/status]
-  verbs: [get, update, patch]
+  verbs: [patch]
+# The finalizer of a Microservice with `retention: Delete`; Kubernetes has no narrower right for it.
 - apiGroups: [weft.dev]
-  resources: [microservices/finalizers, outboxrelays/finalizers, sagas/finalizers]
-  verbs: [update]
+  resources: [microservices]
+  verbs: [patch]
+# Server-side apply asks for `create` and `patch`.
 - apiGroups: [apps]
   resources: [deployments, statefulsets]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [list, watch, create, patch, delete]
 - apiGroups: [batch]
   resources: [jobs]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [list, watch, create, patch, delete]
 - apiGroups: [""]
-  resources: [configmaps, services, serviceaccounts]
+  resources: [services, serviceaccounts]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [configmaps]
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [list, watch, create, patch, delete]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 # A Secret is made when it is missing, and deleted with its owner. It is never read: the operator has no use for a password.
 - apiGroups: [""]
   resources: [secrets]
@@ -84,7 +89,7 @@ capabilities: {drop: [ALL]}
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
-{{- end -}}
+{{- end }}
 
 {{- define "weft.natsConfig" -}}
 nats.conf: |
