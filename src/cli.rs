@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::{crds, database, relay, saga, shutdown::Shutdown};
+use crate::{controllers::operator, crds, database, relay, saga, shutdown::Shutdown};
 
 /// A database per service, reliable events, and transactions across services, on Kubernetes.
 #[derive(Debug, Parser)]
@@ -17,6 +17,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make Microservices, OutboxRelays and Sagas true in a cluster (the control plane)
+    Operator(operator::Args),
     /// Publish a service's outbox to a broker (a sidecar that the operator starts)
     Relay(relay::Args),
     /// Run sagas: the orchestrator's engine and its HTTP API
@@ -50,6 +52,7 @@ impl Cli {
                 Ok(())
             }
             Command::Crds { dir } => crds::write(dir.as_deref()).context("writing the custom resource definitions"),
+            Command::Operator(args) => on_runtime(|shutdown| operator::run(args, shutdown)),
             Command::Relay(args) => on_runtime(|shutdown| relay::run(args, shutdown)),
             Command::Saga(args) => on_runtime(|shutdown| saga::run(args, shutdown)),
             Command::Database(DatabaseCommand::Setup(args)) => on_runtime(|shutdown| database::run(args, shutdown)),

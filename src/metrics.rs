@@ -13,4 +13,26 @@ pub mod relay {
     pub const LAG_SECONDS: &str = "weft_relay_lag_seconds";
     pub const LAG_BYTES: &str = "weft_relay_lag_bytes";
     pub const LEADING: &str = "weft_relay_leading";
+/// The operator's.
+pub mod operator {
+    /// Counter: reconciles by `kind` and `result` (`ok`, `waiting`, `retry`, `invalid`, `fatal`).
+    pub const RECONCILE: &str = "weft_reconcile";
+    /// Histogram: seconds of a reconcile by `kind`.
+    pub const RECONCILE_DURATION: &str = "weft_reconcile_duration_seconds";
+    /// Counter: requests to the API server by `verb`, `kind` (the resource's plural) and `code` (`0`: no answer).
+    pub const API_REQUESTS: &str = "weft_api_requests";
+    /// Counter: children that somebody had changed and that were put right, by `kind`.
+    pub const DRIFT_CORRECTED: &str = "weft_drift_corrected";
+    /// Gauge: 1 while this process leads.
+    pub const LEADER: &str = "weft_leader";
+    /// Counter: writes of a custom resource's status, by `kind`.
+    pub const STATUS_WRITES: &str = "weft_status_writes";
+    /// Gauge: custom resources by `kind` and `ready` (`True`, `False`, `Unknown`).
+    pub const OBJECTS: &str = "weft_objects";
+    /// Gauge: saga instances by `state` (`running`, `completed`, `compensated`, `stuck`), all Sagas together.
+    pub const SAGA_INSTANCES: &str = "weft_saga_instances";
+    /// Gauge: outbox rows that wait, all OutboxRelays together.
+    pub const OUTBOX_PENDING: &str = "weft_outbox_pending";
+    /// Gauge: events that brokers have acknowledged, all OutboxRelays together.
+    pub const OUTBOX_PUBLISHED: &str = "weft_outbox_published";
 }

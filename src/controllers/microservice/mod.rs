@@ -1,5 +1,6 @@
 //! `Microservice`: a service with its own database.
 
+pub(crate) mod observe;
 mod plan;
 mod status;
 

@@ -1,5 +1,6 @@
 //! `OutboxRelay`: its contract is a ConfigMap of its own; the sidecar is part of the Microservice's Deployment.
 
+pub(crate) mod observe;
 mod plan;
 mod status;
 

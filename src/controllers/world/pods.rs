@@ -93,6 +93,29 @@ impl World {
             .max_by_key(|status| status.ready)
     }
 
+    /// Numbers over everything that the data plane told.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for status in self.statuses.values() {
+            match status {
+                DataPlaneStatus::Relay(status) if status.leading => {
+                    totals.pending += signed(status.pending);
+                    totals.published += signed(status.published);
+                }
+                DataPlaneStatus::Relay(_) => {}
+                DataPlaneStatus::Orchestrator(status) => {
+                    for counts in status.sagas.values() {
+                        totals.running += signed(counts.running);
+                        totals.completed += signed(counts.completed);
+                        totals.compensated += signed(counts.compensated);
+                        totals.stuck += signed(counts.stuck);
+                    }
+                }
+            }
+        }
+        totals
+    }
+
     fn admin_pods(&self, owner: &Key) -> impl Iterator<Item = (String, Option<&DataPlaneStatus>)> {
         self.pods_of(owner).filter(|(_, pod)| pod.admin_address.is_some()).map(|(name, _)| {
             let status = self.statuses.get(&ObjectId::new(&owner.id.namespace, name));
@@ -110,6 +133,21 @@ impl World {
             ObjectKind::OutboxRelay | ObjectKind::Saga | ObjectKind::Orchestrator => self.concerned_by(owner),
         }
     }
+}
+
+/// Sums for the operator's metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub running: i64,
+    pub completed: i64,
+    pub compensated: i64,
+    pub stuck: i64,
+    pub pending: i64,
+    pub published: i64,
+}
+
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 /// What makes a condition, as opposed to a number that moves all the time.

@@ -1,0 +1,173 @@
+//! Kubernetes Events: what a person should hear of, once. Written by a task of their own, never waited for.
+
+use std::time::Duration;
+
+use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
+use kube::{
+    Client,
+    runtime::events::{Event, EventType, Recorder, Reporter},
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::conditions::{ACCEPTED, MIGRATED, READY, SLOT_AT_RISK, STUCK, status_of};
+
+/// Events that wait to be written; more are dropped, for the conditions say the same.
+const CAPACITY: usize = 256;
+const DEADLINE: Duration = Duration::from_secs(10);
+/// The API's limit, in bytes.
+const MAX_NOTE: usize = 1024;
+const CONTROLLER: &str = "weft";
+
+/// Something worth an Event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    pub warning: bool,
+    /// PascalCase.
+    pub reason: String,
+    pub message: String,
+}
+
+/// Where Events are handed in.
+#[derive(Clone, Debug)]
+pub struct Events(mpsc::Sender<(Notice, ObjectReference)>);
+
+impl Events {
+    /// The writing end, and the task that does the writing until `stop`.
+    pub fn new(client: Client, instance: String, stop: CancellationToken) -> (Self, impl Future<Output = ()> + Send) {
+        let (sender, receiver) = mpsc::channel(CAPACITY);
+        let reporter = Reporter { controller: CONTROLLER.to_owned(), instance: Some(instance) };
+        (Self(sender), write(Recorder::new(client, reporter), receiver, stop))
+    }
+
+    pub fn publish(&self, notice: Notice, about: ObjectReference) {
+        if self.0.try_send((notice, about)).is_err() {
+            tracing::debug!("too many events wait: one is dropped");
+        }
+    }
+}
+
+async fn write(recorder: Recorder, mut notices: mpsc::Receiver<(Notice, ObjectReference)>, stop: CancellationToken) {
+    loop {
+        let next = tokio::select! { () = stop.cancelled() => None, next = notices.recv() => next };
+        let Some((Notice { warning, reason, message }, about)) = next else { return };
+        let event = Event {
+            type_: if warning { EventType::Warning } else { EventType::Normal },
+            reason,
+            note: Some(shortened(message)),
+            action: "Reconcile".to_owned(),
+            secondary: None,
+        };
+        match tokio::time::timeout(DEADLINE, recorder.publish(&event, &about)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(error = %error, reason = event.reason, "an event was not written"),
+            Err(_) => tracing::debug!(reason = event.reason, "an event was not written in time"),
+        }
+    }
+}
+
+fn shortened(mut message: String) -> String {
+    let mut end = message.len().min(MAX_NOTE);
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    message.truncate(end);
+    message
+}
+
+/// Conditions whose change is an Event: when they become `True` or `False`, is that a warning, and which reason does it have?
+/// `None` for the reason: the condition's own.
+struct Told {
+    condition: &'static str,
+    status: &'static str,
+    warning: bool,
+    reason: Option<&'static str>,
+}
+
+const TOLD: [Told; 9] = [
+    Told { condition: ACCEPTED, status: "True", warning: false, reason: Some("Accepted") },
+    Told { condition: ACCEPTED, status: "False", warning: true, reason: None },
+    Told { condition: MIGRATED, status: "True", warning: false, reason: Some("Migrated") },
+    Told { condition: READY, status: "True", warning: false, reason: Some("Ready") },
+    Told { condition: SLOT_AT_RISK, status: "True", warning: true, reason: Some("SlotAtRisk") },
+    Told { condition: SLOT_AT_RISK, status: "False", warning: false, reason: Some("SlotSafe") },
+    Told { condition: STUCK, status: "True", warning: true, reason: Some("SagaStuck") },
+    Told { condition: STUCK, status: "False", warning: false, reason: Some("SagaUnstuck") },
+    Told { condition: MIGRATED, status: "False", warning: true, reason: Some("MigrationFailed") },
+];
+
+/// The Events that a change of conditions is worth.
+pub fn of_change(before: &[Condition], after: &[Condition]) -> Vec<Notice> {
+    let mut notices = Vec::new();
+    for told in &TOLD {
+        let Some(now) = after.iter().find(|condition| condition.type_ == told.condition) else { continue };
+        let was = before.iter().find(|condition| condition.type_ == told.condition);
+        // the good half of a pair is news only after the bad half
+        let first_good = was.is_none() && !told.warning && matches!(told.condition, SLOT_AT_RISK | STUCK);
+        let is_failure = told.condition != MIGRATED || told.status != "False" || now.reason.contains("Failed");
+        let moved = was.is_none_or(|was| was.status != now.status || (told.warning && was.reason != now.reason));
+        if now.status == told.status && moved && !first_good && is_failure {
+            let reason = told.reason.map_or_else(|| now.reason.clone(), str::to_owned);
+            notices.push(Notice { warning: told.warning, reason, message: now.message.clone() });
+        }
+    }
+    // `Ready` that is lost, after having been there
+    if status_of(before, READY) == Some("True")
+        && let Some(ready) = after.iter().find(|condition| condition.type_ == READY && condition.status == "False")
+    {
+        notices.push(Notice { warning: true, reason: ready.reason.clone(), message: ready.message.clone() });
+    }
+    notices
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::controllers::conditions::Conditions;
+
+    fn conditions(list: &[(&str, bool, &str)]) -> Vec<Condition> {
+        let mut conditions = Conditions::new(&[], None, Timestamp::UNIX_EPOCH);
+        for (type_, status, reason) in list {
+            conditions.set(type_, *status, reason, "a sentence");
+        }
+        conditions.finish()
+    }
+
+    fn reasons(before: &[(&str, bool, &str)], after: &[(&str, bool, &str)]) -> Vec<String> {
+        of_change(&conditions(before), &conditions(after)).into_iter().map(|notice| notice.reason).collect()
+    }
+
+    #[test]
+    fn a_change_is_told_once_and_calm_is_not_news() {
+        assert_eq!(reasons(&[], &[(ACCEPTED, true, "Accepted"), (STUCK, false, "NoneStuck")]), ["Accepted"]);
+        assert_eq!(reasons(&[(STUCK, false, "NoneStuck")], &[(STUCK, true, "Stuck")]), ["SagaStuck"]);
+        assert_eq!(reasons(&[(STUCK, true, "Stuck")], &[(STUCK, false, "NoneStuck")]), ["SagaUnstuck"]);
+        assert_eq!(reasons(&[(ACCEPTED, true, "Accepted")], &[(ACCEPTED, true, "Accepted")]), Vec::<String>::new());
+        assert_eq!(
+            reasons(&[(ACCEPTED, false, "TwoRelays")], &[(ACCEPTED, false, "UnknownService")]),
+            ["UnknownService"]
+        );
+    }
+
+    #[test]
+    fn a_running_migration_is_not_a_failed_one() {
+        assert_eq!(reasons(&[], &[(MIGRATED, false, "Migrating")]), Vec::<String>::new());
+        assert_eq!(
+            reasons(&[(MIGRATED, false, "Migrating")], &[(MIGRATED, false, "MigrationFailed")]),
+            ["MigrationFailed"]
+        );
+    }
+
+    #[test]
+    fn readiness_that_is_lost_is_a_warning() {
+        assert_eq!(reasons(&[(READY, true, "Ready")], &[(READY, false, "CrashLooping")]), ["CrashLooping"]);
+        assert_eq!(reasons(&[(READY, false, "Starting")], &[(READY, false, "CrashLooping")]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_long_note_is_cut_between_characters() {
+        assert!(shortened("é".repeat(2000)).len() <= MAX_NOTE);
+    }
+}

@@ -1,0 +1,253 @@
+//! `weft operator`: waits for the definitions, becomes the leader, and then watches and reconciles until it is no longer.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Context;
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::{Api, Client, Config, client::ClientBuilder};
+use prometheus_client::registry::Registry;
+use rand::{Rng, distr::Alphanumeric, rngs::OsRng};
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    definitions,
+    events::Events,
+    kind::Settings,
+    leader::Elector,
+    metrics::{CountRequests, OperatorMetrics},
+    runtime::{self, Shared},
+    streams, watches,
+};
+use crate::{
+    admin::{self, Admin},
+    shutdown::Shutdown,
+};
+
+/// How long running reconciles may take to end, once asked to.
+const LAST_WORK: Duration = Duration::from_secs(5);
+/// How often the gauges about the world are brought up to date.
+const GAUGES: Duration = Duration::from_secs(5);
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Namespaces to work in, separated by commas; all of them when left out
+    #[arg(long, env = "WEFT_NAMESPACES", value_delimiter = ',')]
+    namespaces: Vec<String>,
+    /// Image of weft that relays, orchestrators and set-up Jobs run: the operator's own
+    #[arg(long, env = "WEFT_IMAGE")]
+    image: String,
+    /// imagePullPolicy of the containers that Weft adds; Kubernetes' default when left out
+    #[arg(long, env = "WEFT_IMAGE_PULL_POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
+    image_pull_policy: Option<String>,
+    /// Image of PostgreSQL; `{version}` stands for the major version
+    #[arg(long, env = "WEFT_POSTGRES_IMAGE", default_value = "docker.io/library/postgres:{version}")]
+    postgres_image: String,
+    /// Name of the Lease by which several replicas agree on a leader; without it this process leads unasked
+    #[arg(long, env = "WEFT_LEADER_ELECT", value_name = "LEASE")]
+    leader_elect: Option<String>,
+    /// Namespace of the operator: of its Lease, and what databases' NetworkPolicies admit its status streams from
+    #[arg(long, env = "POD_NAMESPACE", default_value = "weft-system")]
+    namespace: String,
+    /// This process's name among the replicas: the pod's
+    #[arg(long, env = "POD_NAME")]
+    identity: Option<String>,
+    /// Labels of the operator's pods, KEY=VALUE separated by commas, by which NetworkPolicies admit them
+    #[arg(
+        long,
+        env = "WEFT_POD_LABELS",
+        value_delimiter = ',',
+        value_parser = label,
+        default_value = "app.kubernetes.io/name=weft,app.kubernetes.io/component=operator"
+    )]
+    pod_labels: Vec<(String, String)>,
+    /// Address of the admin port: /livez, /readyz, /metrics
+    #[arg(long, env = "WEFT_LISTEN", default_value = "0.0.0.0:9464")]
+    listen: SocketAddr,
+    /// How many objects are reconciled at the same time
+    #[arg(long, env = "WEFT_CONCURRENCY", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
+    concurrency: u16,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not KEY=VALUE"))?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// What `/status` tells of the operator.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OperatorStatus {
+    identity: String,
+    leading: bool,
+}
+
+/// Why the operator is not ready; `None` when it is.
+type Waiting = Arc<Mutex<Option<String>>>;
+
+/// Everything that the operator is made of, once its arguments are resolved.
+struct Operator {
+    client: Client,
+    settings: Settings,
+    metrics: Arc<OperatorMetrics>,
+    namespaces: Vec<String>,
+    concurrency: usize,
+    identity: String,
+    waiting: Waiting,
+    status: watch::Sender<OperatorStatus>,
+}
+
+pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
+    let Args {
+        namespaces,
+        image,
+        image_pull_policy,
+        postgres_image,
+        leader_elect,
+        namespace,
+        identity,
+        pod_labels,
+        listen,
+        concurrency,
+    } = args;
+    let mut registry = Registry::default();
+    let metrics = OperatorMetrics::register(&mut registry);
+    let config = Config::infer().await.context("finding the cluster: neither in a pod nor with a kubeconfig")?;
+    let client = ClientBuilder::try_from(config)?.with_layer(&CountRequests(Arc::clone(&metrics))).build();
+    let identity = identity.unwrap_or_else(|| format!("weft-{:08x}", rand::random::<u32>()));
+    let settings = Settings {
+        image,
+        image_pull_policy,
+        postgres_image,
+        namespace: namespace.clone(),
+        pod_labels: pod_labels.into_iter().collect::<BTreeMap<_, _>>(),
+        password,
+    };
+    let waiting: Waiting = Arc::new(Mutex::new(Some("the operator is starting".to_owned())));
+    let (status, status_seen) = watch::channel(OperatorStatus { identity: identity.clone(), leading: false });
+    let ready = Arc::clone(&waiting);
+    let admin = Admin {
+        live: Arc::new(|| Ok(())),
+        ready: Arc::new(move || ready.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)),
+        status: status_seen,
+        registry: Arc::new(registry),
+    };
+    let lease = leader_elect.map(|name| {
+        let leases: Api<Lease> = Api::namespaced(client.clone(), &namespace);
+        Elector::new(leases, name, identity.clone())
+    });
+    let operator = Operator {
+        client,
+        settings,
+        metrics,
+        namespaces: namespaces.into_iter().filter(|namespace| !namespace.is_empty()).collect(),
+        concurrency: concurrency.into(),
+        identity,
+        waiting,
+        status,
+    };
+    let served = admin::serve(admin.router(), listen, shutdown.clone());
+    let (served, ()) = tokio::join!(
+        async {
+            let served = served.await;
+            // without its admin port the operator is blind to its probes: it ends
+            shutdown.token().cancel();
+            served
+        },
+        operator.work(lease, shutdown.token())
+    );
+    served.context("serving the admin port")
+}
+
+impl Operator {
+    async fn work(&self, lease: Option<Elector>, stop: &CancellationToken) {
+        let present = definitions::wait(&self.client, |missing| self.waits_for(missing));
+        tokio::select! { () = stop.cancelled() => return, () = present => {} }
+        let Some(mut elector) = lease else {
+            self.lead(stop.child_token()).await;
+            return;
+        };
+        while !stop.is_cancelled() {
+            // a candidate is as ready as it can be: it stands by
+            self.waits_for(None);
+            let renewed = tokio::select! { () = stop.cancelled() => break, renewed = elector.acquire() => renewed };
+            tracing::info!(identity = self.identity, "leading");
+            let term = stop.child_token();
+            let mut leading = std::pin::pin!(self.lead(term.clone()));
+            tokio::select! {
+                () = elector.keep(renewed, stop) => {}
+                () = &mut leading => {}
+            }
+            // from here on nothing is written: what still runs is cut off at its next await
+            term.cancel();
+            leading.await;
+        }
+        elector.release().await;
+    }
+
+    /// Watches and reconciles until `term` ends.
+    async fn lead(&self, term: CancellationToken) {
+        self.waits_for(Some("the first lists of all watches are not complete".to_owned()));
+        self.leading(true);
+        let tasks = TaskTracker::new();
+        let (events, writer) = Events::new(self.client.clone(), self.identity.clone(), term.clone());
+        tasks.spawn(writer);
+        let shared =
+            Arc::new(Shared::new(self.client.clone(), self.settings.clone(), events, Arc::clone(&self.metrics)));
+        let synced = watches::start(&shared, &self.client, &self.namespaces, &tasks, &term);
+        tokio::select! {
+            () = term.cancelled() => {}
+            () = synced => {
+                tracing::info!("all watches are complete");
+                self.waits_for(None);
+                tasks.spawn(streams::run(Arc::clone(&shared), term.clone()));
+                tasks.spawn(gauges(Arc::clone(&shared), term.clone()));
+                runtime::run(Arc::clone(&shared), self.concurrency, tasks.clone(), term.clone()).await;
+            }
+        }
+        self.leading(false);
+        tasks.close();
+        if tokio::time::timeout(LAST_WORK, tasks.wait()).await.is_err() {
+            tracing::warn!("some work did not end in time");
+        }
+    }
+
+    fn waits_for(&self, why: Option<String>) {
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    fn leading(&self, leading: bool) {
+        self.metrics.leading(leading);
+        self.status.send_modify(|status| status.leading = leading);
+    }
+}
+
+async fn gauges(shared: Arc<Shared>, term: CancellationToken) {
+    let mut tick = tokio::time::interval(GAUGES);
+    loop {
+        tokio::select! { () = term.cancelled() => return, _ = tick.tick() => shared.metrics.observe(&shared.world()) }
+    }
+}
+
+/// 32 letters and digits: 190 bits from the OS.
+fn password() -> String {
+    use rand::TryRngCore;
+    OsRng.unwrap_err().sample_iter(Alphanumeric).take(32).map(char::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_long_and_never_the_same() {
+        assert_eq!(password().len(), 32);
+        assert_ne!(password(), password());
+    }
+}

@@ -1,0 +1,103 @@
+//! Writes a status: only when it differs, at its pace, by its own field manager; and tells the Events that the change is worth.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+    core::DeserializeGuard,
+};
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{
+    conditions::{ACCEPTED, Conditions, READY, STALLED},
+    events,
+    failure::{RequestError, within_deadline},
+    key::Key,
+    labels::STATUS_MANAGER,
+    runtime::{Shared, Verdict},
+    world::{Custom, Malformed},
+};
+
+/// `Some`: it has to wait until then.
+pub type Write = Result<Option<Instant>, RequestError>;
+
+/// Writes `status` if it is not what the object has.
+pub async fn write<K: Custom>(shared: &Shared, key: &Key, object: &K, status: K::Status) -> Write {
+    let before = object.status();
+    if before == Some(&status) {
+        return Ok(None);
+    }
+    let was = before.map(K::conditions).unwrap_or_default();
+    let moved = essence(was) != essence(K::conditions(&status))
+        || before.and_then(K::observed_generation) != K::observed_generation(&status);
+    if let Err(later) = shared.gate.enter(key, moved, Instant::now()) {
+        return Ok(Some(later));
+    }
+    let answer = match patch::<K>(shared, key, object.meta().uid.as_deref(), &json!(status)).await {
+        // deleted meanwhile (404), or another object of this name by now (409): its own events will tell
+        Err(error) if matches!(error.code(), Some(404 | 409)) => return Ok(None),
+        answer => answer?,
+    };
+    for notice in events::of_change(was, K::conditions(&status)) {
+        shared.events.publish(notice, object.object_ref(&()));
+    }
+    if let Ok(object) = answer.0 {
+        shared.world().set(object);
+    }
+    Ok(None)
+}
+
+/// `Accepted=False` on an object that does not have its type's form.
+pub async fn write_malformed<K: Custom>(shared: &Shared, key: &Key, malformed: &Malformed) -> Verdict {
+    let message = format!("the object does not have the form of a {}: {}", K::KIND.as_str(), malformed.error);
+    let mut conditions = Conditions::new(&[], malformed.generation, Timestamp::now());
+    conditions.set(READY, false, "Malformed", &message).set(STALLED, true, "Malformed", &message).set(
+        ACCEPTED,
+        false,
+        "Malformed",
+        &message,
+    );
+    let status = json!({"observedGeneration": malformed.generation, "conditions": conditions.finish()});
+    tracing::warn!(error = malformed.error, "malformed object");
+    match patch::<K>(shared, key, None, &status).await {
+        Ok(_) => Verdict::Done,
+        Err(error) if error.code() == Some(404) => Verdict::Done,
+        Err(error) => {
+            tracing::warn!(error = error.words(), "the status of a malformed object could not be written");
+            Verdict::Failed(error.class().0)
+        }
+    }
+}
+
+async fn patch<K: Custom>(
+    shared: &Shared,
+    key: &Key,
+    uid: Option<&str>,
+    status: &serde_json::Value,
+) -> Result<DeserializeGuard<K>, RequestError> {
+    let mut metadata = json!({"name": key.id.name});
+    if let (Some(uid), Some(metadata)) = (uid, metadata.as_object_mut()) {
+        metadata.insert("uid".to_owned(), uid.into());
+    }
+    let body = json!({
+        "apiVersion": K::api_version(&()),
+        "kind": K::kind(&()),
+        "metadata": metadata,
+        "status": status,
+    });
+    let api: Api<DeserializeGuard<K>> = Api::namespaced(shared.client.clone(), &key.id.namespace);
+    let params = PatchParams::apply(STATUS_MANAGER).force();
+    let answer = within_deadline(api.patch_status(&key.id.name, &params, &Patch::Apply(&body))).await?;
+    shared.metrics.status_written(key.kind);
+    Ok(answer)
+}
+
+/// What of conditions is worth an immediate write: not a message that only counts further.
+fn essence(conditions: &[Condition]) -> Vec<(&str, &str, &str)> {
+    conditions
+        .iter()
+        .map(|condition| (condition.type_.as_str(), condition.status.as_str(), condition.reason.as_str()))
+        .collect()
+}
