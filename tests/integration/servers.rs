@@ -12,7 +12,7 @@
 
 use std::{
     fs,
-    io::Read,
+    io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
@@ -109,7 +109,7 @@ impl Postgres {
             command.arg("-c").arg(parameter);
         }
         let process = Process::spawn(command, &log);
-        process.wait_until(|| self.is_ready(), "PostgreSQL", &log);
+        process.wait_until(|| asks_for_password(self.port), "PostgreSQL", &log);
         self.process = Some(process);
     }
 
@@ -129,13 +129,6 @@ impl Postgres {
         .to_vec()
     }
 
-    /// Accepts connections, recovery included.
-    fn is_ready(&self) -> bool {
-        let mut command = self.installation.command("pg_isready");
-        command.args(["-q", "-h", "127.0.0.1", "-p", &self.port.to_string()]);
-        command.status().is_ok_and(|status| status.success())
-    }
-
     /// What the server has logged so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.home.path().join("log")).unwrap_or_default()
@@ -146,6 +139,15 @@ impl Drop for Postgres {
     fn drop(&mut self) {
         self.kill9();
     }
+}
+
+/// The answer to a start-up message is an authentication request (`R`) once the server accepts logins, and an error (`E`)
+/// while it starts or recovers.
+fn asks_for_password(port: u16) -> bool {
+    let parameters = format!("user\0{SUPERUSER}\0database\0postgres\0\0");
+    let length = u32::try_from(8 + parameters.len()).expect("it is short");
+    let message = [&length.to_be_bytes(), &[0, 3, 0, 0], parameters.as_bytes()].concat();
+    answers(port, &message, b"R")
 }
 
 /// Connects with a URL and drives the connection in the background.
@@ -184,7 +186,29 @@ impl Installation {
                 "the tests run as root and PostgreSQL refuses to: add a user `postgres` (`useradd --system postgres`)",
             )
         });
-        Self { version, bin, user }
+        let installation = Self { version, bin, user };
+        if installation.command("postgres").arg("--version").stdout(Stdio::null()).status().is_ok() {
+            return installation;
+        }
+        Self { bin: installation.staged().join("bin"), ..installation }
+    }
+
+    /// A copy that the user `postgres` may run, of an installation in a folder that is closed to it, such as `/root`.
+    fn staged(&self) -> PathBuf {
+        static STAGED: OnceLock<PathBuf> = OnceLock::new();
+        let stage = || {
+            let path = std::env::temp_dir().join(format!("weft-postgres-{}", self.version));
+            if !path.exists() {
+                let making = accessible_folder("weft-postgres-", None);
+                let copy = making.path().join("copy");
+                copy_folder(self.bin.parent().expect("bin is in a folder"), &copy, None);
+                let _ = Command::new("chmod").args(["-R", "a+rX"]).arg(&copy).status();
+                // another test process may have been faster, which is fine
+                let _ = fs::rename(&copy, &path);
+            }
+            path
+        };
+        STAGED.get_or_init(stage).clone()
     }
 
     fn command(&self, program: &str) -> Command {
@@ -275,7 +299,8 @@ impl Nats {
         command.args(["--addr", "127.0.0.1", "--port", &self.port.to_string(), "--jetstream", "--store_dir"]);
         command.arg(self.home.path().join("store"));
         let process = Process::spawn(command, &log);
-        process.wait_until(|| greets(self.port), "nats-server", &log);
+        // it speaks first: `INFO {…}`
+        process.wait_until(|| answers(self.port, b"", b"INFO "), "nats-server", &log);
         self.process = Some(process);
     }
 }
@@ -284,16 +309,6 @@ impl Drop for Nats {
     fn drop(&mut self) {
         self.kill9();
     }
-}
-
-/// NATS speaks first: `INFO {…}`.
-fn greets(port: u16) -> bool {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) else { return false };
-    let mut greeting = [0; 5];
-    stream.set_read_timeout(Some(Duration::from_secs(5))).is_ok()
-        && stream.read_exact(&mut greeting).is_ok()
-        && &greeting == b"INFO "
 }
 
 fn nats_server() -> PathBuf {
@@ -381,6 +396,17 @@ fn children_of(parent: u32) -> Vec<u32> {
     let entries = fs::read_dir("/proc").expect("/proc is there").flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.filter(|&pid| stat(pid).is_some_and(|(_, found)| found == parent)).collect()
+}
+
+/// Whether what listens on the port answers `message` by something that begins so.
+fn answers(port: u16, message: &[u8], beginning: &[u8]) -> bool {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) else { return false };
+    let mut answer = vec![0; beginning.len()];
+    stream.set_read_timeout(Some(Duration::from_secs(5))).is_ok()
+        && stream.write_all(message).is_ok()
+        && stream.read_exact(&mut answer).is_ok()
+        && answer == beginning
 }
 
 /// A port below the range that outgoing connections are given, so that a killed server finds its port free again.
