@@ -30,6 +30,7 @@ pub struct Start {
     pub event_source: String,
     /// CloudEvents `type`.
     pub event_type: String,
+    #[serde(with = "serde_yaml::with::singleton_map")]
     pub from: Sink,
 }
 

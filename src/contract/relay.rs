@@ -14,6 +14,7 @@ pub struct Relay {
     pub service: String,
     pub mode: Mode,
     pub source: DatabaseLogin,
+    #[serde(with = "serde_yaml::with::singleton_map")]
     pub sink: Sink,
     #[serde(default)]
     pub retention: Retention,
