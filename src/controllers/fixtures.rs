@@ -1,6 +1,6 @@
 //! Objects and settings for the tests of plans and statuses.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
@@ -71,12 +71,13 @@ pub fn ready(pods: i32) -> Workload {
 }
 
 pub fn job(outcome: JobOutcome) -> JobState {
-    JobState { annotations: Default::default(), outcome, problems: Vec::new() }
+    JobState { annotations: BTreeMap::default(), outcome, problems: Vec::new() }
 }
 
 /// The children as one YAML stream, for snapshots.
 pub fn yaml(plan: &Plan) -> String {
-    plan.children.iter().map(|child| format!("---\n{}", serde_yaml::to_string(&value(child)).unwrap())).collect()
+    let document = |child: &Child| format!("---\n{}", serde_yaml::to_string(&value(child)).unwrap());
+    plan.children.iter().map(document).collect::<Vec<_>>().concat()
 }
 
 /// A child as JSON, with its kind.

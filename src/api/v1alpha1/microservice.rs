@@ -188,6 +188,17 @@ fn default_postgres_version() -> String {
     "17".to_owned()
 }
 
+impl Default for Postgres {
+    fn default() -> Self {
+        Self {
+            version: default_postgres_version(),
+            storage: Storage::default(),
+            parameters: BTreeMap::new(),
+            resources: None,
+        }
+    }
+}
+
 /// A persistent volume.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]

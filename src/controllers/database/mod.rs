@@ -101,9 +101,9 @@ fn is_migration(key: &str) -> bool {
     Path::new(key).extension().is_some_and(|extension| extension == "sql")
 }
 
-/// Host name of the server inside the cluster.
-pub fn host(owner: &Owner) -> String {
-    format!("{}.{}.svc", names::database(&owner.name), owner.namespace)
+/// Host name of the server of `owner` inside the cluster.
+pub fn host(owner: &str, namespace: &str) -> String {
+    format!("{}.{namespace}.svc", names::database(owner))
 }
 
 /// Names of a pod's volumes with passwords, and where they are mounted. The same in every pod that has them.

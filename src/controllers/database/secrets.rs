@@ -25,7 +25,8 @@ pub(super) fn all(wanted: &Wanted<'_>, settings: &Settings) -> Vec<Child> {
 /// `NAME-db`, as the Service Binding specification has it: <https://servicebinding.io/spec/core/1.1.0/#well-known-secret-entries>.
 fn binding(wanted: &Wanted<'_>, settings: &Settings) -> Secret {
     let owner = wanted.owner;
-    let (host, database, password) = (host(owner), names::database_name(&owner.name), (settings.password)());
+    let (host, database, password) =
+        (host(&owner.name, &owner.namespace), names::database_name(&owner.name), (settings.password)());
     // the password is of letters and digits, the other parts are names: nothing needs escaping
     let uri = format!("postgresql://{}:{password}@{host}:{POSTGRES_PORT}/{database}", names::APP_ROLE);
     let entries = [

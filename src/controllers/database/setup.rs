@@ -67,7 +67,7 @@ pub(super) fn contract(wanted: &Wanted<'_>) -> DatabaseSetup {
     };
     DatabaseSetup {
         admin: DatabaseLogin {
-            host: host(owner),
+            host: host(&owner.name, &owner.namespace),
             port: POSTGRES_PORT,
             database: names::database_name(&owner.name),
             role: role(names::ADMIN_ROLE, ADMIN_PASSWORD),

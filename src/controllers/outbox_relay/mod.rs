@@ -4,7 +4,7 @@ pub(crate) mod observe;
 mod plan;
 mod status;
 
-pub use plan::{CONTRACT_FILE, CONTRACT_FOLDER};
+pub use plan::{CONTRACT_FILE, CONTRACT_FOLDER, sink};
 
 use std::{collections::BTreeMap, sync::Arc};
 

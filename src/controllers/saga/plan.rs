@@ -1,22 +1,10 @@
 //! A Saga's definition, and what should exist because of an orchestrator.
 
-use super::{Defined, Observed, Orchestrator, OrchestratorObserved};
-use crate::{
-    api::v1alpha1::Saga,
-    controllers::{
-        kind::Settings,
-        plan::{Plan, Rejection},
-    },
-};
+mod definition;
+mod orchestrator;
 
-pub fn define(object: &Saga, _observed: &Observed) -> Result<Defined, Rejection> {
-    Err(Rejection { reason: "NotBuilt", message: format!("saga {:?} cannot be defined yet", object.metadata.name) })
-}
+pub use definition::define;
+pub use orchestrator::{OWNER_KIND, api_url, orchestrator, stage};
 
-pub fn orchestrator(
-    _object: &Orchestrator,
-    _observed: &OrchestratorObserved,
-    _settings: &Settings,
-) -> Result<Plan, Rejection> {
-    Ok(Plan::default())
-}
+#[cfg(test)]
+mod tests;
