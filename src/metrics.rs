@@ -13,6 +13,8 @@ pub mod relay {
     pub const LAG_SECONDS: &str = "weft_relay_lag_seconds";
     pub const LAG_BYTES: &str = "weft_relay_lag_bytes";
     pub const LEADING: &str = "weft_relay_leading";
+}
+
 /// The operator's.
 pub mod operator {
     /// Counter: reconciles by `kind` and `result` (`ok`, `waiting`, `retry`, `invalid`, `fatal`).
