@@ -1,0 +1,339 @@
+//! What to do next: one pure function from definition, state and event to the new state and the next call.
+//!
+//! - A result is success, definite failure, or unknown. Unknown is repeated; a definite failure or the deadline compensates.
+//! - Undone is, in reverse order, every step that may have happened: those that succeeded, and the failing one too when one of
+//!   its attempts (attempt number > 1) or its only one (deadline, cancel, attempts exhausted) came to nothing certain. The
+//!   participant's barrier makes an undo without a do safe.
+//! - The pivot is the point of no return once it was called: until its answer is certain there is no way back either.
+//! - What must succeed (an undo, `onCompensated`, a step from the pivot on) is repeated until it does. After `maxAttempts` the
+//!   instance is stuck, says so, and goes on trying at the longest back-off, so that an outage heals by itself; a definite
+//!   failure there is stuck at once and waits for a person, since repeating cannot help.
+
+use super::{
+    definition::{Definition, Step},
+    state::{Event, Failure, Json, Phase, State, Stuck, codes},
+};
+
+/// Longest time that a participant's `Retry-After` is honoured for.
+pub const MAX_RETRY_AFTER_MS: u64 = 600_000;
+
+/// Time and chance of one decision.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// Milliseconds since the epoch; only told to people.
+    pub now_ms: i64,
+    /// Uniform in [0, 1): the jitter of the back-off.
+    pub random: f64,
+}
+
+/// A call to make. It may be sent only after the event that led to it is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Command {
+    pub at: Phase,
+    pub attempt: u32,
+    /// Milliseconds to wait first.
+    pub after_ms: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Out of date, or without consequence: the state is as it was.
+    Ignored,
+    /// To be appended to the log; then the call may go out.
+    Recorded(Option<Command>),
+    /// Another unknown result of an instance that is stuck already: not recorded, so that an outage does not fill the log.
+    Unrecorded(Command),
+}
+
+/// Why a person's verb does nothing. Displays as a clause: `it has ended`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("it has ended")]
+    Ended,
+    #[error("it is not stuck")]
+    NotStuck,
+    #[error("no attempt has failed, so there is nothing to retry")]
+    NothingToRetry,
+    #[error("it is being compensated already")]
+    Compensating,
+    #[error("it is past its point of no return (its pivot), so it can only go forward")]
+    PastPivot,
+}
+
+/// The first state of an instance and its first call.
+pub fn start(definition: &Definition, input: Json) -> (State, Option<Command>) {
+    let mut state = State {
+        phase: Phase::Do(0),
+        attempt: 1,
+        allowance_from: 1,
+        paused: false,
+        held: false,
+        stuck: None,
+        overdue: false,
+        failure: None,
+        input,
+        replies: vec![None; definition.steps.len()],
+    };
+    let first = if definition.steps.is_empty() { Phase::Completed } else { Phase::Do(0) };
+    let command = enter(&mut state, first);
+    (state, command)
+}
+
+/// The call to repeat after a crash: the one under way may have been sent, so it counts as an attempt.
+pub fn recover(state: &mut State) -> Option<Command> {
+    let waits = state.stuck.as_ref().is_some_and(|stuck| stuck.waits);
+    if state.phase.is_end() || waits || state.held {
+        return None;
+    }
+    again(state, 0)
+}
+
+/// The engine found the instance paused when `command` was due: it goes out at `resume`.
+pub fn hold(state: &mut State, command: Command) {
+    if state.paused && state.phase == command.at && state.attempt == command.attempt {
+        state.held = true;
+    }
+}
+
+/// The consequence of `event`. A refusal leaves the state as it was.
+pub fn decide(definition: &Definition, state: &mut State, event: &Event, moment: Moment) -> Result<Decision, Refusal> {
+    match event {
+        Event::Started { .. } => Ok(Decision::Ignored),
+        Event::Succeeded { at, attempt, reply } => Ok(match current(state, *at, *attempt) {
+            true => Decision::Recorded(succeeded(definition, state, reply.clone())),
+            false => Decision::Ignored,
+        }),
+        Event::Failed { at, attempt, code, message } => Ok(match current(state, *at, *attempt) {
+            true => Decision::Recorded(failed(definition, state, code, message, moment)),
+            false => Decision::Ignored,
+        }),
+        Event::Unknown { at, attempt, message, retry_after_ms } => Ok(match current(state, *at, *attempt) {
+            true => unknown(definition, state, message, retry_after_ms.unwrap_or(0), moment),
+            false => Decision::Ignored,
+        }),
+        Event::DeadlinePassed => Ok(deadline(definition, state)),
+        Event::Retry => retry(state),
+        Event::Skip => skip(definition, state),
+        Event::Cancel => cancel(definition, state),
+        Event::Pause => pause(state),
+        Event::Resume => resume(state),
+    }
+}
+
+/// A result counts when it belongs to the call that is under way. The log may hold a higher attempt than a replay has counted,
+/// because recovery and unrecorded attempts raise it.
+fn current(state: &mut State, at: Phase, attempt: u32) -> bool {
+    let counts = state.phase == at && attempt >= state.attempt;
+    if counts {
+        state.attempt = attempt;
+    }
+    counts
+}
+
+fn succeeded(definition: &Definition, state: &mut State, reply: Option<Json>) -> Option<Command> {
+    if let Phase::Do(index) = state.phase
+        && let Some(slot) = state.replies.get_mut(index)
+    {
+        *slot = Some(reply.unwrap_or_else(null));
+    }
+    forward(definition, state)
+}
+
+fn null() -> Json {
+    Json::from(serde_json::value::RawValue::NULL.to_owned())
+}
+
+/// The current operation is done (or skipped): what comes after it.
+fn forward(definition: &Definition, state: &mut State) -> Option<Command> {
+    let next = match state.phase {
+        Phase::Do(index) if index + 1 < definition.steps.len() => Phase::Do(index + 1),
+        Phase::Do(_) => Phase::Completed,
+        Phase::Undo(index) => backward(definition, index),
+        Phase::Notify => Phase::Compensated,
+        end => end,
+    };
+    enter(state, next)
+}
+
+/// The phase that undoes the last step before `index` that has an undo.
+fn backward(definition: &Definition, index: usize) -> Phase {
+    let undoable = |(_, step): &(usize, &Step)| step.undo.is_some();
+    match definition.steps.iter().enumerate().take(index).rfind(undoable) {
+        Some((index, _)) => Phase::Undo(index),
+        None if definition.on_compensated.is_some() => Phase::Notify,
+        None => Phase::Compensated,
+    }
+}
+
+fn enter(state: &mut State, phase: Phase) -> Option<Command> {
+    (state.phase, state.attempt, state.allowance_from, state.stuck) = (phase, 1, 1, None);
+    if phase.is_end() { None } else { issue(state, 0) }
+}
+
+fn issue(state: &mut State, after_ms: u64) -> Option<Command> {
+    state.held = state.paused;
+    (!state.paused).then_some(Command { at: state.phase, attempt: state.attempt, after_ms })
+}
+
+fn again(state: &mut State, after_ms: u64) -> Option<Command> {
+    state.attempt = state.attempt.saturating_add(1);
+    issue(state, after_ms)
+}
+
+fn failed(definition: &Definition, state: &mut State, code: &str, message: &str, moment: Moment) -> Option<Command> {
+    match way_back(definition, state.phase) {
+        // the first attempt's definite failure had no effect; with an earlier attempt in doubt the step may have happened
+        Some(index) => compensate(definition, state, code, message, index + usize::from(state.attempt > 1)),
+        None => {
+            state.stuck =
+                Some(Stuck { message: format!("{code}: {message}"), since_ms: since(state, moment), waits: true });
+            None
+        }
+    }
+}
+
+fn unknown(definition: &Definition, state: &mut State, message: &str, retry_after_ms: u64, moment: Moment) -> Decision {
+    let policy = state.phase.retry(definition);
+    let used = (state.attempt + 1).saturating_sub(state.allowance_from);
+    let exhausted = used >= policy.max_attempts;
+    let pivot = matches!(state.phase, Phase::Do(index) if definition.pivot() == Some(index));
+    match way_back(definition, state.phase) {
+        Some(index) if exhausted && !pivot => {
+            return Decision::Recorded(compensate(definition, state, codes::ATTEMPTS, message, index + 1));
+        }
+        _ => {}
+    }
+    let was_stuck = state.stuck.is_some();
+    if exhausted {
+        state.stuck = Some(Stuck { message: message.to_owned(), since_ms: since(state, moment), waits: false });
+    }
+    let exponential =
+        policy.initial_backoff_ms.saturating_mul(1_u64.checked_shl(used.saturating_sub(1)).unwrap_or(u64::MAX));
+    let after =
+        jitter(exponential.min(policy.max_backoff_ms), moment.random).max(retry_after_ms.min(MAX_RETRY_AFTER_MS));
+    match again(state, after) {
+        Some(command) if was_stuck => Decision::Unrecorded(command),
+        command => Decision::Recorded(command),
+    }
+}
+
+/// Full jitter (Brooker, "Exponential Backoff And Jitter"): uniform between nothing and the exponential back-off.
+#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)] // milliseconds of minutes
+fn jitter(backoff_ms: u64, random: f64) -> u64 {
+    (backoff_ms as f64 * random) as u64
+}
+
+fn since(state: &State, moment: Moment) -> i64 {
+    state.stuck.as_ref().map_or(moment.now_ms, |stuck| stuck.since_ms)
+}
+
+/// The step that is under way, when the saga can still be compensated.
+fn way_back(definition: &Definition, phase: Phase) -> Option<usize> {
+    match phase {
+        Phase::Do(index) if definition.pivot().is_none_or(|pivot| index <= pivot) => Some(index),
+        _ => None,
+    }
+}
+
+/// Turns round: undoes the steps with an index below `until`.
+fn compensate(definition: &Definition, state: &mut State, code: &str, message: &str, until: usize) -> Option<Command> {
+    let step = match state.phase {
+        Phase::Do(index) => definition.steps.get(index),
+        _ => None,
+    };
+    let reason = step.and_then(|step| step.failures.get(code)).map_or(code, String::as_str);
+    state.failure = Some(Failure {
+        step: step.map(|step| step.name.clone()).unwrap_or_default(),
+        code: code.to_owned(),
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+    });
+    enter(state, backward(definition, until))
+}
+
+/// The step to begin undoing with when neither its result nor a failure is waited for: not from the pivot on.
+fn can_turn(definition: &Definition, phase: Phase) -> Option<usize> {
+    way_back(definition, phase).filter(|index| definition.pivot() != Some(*index))
+}
+
+fn deadline(definition: &Definition, state: &mut State) -> Decision {
+    match can_turn(definition, state.phase) {
+        Some(index) => {
+            let message = format!("not finished within {} ms", definition.deadline_ms);
+            Decision::Recorded(compensate(definition, state, codes::DEADLINE, &message, index + 1))
+        }
+        None if matches!(state.phase, Phase::Do(_)) && !state.overdue => {
+            state.overdue = true;
+            Decision::Recorded(None)
+        }
+        None => Decision::Ignored,
+    }
+}
+
+fn retry(state: &mut State) -> Result<Decision, Refusal> {
+    if state.phase.is_end() {
+        return Err(Refusal::Ended);
+    }
+    if state.stuck.is_none() && state.attempt == 1 {
+        return Err(Refusal::NothingToRetry);
+    }
+    state.stuck = None;
+    state.allowance_from = state.attempt.saturating_add(1);
+    Ok(Decision::Recorded(again(state, 0)))
+}
+
+fn skip(definition: &Definition, state: &mut State) -> Result<Decision, Refusal> {
+    match state.stuck {
+        _ if state.phase.is_end() => Err(Refusal::Ended),
+        None => Err(Refusal::NotStuck),
+        Some(_) => Ok(Decision::Recorded(forward(definition, state))),
+    }
+}
+
+fn cancel(definition: &Definition, state: &mut State) -> Result<Decision, Refusal> {
+    const MESSAGE: &str = "cancelled by a person";
+    match state.phase {
+        phase if phase.is_end() => Err(Refusal::Ended),
+        Phase::Do(index) => {
+            // whoever cancels a stuck pivot has found out that it did not happen
+            let pivot_refused = state.stuck.is_some() && definition.pivot() == Some(index);
+            match can_turn(definition, state.phase) {
+                Some(index) => {
+                    Ok(Decision::Recorded(compensate(definition, state, codes::CANCELLED, MESSAGE, index + 1)))
+                }
+                None if pivot_refused => {
+                    Ok(Decision::Recorded(compensate(definition, state, codes::CANCELLED, MESSAGE, index)))
+                }
+                None => Err(Refusal::PastPivot),
+            }
+        }
+        _ => Err(Refusal::Compensating),
+    }
+}
+
+fn pause(state: &mut State) -> Result<Decision, Refusal> {
+    if state.phase.is_end() {
+        return Err(Refusal::Ended);
+    }
+    if state.paused {
+        return Ok(Decision::Ignored);
+    }
+    state.paused = true;
+    Ok(Decision::Recorded(None))
+}
+
+fn resume(state: &mut State) -> Result<Decision, Refusal> {
+    if state.phase.is_end() {
+        return Err(Refusal::Ended);
+    }
+    if !state.paused {
+        return Ok(Decision::Ignored);
+    }
+    state.paused = false;
+    let command = if state.held { issue(state, 0) } else { None };
+    Ok(Decision::Recorded(command))
+}
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;

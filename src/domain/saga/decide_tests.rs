@@ -1,0 +1,268 @@
+use super::*;
+use crate::domain::saga::{
+    definition::{Call, RetryPolicy},
+    state::Status,
+};
+
+fn call(name: &str) -> Call {
+    Call {
+        service: "s".into(),
+        command: name.into(),
+        method: "POST".into(),
+        url: format!("http://s/{name}"),
+        with: [].into(),
+    }
+}
+
+/// `a` and `b` can be undone, `look` changes nothing, `charge` is the pivot, `ship` comes after it.
+fn definition() -> Definition {
+    let step = |name: &str, undo: bool, pivot: bool| Step {
+        name: name.into(),
+        pivot,
+        action: call(name),
+        undo: undo.then(|| call(&format!("undo-{name}"))),
+        timeout_ms: 1_000,
+        retry: RetryPolicy { max_attempts: 3, initial_backoff_ms: 100, max_backoff_ms: 1_000 },
+        failures: [("Refused".to_owned(), "NO_WAY".to_owned())].into(),
+    };
+    Definition {
+        name: "test".into(),
+        version: String::new(),
+        deadline_ms: 60_000,
+        steps: vec![
+            step("a", true, false),
+            step("look", false, false),
+            step("b", true, false),
+            step("charge", false, true),
+            step("ship", false, false),
+        ],
+        on_compensated: Some(call("told")),
+    }
+}
+
+struct Run {
+    definition: Definition,
+    state: State,
+    command: Option<Command>,
+}
+
+impl Run {
+    fn new() -> Self {
+        Self::of(definition())
+    }
+
+    fn of(definition: Definition) -> Self {
+        let (state, command) = start(&definition, Json::parse("{}".into()).unwrap());
+        Self { definition, state, command }
+    }
+
+    fn try_event(&mut self, event: Event) -> Result<Decision, Refusal> {
+        let decision = decide(&self.definition, &mut self.state, &event, Moment { now_ms: 7, random: 0.5 })?;
+        match decision {
+            Decision::Recorded(command) => self.command = command.or(self.command),
+            Decision::Unrecorded(command) => self.command = Some(command),
+            Decision::Ignored => {}
+        }
+        Ok(decision)
+    }
+
+    fn event(mut self, event: Event) -> Self {
+        self.try_event(event).unwrap();
+        self
+    }
+
+    fn at(&self) -> (Phase, u32) {
+        (self.state.phase, self.state.attempt)
+    }
+
+    fn ok(self) -> Self {
+        let (at, attempt) = self.at();
+        self.event(Event::Succeeded { at, attempt, reply: None })
+    }
+
+    fn fail(self) -> Self {
+        let (at, attempt) = self.at();
+        self.event(Event::Failed { at, attempt, code: "Refused".into(), message: "no".into() })
+    }
+
+    fn unknown(self) -> Self {
+        let (at, attempt) = self.at();
+        self.event(Event::Unknown { at, attempt, message: "reset".into(), retry_after_ms: None })
+    }
+
+    fn times(self, count: usize, step: impl Fn(Self) -> Self) -> Self {
+        (0..count).fold(self, |run, _| step(run))
+    }
+
+    /// The phases that undo everything, once it has turned.
+    fn undone(mut self) -> Vec<Phase> {
+        let mut phases = Vec::new();
+        while !self.state.phase.is_end() {
+            phases.push(self.state.phase);
+            self = self.ok();
+        }
+        phases
+    }
+}
+
+#[test]
+fn steps_run_in_order_until_completed() {
+    let mut run = Run::new();
+    for index in 0..5 {
+        assert_eq!(run.command, Some(Command { at: Phase::Do(index), attempt: 1, after_ms: 0 }));
+        run = run.ok();
+    }
+    assert_eq!(run.state.status(), Status::Completed);
+}
+
+#[test]
+fn a_definite_failure_undoes_the_steps_before_it_in_reverse() {
+    let run = Run::new().ok().ok().ok().fail();
+    assert_eq!(run.state.failure.as_ref().map(|f| (f.step.as_str(), f.reason.as_str())), Some(("charge", "NO_WAY")));
+    assert_eq!(run.undone(), [Phase::Undo(2), Phase::Undo(0), Phase::Notify]);
+    assert_eq!(Run::new().fail().undone(), [Phase::Notify]);
+}
+
+#[test]
+fn a_failure_after_an_attempt_in_doubt_undoes_the_failing_step_too() {
+    assert_eq!(Run::new().ok().ok().fail().undone(), [Phase::Undo(0), Phase::Notify]);
+    assert_eq!(Run::new().ok().ok().unknown().fail().undone(), [Phase::Undo(2), Phase::Undo(0), Phase::Notify]);
+}
+
+#[test]
+fn an_unknown_result_is_repeated_with_growing_back_off() {
+    let run = Run::new().unknown();
+    assert_eq!(run.command, Some(Command { at: Phase::Do(0), attempt: 2, after_ms: 50 }));
+    let run = run.unknown();
+    assert_eq!(run.command, Some(Command { at: Phase::Do(0), attempt: 3, after_ms: 100 }));
+}
+
+#[test]
+fn attempts_that_come_to_nothing_compensate_the_step_too() {
+    let run = Run::new().times(3, Run::unknown);
+    assert_eq!(run.state.failure.as_ref().map(|f| f.code.as_str()), Some(codes::ATTEMPTS));
+    assert_eq!(run.undone(), [Phase::Undo(0), Phase::Notify]);
+}
+
+#[test]
+fn the_pivot_is_repeated_until_its_answer_is_certain() {
+    let run = Run::new().times(3, Run::ok).times(4, Run::unknown);
+    assert_eq!(run.state.status(), Status::Stuck);
+    assert_eq!(run.command.map(|c| (c.at, c.attempt)), Some((Phase::Do(3), 5)), "it goes on by itself");
+    assert_eq!(run.fail().undone(), [Phase::Undo(2), Phase::Undo(0), Phase::Notify]);
+}
+
+#[test]
+fn a_deadline_before_the_pivot_compensates_what_is_under_way() {
+    let run = Run::new().ok().ok().event(Event::DeadlinePassed);
+    assert_eq!(run.state.failure.as_ref().map(|f| f.code.as_str()), Some(codes::DEADLINE));
+    assert_eq!(run.undone(), [Phase::Undo(2), Phase::Undo(0), Phase::Notify]);
+}
+
+#[test]
+fn a_deadline_from_the_pivot_on_is_only_reported() {
+    for done in [3, 4] {
+        let mut run = Run::new().times(done, Run::ok).event(Event::DeadlinePassed);
+        assert!(run.state.overdue);
+        assert_eq!(run.state.status(), Status::Running);
+        assert_eq!(run.try_event(Event::DeadlinePassed), Ok(Decision::Ignored), "it is reported once");
+    }
+}
+
+#[test]
+fn a_definite_failure_where_none_may_be_waits_for_a_person() {
+    for mut run in [Run::new().times(4, Run::ok).fail(), Run::new().ok().ok().ok().fail().fail()] {
+        let phase = run.state.phase;
+        assert_eq!(run.state.stuck.as_ref().map(|s| (s.waits, s.since_ms)), Some((true, 7)));
+        assert_eq!(recover(&mut run.state), None, "a restart does not go on by itself");
+        let run = run.event(Event::Retry);
+        assert_eq!(run.command, Some(Command { at: phase, attempt: 2, after_ms: 0 }));
+        assert_ne!(run.ok().state.status(), Status::Stuck);
+    }
+}
+
+#[test]
+fn an_undo_in_doubt_is_stuck_after_its_attempts_and_goes_on() {
+    let mut run = Run::new().ok().fail().times(3, Run::unknown);
+    assert_eq!(run.state.stuck.as_ref().map(|s| s.waits), Some(false));
+    let (at, attempt) = run.at();
+    let again = Event::Unknown { at, attempt, message: "reset".into(), retry_after_ms: None };
+    assert!(matches!(run.try_event(again), Ok(Decision::Unrecorded(_))), "an outage does not fill the log");
+    assert_eq!(run.ok().undone(), [Phase::Notify]);
+}
+
+#[test]
+fn a_participant_s_retry_after_is_honoured_within_reason() {
+    for (asked, waited) in [(5_000, 5_000), (u64::MAX, MAX_RETRY_AFTER_MS), (1, 50)] {
+        let mut run = Run::new();
+        let event =
+            Event::Unknown { at: Phase::Do(0), attempt: 1, message: String::new(), retry_after_ms: Some(asked) };
+        run.try_event(event).unwrap();
+        assert_eq!(run.command.map(|c| c.after_ms), Some(waited));
+    }
+}
+
+#[test]
+fn results_of_other_attempts_and_phases_are_ignored() {
+    let mut run = Run::new().ok().unknown();
+    for (at, attempt) in [(Phase::Do(0), 1), (Phase::Do(1), 1), (Phase::Undo(1), 2)] {
+        assert_eq!(run.try_event(Event::Succeeded { at, attempt, reply: None }), Ok(Decision::Ignored));
+        let failed = Event::Failed { at, attempt, code: String::new(), message: String::new() };
+        assert_eq!(run.try_event(failed), Ok(Decision::Ignored));
+    }
+    assert_eq!(run.at(), (Phase::Do(1), 2));
+}
+
+#[test]
+fn recovery_repeats_the_call_and_remembers_the_doubt() {
+    let mut run = Run::new().ok().ok();
+    assert_eq!(recover(&mut run.state), Some(Command { at: Phase::Do(2), attempt: 2, after_ms: 0 }));
+    assert_eq!(run.fail().undone(), [Phase::Undo(2), Phase::Undo(0), Phase::Notify]);
+}
+
+#[test]
+fn a_cancel_undoes_before_the_pivot_and_is_refused_after() {
+    assert_eq!(Run::new().ok().ok().event(Event::Cancel).undone(), [Phase::Undo(2), Phase::Undo(0), Phase::Notify]);
+    assert_eq!(Run::new().times(3, Run::ok).try_event(Event::Cancel), Err(Refusal::PastPivot));
+    assert_eq!(Run::new().times(4, Run::ok).try_event(Event::Cancel), Err(Refusal::PastPivot));
+    assert_eq!(Run::new().fail().try_event(Event::Cancel), Err(Refusal::Compensating));
+    assert_eq!(Run::new().times(5, Run::ok).try_event(Event::Cancel), Err(Refusal::Ended));
+    let stuck_pivot = Run::new().times(3, Run::ok).times(3, Run::unknown);
+    assert_eq!(stuck_pivot.event(Event::Cancel).undone(), [Phase::Undo(2), Phase::Undo(0), Phase::Notify]);
+}
+
+#[test]
+fn a_skip_passes_over_what_is_stuck_and_nothing_else() {
+    assert_eq!(Run::new().try_event(Event::Skip), Err(Refusal::NotStuck));
+    let run = Run::new().ok().ok().ok().fail().fail().event(Event::Skip);
+    assert_eq!(run.state.phase, Phase::Undo(0));
+    let run = Run::new().times(4, Run::ok).fail().event(Event::Skip);
+    assert_eq!(run.state.status(), Status::Completed);
+}
+
+#[test]
+fn a_pause_withholds_the_next_call_and_resume_sends_it() {
+    let mut run = Run::new().event(Event::Pause);
+    assert_eq!(run.try_event(Event::Pause), Ok(Decision::Ignored));
+    run.command = None;
+    let run = run.ok();
+    assert_eq!((run.command, run.state.phase), (None, Phase::Do(1)));
+    let run = run.event(Event::Resume);
+    assert_eq!(run.command, Some(Command { at: Phase::Do(1), attempt: 1, after_ms: 0 }));
+}
+
+#[test]
+fn a_resume_does_not_repeat_a_call_that_is_under_way() {
+    let mut run = Run::new().event(Event::Pause);
+    assert_eq!(run.try_event(Event::Resume), Ok(Decision::Recorded(None)));
+    let mut run = Run::new().event(Event::Pause);
+    hold(&mut run.state, Command { at: Phase::Do(0), attempt: 1, after_ms: 0 });
+    assert!(matches!(run.try_event(Event::Resume), Ok(Decision::Recorded(Some(_)))), "unless the pause stopped it");
+}
+
+#[test]
+fn a_retry_needs_a_failed_attempt() {
+    assert_eq!(Run::new().try_event(Event::Retry), Err(Refusal::NothingToRetry));
+    let run = Run::new().unknown().unknown().event(Event::Retry).unknown().unknown();
+    assert_eq!(run.state.phase, Phase::Do(0), "a retry begins a new allowance of attempts");
+}

@@ -1,0 +1,277 @@
+//! The state of one instance, and the events that lead to it.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
+
+use super::definition::{Call, Definition, RetryPolicy};
+
+/// Name of the call to `onCompensated` where a step's name is expected: idempotency key, history.
+pub const ON_COMPENSATED: &str = "onCompensated";
+/// Milliseconds that one attempt of `onCompensated` may take.
+pub const ON_COMPENSATED_TIMEOUT_MS: u64 = 10_000;
+
+/// A JSON text, shared and not parsed.
+#[derive(Clone, Debug)]
+pub struct Json(Arc<RawValue>);
+
+impl Json {
+    pub fn as_str(&self) -> &str {
+        self.0.get()
+    }
+
+    pub fn parse(text: String) -> Result<Self, serde_json::Error> {
+        RawValue::from_string(text).map(Self::from)
+    }
+}
+
+impl From<Box<RawValue>> for Json {
+    fn from(value: Box<RawValue>) -> Self {
+        Self(Arc::from(value))
+    }
+}
+
+impl PartialEq for Json {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Serialize for Json {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Box::<RawValue>::deserialize(deserializer).map(Self::from)
+    }
+}
+
+/// Where an instance is. The number is the step's index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Phase {
+    Do(usize),
+    Undo(usize),
+    /// Everything is undone; `onCompensated` is being called.
+    Notify,
+    Completed,
+    Compensated,
+}
+
+impl Phase {
+    pub fn is_end(self) -> bool {
+        matches!(self, Self::Completed | Self::Compensated)
+    }
+
+    /// `do` or `undo`, as in the idempotency key; `None` at the end.
+    pub fn operation(self) -> Option<&'static str> {
+        match self {
+            Self::Do(_) | Self::Notify => Some("do"),
+            Self::Undo(_) => Some("undo"),
+            Self::Completed | Self::Compensated => None,
+        }
+    }
+
+    /// The name of the step that is called in this phase.
+    pub fn step(self, definition: &Definition) -> Option<&str> {
+        match self {
+            Self::Do(index) | Self::Undo(index) => definition.steps.get(index).map(|step| step.name.as_str()),
+            Self::Notify => Some(ON_COMPENSATED),
+            Self::Completed | Self::Compensated => None,
+        }
+    }
+
+    /// What is called in this phase, and how long one attempt may take in milliseconds.
+    pub fn call(self, definition: &Definition) -> Option<(&Call, u64)> {
+        match self {
+            Self::Do(index) => definition.steps.get(index).map(|step| (&step.action, step.timeout_ms)),
+            Self::Undo(index) => {
+                definition.steps.get(index).and_then(|step| Some((step.undo.as_ref()?, step.timeout_ms)))
+            }
+            Self::Notify => definition.on_compensated.as_ref().map(|call| (call, ON_COMPENSATED_TIMEOUT_MS)),
+            Self::Completed | Self::Compensated => None,
+        }
+    }
+
+    pub(super) fn retry(self, definition: &Definition) -> RetryPolicy {
+        match self {
+            Self::Do(index) | Self::Undo(index) => {
+                definition.steps.get(index).map(|step| step.retry).unwrap_or_default()
+            }
+            Self::Notify | Self::Completed | Self::Compensated => RetryPolicy::default(),
+        }
+    }
+}
+
+/// Why an instance is compensated.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    /// The step that failed, or that was under way.
+    pub step: String,
+    /// The participant's code, or one of [`codes`].
+    pub code: String,
+    /// What the step's `failures` make of the code; the code itself when they do not name it.
+    pub reason: String,
+    pub message: String,
+}
+
+/// Failure codes of the orchestrator's own.
+pub mod codes {
+    /// The saga's deadline passed before its pivot.
+    pub const DEADLINE: &str = "DeadlineExceeded";
+    /// All attempts of a step came to nothing certain.
+    pub const ATTEMPTS: &str = "AttemptsExhausted";
+    /// A person cancelled the saga.
+    pub const CANCELLED: &str = "Cancelled";
+    /// An expression in `with` could not be evaluated.
+    pub const EXPRESSION: &str = "InvalidExpression";
+}
+
+/// An operation that must succeed does not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stuck {
+    /// What the last attempt came to.
+    pub message: String,
+    /// Milliseconds since the epoch.
+    pub since_ms: i64,
+    /// Refused for certain: only a person's verb goes on. Otherwise attempts go on by themselves, at the longest back-off.
+    pub waits: bool,
+}
+
+/// One running instance.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    pub phase: Phase,
+    /// Number of the attempt that is under way or due; 1 is the first. A higher one says that an earlier attempt may have
+    /// had its effect.
+    pub attempt: u32,
+    /// The attempt at which the present allowance of `maxAttempts` began (a person's `retry` begins a new one).
+    pub(super) allowance_from: u32,
+    pub paused: bool,
+    /// The pause withholds a call.
+    pub(super) held: bool,
+    pub stuck: Option<Stuck>,
+    /// The deadline passed when there was no way back any more.
+    pub overdue: bool,
+    pub failure: Option<Failure>,
+    pub input: Json,
+    /// By step; `None` for a step that has not succeeded.
+    pub replies: Vec<Option<Json>>,
+}
+
+impl State {
+    /// What the instance is called in the API.
+    pub fn status(&self) -> Status {
+        match self.phase {
+            Phase::Completed => Status::Completed,
+            Phase::Compensated => Status::Compensated,
+            _ if self.stuck.is_some() => Status::Stuck,
+            Phase::Do(_) => Status::Running,
+            Phase::Undo(_) | Phase::Notify => Status::Compensating,
+        }
+    }
+
+    pub fn is_compensating(&self) -> bool {
+        matches!(self.phase, Phase::Undo(_) | Phase::Notify)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Status {
+    Running,
+    Compensating,
+    Stuck,
+    Completed,
+    Compensated,
+}
+
+impl Status {
+    pub const ALL: [Self; 5] = [Self::Running, Self::Compensating, Self::Stuck, Self::Completed, Self::Compensated];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "Running",
+            Self::Compensating => "Compensating",
+            Self::Stuck => "Stuck",
+            Self::Completed => "Completed",
+            Self::Compensated => "Compensated",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.as_str().eq_ignore_ascii_case(text))
+    }
+}
+
+/// What happens to an instance, as its log keeps it (externally tagged JSON).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Event {
+    /// Always the first.
+    Started {
+        input: Json,
+    },
+    /// Success: the effect is there.
+    Succeeded {
+        at: Phase,
+        attempt: u32,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reply: Option<Json>,
+    },
+    /// Definite failure: this attempt had no effect.
+    Failed {
+        at: Phase,
+        attempt: u32,
+        code: String,
+        message: String,
+    },
+    /// Unknown: the effect may or may not be there.
+    Unknown {
+        at: Phase,
+        attempt: u32,
+        message: String,
+        /// What the participant asks for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        retry_after_ms: Option<u64>,
+    },
+    DeadlinePassed,
+    Retry,
+    Skip,
+    Cancel,
+    Pause,
+    Resume,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_keep_their_form_in_the_log() {
+        let json = |text: &str| Json::parse(text.to_owned()).unwrap();
+        for (event, text) in [
+            (Event::Started { input: json(r#"{"a":1}"#) }, r#"{"started":{"input":{"a":1}}}"#),
+            (
+                Event::Succeeded { at: Phase::Do(0), attempt: 1, reply: Some(json("[2]")) },
+                r#"{"succeeded":{"at":{"do":0},"attempt":1,"reply":[2]}}"#,
+            ),
+            (
+                Event::Failed { at: Phase::Undo(3), attempt: 2, code: "C".into(), message: "m".into() },
+                r#"{"failed":{"at":{"undo":3},"attempt":2,"code":"C","message":"m"}}"#,
+            ),
+            (
+                Event::Unknown { at: Phase::Notify, attempt: 1, message: "m".into(), retry_after_ms: None },
+                r#"{"unknown":{"at":"notify","attempt":1,"message":"m"}}"#,
+            ),
+            (Event::DeadlinePassed, r#""deadlinePassed""#),
+        ] {
+            assert_eq!(serde_json::to_string(&event).unwrap(), text);
+            assert_eq!(serde_json::from_str::<Event>(text).unwrap(), event);
+        }
+    }
+}
