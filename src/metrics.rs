@@ -38,3 +38,19 @@ pub mod operator {
     /// Gauge: events that brokers have acknowledged, all OutboxRelays together.
     pub const OUTBOX_PUBLISHED: &str = "weft_outbox_published";
 }
+
+/// `weft saga run`. Labels: `saga`, and `outcome` of a call or of an instance.
+pub mod saga {
+    pub const SAGA: &str = "saga";
+    pub const OUTCOME: &str = "outcome";
+
+    pub const SAGA_STARTED: &str = "weft_saga_started";
+    pub const SAGA_ENDED: &str = "weft_saga_ended";
+    pub const SAGA_RUNNING: &str = "weft_saga_running";
+    pub const SAGA_COMPENSATING: &str = "weft_saga_compensating";
+    pub const SAGA_STUCK: &str = "weft_saga_stuck";
+    /// Registered with the unit, which appends `_seconds`.
+    pub const SAGA_STEP_DURATION: &str = "weft_saga_step_duration";
+    pub const SAGA_COMMIT_DURATION: &str = "weft_saga_commit_duration";
+    pub const SAGA_COMMIT_ROWS: &str = "weft_saga_commit_rows";
+}

@@ -1,0 +1,333 @@
+//! The orchestrator's HTTP API. `openapi.json` describes it; a test holds the two together.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json as JsonBody, Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, Path, Query, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::{
+    engine::{Engine, EngineError},
+    log::Recorded,
+    reader::{Listed, ReadError, Reader},
+    view::{Detail, View},
+};
+use crate::domain::saga::state::{Event, Json, Status};
+
+/// Longest input of an instance.
+const MAX_INPUT: usize = 1024 * 1024;
+/// Longest idempotency key.
+const MAX_KEY: usize = 256;
+/// `?wait=true` waits so long, and no `?wait=` waits longer.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// Instances in a list unless told.
+const LIST: usize = 50;
+/// Longest list.
+const LONGEST_LIST: usize = 1_000;
+
+const OPENAPI: &str = include_str!("openapi.json");
+
+#[derive(Clone, Debug)]
+pub(super) struct Api {
+    pub engine: Arc<Engine>,
+    pub reader: Arc<Reader>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ApiError {
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("the database does not answer; ask again")]
+    Read(#[from] ReadError),
+    #[error("{0}")]
+    Invalid(String),
+    #[error("there is no verb `{0}`; there are retry, skip, cancel, pause and resume")]
+    Verb(String),
+}
+
+/// RFC 9457.
+#[derive(Debug, Serialize)]
+struct Problem {
+    #[serde(rename = "type")]
+    kind: String,
+    title: &'static str,
+    status: u16,
+    detail: String,
+}
+
+impl ApiError {
+    fn class(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::Engine(EngineError::UnknownSaga(_)) => (StatusCode::NOT_FOUND, "UnknownSaga"),
+            Self::Engine(EngineError::UnknownInstance { .. }) => (StatusCode::NOT_FOUND, "UnknownInstance"),
+            Self::Engine(EngineError::Refused { .. }) => (StatusCode::CONFLICT, "Refused"),
+            Self::Engine(EngineError::NotHeld | EngineError::Unrecorded(_)) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "NotHeld")
+            }
+            Self::Engine(EngineError::Congested(_)) => (StatusCode::SERVICE_UNAVAILABLE, "Congested"),
+            Self::Read(_) => (StatusCode::SERVICE_UNAVAILABLE, "DatabaseUnreachable"),
+            Self::Invalid(_) => (StatusCode::BAD_REQUEST, "InvalidRequest"),
+            Self::Verb(_) => (StatusCode::NOT_FOUND, "UnknownVerb"),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, title) = self.class();
+        let detail = match &self {
+            Self::Engine(error @ EngineError::Refused { .. }) => error.to_string(),
+            other => other.to_string(),
+        };
+        if let Self::Read(error) = &self {
+            tracing::warn!(error = super::problems::in_words(error), "answering 503");
+        }
+        let problem = Problem { kind: format!("urn:weft:problem:{title}"), title, status: status.as_u16(), detail };
+        let mut response = (status, JsonBody(problem)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/problem+json"));
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+/// Paths and methods of the API, as in `openapi.json`.
+#[cfg(test)]
+const ROUTES: &[(&str, &str)] = &[
+    ("get", "/openapi.json"),
+    ("get", "/sagas/{name}"),
+    ("post", "/sagas/{name}"),
+    ("get", "/sagas/{name}/{id}"),
+    ("post", "/sagas/{name}/{id}/{verb}"),
+];
+
+impl Api {
+    pub(super) fn router(self) -> Router {
+        Router::new()
+            .route("/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) }))
+            .route("/sagas/{name}", get(list).post(start))
+            .route("/sagas/{name}/{id}", get(show))
+            .route("/sagas/{name}/{id}/{verb}", post(change))
+            .layer(DefaultBodyLimit::max(MAX_INPUT))
+            .with_state(self)
+    }
+
+    async fn detail(&self, saga: &str, id: Uuid) -> Result<Detail, ApiError> {
+        let unknown = || EngineError::UnknownInstance { saga: saga.to_owned(), id };
+        let listed = self.reader.instance(saga, id).await?.ok_or_else(unknown)?;
+        let known = self.engine.catalogue.known(saga, &listed.version);
+        let stored = match &known {
+            Some(_) => None,
+            None => self.reader.definition(saga, &listed.version).await?,
+        };
+        let definition = known.as_ref().map(|compiled| &compiled.definition).or(stored.as_ref()).ok_or_else(unknown)?;
+        let events = self.reader.events(id).await?;
+        Ok(Detail::new(id, definition, &events).ok_or_else(unknown)?)
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct StartQuery {
+    wait: Option<String>,
+}
+
+async fn start(
+    State(api): State<Api>,
+    Path(saga): Path<String>,
+    Query(query): Query<StartQuery>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    let wait = query.wait.as_deref().map(parse_wait).transpose()?;
+    let key = headers.get("idempotency-key").map(parse_key).transpose()?;
+    let started = api.engine.start(&saga, parse_input(&body)?, key).await?;
+    let mut view = started.view;
+    match (started.end, wait) {
+        (Some(end), Some(wait)) => {
+            if let Ok(Ok(ended)) = tokio::time::timeout(wait, end).await {
+                view = ended;
+            }
+        }
+        (Some(_), None) => {}
+        (None, _) => view = api.detail(&saga, started.id).await?.view,
+    }
+    let status = if started.recorded == Recorded::Written { StatusCode::CREATED } else { StatusCode::OK };
+    let location = format!("/sagas/{saga}/{}", started.id);
+    Ok((status, [(header::LOCATION, location)], JsonBody(view)).into_response())
+}
+
+fn parse_input(body: &[u8]) -> Result<Json, ApiError> {
+    if body.trim_ascii().is_empty() {
+        return Ok(Json::from(serde_json::value::to_raw_value(&serde_json::Map::new()).unwrap_or_default()));
+    }
+    serde_json::from_slice::<Box<RawValue>>(body)
+        .map(Json::from)
+        .map_err(|error| ApiError::Invalid(format!("the body is not JSON: {error}; send the saga's input as JSON")))
+}
+
+fn parse_key(value: &header::HeaderValue) -> Result<&str, ApiError> {
+    match value.to_str() {
+        Ok(key) if (1..=MAX_KEY).contains(&key.len()) => Ok(key),
+        _ => Err(ApiError::Invalid(format!(
+            "the header Idempotency-Key must have 1 to {MAX_KEY} visible ASCII characters"
+        ))),
+    }
+}
+
+/// `true`, `false`, `30s`, `500ms`, `1m`.
+fn parse_wait(text: &str) -> Result<Duration, ApiError> {
+    let invalid =
+        || ApiError::Invalid(format!("wait={text} is no time; give `true`, or a time such as `30s` or `500ms`"));
+    let scaled = |number: &str, unit: u64| Some(Duration::from_millis(number.parse::<u64>().ok()?.checked_mul(unit)?));
+    let wait = match text {
+        "true" | "" => Some(LONGEST_WAIT),
+        "false" => Some(Duration::ZERO),
+        _ => match (text.strip_suffix("ms"), text.strip_suffix('s'), text.strip_suffix('m')) {
+            (Some(number), _, _) => scaled(number, 1),
+            (_, Some(number), _) => scaled(number, 1_000),
+            (_, _, Some(number)) => scaled(number, 60_000),
+            _ => None,
+        },
+    };
+    wait.map(|wait| wait.min(LONGEST_WAIT)).ok_or_else(invalid)
+}
+
+#[derive(Debug, Deserialize)]
+struct ListQuery {
+    state: Option<String>,
+    limit: Option<usize>,
+}
+
+#[derive(Debug, Serialize)]
+struct List {
+    items: Vec<View>,
+}
+
+async fn list(
+    State(api): State<Api>,
+    Path(saga): Path<String>,
+    Query(query): Query<ListQuery>,
+) -> Result<JsonBody<List>, ApiError> {
+    let limit = query.limit.unwrap_or(LIST).clamp(1, LONGEST_LIST);
+    let parse = |text: &str| {
+        let names = Status::ALL.map(Status::as_str).join(", ");
+        Status::parse(text).ok_or_else(|| ApiError::Invalid(format!("there is no state `{text}`; there are {names}")))
+    };
+    let status = query.state.as_deref().filter(|text| !text.is_empty()).map(parse).transpose()?;
+    let mut items = api.engine.live(&saga, status, limit);
+    if status.is_none_or(|status| matches!(status, Status::Completed | Status::Compensated)) {
+        let rows = api.reader.list(&saga, status, i64::try_from(limit).unwrap_or(i64::MAX)).await?;
+        let unseen = rows.into_iter().filter(|row| !items.iter().any(|item| item.id == row.id)).collect::<Vec<_>>();
+        items.extend(unseen.into_iter().map(ended));
+        items.sort_by(|a, b| b.started_at.cmp(&a.started_at).then_with(|| a.id.cmp(&b.id)));
+        items.truncate(limit);
+    }
+    if items.is_empty() && api.engine.catalogue.current(&saga).is_none() {
+        return Err(EngineError::UnknownSaga(saga).into());
+    }
+    Ok(JsonBody(List { items }))
+}
+
+/// A row of the database in a list: one that has ended, or that another orchestrator runs.
+fn ended(row: Listed) -> View {
+    View {
+        id: row.id,
+        saga: row.saga,
+        version: row.version,
+        state: row.state.unwrap_or(Status::Running),
+        paused: false,
+        overdue: false,
+        started_at: row.started_at,
+        ended_at: row.ended_at,
+        current: None,
+        failure: None,
+    }
+}
+
+fn parse_id(saga: &str, id: &str) -> Result<Uuid, ApiError> {
+    id.parse().map_err(|_| ApiError::Invalid(format!("`{id}` is no id of an instance of saga `{saga}`; ids are UUIDs")))
+}
+
+async fn show(State(api): State<Api>, Path((saga, id)): Path<(String, String)>) -> Result<JsonBody<Detail>, ApiError> {
+    let id = parse_id(&saga, &id)?;
+    Ok(JsonBody(api.detail(&saga, id).await?))
+}
+
+async fn change(
+    State(api): State<Api>,
+    Path((saga, id, verb)): Path<(String, String, String)>,
+) -> Result<JsonBody<View>, ApiError> {
+    let id = parse_id(&saga, &id)?;
+    let event = match verb.as_str() {
+        "retry" => Event::Retry,
+        "skip" => Event::Skip,
+        "cancel" => Event::Cancel,
+        "pause" => Event::Pause,
+        "resume" => Event::Resume,
+        _ => return Err(ApiError::Verb(verb)),
+    };
+    match api.engine.change(&saga, id, event).await {
+        Ok(()) => {}
+        // not here: is it known at all?
+        Err(EngineError::UnknownInstance { .. }) => {
+            let view = api.detail(&saga, id).await?.view;
+            let why = crate::domain::saga::decide::Refusal::Ended;
+            return Err(
+                if view.ended_at.is_some() { EngineError::Refused { id, why } } else { EngineError::NotHeld }.into()
+            );
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(JsonBody(api.detail(&saga, id).await?.view))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_openapi_document_describes_the_routes() {
+        let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+        let mut described: Vec<(String, String)> = document["paths"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .flat_map(|(path, methods)| {
+                let methods = methods.as_object().unwrap().keys().filter(|key| *key != "parameters");
+                methods.map(|method| (method.clone(), path.clone())).collect::<Vec<_>>()
+            })
+            .collect();
+        described.sort();
+        let mut routes: Vec<_> =
+            ROUTES.iter().map(|(method, path)| ((*method).to_owned(), (*path).to_owned())).collect();
+        routes.sort();
+        assert_eq!(described, routes);
+    }
+
+    #[test]
+    fn a_wait_is_a_time_of_at_most_a_minute() {
+        assert_eq!(parse_wait("true").unwrap(), LONGEST_WAIT);
+        assert_eq!(parse_wait("30s").unwrap(), Duration::from_secs(30));
+        assert_eq!(parse_wait("500ms").unwrap(), Duration::from_millis(500));
+        assert_eq!(parse_wait("90m").unwrap(), LONGEST_WAIT);
+        assert!(parse_wait("soon").is_err());
+        assert!(parse_wait("99999999999999999999m").is_err());
+    }
+
+    #[test]
+    fn an_input_is_json_or_nothing() {
+        assert_eq!(parse_input(b" ").unwrap().as_str(), "{}");
+        assert_eq!(parse_input(b"{\"a\":1}").unwrap().as_str(), "{\"a\":1}");
+        assert!(parse_input(b"{a}").unwrap_err().to_string().starts_with("the body is not JSON"));
+    }
+}

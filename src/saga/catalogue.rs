@@ -1,0 +1,154 @@
+//! The definitions that instances run: those of the contract, and older versions that still have instances.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use serde_json::{Map, Value};
+
+use super::counts::Counts;
+use crate::domain::saga::{
+    definition::{Call, Definition},
+    expression::{Body, Scope},
+    state::{Json, Phase, State},
+};
+
+/// A definition with its expressions compiled, shared by all its instances.
+#[derive(Debug)]
+pub(super) struct Compiled {
+    pub definition: Definition,
+    pub counts: Arc<Counts>,
+    steps: Vec<(Compilation, Compilation)>,
+    notify: Compilation,
+}
+
+/// A call whose expressions do not compile fails when it is made, in words: the lint keeps such a thing from being applied.
+type Compilation = Result<Body, String>;
+
+impl Compiled {
+    fn new(definition: Definition, counts: Arc<Counts>) -> Self {
+        let optional = |call: Option<&Call>| call.map_or_else(|| Ok(Body::default()), compile);
+        let steps = definition.steps.iter().map(|step| (compile(&step.action), optional(step.undo.as_ref()))).collect();
+        let notify = optional(definition.on_compensated.as_ref());
+        Self { definition, counts, steps, notify }
+    }
+
+    /// The JSON text to send in `phase`, or why an expression fails.
+    pub(super) fn body(&self, phase: Phase, facts: &Facts) -> Result<String, String> {
+        let missing = || Err(format!("there is no call in phase {phase:?}"));
+        let compiled = match phase {
+            Phase::Do(index) => self.steps.get(index).map(|(action, _)| action),
+            Phase::Undo(index) => self.steps.get(index).map(|(_, undo)| undo),
+            Phase::Notify => Some(&self.notify),
+            Phase::Completed | Phase::Compensated => None,
+        };
+        let Some(compiled) = compiled else { return missing() };
+        let body = compiled.as_ref().map_err(Clone::clone)?;
+        let values = facts.values(&self.definition).map_err(|error| format!("reading the recorded values: {error}"))?;
+        let failure = (!matches!(phase, Phase::Do(_))).then_some(&values.failure);
+        let scope = Scope { input: &values.input, steps: &values.steps, failure };
+        body.evaluate(scope).map(|value| value.to_string()).map_err(|error| error.to_string())
+    }
+}
+
+fn compile(call: &Call) -> Compilation {
+    Body::compile(call).map_err(|error| error.to_string())
+}
+
+/// What expressions may refer to, taken out of an instance's state.
+#[derive(Debug)]
+pub(super) struct Facts {
+    input: Json,
+    replies: Vec<Option<Json>>,
+    failure: Value,
+}
+
+struct Values {
+    input: Value,
+    steps: Value,
+    failure: Value,
+}
+
+impl Facts {
+    pub(super) fn of(state: &State) -> Self {
+        let failure =
+            state.failure.as_ref().and_then(|failure| serde_json::to_value(failure).ok()).unwrap_or(Value::Null);
+        Self { input: state.input.clone(), replies: state.replies.clone(), failure }
+    }
+
+    fn values(&self, definition: &Definition) -> Result<Values, serde_json::Error> {
+        let mut steps = Map::new();
+        for (step, reply) in definition.steps.iter().zip(&self.replies) {
+            let mut members = Map::new();
+            if let Some(reply) = reply {
+                members.insert("reply".to_owned(), serde_json::from_str(reply.as_str())?);
+            }
+            steps.insert(step.name.clone(), Value::Object(members));
+        }
+        let input = serde_json::from_str(self.input.as_str())?;
+        Ok(Values { input, steps: Value::Object(steps), failure: self.failure.clone() })
+    }
+}
+
+/// All definitions known to this process.
+#[derive(Debug, Default)]
+pub(super) struct Catalogue(RwLock<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// By saga, then by version.
+    known: HashMap<String, HashMap<String, Arc<Compiled>>>,
+    /// The version that new instances get, by saga.
+    current: BTreeMap<String, Arc<Compiled>>,
+    counts: BTreeMap<String, Arc<Counts>>,
+}
+
+impl Catalogue {
+    /// The definition that new instances of `saga` get.
+    pub(super) fn current(&self, saga: &str) -> Option<Arc<Compiled>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).current.get(saga).cloned()
+    }
+
+    pub(super) fn known(&self, saga: &str, version: &str) -> Option<Arc<Compiled>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).known.get(saga)?.get(version).cloned()
+    }
+
+    /// Adds a definition for instances that started with it.
+    pub(super) fn learn(&self, definition: Definition) -> Arc<Compiled> {
+        let mut inner = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        inner.learn(definition)
+    }
+
+    /// Makes exactly `definitions` current. Each must be stored already.
+    pub(super) fn publish(&self, definitions: Vec<Definition>) {
+        let mut inner = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let current = definitions.into_iter().map(|definition| (definition.name.clone(), inner.learn(definition)));
+        inner.current = current.collect();
+    }
+
+    /// The counts of every saga that was ever seen, with its current version if it has one.
+    pub(super) fn counts(&self) -> Vec<(String, Option<String>, Arc<Counts>)> {
+        let inner = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let version = |saga: &str| inner.current.get(saga).map(|compiled| compiled.definition.version.clone());
+        inner.counts.iter().map(|(saga, counts)| (saga.clone(), version(saga), Arc::clone(counts))).collect()
+    }
+
+    pub(super) fn counts_of(&self, saga: &str) -> Arc<Counts> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).counts_of(saga)
+    }
+}
+
+impl Inner {
+    fn counts_of(&mut self, saga: &str) -> Arc<Counts> {
+        Arc::clone(self.counts.entry(saga.to_owned()).or_default())
+    }
+
+    fn learn(&mut self, definition: Definition) -> Arc<Compiled> {
+        let counts = self.counts_of(&definition.name);
+        let versions = self.known.entry(definition.name.clone()).or_default();
+        let compiled =
+            versions.entry(definition.version.clone()).or_insert_with(|| Arc::new(Compiled::new(definition, counts)));
+        Arc::clone(compiled)
+    }
+}

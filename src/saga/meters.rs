@@ -1,0 +1,97 @@
+//! The orchestrator's metrics.
+
+use std::time::Duration;
+
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+use crate::{
+    contract::status::OrchestratorStatus,
+    domain::saga::state::Status,
+    metrics::saga::{
+        OUTCOME, SAGA, SAGA_COMMIT_DURATION, SAGA_COMMIT_ROWS, SAGA_COMPENSATING, SAGA_ENDED, SAGA_RUNNING,
+        SAGA_STARTED, SAGA_STEP_DURATION, SAGA_STUCK,
+    },
+};
+
+type OfSaga = [(&'static str, String); 1];
+type OfOutcome = [(&'static str, String); 2];
+
+#[derive(Clone, Debug)]
+pub(super) struct Meters {
+    started: Family<OfSaga, Counter>,
+    ended: Family<OfOutcome, Counter>,
+    running: Family<OfSaga, Gauge>,
+    compensating: Family<OfSaga, Gauge>,
+    stuck: Family<OfSaga, Gauge>,
+    calls: Family<OfOutcome, Histogram>,
+    commits: Histogram,
+    rows: Counter,
+}
+
+/// From half a millisecond to half a minute.
+fn durations() -> Histogram {
+    Histogram::new(prometheus_client::metrics::histogram::exponential_buckets(0.0005, 2.0, 16))
+}
+
+impl Meters {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let meters = Self {
+            started: Family::default(),
+            ended: Family::default(),
+            running: Family::default(),
+            compensating: Family::default(),
+            stuck: Family::default(),
+            calls: Family::new_with_constructor(durations),
+            commits: durations(),
+            rows: Counter::default(),
+        };
+        registry.register(SAGA_STARTED, "Instances started by this process", meters.started.clone());
+        registry.register(SAGA_ENDED, "Instances that this process brought to an end", meters.ended.clone());
+        registry.register(SAGA_RUNNING, "Instances that have not ended", meters.running.clone());
+        registry.register(SAGA_COMPENSATING, "Instances that are being undone", meters.compensating.clone());
+        registry.register(SAGA_STUCK, "Instances whose attempts are exhausted", meters.stuck.clone());
+        registry.register_with_unit(
+            SAGA_STEP_DURATION,
+            "One call of a participant",
+            Unit::Seconds,
+            meters.calls.clone(),
+        );
+        registry.register_with_unit(SAGA_COMMIT_DURATION, "One group commit", Unit::Seconds, meters.commits.clone());
+        registry.register(SAGA_COMMIT_ROWS, "Rows of the log that were committed", meters.rows.clone());
+        meters
+    }
+
+    pub(super) fn started(&self, saga: &str) {
+        self.started.get_or_create(&[(SAGA, saga.to_owned())]).inc();
+    }
+
+    pub(super) fn ended(&self, saga: &str, status: Status) {
+        self.ended.get_or_create(&[(SAGA, saga.to_owned()), (OUTCOME, status.as_str().to_ascii_lowercase())]).inc();
+    }
+
+    pub(super) fn called(&self, saga: &str, outcome: &'static str, took: Duration) {
+        let labels = [(SAGA, saga.to_owned()), (OUTCOME, outcome.to_owned())];
+        self.calls.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    pub(super) fn committed(&self, rows: usize, took: Duration) {
+        self.commits.observe(took.as_secs_f64());
+        self.rows.inc_by(rows as u64);
+    }
+
+    /// Gauges follow the status.
+    pub(super) fn follow(&self, status: &OrchestratorStatus) {
+        for (saga, counts) in &status.sagas {
+            let of = [(SAGA, saga.clone())];
+            let set = |family: &Family<OfSaga, Gauge>, value: u64| {
+                family.get_or_create(&of).set(i64::try_from(value).unwrap_or(i64::MAX));
+            };
+            set(&self.running, counts.running);
+            set(&self.compensating, counts.compensating);
+            set(&self.stuck, counts.stuck);
+        }
+    }
+}

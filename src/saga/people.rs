@@ -1,0 +1,256 @@
+//! `weft saga list|show|start|retry|…`: the orchestrator's API for people.
+
+use std::{fmt::Write as _, time::Duration};
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, de::DeserializeOwned};
+
+use super::view::{Detail, Transition, View};
+
+const DEADLINE: Duration = Duration::from_secs(90);
+
+#[derive(Debug, clap::Args)]
+pub struct At {
+    /// Where the orchestrator's API is, such as http://default-orchestrator.shop:8080
+    #[arg(long, env = "WEFT_ORCHESTRATOR_URL", default_value = "http://localhost:8080")]
+    orchestrator_url: String,
+    /// Print the API's JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct One {
+    /// The saga's name
+    saga: String,
+    /// The instance's id
+    id: String,
+    #[command(flatten)]
+    at: At,
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// List a saga's instances, the latest first
+    List {
+        /// The saga's name
+        saga: String,
+        /// Only those that are Running, Compensating, Stuck, Completed or Compensated
+        #[arg(long)]
+        state: Option<String>,
+        #[arg(long, default_value_t = 50)]
+        limit: usize,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Show an instance with its history
+    Show(One),
+    /// Start an instance and wait for its end
+    Start {
+        /// The saga's name
+        saga: String,
+        /// Its input, as JSON
+        #[arg(default_value = "{}")]
+        input: String,
+        /// A second start with the same key starts nothing
+        #[arg(long)]
+        key: Option<String>,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Make the current call again at once, with a new allowance of attempts
+    Retry(One),
+    /// Take the call that is stuck as done
+    Skip(One),
+    /// Compensate, before the point of no return
+    Cancel(One),
+    /// Make no further call until told to resume
+    Pause(One),
+    /// Go on after a pause
+    Resume(One),
+}
+
+pub(super) async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::List { saga, state, limit, at } => {
+            let state = state.map_or_else(String::new, |state| format!("&state={state}"));
+            let text = ask(&at, reqwest::Method::GET, &format!("/sagas/{saga}?limit={limit}{state}"), None).await?;
+            print(&at, &text, |list: List| table(&list.items))
+        }
+        Command::Show(One { saga, id, at }) => {
+            let text = ask(&at, reqwest::Method::GET, &format!("/sagas/{saga}/{id}"), None).await?;
+            print(&at, &text, |detail| history(&detail))
+        }
+        Command::Start { saga, input, key, at } => {
+            let body = Some((input, key));
+            let text = ask(&at, reqwest::Method::POST, &format!("/sagas/{saga}?wait=true"), body).await?;
+            print(&at, &text, |view: View| table(&[view]))
+        }
+        Command::Retry(one) => change(one, "retry").await,
+        Command::Skip(one) => change(one, "skip").await,
+        Command::Cancel(one) => change(one, "cancel").await,
+        Command::Pause(one) => change(one, "pause").await,
+        Command::Resume(one) => change(one, "resume").await,
+    }
+}
+
+#[derive(Deserialize)]
+struct List {
+    items: Vec<View>,
+}
+
+async fn change(one: One, verb: &str) -> anyhow::Result<()> {
+    let One { saga, id, at } = one;
+    let text = ask(&at, reqwest::Method::POST, &format!("/sagas/{saga}/{id}/{verb}"), None).await?;
+    print(&at, &text, |view: View| table(&[view]))
+}
+
+async fn ask(
+    at: &At,
+    method: reqwest::Method,
+    path: &str,
+    body: Option<(String, Option<String>)>,
+) -> anyhow::Result<String> {
+    #[derive(Deserialize)]
+    struct Problem {
+        detail: String,
+    }
+    let base = at.orchestrator_url.trim_end_matches('/');
+    let client = reqwest::Client::builder().timeout(DEADLINE).build().context("making an HTTP client")?;
+    let mut request = client.request(method, format!("{base}{path}"));
+    if let Some((body, key)) = body {
+        request = request.header("content-type", "application/json").body(body);
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
+        }
+    }
+    let unreachable =
+        || format!("no orchestrator answers at {base}; give --orchestrator-url, or forward a port to its Service");
+    let response = request.send().await.with_context(unreachable)?;
+    let status = response.status();
+    let text = response.text().await.context("reading the answer")?;
+    if !status.is_success() {
+        let detail = serde_json::from_str::<Problem>(&text).map_or(text, |problem| problem.detail);
+        bail!("{status}: {detail}");
+    }
+    Ok(text)
+}
+
+/// People read the output of this command: it goes to standard output.
+#[allow(clippy::print_stdout)]
+fn print<T: DeserializeOwned>(at: &At, text: &str, form: impl FnOnce(T) -> String) -> anyhow::Result<()> {
+    if at.json {
+        println!("{text}");
+    } else {
+        print!("{}", form(serde_json::from_str(text).context("reading the answer")?));
+    }
+    Ok(())
+}
+
+fn table(views: &[View]) -> String {
+    let head = ["ID", "STATE", "STEP", "STARTED", "REASON"].map(str::to_owned);
+    let rows = views.iter().map(|view| {
+        let step = view.current.as_ref().map_or_else(String::new, |current| {
+            let attempt = if current.attempt > 1 { format!(" (attempt {})", current.attempt) } else { String::new() };
+            format!("{} {}{attempt}", current.operation, current.step)
+        });
+        let stuck = view.current.as_ref().and_then(|current| current.stuck.clone());
+        let reason = stuck.or_else(|| view.failure.as_ref().map(|failure| failure.reason.clone())).unwrap_or_default();
+        [view.id.to_string(), state(view), step, format!("{:.0}", view.started_at), reason]
+    });
+    columns(std::iter::once(head).chain(rows).collect())
+}
+
+fn state(view: &View) -> String {
+    let mut text = view.state.as_str().to_owned();
+    for (flag, word) in [(view.paused, " (paused)"), (view.overdue, " (overdue)")] {
+        if flag {
+            text.push_str(word);
+        }
+    }
+    text
+}
+
+fn history(detail: &Detail) -> String {
+    let view = &detail.view;
+    let mut text = format!(
+        "Saga:     {} (version {})\nInstance: {}\nState:    {}\n",
+        view.saga,
+        view.version,
+        view.id,
+        state(view)
+    );
+    if let Some(current) = &view.current {
+        let _ = writeln!(text, "Current:  {} {}, attempt {}", current.operation, current.step, current.attempt);
+        if let Some(stuck) = &current.stuck {
+            let next =
+                if current.waits_for_a_person { "waits for `retry`, `skip` or `cancel`" } else { "goes on trying" };
+            let _ = writeln!(text, "Stuck:    {stuck}; {next}");
+        }
+    }
+    if let Some(failure) = &view.failure {
+        let _ = writeln!(text, "Failure:  {} at {}: {}", failure.reason, failure.step, failure.message);
+    }
+    let _ = writeln!(text, "Input:    {}\n", detail.input);
+    let head = ["TIME", "STEP", "OPERATION", "OUTCOME", "DETAIL"].map(str::to_owned);
+    let rows = detail.history.iter().map(|transition| {
+        [
+            format!("{:.3}", transition.time),
+            transition.step.clone().unwrap_or_default(),
+            transition.operation.clone().unwrap_or_default(),
+            outcome(transition),
+            [transition.code.clone(), transition.message.clone()].into_iter().flatten().collect::<Vec<_>>().join(": "),
+        ]
+    });
+    text.push_str(&columns(std::iter::once(head).chain(rows).collect()));
+    text
+}
+
+fn outcome(transition: &Transition) -> String {
+    match transition.attempt {
+        Some(attempt) if attempt > 1 => format!("{} (attempt {attempt})", transition.outcome),
+        _ => transition.outcome.clone(),
+    }
+}
+
+/// Columns as wide as their widest cell, three blanks apart; no blanks at the end of a line.
+fn columns<const N: usize>(rows: Vec<[String; N]>) -> String {
+    let mut widths = [0; N];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            let _ = write!(line, "{cell:<width$}   ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_reads_from_top_to_bottom() {
+        let detail: Detail = serde_json::from_value(serde_json::json!({
+            "id": "0192f3a4-0000-7000-8000-000000000001", "saga": "create-order", "version": "1f2e",
+            "state": "Compensated", "startedAt": "2026-11-23T10:00:00Z", "endedAt": "2026-11-23T10:00:01Z",
+            "failure": {"step": "reserve-credit", "code": "CreditLimitExceeded", "reason": "INSUFFICIENT_CREDIT", "message": "120 > 100"},
+            "input": {"orderId": "o-1"},
+            "history": [
+                {"time": "2026-11-23T10:00:00Z", "outcome": "started", "state": "Running"},
+                {"time": "2026-11-23T10:00:00.5Z", "step": "reserve-credit", "operation": "do", "attempt": 2, "outcome": "failed",
+                 "code": "CreditLimitExceeded", "message": "120 > 100", "state": "Compensating"},
+            ],
+        }))
+        .unwrap();
+        insta::assert_snapshot!(history(&detail), @"");
+    }
+}

@@ -1,0 +1,189 @@
+//! Everything that is read from the orchestrator's database, and the definitions written to it: not on the hot path.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use tokio::sync::Mutex;
+use tokio_postgres::{Client, types::ToSql};
+use uuid::Uuid;
+
+use super::view::Logged;
+use crate::{
+    contract::DatabaseLogin,
+    domain::saga::{definition::Definition, state::Status},
+    postgres::login::{self, LoginError},
+};
+
+/// Longest time for one answer; recovery reads may be large.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReadError {
+    #[error(transparent)]
+    Login(#[from] LoginError),
+    #[error("reading the saga log")]
+    Database(#[from] tokio_postgres::Error),
+    #[error("the database did not answer within {} s", DEADLINE.as_secs())]
+    Silent,
+    #[error("the log of instance {id} cannot be read at row {seq}")]
+    Event {
+        id: Uuid,
+        seq: i32,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("definition {version} of saga {saga} cannot be read")]
+    Definition {
+        saga: String,
+        version: String,
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// A row of `weft.saga_instance`.
+#[derive(Debug)]
+pub(super) struct Listed {
+    pub id: Uuid,
+    pub saga: String,
+    pub version: String,
+    pub started_at: Timestamp,
+    pub ended_at: Option<Timestamp>,
+    /// `None`: live.
+    pub state: Option<Status>,
+}
+
+const COLUMNS: &str = "id, saga, version, started_at, ended_at, state";
+
+/// One connection, shared; made again when it is lost.
+#[derive(Debug)]
+pub(super) struct Reader {
+    login: DatabaseLogin,
+    client: Mutex<Option<Arc<Client>>>,
+}
+
+impl Reader {
+    pub(super) fn new(login: DatabaseLogin) -> Self {
+        Self { login, client: Mutex::new(None) }
+    }
+
+    async fn client(&self) -> Result<Arc<Client>, ReadError> {
+        let mut client = self.client.lock().await;
+        if let Some(client) = client.as_ref().filter(|client| !client.is_closed()) {
+            return Ok(Arc::clone(client));
+        }
+        let (fresh, connection) = login::connect(&self.login, "weft saga reader").await?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "the reader's connection ended");
+            }
+        });
+        let fresh = Arc::new(fresh);
+        *client = Some(Arc::clone(&fresh));
+        Ok(fresh)
+    }
+
+    async fn query(
+        &self,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<tokio_postgres::Row>, ReadError> {
+        let client = self.client().await?;
+        match tokio::time::timeout(DEADLINE, client.query(sql, parameters)).await {
+            Ok(rows) => Ok(rows?),
+            Err(_elapsed) => {
+                *self.client.lock().await = None;
+                Err(ReadError::Silent)
+            }
+        }
+    }
+
+    /// Stores a definition; the version is a hash of the content, so that one that is there already is the same.
+    pub(super) async fn store(&self, definition: &Definition) -> Result<(), ReadError> {
+        const SQL: &str =
+            "insert into weft.saga_definition (saga, version, body) values ($1, $2, $3) on conflict do nothing";
+        let (saga, version) = (&definition.name, &definition.version);
+        let unreadable = |source| ReadError::Definition { saga: saga.clone(), version: version.clone(), source };
+        let body = serde_json::to_string(definition).map_err(unreadable)?;
+        self.query(SQL, &[saga, version, &body]).await?;
+        Ok(())
+    }
+
+    pub(super) async fn definition(&self, saga: &str, version: &str) -> Result<Option<Definition>, ReadError> {
+        const SQL: &str = "select body from weft.saga_definition where saga = $1 and version = $2";
+        let rows = self.query(SQL, &[&saga, &version]).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let body: &str = row.try_get(0)?;
+        let unreadable = |source| ReadError::Definition { saga: saga.to_owned(), version: version.to_owned(), source };
+        serde_json::from_str(body).map(Some).map_err(unreadable)
+    }
+
+    /// Ends ever: saga, completed, compensated.
+    pub(super) async fn counts(&self) -> Result<Vec<(String, u64, u64)>, ReadError> {
+        let rows = self.query("select saga, completed, compensated from weft.saga_count", &[]).await?;
+        let count = |row: &tokio_postgres::Row, index: usize| -> Result<u64, ReadError> {
+            Ok(u64::try_from(row.try_get::<_, i64>(index)?).unwrap_or(0))
+        };
+        rows.iter().map(|row| Ok((row.try_get(0)?, count(row, 1)?, count(row, 2)?))).collect()
+    }
+
+    pub(super) async fn instance(&self, saga: &str, id: Uuid) -> Result<Option<Listed>, ReadError> {
+        let sql = format!("select {COLUMNS} from weft.saga_instance where id = $1 and saga = $2");
+        let rows = self.query(&sql, &[&id, &saga]).await?;
+        rows.first().map(listed).transpose()
+    }
+
+    /// Live instances of a partition.
+    pub(super) async fn live(&self, partition: i16) -> Result<Vec<Listed>, ReadError> {
+        let sql = format!("select {COLUMNS} from weft.saga_instance where partition = $1 and state is null");
+        self.query(&sql, &[&partition]).await?.iter().map(listed).collect()
+    }
+
+    /// Instances of a saga, the latest first; with `ended`, those that ended so.
+    pub(super) async fn list(&self, saga: &str, ended: Option<Status>, limit: i64) -> Result<Vec<Listed>, ReadError> {
+        let sql = format!(
+            "select {COLUMNS} from weft.saga_instance where saga = $1 and ($2::text is null or state = $2)
+             order by started_at desc limit $3"
+        );
+        let ended = ended.map(Status::as_str);
+        self.query(&sql, &[&saga, &ended, &limit]).await?.iter().map(listed).collect()
+    }
+
+    /// The log of one instance.
+    pub(super) async fn events(&self, id: Uuid) -> Result<Vec<Logged>, ReadError> {
+        const SQL: &str = "select id, seq, at, body from weft.saga_event where id = $1 order by seq";
+        let rows = self.query(SQL, &[&id]).await?;
+        rows.iter().map(|row| logged(row).map(|(_, logged)| logged)).collect()
+    }
+
+    /// The logs of all live instances of a partition.
+    pub(super) async fn live_events(&self, partition: i16) -> Result<HashMap<Uuid, Vec<Logged>>, ReadError> {
+        const SQL: &str = "select e.id, e.seq, e.at, e.body from weft.saga_instance i join weft.saga_event e using (id)
+             where i.partition = $1 and i.state is null order by e.id, e.seq";
+        let mut logs: HashMap<Uuid, Vec<Logged>> = HashMap::new();
+        for row in self.query(SQL, &[&partition]).await? {
+            let (id, event) = logged(&row)?;
+            logs.entry(id).or_default().push(event);
+        }
+        Ok(logs)
+    }
+}
+
+fn listed(row: &tokio_postgres::Row) -> Result<Listed, ReadError> {
+    let state: Option<&str> = row.try_get(5)?;
+    Ok(Listed {
+        id: row.try_get(0)?,
+        saga: row.try_get(1)?,
+        version: row.try_get(2)?,
+        started_at: row.try_get(3)?,
+        ended_at: row.try_get(4)?,
+        state: state.and_then(Status::parse),
+    })
+}
+
+fn logged(row: &tokio_postgres::Row) -> Result<(Uuid, Logged), ReadError> {
+    let (id, seq): (Uuid, i32) = (row.try_get(0)?, row.try_get(1)?);
+    let body: &str = row.try_get(3)?;
+    let event = serde_json::from_str(body).map_err(|source| ReadError::Event { id, seq, source })?;
+    Ok((id, Logged { seq, at: row.try_get(2)?, event }))
+}

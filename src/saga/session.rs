@@ -1,0 +1,256 @@
+//! The writer's connection: takes partitions, commits groups, resolves a commit whose outcome is unknown.
+//!
+//! The fence is the session lock of this one connection: only its holder writes a partition, and the server frees it when,
+//! and not before, the session's last transaction is over. So a successor that gets the lock sees everything that its
+//! predecessor wrote, and the predecessor can write nothing any more. A holder that is alive but silent (stopped, cut off) has
+//! its session terminated once its beat is older than [`LEASE`].
+
+use std::{collections::BTreeMap, time::Duration};
+
+use jiff::Timestamp;
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client, Statement};
+use uuid::Uuid;
+
+use super::log::Entry;
+use crate::{
+    contract::DatabaseLogin,
+    domain::saga::state::Status,
+    postgres::login::{self, LoginError},
+};
+
+/// A holder that has not shown itself for so long is taken over from. By the database's clock.
+pub(super) const LEASE: Duration = Duration::from_secs(8);
+/// A holder shows itself so often.
+pub(super) const BEAT: Duration = Duration::from_secs(2);
+/// No statement of the writer may take longer: the connection is given up then.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Times to look whether evicted sessions are gone, before trying again later.
+const EVICTIONS: usize = 20;
+
+/// First key of the session locks: `weft` knows its own by it.
+const LOCK_CLASS: i32 = 5701;
+
+const COMMIT: &str = include_str!("sql/commit.sql");
+
+/// Plans are made once and never depend on table statistics; asynchronous commit would break the promise.
+const SETTINGS: &str = "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; set enable_hashjoin = off; \
+     set enable_mergejoin = off; set synchronous_commit = on; set jit = off";
+
+const LOCK: &str = "select partition from weft.saga_partition where partition = any($1) and pg_try_advisory_lock($2, partition::integer)";
+
+/// Ends sessions that hold a partition without having shown themselves for too long, and sessions that this process gave up.
+const EVICT: &str = "select pg_terminate_backend(l.pid) from pg_locks l
+     join weft.saga_partition p on p.partition::integer = l.objid::integer
+     where l.locktype = 'advisory' and l.classid::integer = $1 and l.granted and l.pid <> pg_backend_pid()
+       and l.database = (select oid from pg_database where datname = current_database())
+       and (p.holder = $3 or p.beat_at < clock_timestamp() - make_interval(secs => $2))";
+
+/// A holder that was the last one keeps its epoch, and with it what it has in memory.
+const TAKE: &str = "update weft.saga_partition
+     set epoch = case when holder = $2 then epoch else epoch + 1 end, holder = $2, beat_at = clock_timestamp()
+     where partition = any($1) returning partition, epoch";
+
+const SHOW: &str = "update weft.saga_partition set beat_at = clock_timestamp() where holder = $1";
+
+const FIND: &str = "select e.id from weft.saga_event e
+     join unnest($1::uuid[], $2::integer[], $3::timestamptz[]) as n (id, seq, at) on e.id = n.id and e.seq = n.seq and e.at = n.at";
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SessionError {
+    #[error(transparent)]
+    Login(#[from] LoginError),
+    #[error("writing the saga log")]
+    Database(#[from] tokio_postgres::Error),
+    #[error("the database did not answer within {} s", DEADLINE.as_secs())]
+    Silent,
+    #[error("another orchestrator has taken over a partition of this one")]
+    Fenced,
+}
+
+/// Which partitions this process holds, and since when.
+pub(super) type Epochs = BTreeMap<i16, i64>;
+
+#[derive(Debug)]
+pub(super) struct Session {
+    client: Client,
+    commit: Statement,
+    connection: JoinHandle<()>,
+    pub(super) epochs: Epochs,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl Session {
+    pub(super) async fn open(login: &DatabaseLogin) -> Result<Self, SessionError> {
+        let (client, connection) = login::connect(login, "weft saga writer").await?;
+        let connection = tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "the writer's connection ended");
+            }
+        });
+        within(client.batch_execute(SETTINGS)).await?;
+        let commit = within(client.prepare(COMMIT)).await?;
+        Ok(Self { client, commit, connection, epochs: Epochs::new() })
+    }
+
+    /// Takes those of `wanted` that nobody else holds; answers their epochs.
+    pub(super) async fn take(&mut self, wanted: &[i16], holder: &str) -> Result<Epochs, SessionError> {
+        let mut locked: Vec<i16> = self.query(LOCK, &[&wanted, &LOCK_CLASS]).await?;
+        for _ in 0..EVICTIONS {
+            let missing: Vec<i16> = wanted.iter().copied().filter(|partition| !locked.contains(partition)).collect();
+            let lease = LEASE.as_secs_f64();
+            if missing.is_empty() || within(self.client.query(EVICT, &[&LOCK_CLASS, &lease, &holder])).await?.is_empty()
+            {
+                break;
+            }
+            // the server frees the locks of a terminated session when its transaction is rolled back
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            locked.extend(self.query(LOCK, &[&missing, &LOCK_CLASS]).await?);
+        }
+        if locked.is_empty() {
+            return Ok(Epochs::new());
+        }
+        let rows = within(self.client.query(TAKE, &[&locked, &holder])).await?;
+        let taken: Epochs = rows
+            .iter()
+            .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+            .collect::<Result<_, tokio_postgres::Error>>()?;
+        self.epochs.extend(&taken);
+        Ok(taken)
+    }
+
+    async fn query(
+        &self,
+        sql: &str,
+        parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+    ) -> Result<Vec<i16>, SessionError> {
+        let rows = within(self.client.query(sql, parameters)).await?;
+        Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
+    }
+
+    pub(super) async fn show(&self, holder: &str) -> Result<(), SessionError> {
+        within(self.client.execute(SHOW, &[&holder])).await?;
+        Ok(())
+    }
+
+    /// Makes `entries` durable, all or none; answers the ids that were to be started but exist already.
+    pub(super) async fn commit(&self, entries: &[Entry]) -> Result<Vec<Uuid>, SessionError> {
+        let columns = Columns::of(entries);
+        if columns.ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (partitions, epochs): (Vec<i16>, Vec<i64>) = self.epochs.iter().map(|(p, e)| (*p, *e)).unzip();
+        let counts = columns.counts();
+        let row = within(self.client.query_one(
+            &self.commit,
+            &[
+                &partitions,
+                &epochs,
+                &columns.start_ids,
+                &columns.start_partitions,
+                &columns.start_sagas,
+                &columns.start_versions,
+                &columns.start_times,
+                &columns.end_ids,
+                &columns.end_states,
+                &columns.end_times,
+                &counts.0,
+                &counts.1,
+                &counts.2,
+                &columns.ids,
+                &columns.seqs,
+                &columns.times,
+                &columns.bodies,
+            ],
+        ))
+        .await?;
+        // the rows are durable here, unless the fence held them back
+        if row.try_get::<_, bool>(0)? { Ok(row.try_get(1)?) } else { Err(SessionError::Fenced) }
+    }
+
+    /// Whether a commit of `entries`, whose answer was lost, took place; if so, with the same answer as [`Self::commit`].
+    /// Only to be asked while holding the partitions again: before that the commit might still be under way.
+    pub(super) async fn find(&self, entries: &[Entry]) -> Result<Option<Vec<Uuid>>, SessionError> {
+        let columns = Columns::of(entries);
+        let rows = within(self.client.query(FIND, &[&columns.ids, &columns.seqs, &columns.times])).await?;
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let found = rows.iter().map(|row| row.try_get(0)).collect::<Result<std::collections::HashSet<Uuid>, _>>()?;
+        Ok(Some(columns.start_ids.into_iter().filter(|id| !found.contains(id)).collect()))
+    }
+}
+
+async fn within<T>(answer: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, SessionError> {
+    match tokio::time::timeout(DEADLINE, answer).await {
+        Ok(answer) => Ok(answer?),
+        Err(_elapsed) => Err(SessionError::Silent),
+    }
+}
+
+/// The rows of one commit as the arrays that `commit.sql` unnests.
+#[derive(Default)]
+struct Columns<'a> {
+    start_ids: Vec<Uuid>,
+    start_partitions: Vec<i16>,
+    start_sagas: Vec<&'a str>,
+    start_versions: Vec<&'a str>,
+    start_times: Vec<Timestamp>,
+    end_ids: Vec<Uuid>,
+    end_sagas: Vec<&'a str>,
+    end_states: Vec<&'static str>,
+    end_times: Vec<Timestamp>,
+    ids: Vec<Uuid>,
+    seqs: Vec<i32>,
+    times: Vec<Timestamp>,
+    bodies: Vec<&'a str>,
+}
+
+impl<'a> Columns<'a> {
+    fn of(entries: &'a [Entry]) -> Self {
+        let mut columns = Self::default();
+        for entry in entries {
+            let Some(row) = &entry.row else { continue };
+            columns.ids.push(entry.id);
+            columns.seqs.push(row.seq);
+            columns.times.push(row.at);
+            columns.bodies.push(&row.body);
+            if let Some((saga, version)) = &row.start {
+                columns.start_ids.push(entry.id);
+                columns.start_partitions.push(entry.partition);
+                columns.start_sagas.push(saga);
+                columns.start_versions.push(version);
+                columns.start_times.push(row.at);
+            }
+            if let Some((saga, status)) = &row.end {
+                columns.end_ids.push(entry.id);
+                columns.end_sagas.push(saga);
+                columns.end_states.push(status.as_str());
+                columns.end_times.push(row.at);
+            }
+        }
+        columns
+    }
+
+    /// Ends by saga: completed, compensated.
+    fn counts(&self) -> (Vec<&'a str>, Vec<i64>, Vec<i64>) {
+        let mut by_saga: BTreeMap<&str, (i64, i64)> = BTreeMap::new();
+        for (saga, state) in self.end_sagas.iter().zip(&self.end_states) {
+            let (completed, compensated) = by_saga.entry(saga).or_default();
+            *if *state == Status::Completed.as_str() { completed } else { compensated } += 1;
+        }
+        let mut counts = (Vec::new(), Vec::new(), Vec::new());
+        for (saga, (completed, compensated)) in by_saga {
+            counts.0.push(saga);
+            counts.1.push(completed);
+            counts.2.push(compensated);
+        }
+        counts
+    }
+}

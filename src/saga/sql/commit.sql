@@ -1,0 +1,33 @@
+-- One group commit: all transitions of the last milliseconds, or nothing when a partition is no longer ours.
+-- Answers whether it was ours, and the ids that were to be started but exist already.
+with fence as (
+  select count(*) = cardinality($1::smallint[]) as ours
+  from unnest($1::smallint[], $2::bigint[]) as mine (partition, epoch)
+  join weft.saga_partition using (partition, epoch)
+), started as (
+  insert into weft.saga_instance (id, partition, saga, version, started_at)
+  select n.id, n.partition, n.saga, n.version, n.at
+  from unnest($3::uuid[], $4::smallint[], $5::text[], $6::text[], $7::timestamptz[]) as n (id, partition, saga, version, at)
+  where (select ours from fence)
+  on conflict (id) do nothing
+  returning id
+), rejected as (
+  select n.id from unnest($3::uuid[]) as n (id) where not exists (select from started where started.id = n.id)
+), ended as (
+  update weft.saga_instance as i set state = n.state, ended_at = n.at
+  from unnest($8::uuid[], $9::text[], $10::timestamptz[]) as n (id, state, at)
+  where i.id = n.id and (select ours from fence)
+), counted as (
+  insert into weft.saga_count as c (saga, completed, compensated)
+  select n.saga, n.completed, n.compensated
+  from unnest($11::text[], $12::bigint[], $13::bigint[]) as n (saga, completed, compensated)
+  where (select ours from fence)
+  on conflict (saga) do update
+    set completed = c.completed + excluded.completed, compensated = c.compensated + excluded.compensated
+), logged as (
+  insert into weft.saga_event (id, seq, at, body)
+  select n.id, n.seq, n.at, n.body
+  from unnest($14::uuid[], $15::integer[], $16::timestamptz[], $17::text[]) as n (id, seq, at, body)
+  where (select ours from fence) and (n.seq > 0 or n.id not in (select id from rejected))
+)
+select (select ours from fence) as ours, coalesce(array(select id from rejected), '{}') as rejected

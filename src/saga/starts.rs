@@ -1,0 +1,222 @@
+//! Starting sagas by events: a durable JetStream consumer per start, acknowledged after the start is durable.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_nats::jetstream::{
+    self, AckKind, Message,
+    consumer::{AckPolicy, DeliverPolicy, pull},
+};
+use futures::StreamExt;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    engine::{Engine, EngineError},
+    problems::{Problems, in_words},
+};
+use crate::{
+    contract::{
+        orchestrator::{Orchestrator, Start},
+        relay::{NatsSink, Sink},
+    },
+    domain::saga::state::Json,
+};
+
+/// Events of one start in work at a time.
+const CONCURRENT: usize = 256;
+/// An event that was not acknowledged for so long is delivered again.
+const ACK_WAIT: Duration = Duration::from_secs(30);
+/// Between two attempts to reach the broker.
+const PAUSE: Duration = Duration::from_secs(2);
+/// An event that cannot be taken now is asked for again after so long.
+const AGAIN: Duration = Duration::from_secs(1);
+const CONNECT: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+enum StartsError {
+    #[error("connecting to the broker {url}")]
+    Connect {
+        url: String,
+        #[source]
+        source: async_nats::ConnectError,
+    },
+    #[error("the stream `{0}` is not there yet; it is made when the service's relay publishes its first event")]
+    NoStream(String),
+    #[error("making the consumer `{name}` of stream `{stream}`: {source}")]
+    Consumer { name: String, stream: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("reading events of stream `{stream}`: {source}")]
+    Read { stream: String, source: Box<dyn std::error::Error + Send + Sync> },
+}
+
+/// The consumers of the contract in force.
+#[derive(Debug)]
+pub(super) struct Starts {
+    engine: Arc<Engine>,
+    problems: Arc<Problems>,
+    running: Mutex<HashMap<String, (Start, CancellationToken)>>,
+}
+
+impl Starts {
+    pub(super) fn new(engine: Arc<Engine>, problems: Arc<Problems>) -> Self {
+        Self { engine, problems, running: Mutex::default() }
+    }
+
+    /// Runs exactly the starts of `contract`.
+    pub(super) fn follow(&self, contract: &Orchestrator) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.retain(|_, (start, token)| {
+            let wanted = contract.starts.contains(start);
+            if !wanted {
+                token.cancel();
+                self.problems.mended(&source(start));
+            }
+            wanted
+        });
+        for start in &contract.starts {
+            let name = durable_name(contract, start);
+            if running.contains_key(&name) {
+                continue;
+            }
+            let token = CancellationToken::new();
+            running.insert(name.clone(), (start.clone(), token.clone()));
+            let consumer = Consumer {
+                name,
+                start: start.clone(),
+                engine: Arc::clone(&self.engine),
+                problems: Arc::clone(&self.problems),
+            };
+            self.engine.tasks.spawn(async move {
+                tokio::select! { () = consumer.run() => {} () = token.cancelled() => {} }
+            });
+        }
+    }
+
+    /// Ends all consumers; what is not acknowledged is delivered again to the next process.
+    pub(super) fn stop(&self) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.drain().for_each(|(_, (_, token))| token.cancel());
+    }
+}
+
+fn source(start: &Start) -> String {
+    format!("start of saga {}", start.saga)
+}
+
+/// The durable consumer's name. Letters, digits, `-` and `_`; another event is another consumer, which begins anew.
+fn durable_name(contract: &Orchestrator, start: &Start) -> String {
+    let name = format!("weft-saga_{}_{}_{}_{}", contract.namespace, contract.name, start.saga, start.event_type);
+    name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' }).collect()
+}
+
+struct Consumer {
+    name: String,
+    start: Start,
+    engine: Arc<Engine>,
+    problems: Arc<Problems>,
+}
+
+impl Consumer {
+    async fn run(&self) {
+        let Sink::Nats(sink) = &self.start.from;
+        let source = source(&self.start);
+        loop {
+            if let Err(error) = self.consume(sink, &source).await {
+                let reason = match error {
+                    StartsError::NoStream(_) => "StreamMissing",
+                    _ => "BrokerUnreachable",
+                };
+                self.problems.say(&source, reason, in_words(&error));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn consume(&self, sink: &NatsSink, source: &str) -> Result<(), StartsError> {
+        let options = async_nats::ConnectOptions::new().name("weft saga").connection_timeout(CONNECT);
+        let client = options
+            .connect(&sink.url)
+            .await
+            .map_err(|source| StartsError::Connect { url: sink.url.clone(), source })?;
+        let jetstream = jetstream::new(client);
+        let stream =
+            jetstream.get_stream(&sink.stream).await.map_err(|_| StartsError::NoStream(sink.stream.clone()))?;
+        let config = pull::Config {
+            durable_name: Some(self.name.clone()),
+            description: Some(format!("starts saga {}", self.start.saga)),
+            deliver_policy: DeliverPolicy::All,
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: ACK_WAIT,
+            max_ack_pending: 4 * i64::try_from(CONCURRENT).unwrap_or(i64::MAX),
+            ..pull::Config::default()
+        };
+        let consumer = stream.get_or_create_consumer(&self.name, config).await.map_err(|error| {
+            StartsError::Consumer { name: self.name.clone(), stream: sink.stream.clone(), source: error.into() }
+        })?;
+        let read = |error: Box<dyn std::error::Error + Send + Sync>| StartsError::Read {
+            stream: sink.stream.clone(),
+            source: error,
+        };
+        let mut messages = consumer.messages().await.map_err(|error| read(error.into()))?.fuse();
+        self.problems.mended(source);
+        let mut working = futures::stream::FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                message = messages.next(), if working.len() < CONCURRENT => match message {
+                    Some(Ok(message)) => working.push(self.take(message)),
+                    Some(Err(error)) => return Err(read(error.into())),
+                    None => return Ok(()),
+                },
+                Some(()) = working.next() => {}
+            }
+        }
+    }
+
+    async fn take(&self, message: Message) {
+        let kind = self.handle(&message).await;
+        let answered = match kind {
+            // only now: the start is durable, or the event is not ours
+            None => message.ack().await,
+            Some(kind) => message.ack_with(kind).await,
+        };
+        if let Err(error) = answered {
+            tracing::debug!(%error, "acknowledging an event; it is delivered again");
+        }
+    }
+
+    /// `None`: done with it.
+    async fn handle(&self, message: &Message) -> Option<AckKind> {
+        let header =
+            |name: &str| message.headers.as_ref().and_then(|headers| headers.get(name)).map(|value| value.as_str());
+        let ours =
+            header("ce-source") == Some(&self.start.event_source) && header("ce-type") == Some(&self.start.event_type);
+        if !ours {
+            return None;
+        }
+        let saga = &self.start.saga;
+        let Some(id) = header("ce-id") else {
+            tracing::error!(saga, "an event without the header ce-id starts nothing");
+            return Some(AckKind::Term);
+        };
+        let input = match serde_json::from_slice::<Box<serde_json::value::RawValue>>(&message.payload) {
+            Ok(input) => Json::from(input),
+            Err(error) => {
+                tracing::error!(saga, event = id, %error, "an event whose data is not JSON starts nothing");
+                return Some(AckKind::Term);
+            }
+        };
+        match self.engine.start(saga, input, Some(id)).await {
+            Ok(_) => None,
+            Err(error @ (EngineError::UnknownSaga(_) | EngineError::NotHeld)) => {
+                tracing::debug!(saga, %error, "an event waits");
+                Some(AckKind::Nak(Some(AGAIN)))
+            }
+            Err(error) => {
+                tracing::warn!(saga, %error, "an event waits");
+                Some(AckKind::Nak(Some(AGAIN)))
+            }
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! Calling a participant over HTTP/1.1: pooled connections, a bound per service, and what an answer means.
+//!
+//! hyper's connection is used directly: a pool of idle connections per address is all that is needed, and a client with
+//! redirects, proxies and cookies costs more than the rest of a step.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::{
+    Request, Response, Uri,
+    body::Incoming,
+    client::conn::http1::{self, SendRequest},
+    header,
+};
+use hyper_util::rt::TokioIo;
+use tokio::{net::TcpStream, sync::Semaphore};
+
+use super::answer::{self, Answer, MAX_REPLY, Raw};
+
+/// Requests to one service at a time; more wait, before their time-out begins.
+const IN_FLIGHT: usize = 256;
+/// Idle connections kept per address.
+const IDLE: usize = 256;
+/// A connection is closed after so long, so that load finds its way to new pods of the service.
+const MAX_AGE: Duration = Duration::from_secs(60);
+/// First and longest pause between two looks at the `Location` of a 202.
+const POLL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// One call, ready to be sent.
+#[derive(Debug)]
+pub(super) struct Call<'a> {
+    pub service: &'a str,
+    pub method: &'a str,
+    pub url: &'a str,
+    pub body: String,
+    /// Header values: made by us, of visible ASCII.
+    pub idempotency_key: String,
+    pub traceparent: String,
+    pub correlation_id: String,
+    pub timeout: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum TransportError {
+    #[error("the address {0} is not an absolute http:// URL")]
+    Address(String),
+    #[error("connecting to {0}")]
+    Connect(String, #[source] std::io::Error),
+    #[error("sending the request")]
+    Send(#[source] hyper::Error),
+    #[error("reading the answer")]
+    Read(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("making the request")]
+    Request(#[source] hyper::http::Error),
+}
+
+type Sender = SendRequest<Full<Bytes>>;
+
+#[derive(Debug, Default)]
+pub(super) struct Transport {
+    bounds: Mutex<HashMap<String, Arc<Semaphore>>>,
+    idle: Mutex<HashMap<String, Vec<Connection>>>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    sender: Sender,
+    since: Instant,
+}
+
+impl Transport {
+    /// Makes the call and says what came of it. Never fails: whatever goes wrong is an answer of its own.
+    pub(super) async fn call(&self, call: &Call<'_>) -> Answer {
+        let bound = self.bound(call.service);
+        // the semaphore is never closed
+        let _permit = bound.acquire().await;
+        match tokio::time::timeout(call.timeout, self.exchange(call)).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => answer::unknown(&with_causes(&error), None),
+            Err(_elapsed) => answer::unknown(&format!("no answer within {} ms", call.timeout.as_millis()), None),
+        }
+    }
+
+    fn bound(&self, service: &str) -> Arc<Semaphore> {
+        let mut bounds = self.bounds.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bound) = bounds.get(service) {
+            return Arc::clone(bound);
+        }
+        Arc::clone(bounds.entry(service.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(IN_FLIGHT))))
+    }
+
+    async fn exchange(&self, call: &Call<'_>) -> Result<Answer, TransportError> {
+        let url: Uri = call.url.parse().map_err(|_| TransportError::Address(call.url.to_owned()))?;
+        let host = authority(&url)?;
+        let request = || {
+            Request::builder()
+                .method(call.method)
+                .uri(path(&url))
+                .header(header::HOST, url.authority().map_or("", hyper::http::uri::Authority::as_str))
+                .header(header::CONTENT_TYPE, "application/json")
+                .header(header::ACCEPT, "application/json, application/problem+json")
+                .header("idempotency-key", &call.idempotency_key)
+                .header("traceparent", &call.traceparent)
+                .header("correlationid", &call.correlation_id)
+                .body(Full::new(Bytes::from(call.body.clone())))
+                .map_err(TransportError::Request)
+        };
+        let raw = self.send(&host, request).await?;
+        match raw.location.as_deref() {
+            Some(location) if raw.status == 202 => self.poll(&url, &host, location, call).await,
+            _ => Ok(answer::classify(raw)),
+        }
+    }
+
+    /// Looks at where a 202 points to until it says something else; the attempt's time-out ends it.
+    async fn poll(&self, url: &Uri, host: &str, location: &str, call: &Call<'_>) -> Result<Answer, TransportError> {
+        let Some(path) = same_origin(url, location) else {
+            return Ok(answer::unknown("the service answered 202 with a Location on another host", None));
+        };
+        let mut pause = POLL.0;
+        loop {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(POLL.1);
+            let request = || {
+                Request::get(&path)
+                    .header(header::HOST, url.authority().map_or("", hyper::http::uri::Authority::as_str))
+                    .header("traceparent", &call.traceparent)
+                    .header("correlationid", &call.correlation_id)
+                    .body(Full::new(Bytes::new()))
+                    .map_err(TransportError::Request)
+            };
+            let raw = self.send(host, request).await?;
+            if raw.status != 202 {
+                return Ok(answer::classify(raw));
+            }
+        }
+    }
+
+    async fn send(
+        &self,
+        host: &str,
+        request: impl Fn() -> Result<Request<Full<Bytes>>, TransportError>,
+    ) -> Result<Raw, TransportError> {
+        let mut request = request()?;
+        loop {
+            let (mut connection, fresh) = match self.idle(host) {
+                Some(connection) => (connection, false),
+                None => (connect(host).await?, true),
+            };
+            match connection.sender.try_send_request(request).await {
+                Ok(response) => return self.receive(host, connection, response).await,
+                Err(mut error) => match error.take_message() {
+                    // an idle connection that the service had closed: the request was not sent
+                    Some(unsent) if !fresh => request = unsent,
+                    _ => return Err(TransportError::Send(error.into_error())),
+                },
+            }
+        }
+    }
+
+    async fn receive(
+        &self,
+        host: &str,
+        connection: Connection,
+        response: Response<Incoming>,
+    ) -> Result<Raw, TransportError> {
+        let (parts, body) = response.into_parts();
+        let header = |name| parts.headers.get(name).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
+        let (location, retry_after) = (header(header::LOCATION), header(header::RETRY_AFTER));
+        let body = match Limited::new(body, MAX_REPLY).collect().await {
+            Ok(body) => Some(body.to_bytes()),
+            Err(error) if error.is::<LengthLimitError>() => None,
+            Err(error) => return Err(TransportError::Read(error)),
+        };
+        if body.is_some() {
+            self.keep(host, connection);
+        }
+        Ok(Raw { status: parts.status.as_u16(), body, location, retry_after })
+    }
+
+    fn idle(&self, host: &str) -> Option<Connection> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let connections = idle.get_mut(host)?;
+        while let Some(connection) = connections.pop() {
+            if connection.sender.is_ready() && connection.since.elapsed() < MAX_AGE {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    fn keep(&self, host: &str, connection: Connection) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        match idle.get_mut(host) {
+            Some(connections) if connections.len() >= IDLE => {}
+            Some(connections) => connections.push(connection),
+            None => {
+                idle.insert(host.to_owned(), vec![connection]);
+            }
+        }
+    }
+}
+
+async fn connect(host: &str) -> Result<Connection, TransportError> {
+    let failed = |error| TransportError::Connect(host.to_owned(), error);
+    let stream = TcpStream::connect(host).await.map_err(failed)?;
+    stream.set_nodelay(true).map_err(failed)?;
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(TransportError::Send)?;
+    // ends when the service closes it or when its sender is dropped
+    tokio::spawn(connection);
+    Ok(Connection { sender, since: Instant::now() })
+}
+
+fn authority(url: &Uri) -> Result<String, TransportError> {
+    match (url.scheme_str(), url.host()) {
+        (Some("http"), Some(host)) => Ok(format!("{host}:{}", url.port_u16().unwrap_or(80))),
+        _ => Err(TransportError::Address(url.to_string())),
+    }
+}
+
+fn path(url: &Uri) -> &str {
+    url.path_and_query().map_or("/", hyper::http::uri::PathAndQuery::as_str)
+}
+
+/// The path that `location` (absolute or relative to the root) means, when it is on the host that answered.
+fn same_origin(url: &Uri, location: &str) -> Option<String> {
+    let target: Uri = location.parse().ok()?;
+    let same = target.authority().is_none_or(|authority| Some(authority) == url.authority());
+    (same && target.path().starts_with('/')).then(|| path(&target).to_owned())
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_location_is_followed_on_the_same_host_only() {
+        let url: Uri = "http://orders.shop.svc:8080/commands/x".parse().unwrap();
+        assert_eq!(same_origin(&url, "/jobs/7?x=1").as_deref(), Some("/jobs/7?x=1"));
+        assert_eq!(same_origin(&url, "http://orders.shop.svc:8080/jobs/7").as_deref(), Some("/jobs/7"));
+        assert_eq!(same_origin(&url, "http://169.254.169.254/latest"), None);
+    }
+
+    #[test]
+    fn only_absolute_http_addresses_are_called() {
+        assert_eq!(authority(&"http://a/b".parse().unwrap()).unwrap(), "a:80");
+        assert!(authority(&"/b".parse().unwrap()).is_err());
+        assert!(authority(&"https://a/b".parse().unwrap()).is_err());
+    }
+}

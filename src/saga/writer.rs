@@ -1,0 +1,230 @@
+//! The writer: one task that holds the partitions and makes what the engine decides durable, group by group.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{
+    engine::{Engine, PARTITIONS, Recovered},
+    log::{Entry, Unrecorded},
+    problems::{Problems, in_words},
+    reader::{ReadError, Reader},
+    session::{BEAT, Epochs, Session, SessionError},
+    view,
+};
+use crate::contract::DatabaseLogin;
+
+const DATABASE: &str = "database";
+/// Between two attempts to reach the database, and between two looks for partitions that became free.
+const PAUSE: Duration = Duration::from_millis(500);
+
+#[derive(Debug, thiserror::Error)]
+enum RecoveryError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("instance {id} runs version {version} of saga {saga}, which is not stored")]
+    NoDefinition { id: Uuid, saga: String, version: String },
+    #[error("the log of instance {0} does not begin with its start")]
+    Headless(Uuid),
+}
+
+pub(super) struct Writer {
+    pub engine: Arc<Engine>,
+    pub reader: Arc<Reader>,
+    pub problems: Arc<Problems>,
+    pub login: DatabaseLogin,
+    /// Unique to this run of the process: whoever holds the partitions under it has what is in memory.
+    pub holder: String,
+    /// Cancelled when everything is flushed that will be: the queue is emptied once more, then the partitions are freed.
+    pub close: CancellationToken,
+}
+
+impl Writer {
+    /// Runs until closed. `Fenced` and lost connections are survived, by starting over.
+    pub(super) async fn run(self) {
+        let mut doubt: Option<Vec<Entry>> = None;
+        let mut held = Epochs::new();
+        while !self.close.is_cancelled() || doubt.is_some() || self.engine.queue.len() > 0 {
+            match self.session(&mut doubt, &mut held).await {
+                Ok(()) => break,
+                Err(SessionError::Fenced) => {
+                    tracing::warn!("another orchestrator has taken over; starting over");
+                    self.lose(&mut held, |_| true);
+                    refuse(doubt.take().unwrap_or_default());
+                }
+                Err(error) => {
+                    let reason =
+                        if matches!(error, SessionError::Login(_)) { "DatabaseUnreachable" } else { "DatabaseFails" };
+                    self.problems.say(DATABASE, reason, in_words(&error));
+                    if self.close.is_cancelled() {
+                        break; // asked to end: what is not durable is repeated by the next process
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+        refuse(doubt.unwrap_or_default());
+        refuse(self.engine.queue.take());
+    }
+
+    /// One connection's life. What was being committed when it broke stays in `doubt`.
+    async fn session(&self, doubt: &mut Option<Vec<Entry>>, held: &mut Epochs) -> Result<(), SessionError> {
+        let mut session = Session::open(&self.login).await?;
+        self.acquire(&mut session, held, doubt).await?;
+        let (mut beat, mut look) = (interval(BEAT), interval(PAUSE));
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let wanting = held.len() < usize::from(PARTITIONS.unsigned_abs());
+            tokio::select! {
+                biased;
+                _ = beat.tick() => session.show(&self.holder).await?,
+                () = self.engine.queue.filled() => self.commit(&session, doubt).await?,
+                () = self.close.cancelled() => return Ok(()),
+                _ = look.tick(), if wanting => self.acquire(&mut session, held, doubt).await?,
+            }
+        }
+    }
+
+    async fn commit(&self, session: &Session, doubt: &mut Option<Vec<Entry>>) -> Result<(), SessionError> {
+        let entries = doubt.insert(self.engine.queue.take());
+        let began = Instant::now();
+        let existed = session.commit(entries).await?;
+        // durable: from here on calls may go out and callers may be told
+        self.engine.meters.committed(entries.len(), began.elapsed());
+        self.problems.mended(DATABASE);
+        self.engine.recorded(doubt.take().unwrap_or_default(), &existed);
+        Ok(())
+    }
+
+    /// Takes what partitions are free; settles what is in doubt once those of before are held again.
+    async fn acquire(
+        &self,
+        session: &mut Session,
+        held: &mut Epochs,
+        doubt: &mut Option<Vec<Entry>>,
+    ) -> Result<(), SessionError> {
+        let wanted: Vec<i16> = (0..PARTITIONS).filter(|p| !session.epochs.contains_key(p)).collect();
+        let taken = session.take(&wanted, &self.holder).await?;
+        // a partition that was ours and is not again, under the same epoch, was another's in between
+        let lost = |p: i16, epoch: i64| session.epochs.get(&p) != Some(&epoch);
+        self.lose(held, |(p, epoch)| lost(p, epoch));
+        if let Some(entries) = doubt.take() {
+            self.settle(session, held, entries, doubt).await?;
+        }
+        if !taken.is_empty() {
+            self.count().await;
+        }
+        for (partition, epoch) in taken {
+            if held.contains_key(&partition) {
+                continue;
+            }
+            match self.recover(partition).await {
+                Ok(instances) => {
+                    if !instances.is_empty() {
+                        tracing::info!(partition, instances = instances.len(), "recovered");
+                    }
+                    held.insert(partition, epoch);
+                    self.engine.adopt(partition, instances);
+                    self.problems.mended(&recovery(partition));
+                }
+                Err(error) => {
+                    self.problems.say(&recovery(partition), "RecoveryFailed", in_words(&error));
+                    // frees it, so that it is tried again
+                    return Err(SessionError::Silent);
+                }
+            }
+        }
+        if held.is_empty() {
+            self.problems.say(DATABASE, "Standby", "another orchestrator holds all partitions; standing by".to_owned());
+        } else {
+            self.problems.mended(DATABASE);
+        }
+        Ok(())
+    }
+
+    /// The commit whose answer was lost: did it take place? If not it is repeated, but for partitions that are lost.
+    async fn settle(
+        &self,
+        session: &Session,
+        held: &Epochs,
+        entries: Vec<Entry>,
+        doubt: &mut Option<Vec<Entry>>,
+    ) -> Result<(), SessionError> {
+        let (ours, others) = entries.into_iter().partition(|entry| held.contains_key(&entry.partition));
+        refuse(others);
+        let entries: &mut Vec<Entry> = doubt.insert(ours);
+        let existed = match session.find(entries).await? {
+            Some(existed) => existed,
+            None => session.commit(entries).await?,
+        };
+        self.engine.recorded(doubt.take().unwrap_or_default(), &existed);
+        Ok(())
+    }
+
+    fn lose(&self, held: &mut Epochs, lost: impl Fn((i16, i64)) -> bool) {
+        held.retain(|partition, epoch| {
+            let gone = lost((*partition, *epoch));
+            if gone {
+                self.engine.abandon(*partition);
+                // in memory only, and out of date
+                refuse(self.engine.queue.withdraw(*partition));
+            }
+            !gone
+        });
+    }
+
+    /// How many instances have ended ever: exact while no commit is under way, which only this task makes.
+    async fn count(&self) {
+        match self.reader.counts().await {
+            Ok(counts) => {
+                for (saga, completed, compensated) in counts {
+                    self.engine.catalogue.counts_of(&saga).begin(completed, compensated);
+                }
+            }
+            Err(error) => self.problems.say(DATABASE, "DatabaseFails", in_words(&error)),
+        }
+    }
+
+    async fn recover(&self, partition: i16) -> Result<Vec<Recovered>, RecoveryError> {
+        let listed = self.reader.live(partition).await?;
+        if listed.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut logs = self.reader.live_events(partition).await?;
+        let mut instances = Vec::with_capacity(listed.len());
+        for instance in listed {
+            let compiled = match self.engine.catalogue.known(&instance.saga, &instance.version) {
+                Some(compiled) => compiled,
+                None => match self.reader.definition(&instance.saga, &instance.version).await? {
+                    Some(definition) => self.engine.catalogue.learn(definition),
+                    None => {
+                        let (id, saga, version) = (instance.id, instance.saga, instance.version);
+                        return Err(RecoveryError::NoDefinition { id, saga, version });
+                    }
+                },
+            };
+            let events = logs.remove(&instance.id).unwrap_or_default();
+            let state = view::replay(&compiled.definition, &events, |_, _| {});
+            let state = state.ok_or(RecoveryError::Headless(instance.id))?;
+            let next_seq = events.last().map_or(0, |logged| logged.seq + 1);
+            let (id, started_at) = (instance.id, instance.started_at);
+            instances.push(Recovered { id, compiled, state, next_seq, started_at });
+        }
+        Ok(instances)
+    }
+}
+
+fn recovery(partition: i16) -> String {
+    format!("recovery of partition {partition}")
+}
+
+fn refuse(entries: Vec<Entry>) {
+    for entry in entries {
+        if let Some(acknowledge) = entry.acknowledge {
+            let _ = acknowledge.send(Err(Unrecorded::TakenOver));
+        }
+    }
+}
