@@ -268,12 +268,12 @@ async fn change(
     Path((saga, id, verb)): Path<(String, String, String)>,
 ) -> Result<JsonBody<View>, ApiError> {
     let id = parse_id(&saga, &id)?;
-    let event = match verb.as_str() {
-        "retry" => Event::Retry,
-        "skip" => Event::Skip,
-        "cancel" => Event::Cancel,
-        "pause" => Event::Pause,
-        "resume" => Event::Resume,
+    let event: fn(u32) -> Event = match verb.as_str() {
+        "retry" => |after| Event::Retry { after },
+        "skip" => |_| Event::Skip,
+        "cancel" => |_| Event::Cancel,
+        "pause" => |_| Event::Pause,
+        "resume" => |_| Event::Resume,
         _ => return Err(ApiError::Verb(verb)),
     };
     match api.engine.change(&saga, id, event).await {

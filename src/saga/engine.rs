@@ -187,8 +187,8 @@ impl Engine {
         Ok((view, true))
     }
 
-    /// A person's verb; returns when it is durable.
-    pub(super) async fn change(&self, saga: &str, id: Uuid, event: Event) -> Result<(), EngineError> {
+    /// A person's verb, made with the attempt that the instance is at; returns when it is durable.
+    pub(super) async fn change(&self, saga: &str, id: Uuid, event: fn(u32) -> Event) -> Result<(), EngineError> {
         let (acknowledge, acknowledged) = oneshot::channel();
         let unknown = || EngineError::UnknownInstance { saga: saga.to_owned(), id };
         {
@@ -197,6 +197,7 @@ impl Engine {
             if instance.compiled.definition.name != saga {
                 return Err(unknown());
             }
+            let event = event(instance.state.attempt);
             let decided = self.apply_to(id, instance, &event, Some(acknowledge));
             decided.map_err(|why| EngineError::Refused { id, why })?;
         }

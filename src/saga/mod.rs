@@ -25,11 +25,14 @@ mod writer;
 
 use crate::shutdown::Shutdown;
 
-/// Run sagas, look at them, and mend them.
+/// Run sagas (`--config`, or `run`), look at them, and mend them.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_required = false, arg_required_else_help = true)]
 pub struct Args {
+    #[command(flatten)]
+    run: Option<orchestrator::RunArgs>,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -41,8 +44,11 @@ enum Command {
 }
 
 pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
-    match args.command {
-        Command::Run(args) => Box::pin(orchestrator::run(args, shutdown)).await,
-        Command::People(command) => people::run(command).await,
+    match args {
+        Args { command: Some(Command::People(command)), run: _ } => people::run(command).await,
+        Args { command: Some(Command::Run(args)), run: _ } | Args { command: None, run: Some(args) } => {
+            Box::pin(orchestrator::run(args, shutdown)).await
+        }
+        Args { command: None, run: None } => anyhow::bail!("give the contract file with --config"),
     }
 }

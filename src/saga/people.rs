@@ -251,6 +251,16 @@ mod tests {
             ],
         }))
         .unwrap();
-        insta::assert_snapshot!(history(&detail), @"");
+        insta::assert_snapshot!(history(&detail), @r#"
+        Saga:     create-order (version 1f2e)
+        Instance: 0192f3a4-0000-7000-8000-000000000001
+        State:    Compensated
+        Failure:  INSUFFICIENT_CREDIT at reserve-credit: 120 > 100
+        Input:    {"orderId":"o-1"}
+
+        TIME                       STEP             OPERATION   OUTCOME              DETAIL
+        2026-11-23T10:00:00.000Z                                started
+        2026-11-23T10:00:00.500Z   reserve-credit   do          failed (attempt 2)   CreditLimitExceeded: 120 > 100
+        "#);
     }
 }

@@ -194,7 +194,7 @@ impl Transition {
                 "unknown"
             }
             Event::DeadlinePassed => "deadline passed",
-            Event::Retry => "retry",
+            Event::Retry { after: _ } => "retry",
             Event::Skip => "skip",
             Event::Cancel => "cancel",
             Event::Pause => "pause",

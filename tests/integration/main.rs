@@ -10,4 +10,7 @@ mod database_functions;
 mod database_setup;
 mod relay;
 mod relay_harness;
+mod saga;
+mod saga_participant;
+mod saga_world;
 mod servers;

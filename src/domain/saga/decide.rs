@@ -68,6 +68,7 @@ pub fn start(definition: &Definition, input: Json) -> (State, Option<Command>) {
         allowance_from: 1,
         paused: false,
         held: false,
+        stopped: false,
         stuck: None,
         overdue: false,
         failure: None,
@@ -91,7 +92,7 @@ pub fn recover(state: &mut State) -> Option<Command> {
 /// The engine found the instance paused when `command` was due: it goes out at `resume`.
 pub fn hold(state: &mut State, command: Command) {
     if state.paused && state.phase == command.at && state.attempt == command.attempt {
-        state.held = true;
+        state.stopped = true;
     }
 }
 
@@ -112,7 +113,7 @@ pub fn decide(definition: &Definition, state: &mut State, event: &Event, moment:
             false => Decision::Ignored,
         }),
         Event::DeadlinePassed => Ok(deadline(definition, state)),
-        Event::Retry => retry(state),
+        Event::Retry { after } => retry(state, *after),
         Event::Skip => skip(definition, state),
         Event::Cancel => cancel(definition, state),
         Event::Pause => pause(state),
@@ -171,7 +172,7 @@ fn enter(state: &mut State, phase: Phase) -> Option<Command> {
 }
 
 fn issue(state: &mut State, after_ms: u64) -> Option<Command> {
-    state.held = state.paused;
+    (state.held, state.stopped) = (state.paused, false);
     (!state.paused).then_some(Command { at: state.phase, attempt: state.attempt, after_ms })
 }
 
@@ -251,16 +252,22 @@ fn compensate(definition: &Definition, state: &mut State, code: &str, message: &
     enter(state, backward(definition, until))
 }
 
-/// The step to begin undoing with when neither its result nor a failure is waited for: not from the pivot on.
-fn can_turn(definition: &Definition, phase: Phase) -> Option<usize> {
-    way_back(definition, phase).filter(|index| definition.pivot() != Some(*index))
+/// The first step not to undo when neither a result nor a failure is waited for; `None` when the pivot may have happened.
+fn turning_point(definition: &Definition, state: &State) -> Option<usize> {
+    let index = way_back(definition, state.phase)?;
+    let never_called = state.held && state.attempt == 1;
+    match definition.pivot() == Some(index) {
+        true if never_called => Some(index),
+        true => None,
+        false => Some(index + usize::from(!never_called)),
+    }
 }
 
 fn deadline(definition: &Definition, state: &mut State) -> Decision {
-    match can_turn(definition, state.phase) {
-        Some(index) => {
+    match turning_point(definition, state) {
+        Some(until) => {
             let message = format!("not finished within {} ms", definition.deadline_ms);
-            Decision::Recorded(compensate(definition, state, codes::DEADLINE, &message, index + 1))
+            Decision::Recorded(compensate(definition, state, codes::DEADLINE, &message, until))
         }
         None if matches!(state.phase, Phase::Do(_)) && !state.overdue => {
             state.overdue = true;
@@ -270,10 +277,11 @@ fn deadline(definition: &Definition, state: &mut State) -> Decision {
     }
 }
 
-fn retry(state: &mut State) -> Result<Decision, Refusal> {
+fn retry(state: &mut State, after: u32) -> Result<Decision, Refusal> {
     if state.phase.is_end() {
         return Err(Refusal::Ended);
     }
+    state.attempt = state.attempt.max(after);
     if state.stuck.is_none() && state.attempt == 1 {
         return Err(Refusal::NothingToRetry);
     }
@@ -297,15 +305,9 @@ fn cancel(definition: &Definition, state: &mut State) -> Result<Decision, Refusa
         Phase::Do(index) => {
             // whoever cancels a stuck pivot has found out that it did not happen
             let pivot_refused = state.stuck.is_some() && definition.pivot() == Some(index);
-            match can_turn(definition, state.phase) {
-                Some(index) => {
-                    Ok(Decision::Recorded(compensate(definition, state, codes::CANCELLED, MESSAGE, index + 1)))
-                }
-                None if pivot_refused => {
-                    Ok(Decision::Recorded(compensate(definition, state, codes::CANCELLED, MESSAGE, index)))
-                }
-                None => Err(Refusal::PastPivot),
-            }
+            let until =
+                turning_point(definition, state).or(pivot_refused.then_some(index)).ok_or(Refusal::PastPivot)?;
+            Ok(Decision::Recorded(compensate(definition, state, codes::CANCELLED, MESSAGE, until)))
         }
         _ => Err(Refusal::Compensating),
     }
@@ -330,7 +332,7 @@ fn resume(state: &mut State) -> Result<Decision, Refusal> {
         return Ok(Decision::Ignored);
     }
     state.paused = false;
-    let command = if state.held { issue(state, 0) } else { None };
+    let command = if state.held || state.stopped { issue(state, 0) } else { None };
     Ok(Decision::Recorded(command))
 }
 

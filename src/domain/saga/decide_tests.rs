@@ -175,7 +175,7 @@ fn a_definite_failure_where_none_may_be_waits_for_a_person() {
         let phase = run.state.phase;
         assert_eq!(run.state.stuck.as_ref().map(|s| (s.waits, s.since_ms)), Some((true, 7)));
         assert_eq!(recover(&mut run.state), None, "a restart does not go on by itself");
-        let run = run.event(Event::Retry);
+        let run = run.event(Event::Retry { after: 1 });
         assert_eq!(run.command, Some(Command { at: phase, attempt: 2, after_ms: 0 }));
         assert_ne!(run.ok().state.status(), Status::Stuck);
     }
@@ -227,6 +227,8 @@ fn a_cancel_undoes_before_the_pivot_and_is_refused_after() {
     assert_eq!(Run::new().times(4, Run::ok).try_event(Event::Cancel), Err(Refusal::PastPivot));
     assert_eq!(Run::new().fail().try_event(Event::Cancel), Err(Refusal::Compensating));
     assert_eq!(Run::new().times(5, Run::ok).try_event(Event::Cancel), Err(Refusal::Ended));
+    let held_pivot = Run::new().ok().ok().event(Event::Pause).ok();
+    assert_eq!(held_pivot.event(Event::Cancel).state.phase, Phase::Undo(2), "a pause kept the pivot from being called");
     let stuck_pivot = Run::new().times(3, Run::ok).times(3, Run::unknown);
     assert_eq!(stuck_pivot.event(Event::Cancel).undone(), [Phase::Undo(2), Phase::Undo(0), Phase::Notify]);
 }
@@ -262,7 +264,7 @@ fn a_resume_does_not_repeat_a_call_that_is_under_way() {
 
 #[test]
 fn a_retry_needs_a_failed_attempt() {
-    assert_eq!(Run::new().try_event(Event::Retry), Err(Refusal::NothingToRetry));
-    let run = Run::new().unknown().unknown().event(Event::Retry).unknown().unknown();
+    assert_eq!(Run::new().try_event(Event::Retry { after: 1 }), Err(Refusal::NothingToRetry));
+    let run = Run::new().unknown().unknown().event(Event::Retry { after: 3 }).unknown().unknown();
     assert_eq!(run.state.phase, Phase::Do(0), "a retry begins a new allowance of attempts");
 }

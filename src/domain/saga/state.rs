@@ -153,8 +153,11 @@ pub struct State {
     /// The attempt at which the present allowance of `maxAttempts` began (a person's `retry` begins a new one).
     pub(super) allowance_from: u32,
     pub paused: bool,
-    /// The pause withholds a call.
+    /// The pause withholds a call that was not made yet.
     pub(super) held: bool,
+    /// The pause came between a call's recording and its sending. In memory only: no replay knows it, and nothing but
+    /// `resume` depends on it.
+    pub(super) stopped: bool,
     pub stuck: Option<Stuck>,
     /// The deadline passed when there was no way back any more.
     pub overdue: bool,
@@ -240,7 +243,10 @@ pub enum Event {
         retry_after_ms: Option<u64>,
     },
     DeadlinePassed,
-    Retry,
+    /// `after` is the attempt that the instance was at: recovery raises it in memory only, and a replay must not depend on that.
+    Retry {
+        after: u32,
+    },
     Skip,
     Cancel,
     Pause,

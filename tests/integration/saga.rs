@@ -1,0 +1,296 @@
+//! The orchestrator's life: forward, backward, stuck, verbs, reload.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::{
+    saga_participant::Behaviour,
+    saga_world::{World, id, story},
+    servers,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_saga_runs_forward_and_tells_its_history() {
+    let world = World::new().await;
+    let orchestrator = world.orchestrator().await;
+    let view = orchestrator.to_its_end("order", &json!({"orderId": "o-1", "total": 21})).await;
+    assert_eq!(view["state"], "Completed", "{view}");
+    let id = id(&view);
+    assert_eq!(world.participant.effects(&id), ["reserve do", "pack do", "charge do", "ship do"]);
+    let (body, headers) = world.participant.calls("ship").remove(0);
+    assert_eq!(body, json!({"reserved": "reserve", "twice": 42}));
+    assert_eq!(headers["idempotency-key"], format!("{id}/ship/do"));
+    assert_eq!(headers["correlationid"], id);
+    assert_eq!(headers["content-type"], "application/json");
+    assert!(headers["traceparent"].starts_with(&format!("00-{}-", id.replace('-', ""))));
+    let (status, detail) = orchestrator.get(&format!("/sagas/order/{id}")).await;
+    assert_eq!(status, 200);
+    assert_eq!(
+        story(&detail),
+        ["started", "reserve do succeeded", "pack do succeeded", "charge do succeeded", "ship do succeeded"]
+    );
+    assert_eq!(detail["input"], json!({"orderId": "o-1", "total": 21}));
+    orchestrator.until_counts("order", &[("running", 0), ("completed", 1), ("compensated", 0), ("stuck", 0)]).await;
+    let client = world.database.superuser().await;
+    let rows: i64 = client.query_one("select count(*) from weft.saga_event", &[]).await.unwrap().get(0);
+    assert_eq!(rows, 5, "N steps make N + 1 rows");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_undoes_in_reverse_and_tells_why() {
+    let world = World::new().await;
+    let orchestrator = world.orchestrator().await;
+    world.participant.behave("charge", Behaviour::Refuse("CreditLimitExceeded"));
+    let view = orchestrator.to_its_end("order", &json!({"orderId": "o-1", "total": 1})).await;
+    assert_eq!(view["state"], "Compensated", "{view}");
+    assert_eq!(view["failure"]["reason"], "INSUFFICIENT_CREDIT");
+    let id = id(&view);
+    assert_eq!(
+        world.participant.effects(&id),
+        ["reserve do", "pack do", "pack undo", "reserve undo", "onCompensated do"]
+    );
+    let (body, _) = world.participant.calls("undo-pack").remove(0);
+    assert_eq!(body, json!({"order": "o-1", "why": "INSUFFICIENT_CREDIT"}));
+    let (body, _) = world.participant.calls("told").remove(0);
+    assert_eq!(body, json!({"reason": "INSUFFICIENT_CREDIT", "at": "charge"}));
+    let shown = orchestrator.person(&["show", "order", &id]).await;
+    let text = String::from_utf8(shown.stdout).unwrap();
+    for line in ["State:    Compensated", "INSUFFICIENT_CREDIT at charge: refused by the test", "undo        succeeded"]
+    {
+        assert!(text.contains(line), "{line} in\n{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_in_doubt_are_repeated_and_effects_stay_single() {
+    let world = World::new().await;
+    let orchestrator = world.orchestrator().await;
+    for (command, behaviour) in [
+        ("reserve", Behaviour::TooMany),
+        ("pack", Behaviour::Accepted),
+        ("ship", Behaviour::Reply(json!({"big": "x".repeat(100_000)}))),
+    ] {
+        world.participant.behave(command, behaviour);
+    }
+    // `reserve` is refused once for load, so that its reply comes from a second attempt
+    let view = orchestrator.to_its_end("order", &json!({"orderId": "o-1", "total": 1})).await;
+    assert_eq!(view["state"], "Completed", "{view}");
+    let id = id(&view);
+    assert_eq!(world.participant.effects(&id), ["reserve do", "pack do", "charge do", "ship do"]);
+    assert_eq!(world.participant.count("reserve"), 2);
+    let detail = orchestrator.get(&format!("/sagas/order/{id}")).await.1;
+    assert_eq!(detail["history"][3]["reply"], json!({"job": format!("{id}-pack-do")}), "{detail}");
+    assert_eq!(detail["history"][5]["reply"], serde_json::Value::Null, "a reply of 100 kB is not kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_whose_answers_are_lost_is_undone_too() {
+    let world = World::new().await;
+    let orchestrator = world.orchestrator().await;
+    world.participant.behave("pack", Behaviour::LoseTheAnswer);
+    let view = orchestrator.to_its_end("order", &json!({"orderId": "o-1", "total": 1})).await;
+    assert_eq!(view["failure"]["code"], "AttemptsExhausted", "{view}");
+    assert_eq!(
+        world.participant.effects(&id(&view)),
+        ["reserve do", "pack do", "pack undo", "reserve undo", "onCompensated do"]
+    );
+    assert_eq!(world.participant.count("pack"), 3, "maxAttempts");
+    world.participant.behave("pack", Behaviour::Unavailable);
+    let view = orchestrator.to_its_end("order", &json!({"orderId": "o-2", "total": 1})).await;
+    assert_eq!(
+        world.participant.effects(&id(&view)),
+        ["reserve do", "reserve undo", "onCompensated do"],
+        "an undo without a do has no effect"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_compensates_before_the_pivot() {
+    let world = World::new().await;
+    let mut definition = world.definition("order");
+    definition.deadline_ms = 300;
+    definition.steps[1].timeout_ms = 60_000;
+    let contract = world.contract(vec![definition.seal()], Vec::new());
+    let orchestrator = world.run(contract).await;
+    world.participant.behave("pack", Behaviour::Slow(Duration::from_secs(30)));
+    let view = orchestrator.to_its_end("order", &json!({"orderId": "o-1", "total": 1})).await;
+    assert_eq!(view["failure"]["code"], "DeadlineExceeded", "{view}");
+    assert_eq!(
+        world.participant.effects(&id(&view)),
+        ["reserve do", "pack do", "pack undo", "reserve undo", "onCompensated do"]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_undo_that_is_refused_is_stuck_loudly_until_a_retry_mends_it() {
+    let world = World::new().await;
+    let orchestrator = world.orchestrator().await;
+    world.participant.behave("charge", Behaviour::Refuse("CreditLimitExceeded"));
+    world.participant.behave("undo-pack", Behaviour::Refuse("NotPacked"));
+    let (_, view) = orchestrator.start_saga("order", &json!({"orderId": "o-1", "total": 1}), "", None).await;
+    let id = id(&view);
+    let detail = orchestrator.until_state("order", &id, "Stuck").await;
+    assert_eq!(detail["current"]["waitsForAPerson"], true, "{detail}");
+    orchestrator.until_counts("order", &[("running", 1), ("compensating", 1), ("stuck", 1)]).await;
+    let told = orchestrator.status().await["sagas"]["order"]["stuckInstances"][0].clone();
+    assert_eq!(
+        (told["id"].as_str(), told["step"].as_str(), told["operation"].as_str()),
+        (Some(id.as_str()), Some("pack"), Some("undo"))
+    );
+    servers::until("the metric says so", async || {
+        orchestrator.metrics().await.contains("weft_saga_stuck{saga=\"order\"} 1")
+    })
+    .await;
+    let listed = orchestrator.get("/sagas/order?state=stuck").await.1;
+    assert_eq!(listed["items"][0]["id"], id.as_str());
+
+    world.participant.behave("undo-pack", Behaviour::Succeed);
+    let output = orchestrator.person(&["retry", "order", &id]).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let detail = orchestrator.until_state("order", &id, "Compensated").await;
+    assert_eq!(
+        world.participant.effects(&id),
+        ["reserve do", "pack do", "pack undo", "reserve undo", "onCompensated do"]
+    );
+    assert!(story(&detail).contains(&"retry".to_owned()));
+    orchestrator.until_counts("order", &[("running", 0), ("compensating", 0), ("stuck", 0), ("compensated", 1)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_a_participant_heals_by_itself() {
+    let world = World::new().await;
+    let orchestrator = world.orchestrator().await;
+    world.participant.behave("ship", Behaviour::Unavailable);
+    let (_, view) = orchestrator.start_saga("order", &json!({"orderId": "o-1", "total": 1}), "", None).await;
+    let id = id(&view);
+    orchestrator.until_state("order", &id, "Stuck").await;
+    let calls = world.participant.count("ship");
+    servers::until("it goes on trying", async || world.participant.count("ship") > calls + 2).await;
+    world.participant.behave("ship", Behaviour::Succeed);
+    orchestrator.until_state("order", &id, "Completed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verbs_pause_resume_cancel_and_skip() {
+    let world = World::new().await;
+    let orchestrator = world.orchestrator().await;
+    let input = json!({"orderId": "o-1", "total": 1});
+    world.participant.behave("pack", Behaviour::Slow(Duration::from_millis(300)));
+    let (_, view) = orchestrator.start_saga("order", &input, "", None).await;
+    let one = id(&view);
+    servers::until("pack is called", async || world.participant.count("pack") == 1).await;
+    let (status, view) = orchestrator.verb("order", &one, "pause").await;
+    assert_eq!((status, &view["paused"]), (200, &json!(true)), "{view}");
+    servers::until("the result is recorded all the same", async || {
+        story(&orchestrator.get(&format!("/sagas/order/{one}")).await.1).contains(&"pack do succeeded".to_owned())
+    })
+    .await;
+    assert_eq!(world.participant.count("charge"), 0);
+    let (status, _) = orchestrator.verb("order", &one, "cancel").await;
+    assert_eq!(status, 200);
+    assert_eq!(world.participant.count("undo-pack"), 0, "paused all the same");
+    let (status, problem) = orchestrator.verb("order", &one, "skip").await;
+    assert_eq!((status, &problem["title"]), (409, &json!("Refused")), "{problem}");
+    orchestrator.verb("order", &one, "resume").await;
+    let detail = orchestrator.until_state("order", &one, "Compensated").await;
+    assert_eq!(detail["failure"]["code"], "Cancelled");
+    assert_eq!(
+        world.participant.effects(&one),
+        ["reserve do", "pack do", "pack undo", "reserve undo", "onCompensated do"]
+    );
+
+    world.participant.behave("ship", Behaviour::Refuse("Lost"));
+    let (_, view) = orchestrator.start_saga("order", &input, "", None).await;
+    let two = id(&view);
+    orchestrator.until_state("order", &two, "Stuck").await;
+    let (status, problem) = orchestrator.verb("order", &two, "cancel").await;
+    assert_eq!(status, 409);
+    assert!(problem["detail"].as_str().unwrap().contains("past its point of no return"), "{problem}");
+    assert_eq!(orchestrator.verb("order", &two, "skip").await.0, 200);
+    orchestrator.until_state("order", &two, "Completed").await;
+    let (status, problem) = orchestrator.verb("order", &two, "retry").await;
+    assert_eq!(status, 409);
+    assert!(problem["detail"].as_str().unwrap().contains("it has ended"), "{problem}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_starts_one_instance_also_after_it_has_ended() {
+    let world = World::new().await;
+    let mut orchestrator = world.orchestrator().await;
+    let input = json!({"orderId": "o-1", "total": 1});
+    let (status, first) = orchestrator.start_saga("order", &input, "?wait=true", Some("k-1")).await;
+    assert_eq!(status, 201);
+    let (status, second) = orchestrator.start_saga("order", &input, "?wait=true", Some("k-1")).await;
+    assert_eq!((status, &second["id"], &second["state"]), (200, &first["id"], &json!("Completed")));
+    orchestrator.kill9();
+    orchestrator.start();
+    orchestrator.until_ready().await;
+    let (status, third) = orchestrator.start_saga("order", &input, "", Some("k-1")).await;
+    assert_eq!((status, &third["id"]), (200, &first["id"]));
+    assert_eq!(world.participant.count("reserve"), 1);
+    orchestrator.until_counts("order", &[("completed", 1), ("running", 0)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_definition_is_for_new_instances() {
+    let world = World::new().await;
+    let mut orchestrator = world.orchestrator().await;
+    let old = orchestrator.contract.sagas[0].version.clone();
+    world.participant.behave("reserve", Behaviour::Slow(Duration::from_millis(1_500)));
+    let input = json!({"orderId": "o-1", "total": 1});
+    let (_, first) = orchestrator.start_saga("order", &input, "", None).await;
+    let mut contract = orchestrator.contract.clone();
+    contract.sagas[0].steps.remove(1);
+    contract.sagas[0] = contract.sagas[0].clone().seal();
+    let new = contract.sagas[0].version.clone();
+    orchestrator.rewrite(contract);
+    servers::until("the new version is in force", async || {
+        orchestrator.status().await["sagas"]["order"]["version"] == new.as_str()
+    })
+    .await;
+    // the old definition is not in the contract any more: a restart reads it from the database
+    orchestrator.kill9();
+    orchestrator.start();
+    orchestrator.until_ready().await;
+    let detail = orchestrator.until_state("order", &id(&first), "Completed").await;
+    assert_eq!(detail["version"], old.as_str());
+    assert_eq!(world.participant.effects(&id(&first)).len(), 4);
+    world.participant.behave("reserve", Behaviour::Succeed);
+    let second = orchestrator.to_its_end("order", &input).await;
+    assert_eq!(second["version"], new.as_str());
+    assert_eq!(world.participant.effects(&id(&second)), ["reserve do", "charge do", "ship do"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expression_that_fails_is_a_failure_in_words() {
+    let world = World::new().await;
+    let orchestrator = world.orchestrator().await;
+    let view = orchestrator.to_its_end("order", &json!({"total": 1})).await;
+    assert_eq!(view["state"], "Compensated");
+    assert_eq!(view["failure"]["code"], "InvalidExpression");
+    assert!(view["failure"]["message"].as_str().unwrap().contains("`input.orderId` has no `orderId`"), "{view}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_requests_get_a_sentence() {
+    let world = World::new().await;
+    let orchestrator = world.orchestrator().await;
+    let (status, problem) = orchestrator.start_saga("nothing", &json!({}), "", None).await;
+    assert_eq!((status, &problem["detail"]), (404, &json!("there is no saga `nothing`")));
+    for (path, status, part) in [
+        ("/sagas/order/none", 400, "is no id"),
+        ("/sagas/order/0192f3a4-0000-7000-8000-000000000001", 404, "there is no instance"),
+        ("/sagas/order?state=lost", 400, "there is no state `lost`"),
+        ("/sagas/nothing", 404, "there is no saga"),
+    ] {
+        let (got, problem) = orchestrator.get(path).await;
+        assert_eq!(got, status, "{path}");
+        assert!(problem["detail"].as_str().unwrap_or_default().contains(part), "{path}: {problem}");
+    }
+    let (status, problem) = orchestrator.verb("order", "0192f3a4-0000-7000-8000-000000000001", "explode").await;
+    assert_eq!(status, 404);
+    assert!(problem["detail"].as_str().unwrap().contains("there is no verb `explode`"), "{problem}");
+    let (status, document) = orchestrator.get("/openapi.json").await;
+    assert_eq!((status, &document["openapi"]), (200, &json!("3.1.0")));
+}

@@ -1,0 +1,173 @@
+//! A service that takes part in sagas: in the test's process, so that it outlives orchestrators. It keeps the barrier of
+//! DESIGN §5 and writes down every effect, in order, so that a test can check them exactly.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{Path, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+/// How a command is answered, besides taking effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Behaviour {
+    Succeed,
+    /// 409 with this code; no effect.
+    Refuse(&'static str),
+    /// 503; no effect.
+    Unavailable,
+    /// The effect takes place and the answer is lost.
+    LoseTheAnswer,
+    /// The answer comes after so long; the effect at once.
+    Slow(Duration),
+    /// 202 and a Location that becomes 200 at the third look.
+    Accepted,
+    /// 200 with this reply.
+    Reply(Value),
+    /// 429 with `Retry-After: 1`, without effect, the first time; then success.
+    TooMany,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Effect {
+    pub saga: String,
+    pub step: String,
+    pub operation: String,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// By command; for one saga by `command/saga-id`.
+    behaviours: HashMap<String, Behaviour>,
+    keys: HashSet<(String, String, String)>,
+    effects: Vec<Effect>,
+    /// Every call, with its body and headers, repeated ones too.
+    calls: Vec<(String, Value, HashMap<String, String>)>,
+    looks: HashMap<String, u32>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Participant {
+    address: SocketAddr,
+    inner: Arc<Mutex<Inner>>,
+}
+
+impl Participant {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let participant = Self { address: listener.local_addr().unwrap(), inner: Arc::default() };
+        let router = Router::new()
+            .route("/commands/{command}", post(command))
+            .route("/jobs/{job}", get(job))
+            .with_state(participant.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        participant
+    }
+
+    pub fn url(&self, command: &str) -> String {
+        format!("http://{}/commands/{command}", self.address)
+    }
+
+    /// From now on `command` (of one saga: `command/saga-id`) is answered so.
+    pub fn behave(&self, command: &str, behaviour: Behaviour) {
+        self.inner.lock().unwrap().behaviours.insert(command.to_owned(), behaviour);
+    }
+
+    /// Effects of one saga, in order: `reserve do`, `reserve undo`, …
+    pub fn effects(&self, saga: &str) -> Vec<String> {
+        let inner = self.inner.lock().unwrap();
+        let of = inner.effects.iter().filter(|effect| effect.saga == saga);
+        of.map(|effect| format!("{} {}", effect.step, effect.operation)).collect()
+    }
+
+    pub fn calls(&self, command: &str) -> Vec<(Value, HashMap<String, String>)> {
+        let inner = self.inner.lock().unwrap();
+        let of = inner.calls.iter().filter(|(called, _, _)| called == command);
+        of.map(|(_, body, headers)| (body.clone(), headers.clone())).collect()
+    }
+
+    pub fn count(&self, command: &str) -> usize {
+        self.calls(command).len()
+    }
+}
+
+impl Inner {
+    /// `weft.enter`: whether the operation is to take effect.
+    fn enter(&mut self, saga: &str, step: &str, operation: &str) -> bool {
+        let key = |operation: &str| (saga.to_owned(), step.to_owned(), operation.to_owned());
+        match operation {
+            "do" => self.keys.insert(key("do")),
+            _ => self.keys.insert(key("undo")) && !self.keys.insert(key("do")),
+        }
+    }
+
+    fn effect(&mut self, saga: &str, step: &str, operation: &str) {
+        if self.enter(saga, step, operation) {
+            let (saga, step, operation) = (saga.to_owned(), step.to_owned(), operation.to_owned());
+            self.effects.push(Effect { saga, step, operation });
+        }
+    }
+}
+
+async fn command(
+    State(participant): State<Participant>,
+    Path(command): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let key = headers["idempotency-key"].to_str().unwrap().to_owned();
+    let mut parts = key.split('/');
+    let (saga, step, operation) = (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap());
+    let behaviour = {
+        let mut inner = participant.inner.lock().unwrap();
+        let headers =
+            headers.iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect();
+        inner.calls.push((command.clone(), serde_json::from_slice(&body).unwrap(), headers));
+        let behaviour = inner.behaviours.get(&format!("{command}/{saga}")).or_else(|| inner.behaviours.get(&command));
+        let behaviour = behaviour.cloned().unwrap_or(Behaviour::Succeed);
+        if !matches!(behaviour, Behaviour::Refuse(_) | Behaviour::Unavailable | Behaviour::TooMany) {
+            inner.effect(saga, step, operation);
+        }
+        if behaviour == Behaviour::TooMany {
+            inner.behaviours.insert(command.clone(), Behaviour::Succeed);
+        }
+        behaviour
+    };
+    match behaviour {
+        Behaviour::Succeed => Json(json!({"step": step})).into_response(),
+        Behaviour::Reply(reply) => Json(reply).into_response(),
+        Behaviour::Refuse(code) => {
+            let problem =
+                json!({"type": format!("https://example.org/problems/{code}"), "detail": "refused by the test"});
+            (StatusCode::CONFLICT, [(header::CONTENT_TYPE, "application/problem+json")], problem.to_string())
+                .into_response()
+        }
+        Behaviour::Unavailable | Behaviour::LoseTheAnswer => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        Behaviour::Slow(time) => {
+            tokio::time::sleep(time).await;
+            Json(json!({"step": step})).into_response()
+        }
+        Behaviour::Accepted => {
+            (StatusCode::ACCEPTED, [(header::LOCATION, format!("/jobs/{saga}-{step}-{operation}"))]).into_response()
+        }
+        Behaviour::TooMany => (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, "1")]).into_response(),
+    }
+}
+
+async fn job(State(participant): State<Participant>, Path(job): Path<String>) -> Response {
+    let mut inner = participant.inner.lock().unwrap();
+    let looks = inner.looks.entry(job.clone()).or_default();
+    *looks += 1;
+    if *looks < 3 { StatusCode::ACCEPTED.into_response() } else { Json(json!({"job": job})).into_response() }
+}
