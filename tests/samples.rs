@@ -7,13 +7,20 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use weft::api::v1alpha1::{Microservice, OutboxRelay, Saga, SagaCommand};
+use weft::{
+    api::v1alpha1::{Microservice, OutboxRelay, Saga, SagaCommand},
+    controllers::{
+        kind::{Kind, Settings},
+        microservice, outbox_relay, saga,
+    },
+};
 
 fn at(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -59,7 +66,7 @@ impl Sample {
 }
 
 /// Parses strictly: a field that the type does not know is gone after a round trip.
-fn parse<T: DeserializeOwned + Serialize>(path: &Path, document: Value) -> T {
+fn parse<T: DeserializeOwned + Serialize>(path: &Path, mut document: Value) -> T {
     let object: T =
         serde_json::from_value(document.clone()).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let known = fields(&serde_json::to_value(&object).unwrap());
@@ -123,6 +130,55 @@ fn every_reference_leads_somewhere() {
             if let Some(SagaCommand { service, command, .. }) = &saga.spec.on_compensated {
                 sample.assert_command(service, command);
             }
+        }
+    }
+}
+
+#[test]
+fn the_operator_accepts_them() {
+    let settings = Settings {
+        image: "weft".into(),
+        image_pull_policy: None,
+        postgres_image: "postgres:{version}".into(),
+        namespace: "weft-system".into(),
+        pod_labels: BTreeMap::new(),
+        password: || "a".repeat(32),
+    };
+    for (_, sample) in samples() {
+        let services: BTreeMap<_, _> =
+            sample.microservices.iter().map(|service| (service.name_any(), Arc::new(service.clone()))).collect();
+        let relays_of = |service: &str| -> Vec<Arc<OutboxRelay>> {
+            let relays = sample.relays.iter().filter(|relay| relay.spec.microservice == service);
+            relays.cloned().map(Arc::new).collect()
+        };
+        for (name, service) in &services {
+            service.validate_cel().unwrap();
+            let observed = microservice::Observed {
+                dependencies: services.clone(),
+                relays: relays_of(name),
+                ..microservice::Observed::default()
+            };
+            microservice::Controller::plan(service, &observed, &settings).unwrap();
+        }
+        for relay in &sample.relays {
+            relay.validate_cel().unwrap();
+            let observed = outbox_relay::Observed {
+                microservice: services.get(&relay.spec.microservice).cloned(),
+                relays: relays_of(&relay.spec.microservice),
+                ..outbox_relay::Observed::default()
+            };
+            outbox_relay::Controller::plan(relay, &observed, &settings).unwrap();
+        }
+        for saga in &sample.sagas {
+            saga.validate_cel().unwrap();
+            let start = saga.spec.start_on.as_ref().map(|start| relays_of(&start.service));
+            let observed = saga::Observed {
+                services: services.clone(),
+                relays: start.unwrap_or_default(),
+                ..saga::Observed::default()
+            };
+            // the lint is part of it
+            saga::Controller::plan(saga, &observed, &settings).unwrap();
         }
     }
 }
