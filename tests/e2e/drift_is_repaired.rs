@@ -1,0 +1,121 @@
+//! Whatever is changed or deleted by hand is put right.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::{
+    apps::v1::{Deployment, StatefulSet},
+    core::v1::{ConfigMap, Service, ServiceAccount},
+    networking::v1::NetworkPolicy,
+};
+use kube::{Resource, ResourceExt, api::ListParams};
+use serde_json::json;
+use weft::api::v1alpha1::Microservice;
+
+use crate::harness::{Company, Scenario, microservice, same, scenario};
+
+const SOON: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn drift_is_repaired() {
+    scenario("drift_is_repaired", Company::Others, async |world| {
+        world.install(&world.release()).await?;
+        world.apply_service(&microservice("orders")).await?;
+        world.ready::<Microservice>("orders").await?;
+        let corrected = corrections(world).await?;
+        changes_are_undone(world).await?;
+        deletions_are_made_good::<Deployment>(world).await?;
+        deletions_are_made_good::<StatefulSet>(world).await?;
+        deletions_are_made_good::<Service>(world).await?;
+        deletions_are_made_good::<ServiceAccount>(world).await?;
+        deletions_are_made_good::<ConfigMap>(world).await?;
+        deletions_are_made_good::<NetworkPolicy>(world).await?;
+        world.ready::<Microservice>("orders").await?;
+        let more = corrections(world).await?;
+        ensure!(more >= corrected + 4.0, "the metric of corrections rose from {corrected} to {more} only");
+        Ok(())
+    })
+    .await;
+}
+
+async fn changes_are_undone(world: &Scenario) -> Result<()> {
+    let before = world.get::<Deployment>("orders").await?.context("no Deployment")?;
+    world.merge::<Deployment>("orders", &json!({"spec": {"replicas": 3}})).await?;
+    let image =
+        json!([{"op": "replace", "path": "/spec/template/spec/containers/0/image", "value": "localhost/else:1"}]);
+    let patch = kube::api::Patch::Json::<()>(serde_json::from_value(image)?);
+    world.api::<Deployment>().patch("orders", &kube::api::PatchParams::default(), &patch).await?;
+    world
+        .until("the Deployment is as it was", SOON, async || {
+            let now = world.get::<Deployment>("orders").await?.context("no Deployment")?;
+            let form = |deployment: &Deployment| {
+                let spec = deployment.spec.clone().unwrap_or_default();
+                (spec.replicas, spec.template.spec.map(|pod| pod.containers))
+            };
+            same("the Deployment", &form(&before), &form(&now))?;
+            Ok(Some(()))
+        })
+        .await?;
+
+    world.merge::<Service>("orders", &json!({"spec": {"selector": {"app.kubernetes.io/instance": "other"}}})).await?;
+    world
+        .until("the Service selects the pods again", SOON, async || {
+            let selector = world.get::<Service>("orders").await?.and_then(|service| service.spec?.selector);
+            let instance = selector.unwrap_or_default().remove("app.kubernetes.io/instance");
+            Ok((instance.as_deref() == Some("orders")).then_some(()))
+        })
+        .await?;
+
+    let opened = json!({"spec": {"ingress": [{}]}});
+    world.merge::<NetworkPolicy>("orders-db", &opened).await?;
+    world
+        .until("the database is closed to others again", SOON, async || {
+            let policy = world.get::<NetworkPolicy>("orders-db").await?.and_then(|policy| policy.spec?.ingress);
+            Ok(policy.unwrap_or_default().iter().all(|rule| rule.from.is_some()).then_some(()))
+        })
+        .await?;
+
+    let label = json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": null}}});
+    world.merge::<Service>("orders-db", &label).await?;
+    world
+        .until("the label is back", SOON, async || {
+            let service = world.get::<Service>("orders-db").await?.context("no Service")?;
+            Ok(service.labels().contains_key("app.kubernetes.io/managed-by").then_some(()))
+        })
+        .await
+}
+
+/// Of every object of the kind that the operator made.
+async fn deletions_are_made_good<K>(world: &Scenario) -> Result<()>
+where
+    K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + serde::de::DeserializeOwned
+        + std::fmt::Debug,
+{
+    let own = ListParams::default().labels("app.kubernetes.io/managed-by=weft");
+    let before = world.api::<K>().list(&own).await?;
+    for object in &before {
+        world.api::<K>().delete(&object.name_any(), &kube::api::DeleteParams::default()).await?;
+    }
+    for object in before {
+        let what = format!("{} {} is there again", K::kind(&()), object.name_any());
+        world
+            .until(&what, SOON, async || {
+                let now = world.get::<K>(&object.name_any()).await?;
+                Ok(now.filter(|now| now.uid() != object.uid()).map(drop))
+            })
+            .await?;
+    }
+    Ok(())
+}
+
+/// The operator's metric of corrected drift, all kinds together.
+async fn corrections(world: &Scenario) -> Result<f64> {
+    let labels = ListParams::default().labels("app.kubernetes.io/component=operator");
+    let operators = world.api::<k8s_openapi::api::core::v1::Pod>().list(&labels).await?;
+    let operator = operators.items.first().context("no operator")?.name_any();
+    let metrics = world.get_text(&format!("pods/{operator}:9464"), "/metrics").await?;
+    let lines = metrics.lines().filter(|line| line.contains("drift") && !line.starts_with('#'));
+    Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+}

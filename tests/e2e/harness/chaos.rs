@@ -1,0 +1,136 @@
+//! Killing at random, by a seed that is printed.
+
+use std::{future::Future, time::Duration};
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, ListParams};
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+
+use super::{Scenario, progress, shell};
+
+/// `$WEFT_SEED`, or a new one.
+pub fn seed() -> u64 {
+    std::env::var("WEFT_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| rand::random::<u64>() >> 32)
+}
+
+/// Pods that may be killed, by a label selector.
+#[derive(Clone, Debug)]
+pub struct Victim {
+    pub labels: String,
+    /// The container whose process is killed.
+    pub container: &'static str,
+    pub kill: Kill,
+}
+
+/// How a victim dies. A process dies by SIGKILL, from outside the container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kill {
+    /// The process dies, or the pod is deleted by force.
+    ProcessOrPod,
+    /// The process dies; half of the time the pod is deleted by force right after. A server with a volume must be dead
+    /// before its successor starts, which a deletion by force does not see to.
+    ProcessThenPod,
+}
+
+impl Victim {
+    pub fn new(owner: &str, component: &str, container: &'static str, kill: Kill) -> Self {
+        let labels = format!("app.kubernetes.io/instance={owner},app.kubernetes.io/component={component}");
+        Self { labels, container, kill }
+    }
+}
+
+impl Scenario {
+    /// Kills one of `victims` every `pause` (half of it to one and a half) until `work` is done. Gives what `work` gave.
+    pub async fn while_killing<T>(
+        &self,
+        victims: &[Victim],
+        pause: Duration,
+        seed: u64,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        progress(&format!("{}: killing by WEFT_SEED={seed}", self.name));
+        let mut killed = 0;
+        let killing = async {
+            let mut random = StdRng::seed_from_u64(seed);
+            loop {
+                tokio::time::sleep(pause.mul_f64(random.random_range(0.5..1.5))).await;
+                let (Some(victim), by_process, also_pod) =
+                    (victims.choose(&mut random), random.random(), random.random())
+                else {
+                    return std::future::pending().await;
+                };
+                match self.kill(victim, by_process, also_pod).await {
+                    Ok(()) => killed += 1,
+                    Err(error) => progress(&format!("{}: could not kill {}: {error:#}", self.name, victim.labels)),
+                }
+            }
+        };
+        let worked = tokio::select! {
+            worked = work => worked,
+            never = killing => never,
+        };
+        progress(&format!("{}: {killed} were killed", self.name));
+        worked.with_context(|| format!("repeat it with WEFT_SEED={seed}"))
+    }
+
+    async fn kill(&self, victim: &Victim, by_process: bool, also_pod: bool) -> Result<()> {
+        let pods = self.api::<Pod>().list(&ListParams::default().labels(&victim.labels)).await?;
+        let Some(pod) = pods.items.into_iter().find(|pod| pod.metadata.deletion_timestamp.is_none()) else {
+            return Ok(());
+        };
+        // the kubelet waits ever longer before it starts a container again: a new pod has no past
+        let weary = restarts(&pod, victim.container) >= 2;
+        let (process, delete) = match victim.kill {
+            Kill::ProcessOrPod => (by_process && !weary, !by_process || weary),
+            Kill::ProcessThenPod => (true, also_pod || weary),
+        };
+        if process {
+            kill_process(&pod, victim.container).await?;
+        }
+        if delete {
+            self.delete_by_force(&pod.metadata.name.unwrap_or_default()).await?;
+        }
+        Ok(())
+    }
+
+    /// The process of an operator's pod, then the pod.
+    pub async fn kill_operator(&self, pod: &str) -> Result<()> {
+        let object = self.api::<Pod>().get(pod).await?;
+        kill_process(&object, "operator").await?;
+        self.delete_by_force(pod).await
+    }
+
+    pub async fn delete_by_force(&self, pod: &str) -> Result<()> {
+        let at_once = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+        self.api::<Pod>().delete(pod, &at_once).await?;
+        Ok(())
+    }
+}
+
+/// From outside: inside, the first process of a container is immune against its own kind.
+async fn kill_process(pod: &Pod, container: &str) -> Result<()> {
+    if let Some(id) = container_id(pod, container) {
+        shell::cluster(&["exec-node", "ctr", "--namespace", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", &id])
+            .await?;
+    }
+    Ok(())
+}
+
+fn restarts(pod: &Pod, container: &str) -> i32 {
+    statuses(pod).find(|status| status.name == container).map_or(0, |status| status.restart_count)
+}
+
+/// Of the running container, without the `containerd://`.
+fn container_id(pod: &Pod, container: &str) -> Option<String> {
+    let status = statuses(pod).find(|status| status.name == container)?;
+    status.state.as_ref()?.running.as_ref()?;
+    status.container_id.as_deref()?.split("//").nth(1).map(str::to_owned)
+}
+
+fn statuses(pod: &Pod) -> impl Iterator<Item = &k8s_openapi::api::core::v1::ContainerStatus> {
+    let status = pod.status.as_ref();
+    let main = status.and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
+    let sidecars = status.and_then(|status| status.init_container_statuses.as_deref()).unwrap_or_default();
+    main.iter().chain(sidecars)
+}

@@ -1,0 +1,68 @@
+//! The operator of a scenario: a release of the chart, in the scenario's own namespace.
+
+use anyhow::{Context, Result};
+
+use tokio::sync::OnceCell;
+
+use super::{Scenario, root, shell};
+
+/// Service account, Deployment and Lease of the operator: the release's name.
+pub const NAME: &str = "weft";
+
+/// The values of a release that scenarios vary.
+#[derive(Clone, Debug)]
+pub struct Release {
+    pub tag: &'static str,
+    pub replicas: u32,
+    /// With a broker (`weft-nats`) beside the operator.
+    pub nats: bool,
+    /// Namespaces that it works in; all when empty.
+    pub namespaces: Vec<String>,
+}
+
+impl Scenario {
+    /// The release most scenarios have: one operator, no broker, this namespace.
+    pub fn release(&self) -> Release {
+        Release { tag: "dev", replicas: 1, nats: false, namespaces: vec![self.namespace.clone()] }
+    }
+
+    /// `helm upgrade --install`, until it is ready.
+    pub async fn install(&self, release: &Release) -> Result<()> {
+        let chart = root().join("charts/weft").display().to_string();
+        let Release { tag, replicas, nats, namespaces } = release;
+        let values = serde_json::json!({
+            "image": {"tag": tag},
+            "replicas": replicas,
+            "nats": {"enabled": nats, "storage": {"size": "512Mi"}},
+            "watchNamespaces": namespaces,
+            "log": "info,weft=debug",
+        });
+        let values = values.as_object().into_iter().flatten().map(|(key, value)| format!("{key}={value}"));
+        let values: Vec<String> = values.flat_map(|value| ["--set-json".to_owned(), value]).collect();
+        let mut args = vec!["upgrade", "--install", NAME, &chart, "--namespace", &self.namespace];
+        args.extend(["--wait", "--timeout", "3m"]);
+        args.extend(values.iter().map(String::as_str));
+        shell::helm(&args).await.context("installing the operator")?;
+        Ok(())
+    }
+
+    pub async fn uninstall(&self) -> Result<()> {
+        shell::helm(&["uninstall", NAME, "--namespace", &self.namespace, "--wait"]).await?;
+        Ok(())
+    }
+
+    /// `system:serviceaccount:NAMESPACE:NAME`, as the audit log has it.
+    pub fn operator_user(&self) -> String {
+        format!("system:serviceaccount:{}:{NAME}", self.namespace)
+    }
+}
+
+/// The same image under another tag, as a next version would be; made known to the cluster once.
+pub async fn make_image_next() -> Result<()> {
+    static LOADED: OnceCell<()> = OnceCell::const_new();
+    let load = async || {
+        let archive = root().join("target/images/weft.oci.tar").display().to_string();
+        shell::cluster(&["load", "--name", "localhost/weft:next", &archive]).await.map(drop)
+    };
+    LOADED.get_or_try_init(load).await.map(drop)
+}

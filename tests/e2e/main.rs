@@ -1,0 +1,31 @@
+//! The promises of the design, each kept on a real cluster with real pods and databases: one file per promise.
+//!
+//! `make e2e` brings up a cluster, makes the images and runs this; `cargo test --test e2e` runs it on the cluster of
+//! `$KUBECONFIG`. Each scenario has a namespace with Pod Security `restricted` and an operator of its own there, so they
+//! run at the same time; a scenario that needs an operator for the whole cluster waits until it is alone.
+//!
+//! - `WEFT_SEED=N` repeats the random kills of a failed run.
+//! - `WEFT_E2E_KEEP=1` leaves the namespaces of failed scenarios until the next run.
+//! - What a failed scenario looked like is in `target/e2e/NAME.txt`.
+
+// tests, though the lints see only the functions with the attribute as such
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+#[path = "../support/checker.rs"]
+mod checker;
+mod harness;
+
+mod bad_specs_are_refused;
+mod data_outlives_deletion;
+mod drift_is_repaired;
+mod leader_fails_over;
+mod operator_upgrade_restarts_nothing;
+mod own_database;
+mod relay_loses_nothing;
+mod restricted_namespace;
+mod saga_ends;
+mod saga_gets_stuck_loudly;
+mod schema_first;
+mod silent_when_converged;
+mod two_namespaces;
+mod uninstall_keeps_data;

@@ -1,0 +1,103 @@
+//! An undo that always fails: the saga is Stuck in the columns, in an Event and in a metric, and `retry` mends it.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use axum::http::Method;
+use k8s_openapi::api::events::v1::Event;
+use kube::api::ListParams;
+use serde_json::json;
+use weft::api::v1alpha1::{Microservice, Saga, SagaStatus};
+
+use crate::harness::{Company, Scenario, microservice, saga, scenario};
+
+const ORCHESTRATOR: &str = "services/default-orchestrator:8080";
+
+#[tokio::test]
+async fn saga_gets_stuck_loudly() {
+    scenario("saga_gets_stuck_loudly", Company::Others, async |world| {
+        world.install(&world.release()).await?;
+        for service in ["stock", "travel"] {
+            world.apply_service(&microservice(service)).await?;
+        }
+        let mut trip = saga("trip", "stock", "travel");
+        for step in trip["spec"]["steps"].as_array_mut().into_iter().flatten() {
+            step["retry"] = json!({"maxAttempts": 2, "initialBackoff": "50ms", "maxBackoff": "30s"});
+        }
+        world.apply(&trip).await?;
+        world.ready::<Saga>("trip").await?;
+        for service in ["stock", "travel"] {
+            world.ready::<Microservice>(service).await?;
+        }
+        world.http(Method::PUT, "services/travel:8080", "/switches/fail-undo", None).await?.ok()?;
+        world.http(Method::POST, ORCHESTRATOR, "/sagas/trip", Some(json!({"refuse": true}))).await?.ok()?;
+
+        let status = in_the_columns(world).await?;
+        world.says::<Saga>("trip", "Stuck", "True", 30).await?;
+        in_an_event(world).await?;
+        in_a_metric(world).await?;
+
+        world.http(Method::DELETE, "services/travel:8080", "/switches/fail-undo", None).await?.ok()?;
+        let id = &status.stuck_instances.first().context("status.stuckInstances is empty")?.id;
+        world.http(Method::POST, ORCHESTRATOR, &format!("/sagas/trip/{id}/retry"), None).await?.ok()?;
+        mended(world).await
+    })
+    .await;
+}
+
+async fn in_the_columns(world: &Scenario) -> Result<SagaStatus> {
+    world
+        .until("the saga counts one as stuck", Duration::from_secs(90), async || {
+            let status = world.get::<Saga>("trip").await?.and_then(|saga| saga.status).unwrap_or_default();
+            ensure!(status.stuck == 1, "stuck is {}, running {}", status.stuck, status.running);
+            let instance = status.stuck_instances.first().context("status.stuckInstances is empty")?;
+            ensure!((instance.step.as_str(), instance.operation.as_str()) == ("book", "undo"), "{instance:?}");
+            Ok(Some(status))
+        })
+        .await
+}
+
+async fn in_an_event(world: &Scenario) -> Result<()> {
+    world
+        .until("an Event says that a saga is stuck", Duration::from_secs(30), async || {
+            let events = world.api::<Event>().list(&ListParams::default()).await?;
+            let said = events.iter().any(|event| {
+                let regarding = event.regarding.clone().unwrap_or_default();
+                let about = (regarding.kind.as_deref(), regarding.name.as_deref()) == (Some("Saga"), Some("trip"));
+                about
+                    && event.type_.as_deref() == Some("Warning")
+                    && event.reason.as_deref().unwrap_or_default().contains("Stuck")
+            });
+            Ok(said.then_some(()))
+        })
+        .await
+}
+
+/// Of the orchestrator itself, where Prometheus asks.
+async fn in_a_metric(world: &Scenario) -> Result<()> {
+    world
+        .until("a metric counts the stuck saga", Duration::from_secs(30), async || {
+            let pod = world.ready_pod("default-orchestrator", "orchestrator").await?;
+            let metrics = world.get_text(&format!("pods/{pod}:9464"), "/metrics").await?;
+            let line = metrics.lines().find(|line| line.contains("stuck") && !line.starts_with('#'));
+            let line = line.context("no metric of the orchestrator is about stuck sagas")?;
+            Ok(line.ends_with(" 1").then_some(()))
+        })
+        .await
+}
+
+async fn mended(world: &Scenario) -> Result<()> {
+    world
+        .until("the saga is compensated", Duration::from_mins(1), async || {
+            let status = world.get::<Saga>("trip").await?.and_then(|saga| saga.status).unwrap_or_default();
+            ensure!((status.compensated, status.running, status.stuck) == (1, 0, 0), "{status:?}");
+            Ok(Some(()))
+        })
+        .await?;
+    world.says::<Saga>("trip", "Stuck", "False", 30).await?;
+    for (service, wanted) in [("stock", ["reserve/do", "reserve/undo"]), ("travel", ["book/do", "book/undo"])] {
+        let effects = world.psql(service, "select step || '/' || op from effect order by position").await?;
+        ensure!(effects == wanted, "the effects at {service} are {effects:?}");
+    }
+    Ok(())
+}

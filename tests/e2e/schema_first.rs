@@ -1,0 +1,64 @@
+//! No new pod of a service starts before its migrations succeeded. A failing one leaves the old version serving, and the
+//! Microservice says which file it is and why.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use weft::api::v1alpha1::Microservice;
+
+use crate::harness::{Company, Scenario, configmap, microservice, scenario};
+
+const TABLES: (&str, &str) = ("001_tables.sql", include_str!("participant/schema.sql"));
+
+#[tokio::test]
+async fn schema_first() {
+    scenario("schema_first", Company::Others, async |world| {
+        world.install(&world.release()).await?;
+        apply_version(world, "1", &[TABLES]).await?;
+        world.ready::<Microservice>("orders").await?;
+        serves(world, "1").await?;
+        let before = world.operands().await?;
+
+        let broken = ("002_total.sql", "alter table purchase_order add column total integer;");
+        apply_version(world, "2", &[TABLES, broken]).await?;
+        let failed = world.says::<Microservice>("orders", "Migrated", "False", 90).await?;
+        let failed = world
+            .until("the condition names the file and the cause", Duration::from_mins(1), async || {
+                let now = world.says::<Microservice>("orders", "Migrated", "False", 5).await?;
+                let said = now.message.contains("002_total.sql") && now.message.contains("purchase_order");
+                Ok(said.then_some(now))
+            })
+            .await
+            .map_err(|error| error.context(format!("it said: {}: {}", failed.reason, failed.message)))?;
+        ensure!(!failed.message.contains("postgres://"), "the message has a credential: {}", failed.message);
+        serves(world, "1").await?;
+        let still = world.operands().await?;
+        let gone: Vec<_> = before.keys().filter(|pod| !still.contains_key(*pod)).collect();
+        ensure!(gone.is_empty(), "the failing migration took pods of the old version away: {gone:?}");
+
+        let mended = ("002_total.sql", "create table purchase_order (total integer);");
+        apply_version(world, "2", &[TABLES, mended]).await?;
+        world.ready::<Microservice>("orders").await?;
+        world.until("version 2 serves", Duration::from_mins(1), async || Ok(serves(world, "2").await.ok())).await?;
+        world.says::<Microservice>("orders", "Migrated", "True", 30).await?;
+        let columns = "select column_name from information_schema.columns where table_name = 'purchase_order'";
+        ensure!(world.psql("orders", columns).await? == ["total"], "the mended migration was not applied");
+        Ok(())
+    })
+    .await;
+}
+
+async fn apply_version(world: &Scenario, version: &str, files: &[(&str, &str)]) -> Result<()> {
+    world.apply(&configmap("orders-migrations", files)).await?;
+    let mut orders = microservice("orders");
+    orders["spec"]["env"] = json!([{"name": "VERSION", "value": version}]);
+    world.apply(&orders).await?;
+    Ok(())
+}
+
+async fn serves(world: &Scenario, version: &str) -> Result<()> {
+    let served = world.get_text("services/orders:8080", "/version").await?;
+    ensure!(served == version, "version {served} serves, not {version}");
+    Ok(())
+}

@@ -1,0 +1,53 @@
+//! With nothing changing, the operator sends no request but watches and its lease.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use jiff::Timestamp;
+use weft::api::v1alpha1::{Microservice, OutboxRelay, Saga};
+
+use crate::harness::{Company, Release, Request, microservice, relay, saga, scenario};
+
+/// How long it has to be silent, and how long it may take until it is.
+const SILENCE: Duration = Duration::from_mins(1);
+const SETTLING: Duration = Duration::from_secs(45);
+
+#[tokio::test]
+async fn silent_when_converged() {
+    scenario("silent_when_converged", Company::Others, async |world| {
+        world.install(&Release { nats: true, ..world.release() }).await?;
+        for service in ["stock", "travel"] {
+            world.apply_service(&microservice(service)).await?;
+        }
+        world.apply(&relay("stock", "LogTailing", &world.namespace)).await?;
+        world.apply(&saga("trip", "stock", "travel")).await?;
+        for service in ["stock", "travel"] {
+            world.ready::<Microservice>(service).await?;
+        }
+        world.ready::<OutboxRelay>("stock").await?;
+        world.ready::<Saga>("trip").await?;
+
+        let converged = Timestamp::now();
+        let begun = world
+            .until("the operator has been silent for 10 s", SETTLING, async || {
+                let last = loud(world.requests_since(converged).await?).pop().map_or(converged, |request| request.at);
+                Ok((Timestamp::now().duration_since(last).as_secs() >= 10).then(Timestamp::now))
+            })
+            .await?;
+        tokio::time::sleep(SILENCE).await; // not for something to happen, but for nothing to
+        let requests = world.requests_since(begun).await?;
+        ensure!(
+            requests.iter().any(|request| request.resource == "leases"),
+            "the audit log has no request of the operator"
+        );
+        let loud: Vec<String> =
+            loud(requests).iter().map(|request| format!("{} {}", request.verb, request.uri)).collect();
+        ensure!(loud.is_empty(), "{} requests in {} s of silence: {loud:#?}", loud.len(), SILENCE.as_secs());
+        Ok(())
+    })
+    .await;
+}
+
+fn loud(requests: Vec<Request>) -> Vec<Request> {
+    requests.into_iter().filter(|request| request.verb != "watch" && request.resource != "leases").collect()
+}
