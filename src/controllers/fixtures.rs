@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde::de::DeserializeOwned;
 
 use super::{
@@ -10,9 +11,12 @@ use super::{
     observed::{JobOutcome, JobState, Workload},
     plan::{Child, Plan},
 };
-use crate::api::v1alpha1::{Microservice, OutboxRelay, Saga};
+use crate::{
+    api::v1alpha1::{Microservice, OutboxRelay, Saga},
+    contract::status::Problem,
+};
 
-pub fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     Settings {
         image: "localhost/weft:1".to_owned(),
         image_pull_policy: None,
@@ -23,7 +27,7 @@ pub fn settings() -> Settings {
     }
 }
 
-pub fn now() -> Timestamp {
+pub(crate) fn now() -> Timestamp {
     Timestamp::from_second(1_700_000_000).unwrap()
 }
 
@@ -37,27 +41,27 @@ fn object<K: DeserializeOwned>(kind: &str, name: &str, spec: &str) -> K {
 }
 
 /// A Microservice of namespace `shop` with the spec in YAML.
-pub fn microservice(name: &str, spec: &str) -> Microservice {
+pub(crate) fn microservice(name: &str, spec: &str) -> Microservice {
     object("Microservice", name, spec)
 }
 
-pub fn relay(name: &str, spec: &str) -> Arc<OutboxRelay> {
+pub(crate) fn relay(name: &str, spec: &str) -> Arc<OutboxRelay> {
     Arc::new(object("OutboxRelay", name, spec))
 }
 
-pub fn saga(name: &str, spec: &str) -> Saga {
+pub(crate) fn saga(name: &str, spec: &str) -> Saga {
     object("Saga", name, spec)
 }
 
 /// The relay of the Microservice `service`, with the defaults.
-pub fn relay_of(service: &str) -> Arc<OutboxRelay> {
+pub(crate) fn relay_of(service: &str) -> Arc<OutboxRelay> {
     relay(
         service,
         &format!("{{microservice: {service}, sink: {{nats: {{url: 'nats://weft-nats.weft-system:4222'}}}}}}"),
     )
 }
 
-pub fn ready(pods: i32) -> Workload {
+pub(crate) fn ready(pods: i32) -> Workload {
     Workload {
         generation: 1,
         observed_generation: 1,
@@ -70,18 +74,18 @@ pub fn ready(pods: i32) -> Workload {
     }
 }
 
-pub fn job(outcome: JobOutcome) -> JobState {
+pub(crate) fn job(outcome: JobOutcome) -> JobState {
     JobState { annotations: BTreeMap::default(), outcome, problems: Vec::new() }
 }
 
 /// The children as one YAML stream, for snapshots.
-pub fn yaml(plan: &Plan) -> String {
+pub(crate) fn yaml(plan: &Plan) -> String {
     let document = |child: &Child| format!("---\n{}", serde_yaml::to_string(&value(child)).unwrap());
     plan.children.iter().map(document).collect::<Vec<_>>().concat()
 }
 
 /// A child as JSON, with its kind.
-pub fn value(child: &Child) -> serde_json::Value {
+pub(crate) fn value(child: &Child) -> serde_json::Value {
     match child {
         Child::ServiceAccount(child) => serde_json::to_value(child),
         Child::Secret(child) => serde_json::to_value(child),
@@ -97,7 +101,7 @@ pub fn value(child: &Child) -> serde_json::Value {
 }
 
 /// `KIND/NAME` of each child, in order.
-pub fn names(plan: &Plan) -> Vec<String> {
+pub(crate) fn names(plan: &Plan) -> Vec<String> {
     let name = |child: &serde_json::Value| {
         format!("{}/{}", child["kind"].as_str().unwrap(), child["metadata"]["name"].as_str().unwrap())
     };
@@ -105,14 +109,14 @@ pub fn names(plan: &Plan) -> Vec<String> {
 }
 
 /// The child `KIND/NAME`, which must be there.
-pub fn find(plan: &Plan, wanted: &str) -> serde_json::Value {
+pub(crate) fn find(plan: &Plan, wanted: &str) -> serde_json::Value {
     let at = names(plan).iter().position(|name| name == wanted).unwrap_or_else(|| panic!("{wanted} is not planned"));
     value(&plan.children[at])
 }
 
 /// Pod Security `restricted`, as far as its rules concern fields that Weft writes.
 /// <https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted>
-pub fn assert_restricted(pod: &serde_json::Value) {
+pub(crate) fn assert_restricted(pod: &serde_json::Value) {
     assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
     assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
     for list in ["containers", "initContainers"] {
@@ -126,4 +130,19 @@ pub fn assert_restricted(pod: &serde_json::Value) {
         let allowed = ["configMap", "secret", "emptyDir", "projected"].iter().any(|kind| volume.get(kind).is_some());
         assert!(allowed, "{volume}");
     }
+}
+
+/// `TYPE=STATUS REASON` of each condition, in order.
+pub(crate) fn said(conditions: &[Condition]) -> Vec<String> {
+    let line = |one: &Condition| format!("{}={} {}", one.type_, one.status, one.reason);
+    conditions.iter().map(line).collect()
+}
+
+/// The message of a condition, which must be there.
+pub(crate) fn message<'a>(conditions: &'a [Condition], type_: &str) -> &'a str {
+    &conditions.iter().find(|condition| condition.type_ == type_).unwrap().message
+}
+
+pub(crate) fn problem(reason: &str, message: &str) -> Problem {
+    Problem { reason: reason.to_owned(), message: message.to_owned() }
 }

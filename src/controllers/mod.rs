@@ -33,6 +33,7 @@ pub mod reconcile;
 pub mod references;
 pub mod runtime;
 pub mod saga;
+pub mod standing;
 pub mod status;
 pub mod status_gate;
 pub mod streams;

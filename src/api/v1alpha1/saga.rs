@@ -67,7 +67,7 @@ fn default_orchestrator() -> String {
 }
 
 fn default_deadline() -> Duration {
-    std::time::Duration::from_secs(300).into()
+    std::time::Duration::from_mins(5).into()
 }
 
 /// Who coordinates a saga.

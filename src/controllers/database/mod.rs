@@ -11,6 +11,7 @@
 mod secrets;
 mod server;
 mod setup;
+pub mod status;
 
 pub use secrets::URI as BINDING_URI;
 

@@ -3,8 +3,8 @@
 mod definition;
 mod orchestrator;
 
-pub use definition::define;
-pub use orchestrator::{OWNER_KIND, api_url, orchestrator, stage};
+pub use definition::{WAITED_FOR, define};
+pub use orchestrator::{api_url, orchestrator, stage};
 
 #[cfg(test)]
 mod tests;

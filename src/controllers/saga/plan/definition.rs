@@ -20,6 +20,9 @@ use crate::{
     },
 };
 
+/// Reasons of rejections that end by themselves, once what the Saga names is applied too.
+pub const WAITED_FOR: [&str; 2] = ["MicroserviceNotFound", "OutboxRelayNotFound"];
+
 /// The definition of a Saga, or everything that is wrong with it in one sentence each.
 ///
 /// What the Saga says by itself is judged first, so that its author learns of it whatever else exists.

@@ -1,0 +1,63 @@
+//! What a database says of itself, for the status of its owner.
+
+use super::Stage;
+use crate::controllers::{
+    observed::Workload,
+    standing::{Finding, Standing},
+};
+
+/// `DatabaseReady`: the server answers.
+pub fn server(live: Option<&Workload>) -> Finding {
+    let Some(live) = live else { return Finding::new(false, "Creating", "the database server is being made") };
+    if live.observed_generation >= live.generation && live.ready >= live.wanted {
+        return Finding::new(true, "Ready", "the database server answers");
+    }
+    match live.problems.first() {
+        Some(problem) => Finding::from(problem),
+        None => Finding::new(false, "Starting", "the database server is starting"),
+    }
+}
+
+/// `Migrated`: the schema is as the present spec and its migrations want it.
+pub fn migrated(stage: &Stage<'_>) -> Finding {
+    match stage {
+        Stage::MigrationsMissing { config_map } => Finding::new(
+            false,
+            "MigrationsNotFound",
+            format!(
+                "spec.database.migrations.configMap: there is no ConfigMap `{config_map}` in this namespace: create it, or correct the name"
+            ),
+        ),
+        Stage::MigrationsEmpty { config_map } => Finding::new(
+            false,
+            "MigrationsEmpty",
+            format!(
+                "spec.database.migrations.configMap: ConfigMap `{config_map}` has no key that ends in `.sql`: add the migrations, or leave spec.database.migrations out"
+            ),
+        ),
+        Stage::Pending => Finding::new(false, "SetupPending", "the set-up of the database has not started yet"),
+        Stage::Running(job) => match job.problems.first() {
+            Some(problem) => Finding::from(problem),
+            None => Finding::new(false, "SetupRunning", "the database is being set up"),
+        },
+        Stage::Failed { job, message } => Finding::new(
+            false,
+            "SetupFailed",
+            format!(
+                "{}; change the migrations, or delete Job `{job}` to try again",
+                message.trim().trim_end_matches('.')
+            ),
+        ),
+        Stage::Done => Finding::new(true, "Migrated", "the database is set up and every migration is applied"),
+    }
+}
+
+/// What the owner waits for, or is stalled by: a failed set-up needs a person, everything else comes by itself.
+pub fn standing(live: Option<&Workload>, stage: &Stage<'_>) -> Option<Standing> {
+    let migrated = migrated(stage);
+    match stage {
+        Stage::Failed { .. } => Some(Standing::Stalled(migrated.reason, migrated.message)),
+        Stage::MigrationsMissing { .. } | Stage::MigrationsEmpty { .. } => migrated.blocking(),
+        Stage::Pending | Stage::Running(_) | Stage::Done => server(live).blocking().or_else(|| migrated.blocking()),
+    }
+}

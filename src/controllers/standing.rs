@@ -1,0 +1,109 @@
+//! Where an object stands: one finding becomes `Ready`, `Reconciling` and `Stalled`, as kstatus reads them.
+
+use super::{
+    conditions::{ACCEPTED, Conditions, READY, RECONCILING, STALLED, Truth},
+    kind::{Applied, Class},
+    observed::Workload,
+    plan::Rejection,
+};
+use crate::contract::status::Problem;
+
+/// A condition's status with its reason (PascalCase) and its sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    pub truth: Truth,
+    pub reason: String,
+    pub message: String,
+}
+
+impl Finding {
+    pub fn new(truth: impl Into<Truth>, reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { truth: truth.into(), reason: reason.into(), message: message.into() }
+    }
+
+    pub fn set(&self, type_: &str, conditions: &mut Conditions<'_>) {
+        conditions.set(type_, self.truth, &self.reason, &self.message);
+    }
+
+    /// The finding as what the object waits for, unless it is good.
+    pub fn blocking(self) -> Option<Standing> {
+        (self.truth != Truth::True).then_some(Standing::Waiting(self.reason, self.message))
+    }
+}
+
+impl From<&Problem> for Finding {
+    fn from(problem: &Problem) -> Self {
+        Self::new(false, problem.reason.clone(), problem.message.clone())
+    }
+}
+
+/// Where an object stands, with a reason and a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Ready(String, String),
+    /// It gets there by itself, or once something that it waits for comes.
+    Waiting(String, String),
+    /// Only a change of its spec, or of what it names, gets it further.
+    Stalled(String, String),
+}
+
+impl Standing {
+    pub fn ready(reason: &str, message: impl Into<String>) -> Self {
+        Self::Ready(reason.to_owned(), message.into())
+    }
+
+    pub fn waiting(reason: &str, message: impl Into<String>) -> Self {
+        Self::Waiting(reason.to_owned(), message.into())
+    }
+
+    /// Sets `Ready`, `Reconciling` and `Stalled`, in this order.
+    pub fn set(&self, conditions: &mut Conditions<'_>) {
+        let (Self::Ready(reason, message) | Self::Waiting(reason, message) | Self::Stalled(reason, message)) = self;
+        let (ready, waiting, stalled) =
+            (matches!(self, Self::Ready(..)), matches!(self, Self::Waiting(..)), matches!(self, Self::Stalled(..)));
+        conditions.set(READY, ready, reason, message);
+        let (reconciling, because) = if waiting { (reason.as_str(), message.as_str()) } else { ("Settled", "") };
+        conditions.set(RECONCILING, waiting, reconciling, because);
+        let (stalling, because) = if stalled { (reason.as_str(), message.as_str()) } else { ("NotStalled", "") };
+        conditions.set(STALLED, stalled, stalling, because);
+    }
+}
+
+/// `Accepted`.
+pub fn accepted<T>(planned: &Result<T, Rejection>) -> Finding {
+    match planned {
+        Ok(_) => Finding::new(true, "Accepted", "the spec makes sense"),
+        Err(Rejection { reason, message }) => Finding::new(false, *reason, message),
+    }
+}
+
+/// Sets [`accepted`].
+pub fn set_accepted<T>(planned: &Result<T, Rejection>, conditions: &mut Conditions<'_>) {
+    accepted(planned).set(ACCEPTED, conditions);
+}
+
+/// What could not be written: first what only a person can mend.
+pub fn not_applied(applied: &Applied) -> Option<Standing> {
+    let worst = applied.failures.iter().max_by_key(|failure| (failure.class, std::cmp::Reverse(&failure.child)))?;
+    let (reason, message) = (worst.reason.to_owned(), worst.message.clone());
+    Some(match worst.class {
+        Class::Retry => Standing::Waiting(reason, message),
+        Class::Invalid | Class::Fatal => Standing::Stalled(reason, message),
+    })
+}
+
+/// What keeps a Deployment or StatefulSet from being as wanted; `what` names it, such as `the service`.
+pub fn not_rolled_out(live: Option<&Workload>, what: &str) -> Option<Standing> {
+    let Some(live) = live else { return Some(Standing::waiting("Creating", format!("{what} is being made"))) };
+    if live.is_rolled_out() {
+        return None;
+    }
+    if let Some(problem) = live.problems.first() {
+        return Some(Standing::waiting(&problem.reason, problem.message.clone()));
+    }
+    let fresh = live.updated.min(live.ready);
+    Some(Standing::waiting(
+        "RollingOut",
+        format!("{what}: {fresh} of {} pods of the newest version are ready", live.wanted),
+    ))
+}
