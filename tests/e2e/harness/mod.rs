@@ -31,6 +31,7 @@ use kube::{
 pub use audit::Request;
 pub use chaos::{Kill, Victim, seed};
 pub use manifests::{configmap, microservice, relay, saga};
+pub use objects::merged;
 pub use operator::{Release, make_image_next};
 
 /// The image that the scenarios' services run.

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fmt::Debug, time::Duration};
 
 use anyhow::{Context, Result, anyhow};
+use axum::http::{Method, Request};
 use k8s_openapi::{NamespaceResourceScope, api::core::v1::Pod};
 use kube::{
     Api, Resource,
@@ -11,7 +12,7 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Scenario;
 
@@ -24,28 +25,50 @@ impl Scenario {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    /// As `kubectl apply --server-side` does: unknown fields are refused.
+    /// As `kubectl apply --server-side` does.
     pub async fn apply(&self, object: &Value) -> Result<DynamicObject, kube::Error> {
-        self.server_side_apply(object, false).await
-    }
-
-    /// What the API server says to it, without doing it.
-    pub async fn dry_run(&self, object: &Value) -> Result<DynamicObject, kube::Error> {
-        self.server_side_apply(object, true).await
-    }
-
-    async fn server_side_apply(&self, object: &Value, dry_run: bool) -> Result<DynamicObject, kube::Error> {
-        let text = |path: &str| object.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let (group, version) = match text("/apiVersion").split_once('/') {
-            Some((group, version)) => (group.to_owned(), version.to_owned()),
-            None => (String::new(), text("/apiVersion")),
-        };
-        let kind = ApiResource::from_gvk(&GroupVersionKind { group, version, kind: text("/kind") });
-        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &self.namespace, &kind);
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &self.namespace, &resource(object));
         let mut params = PatchParams::apply("e2e").force();
         params.field_validation = Some(ValidationDirective::Strict);
-        params.dry_run = dry_run;
-        api.patch(&text("/metadata/name"), &params, &Patch::Apply(object)).await
+        api.patch(name(object), &params, &Patch::Apply(object)).await
+    }
+
+    /// What the API server says to `kubectl create`, without doing it.
+    pub async fn create_dry(&self, object: &Value) -> Result<()> {
+        self.try_out(Method::POST, object, &format!("{}?", self.collection(object))).await
+    }
+
+    /// What the API server says to `kubectl replace`, without doing it.
+    pub async fn replace_dry(&self, object: &Value) -> Result<()> {
+        let path = format!("{}/{}", self.collection(object), name(object));
+        let current: Value = self.client.request(Request::get(&path).body(Vec::new())?).await?;
+        let version = json!({"metadata": {"resourceVersion": current["metadata"]["resourceVersion"]}});
+        self.try_out(Method::PUT, &merged(object, &version), &format!("{path}?")).await
+    }
+
+    async fn try_out(&self, method: Method, object: &Value, path: &str) -> Result<()> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{path}dryRun=All&fieldValidation=Strict"))
+            .header("content-type", "application/json");
+        self.client.request::<Value>(request.body(serde_json::to_vec(object)?)?).await?;
+        Ok(())
+    }
+
+    fn collection(&self, object: &Value) -> String {
+        let kind = resource(object);
+        let root = if kind.group.is_empty() { "api".to_owned() } else { format!("apis/{}", kind.group) };
+        format!("/{root}/{}/namespaces/{}/{}", kind.version, self.namespace, kind.plural)
+    }
+
+    /// Deletes what was applied and waits for its end.
+    pub async fn remove(&self, object: &Value) -> Result<()> {
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &self.namespace, &resource(object));
+        api.delete(name(object), &DeleteParams::default()).await?;
+        self.until(&format!("{} is deleted", name(object)), Duration::from_mins(1), async || {
+            Ok(api.get_opt(name(object)).await?.is_none().then_some(()))
+        })
+        .await
     }
 
     /// A change as a person would make it by hand.
@@ -119,4 +142,34 @@ impl Scenario {
 pub fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
     conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+fn resource(object: &Value) -> ApiResource {
+    let text = |key: &str| object[key].as_str().unwrap_or_default();
+    let (group, version) = text("apiVersion").split_once('/').unwrap_or(("", text("apiVersion")));
+    ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, text("kind")))
+}
+
+fn name(object: &Value) -> &str {
+    object["metadata"]["name"].as_str().unwrap_or_default()
+}
+
+/// `object` with a merge patch (RFC 7386).
+pub fn merged(object: &Value, patch: &Value) -> Value {
+    match (object, patch) {
+        (Value::Object(object), Value::Object(patch)) => {
+            let mut merged = object.clone();
+            for (key, change) in patch {
+                match change {
+                    Value::Null => drop(merged.remove(key)),
+                    change => {
+                        let before = merged.get(key).cloned().unwrap_or_else(|| json!({}));
+                        merged.insert(key.clone(), self::merged(&before, change));
+                    }
+                }
+            }
+            Value::Object(merged)
+        }
+        (_, patch) => patch.clone(),
+    }
 }
