@@ -23,14 +23,17 @@ mod transport;
 pub mod view;
 mod writer;
 
+use std::path::PathBuf;
+
 use crate::shutdown::Shutdown;
 
 /// Run sagas (`--config`, or `run`), look at them, and mend them.
 #[derive(Debug, clap::Args)]
-#[command(args_conflicts_with_subcommands = true, subcommand_required = false, arg_required_else_help = true)]
+#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
 pub struct Args {
-    #[command(flatten)]
-    run: Option<orchestrator::RunArgs>,
+    /// The contract file; runs the orchestrator, as `run` does
+    #[arg(long)]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -45,10 +48,11 @@ enum Command {
 
 pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     match args {
-        Args { command: Some(Command::People(command)), run: _ } => people::run(command).await,
-        Args { command: Some(Command::Run(args)), run: _ } | Args { command: None, run: Some(args) } => {
-            Box::pin(orchestrator::run(args, shutdown)).await
+        Args { command: Some(Command::People(command)), config: _ } => people::run(command).await,
+        Args { command: Some(Command::Run(args)), config: _ } => Box::pin(orchestrator::run(args, shutdown)).await,
+        Args { command: None, config: Some(config) } => {
+            Box::pin(orchestrator::run(orchestrator::RunArgs::of(config), shutdown)).await
         }
-        Args { command: None, run: None } => anyhow::bail!("give the contract file with --config"),
+        Args { command: None, config: None } => anyhow::bail!("give the contract file with --config"),
     }
 }

@@ -43,6 +43,12 @@ pub struct RunArgs {
     admin_port: u16,
 }
 
+impl RunArgs {
+    pub(super) fn of(config: PathBuf) -> Self {
+        Self { config, admin_port: crate::contract::ADMIN_PORT }
+    }
+}
+
 /// Everything that the orchestrator's tasks share.
 struct Parts {
     engine: Arc<Engine>,
