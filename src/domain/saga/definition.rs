@@ -53,7 +53,7 @@ pub struct Step {
     pub pivot: bool,
     #[serde(rename = "do")]
     pub action: Call,
-    /// `None`: the step has nothing to undo (it said `undo: none`, or it is the pivot or after it).
+    /// `None`: the step has nothing to undo (it said `undo: {none: true}`, or it is the pivot or after it).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo: Option<Call>,
     /// Milliseconds that one attempt may take; an attempt that takes longer is *unknown*.

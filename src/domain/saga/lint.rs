@@ -32,7 +32,7 @@ pub enum Undo {
     /// The author said nothing.
     #[default]
     Missing,
-    /// `undo: none`: the step changes nothing that would have to be undone.
+    /// `undo: {none: true}`: the step changes nothing that would have to be undone.
     Nothing,
     Call(Call),
 }
@@ -135,7 +135,7 @@ fn lint_undo(index: usize, step: &Step, pivot: Option<usize>, field: &str, findi
     match &step.undo {
         Undo::Missing if before_pivot => findings.add(
             field,
-            format!("step `{name}` comes before the pivot and does not say how it is undone; give `undo`, or `undo: none` when there is nothing to undo"),
+            format!("step `{name}` comes before the pivot and does not say how it is undone; give `undo`, or `undo: {{none: true}}` when there is nothing to undo"),
         ),
         Undo::Call(_) if step.pivot => findings.add(
             field,
