@@ -59,7 +59,7 @@ bench: ## Measure; ONLY=NAME runs one benchmark
 	cargo bench --locked $(if $(ONLY),--bench $(ONLY))
 
 simulate: ## Drive the saga and the relay through SEEDS random schedules (default 100000)
-	WEFT_SIMULATION_SEEDS=$(or $(SEEDS),100000) cargo test --release --locked --lib simulat -- --nocapture
+	WEFT_SEEDS=$(or $(SEEDS),100000) cargo test --release --locked --lib simulation -- --nocapture
 
 clean: ## Remove what was built in the checkout (the cache outside of it stays)
 	cargo clean

@@ -1,0 +1,101 @@
+//! What the documents say is so: metrics, links, targets of make.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The words of `text` that begin with `prefix`, made of lower case letters and `_`.
+fn words(text: &str, prefix: &str) -> BTreeSet<String> {
+    text.split(|c: char| !(c.is_ascii_lowercase() || c == '_'))
+        .filter(|word| word.starts_with(prefix))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Without what `prometheus-client` appends.
+fn stem(metric: &str) -> String {
+    let stem = metric.strip_suffix("_total").unwrap_or(metric);
+    stem.strip_suffix("_seconds").unwrap_or(stem).to_owned()
+}
+
+fn documents() -> Vec<PathBuf> {
+    let folders = [".", "docs", "charts/weft", "charts/weft-crds", "tests/e2e/cluster"];
+    let mut documents: Vec<_> = folders
+        .iter()
+        .flat_map(|folder| fs::read_dir(root().join(folder)).expect("the folder is there"))
+        .map(|entry| entry.expect("the folder is readable").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
+        .collect();
+    documents.sort();
+    documents
+}
+
+/// Targets of `[text](target)`.
+fn links(text: &str) -> impl Iterator<Item = &str> {
+    text.split("](").skip(1).filter_map(|rest| rest.split(')').next())
+}
+
+/// GitHub's anchors of a document's headings.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = text.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
+    headings
+        .map(|heading| {
+            let kept = heading.to_lowercase().replace(' ', "-");
+            kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, '-' | '_')).collect()
+        })
+        .collect()
+}
+
+#[test]
+fn every_metric_is_documented_and_every_documented_metric_exists() {
+    let stems = |text: &str| words(text, "weft_").iter().map(|word| stem(word)).collect::<BTreeSet<_>>();
+    let (code, documented) = (stems(&read("src/metrics.rs")), stems(&read("docs/metrics.md")));
+    assert_eq!(code.difference(&documented).collect::<Vec<_>>(), Vec::<&String>::new(), "missing in docs/metrics.md");
+    assert_eq!(documented.difference(&code).collect::<Vec<_>>(), Vec::<&String>::new(), "not in src/metrics.rs");
+}
+
+#[test]
+fn every_link_between_documents_leads_somewhere() {
+    let mut broken = Vec::new();
+    for document in documents() {
+        let text = read(&document);
+        for link in links(&text).filter(|link| !link.starts_with("http")) {
+            let (path, anchor) = link.split_once('#').map_or((link, None), |(path, anchor)| (path, Some(anchor)));
+            let folder = document.parent().expect("a document is in a folder");
+            let target = if path.is_empty() { document.clone() } else { folder.join(path) };
+            let found = match anchor {
+                None => target.exists(),
+                Some(anchor) => fs::read_to_string(&target).is_ok_and(|text| anchors(&text).contains(anchor)),
+            };
+            if !found {
+                broken.push(format!("{}: {link}", document.display()));
+            }
+        }
+    }
+    assert_eq!(broken, Vec::<String>::new());
+}
+
+#[test]
+fn every_target_of_make_that_a_document_names_exists() {
+    let makefile = read("Makefile");
+    let targets: BTreeSet<_> = makefile.lines().filter_map(|line| line.split_once(": ")).map(|(name, _)| name).collect();
+    for document in documents() {
+        for rest in read(&document).split("`make ").skip(1) {
+            let words = rest.split('`').next().unwrap_or_default().split(' ').filter(|word| !word.contains('='));
+            for word in words {
+                assert!(targets.contains(word), "{}: there is no target `make {word}`", document.display());
+            }
+        }
+    }
+}
