@@ -89,7 +89,8 @@ fn every_link_between_documents_leads_somewhere() {
 #[test]
 fn every_target_of_make_that_a_document_names_exists() {
     let makefile = read("Makefile");
-    let targets: BTreeSet<_> = makefile.lines().filter_map(|line| line.split_once(": ")).map(|(name, _)| name).collect();
+    let targets: BTreeSet<_> =
+        makefile.lines().filter_map(|line| line.split_once(": ")).map(|(name, _)| name).collect();
     for document in documents() {
         for rest in read(&document).split("`make ").skip(1) {
             let words = rest.split('`').next().unwrap_or_default().split(' ').filter(|word| !word.contains('='));
