@@ -15,6 +15,8 @@ mod control;
 mod publisher;
 mod report;
 pub mod sink;
+#[cfg(test)]
+mod simulation;
 mod slot;
 pub mod source;
 mod term;
