@@ -66,6 +66,7 @@ const RESERVED: [&str; 11] = [
 /// Log tailing: the LSN of the transaction's commit record, then the row's place in the transaction. Rows that were there
 /// before the slot: the slot's consistent point less one, then `seq`. Polling: the WAL's insert position when the
 /// window's snapshot was taken, then `seq`. All are positions in one WAL, so the order holds when the mode changes.
+/// Of two deliveries of one event the later one may carry another position (its rows were read anew); the first counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
     pub lsn: u64,

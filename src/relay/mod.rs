@@ -14,9 +14,9 @@ mod checkpoint;
 mod control;
 mod publisher;
 mod report;
-pub mod sink;
 #[cfg(test)]
 mod simulation;
+pub mod sink;
 mod slot;
 pub mod source;
 mod term;

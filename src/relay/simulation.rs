@@ -181,7 +181,8 @@ impl Relay {
             let next = database.commits.len();
             let rows = database.between(&Snapshot::nothing(), &database.snapshot());
             let lsn = 2 * next as u64 + 1;
-            let mut queue: Vec<Item> = rows.into_iter().map(|id| Item::Row(row(database, id, lsn, id as u64))).collect();
+            let mut queue: Vec<Item> =
+                rows.into_iter().map(|id| Item::Row(row(database, id, lsn, id as u64))).collect();
             queue.push(Item::Mark(Mark::Copied(next)));
             queue.reverse();
             Source::Wal { next, queue }

@@ -10,6 +10,7 @@ mod database_functions;
 mod database_setup;
 mod relay;
 mod relay_harness;
+mod relay_kills;
 mod saga;
 mod saga_participant;
 mod saga_world;

@@ -109,6 +109,13 @@ impl Setting {
         self.messages().await.iter().map(delivered).collect()
     }
 
+    /// Messages in the stream; `None` while it cannot be asked.
+    pub async fn count(&self) -> Option<u64> {
+        let client = async_nats::connect(self.nats.url()).await.ok()?;
+        let mut stream = jetstream::new(client).get_stream(STREAM).await.ok()?;
+        Some(stream.info().await.ok()?.state.messages)
+    }
+
     pub async fn messages(&self) -> Vec<async_nats::Message> {
         let client = async_nats::connect(self.nats.url()).await.unwrap();
         let context = jetstream::new(client);
