@@ -103,8 +103,8 @@ fn victims() -> Vec<Victim> {
         kill: Kill::ProcessThenPod,
     };
     vec![
-        Victim::new(SERVICE, "service", "relay", Kill::ProcessOrPod),
-        Victim::new(SERVICE, "service", "relay", Kill::ProcessOrPod),
+        Victim::new(SERVICE, "service", "weft-relay", Kill::ProcessOrPod),
+        Victim::new(SERVICE, "service", "weft-relay", Kill::ProcessOrPod),
         Victim::new(SERVICE, "database", "postgres", Kill::ProcessThenPod),
         broker,
     ]
