@@ -13,4 +13,6 @@ pub mod definition;
 pub mod expression;
 pub mod lint;
 mod references;
+#[cfg(test)]
+mod simulation;
 pub mod state;
