@@ -12,6 +12,8 @@ mod relay;
 mod relay_harness;
 mod relay_kills;
 mod saga;
+mod saga_crashes;
 mod saga_participant;
+mod saga_starts;
 mod saga_world;
 mod servers;

@@ -1,0 +1,174 @@
+//! The orchestrator, the database and the network die in mid-flight: every saga ends, with each effect exactly once.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::{
+    saga_participant::Behaviour,
+    saga_world::{Running, World, id},
+    servers,
+};
+
+const SAGAS: usize = 60;
+
+/// Starts `SAGAS` sagas, every tenth of which is refused by `charge`, without waiting for their ends.
+async fn start_all(world: &World, orchestrator: &Running) -> Vec<(String, bool)> {
+    let mut started = Vec::new();
+    for number in 0..SAGAS {
+        let refused = number % 10 == 0;
+        let saga = if refused { "refused" } else { "order" };
+        let input = json!({"orderId": format!("o-{number}"), "total": number});
+        let (status, view) = orchestrator.start_saga(saga, &input, "", Some(&format!("k-{number}"))).await;
+        assert_eq!(status, 201, "{view}");
+        started.push((id(&view), refused));
+    }
+    assert_eq!(world.participant.effects("nobody"), Vec::<String>::new());
+    started
+}
+
+async fn two_sagas(world: &World) -> Running {
+    let mut refused = world.definition("refused");
+    refused.steps[2].action.url = world.participant.url("charge-refused");
+    world.participant.behave("charge-refused", Behaviour::Refuse("CreditLimitExceeded"));
+    world.participant.behave("pack", Behaviour::Slow(Duration::from_millis(40)));
+    world.run(world.contract(vec![world.definition("order"), refused.seal()], Vec::new())).await
+}
+
+fn check(world: &World, started: &[(String, bool)]) {
+    for (id, refused) in started {
+        let effects = world.participant.effects(id);
+        if *refused {
+            assert_eq!(effects, ["reserve do", "pack do", "pack undo", "reserve undo", "onCompensated do"], "{id}");
+        } else {
+            assert_eq!(effects, ["reserve do", "pack do", "charge do", "ship do"], "{id}");
+        }
+    }
+}
+
+async fn until_all_ended(orchestrator: &Running) {
+    let (completed, compensated) = (SAGAS - SAGAS / 10, SAGAS / 10);
+    orchestrator.until_counts("order", &[("completed", completed as u64), ("running", 0)]).await;
+    orchestrator.until_counts("refused", &[("compensated", compensated as u64), ("running", 0)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orchestrator_killed_in_mid_flight_goes_on_where_it_was() {
+    let world = World::new().await;
+    let mut orchestrator = two_sagas(&world).await;
+    let started = start_all(&world, &orchestrator).await;
+    for round in 1..=3 {
+        servers::until("some calls are made", async || world.participant.count("pack") > round * SAGAS / 6).await;
+        orchestrator.kill9();
+        orchestrator.start();
+        servers::until("it answers", async || orchestrator.is_ready().await).await;
+    }
+    until_all_ended(&orchestrator).await;
+    check(&world, &started);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_killed_in_mid_flight_is_waited_for() {
+    let mut world = World::new().await;
+    let orchestrator = two_sagas(&world).await;
+    let started = start_all(&world, &orchestrator).await;
+    for round in 1..=3 {
+        servers::until("some calls are made", async || world.participant.count("pack") > round * SAGAS / 6).await;
+        world.database.server.kill9();
+        servers::until("the status says so", async || {
+            orchestrator.status().await["problems"].as_array().is_some_and(|problems| {
+                problems.iter().any(|problem| problem["reason"].as_str().is_some_and(|r| r.starts_with("Database")))
+            })
+        })
+        .await;
+        world.database.server.restart();
+    }
+    until_all_ended(&orchestrator).await;
+    check(&world, &started);
+    servers::until("the problem is gone", async || orchestrator.status().await.get("problems").is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_orchestrator_cannot_write_after_it_was_taken_over_from() {
+    let world = World::new().await;
+    let first = two_sagas(&world).await;
+    let started = start_all(&world, &first).await;
+    servers::until("some calls are made", async || world.participant.count("pack") > SAGAS / 6).await;
+    first.signal("-STOP");
+    let mut contract = first.contract.clone();
+    contract.api_port = crate::saga_world::free_port();
+    // ready once the lease of the stopped one is over
+    let second = world.run(contract).await;
+    until_all_ended(&second).await;
+    check(&world, &started);
+    let client = world.database.superuser().await;
+    let rows = "select count(*), coalesce(sum(hashtext(id::text || seq || body)), 0) from weft.saga_event";
+    let before = client.query_one(rows, &[]).await.unwrap();
+    first.signal("-CONT");
+    servers::until("the first one knows that it holds nothing", async || {
+        !first.is_ready().await && first.status().await["sagas"]["order"]["running"] == 0
+    })
+    .await;
+    let after = client.query_one(rows, &[]).await.unwrap();
+    assert_eq!(before.get::<_, i64>(0), after.get::<_, i64>(0), "it has written nothing");
+    assert_eq!(before.get::<_, i64>(1), after.get::<_, i64>(1));
+    let (status, problem) = first.start_saga("order", &json!({"orderId": "late"}), "", None).await;
+    assert_eq!(status, 503, "{problem}");
+    check(&world, &started);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orchestrator_that_ends_in_order_hands_over_at_once() {
+    let world = World::new().await;
+    let mut first = two_sagas(&world).await;
+    let started = start_all(&world, &first).await;
+    let mut contract = first.contract.clone();
+    contract.api_port = crate::saga_world::free_port();
+    let second = world.spawn(contract);
+    servers::until("the second one stands by", async || {
+        second.status().await["problems"][0]["reason"] == "Standby" && !second.is_ready().await
+    })
+    .await;
+    first.terminate().await;
+    second.until_ready().await;
+    until_all_ended(&second).await;
+    check(&world, &started);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_writer_s_session_may_be_cut_at_any_time() {
+    let world = World::new().await;
+    let orchestrator = two_sagas(&world).await;
+    let client = world.database.superuser().await;
+    let cut =
+        "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'weft saga writer'";
+    let (started, ()) = tokio::join!(start_all_patiently(&orchestrator), async {
+        for _ in 0..10 {
+            client.query_one(cut, &[]).await.unwrap();
+            let holds = "select count(*) = 16 from pg_locks where locktype = 'advisory' and classid = 5701";
+            crate::database::until(&client, holds).await;
+        }
+    });
+    until_all_ended(&orchestrator).await;
+    check(&world, &started);
+}
+
+/// As a client does that gets 503 now and then: the key makes a repetition safe.
+async fn start_all_patiently(orchestrator: &Running) -> Vec<(String, bool)> {
+    let mut started = Vec::new();
+    for number in 0..SAGAS {
+        let refused = number % 10 == 0;
+        let saga = if refused { "refused" } else { "order" };
+        let input = json!({"orderId": format!("o-{number}"), "total": number});
+        let key = format!("k-{number}");
+        servers::until("the start is taken", async || {
+            let (status, view) = orchestrator.start_saga(saga, &input, "", Some(&key)).await;
+            if status < 300 {
+                started.push((id(&view), refused));
+            }
+            status < 300
+        })
+        .await;
+    }
+    started
+}
