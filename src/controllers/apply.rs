@@ -189,22 +189,20 @@ async fn apply_child(
 fn step(hash: &str, known: Option<&ChildSeen>, record: Option<&Record>) -> Step {
     match (known, record) {
         (None, None) => Step::Make,
-        // we made it, and it is not there: somebody deleted it
-        (None, Some(_)) => Step::Repair,
-        (Some(known), _) if known.applied_hash.as_deref() != Some(hash) => match record {
-            // the hash itself was taken off, or the object was replaced, while the plan stayed
-            Some(record) if record.hash == hash => Step::Repair,
-            Some(_) | None => Step::Update,
-        },
-        (Some(known), Some(record)) if record.hash == hash => {
-            if known.ours == record.ours && known.uid == record.uid {
-                Step::Nothing
-            } else {
-                Step::Repair
-            }
+        (Some(known), Some(record))
+            if record.hash == hash
+                && known.applied_hash.as_deref() == Some(hash)
+                && known.ours == record.ours
+                && known.uid == record.uid =>
+        {
+            Step::Nothing
         }
-        // nothing remembered (a restart): it may have drifted while nobody looked
-        (Some(_), Some(_) | None) => Step::Repair,
+        // the plan changed
+        (Some(_), Some(record)) if record.hash != hash => Step::Update,
+        (Some(known), None) if known.applied_hash.as_deref() != Some(hash) => Step::Update,
+        // we applied it and it is not so: it was changed, replaced or deleted. Nothing remembered means a restart: it may
+        // have drifted while nobody looked
+        (None | Some(_), Some(_)) | (Some(_), None) => Step::Repair,
     }
 }
 
@@ -220,8 +218,9 @@ fn no_longer_planned<'a>(
 
 /// First 16 hex digits of the SHA-256 of the JSON (whose keys serde_json keeps in order).
 fn hash(json: &Value) -> String {
-    let digest = Sha256::digest(json.to_string().as_bytes());
-    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    let mut hash = format!("{:x}", Sha256::digest(json.to_string().as_bytes()));
+    hash.truncate(16);
+    hash
 }
 
 fn marked(mut json: Value, hash: &str) -> Value {

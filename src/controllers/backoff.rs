@@ -10,8 +10,8 @@ use super::{key::Key, kind::Class};
 
 const FIRST: Duration = Duration::from_millis(500);
 /// What may mend itself is looked at again within a minute, what a person must mend within five.
-const LONGEST_RETRY: Duration = Duration::from_secs(60);
-const LONGEST_OTHER: Duration = Duration::from_secs(300);
+const LONGEST_RETRY: Duration = Duration::from_mins(1);
+const LONGEST_OTHER: Duration = Duration::from_mins(5);
 
 /// How often each object has failed in a row.
 #[derive(Debug, Default)]

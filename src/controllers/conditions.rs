@@ -49,13 +49,13 @@ pub struct Conditions<'a> {
     previous: &'a [Condition],
     generation: Option<i64>,
     now: Timestamp,
-    conditions: Vec<Condition>,
+    set: Vec<Condition>,
 }
 
 impl<'a> Conditions<'a> {
     /// `previous` are the object's present conditions, `generation` its `metadata.generation`.
     pub fn new(previous: &'a [Condition], generation: Option<i64>, now: Timestamp) -> Self {
-        Self { previous, generation, now, conditions: Vec::new() }
+        Self { previous, generation, now, set: Vec::new() }
     }
 
     /// `reason` is PascalCase, `message` a sentence. Setting a type again replaces it in its place.
@@ -74,15 +74,15 @@ impl<'a> Conditions<'a> {
             observed_generation: self.generation,
             last_transition_time: since,
         };
-        match self.conditions.iter_mut().find(|known| known.type_ == type_) {
+        match self.set.iter_mut().find(|known| known.type_ == type_) {
             Some(known) => *known = condition,
-            None => self.conditions.push(condition),
+            None => self.set.push(condition),
         }
         self
     }
 
     pub fn finish(&mut self) -> Vec<Condition> {
-        std::mem::take(&mut self.conditions)
+        std::mem::take(&mut self.set)
     }
 }
 

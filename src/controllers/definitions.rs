@@ -19,9 +19,10 @@ pub async fn wait(client: &Client, waiting: impl Fn(Option<String>)) {
     loop {
         let missing = missing(client).await;
         if missing != said {
-            match &missing {
-                Some(missing) => tracing::warn!(missing, "waiting"),
-                None => tracing::info!("all definitions are served"),
+            if let Some(missing) = &missing {
+                tracing::warn!(missing, "waiting");
+            } else {
+                tracing::info!("all definitions are served");
             }
             waiting(missing.clone());
             said.clone_from(&missing);

@@ -8,7 +8,7 @@ use std::{
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, api::ApiResource, core::DynamicResourceScope};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::{
     labels::{APPLIED_HASH_ANNOTATION, FIELD_MANAGER, WEFT_PREFIX},
@@ -40,6 +40,7 @@ pub struct LiveStatus {
     updated_replicas: i32,
     ready_replicas: i32,
     available_replicas: i32,
+    #[serde(deserialize_with = "null_is_default")]
     conditions: Vec<LiveCondition>,
 }
 
@@ -168,6 +169,11 @@ impl ChildSeen {
 /// `metadata.resourceVersion` as a number; zero when the server's are not numbers.
 pub fn version(metadata: &ObjectMeta) -> u64 {
     metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
+}
+
+/// Go writes an absent list or time as `null`.
+pub fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(input: D) -> Result<T, D::Error> {
+    Option::<T>::deserialize(input).map(Option::unwrap_or_default)
 }
 
 fn owned_fields(metadata: &ObjectMeta) -> u64 {

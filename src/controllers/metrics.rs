@@ -217,10 +217,7 @@ fn verb(method: &Method, query: &str) -> &'static str {
 /// The resource's plural (and sub-resource): `/apis/apps/v1/namespaces/shop/deployments/orders/status` → `deployments/status`.
 fn kind(path: &str) -> String {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
-    let rest = match parts.as_slice() {
-        ["api", _, rest @ ..] | ["apis", _, _, rest @ ..] => rest,
-        _ => return "discovery".to_owned(),
-    };
+    let (["api", _, rest @ ..] | ["apis", _, _, rest @ ..]) = parts.as_slice() else { return "discovery".to_owned() };
     match rest {
         ["namespaces", _, plural, _, sub, ..] => format!("{plural}/{sub}"),
         ["namespaces", _, plural, ..] | [plural, ..] => (*plural).to_owned(),

@@ -6,7 +6,10 @@ use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectM
 use kube::{api::ApiResource, core::Object};
 use serde::Deserialize;
 
-use super::{labels::COMPONENT_LABEL, live::version};
+use super::{
+    labels::COMPONENT_LABEL,
+    live::{null_is_default, version},
+};
 use crate::contract::{ADMIN_PORT, status::Problem};
 
 /// A pod, parsed no further than needed.
@@ -25,13 +28,16 @@ const MAX_LAST_WORDS: usize = 512;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodSpec {
+    #[serde(deserialize_with = "null_is_default")]
     containers: Vec<Container>,
+    #[serde(deserialize_with = "null_is_default")]
     init_containers: Vec<Container>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct Container {
+    #[serde(deserialize_with = "null_is_default")]
     ports: Vec<Port>,
 }
 
@@ -44,11 +50,15 @@ struct Port {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodStatus {
+    #[serde(deserialize_with = "null_is_default")]
     phase: String,
     #[serde(rename = "podIP")]
     pod_ip: Option<String>,
+    #[serde(deserialize_with = "null_is_default")]
     conditions: Vec<PodCondition>,
+    #[serde(deserialize_with = "null_is_default")]
     init_container_statuses: Vec<ContainerStatus>,
+    #[serde(deserialize_with = "null_is_default")]
     container_statuses: Vec<ContainerStatus>,
 }
 
@@ -58,7 +68,9 @@ struct PodCondition {
     #[serde(rename = "type")]
     type_: String,
     status: String,
+    #[serde(deserialize_with = "null_is_default")]
     reason: String,
+    #[serde(deserialize_with = "null_is_default")]
     message: String,
 }
 
@@ -82,16 +94,21 @@ struct ContainerState {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct Waiting {
+    #[serde(deserialize_with = "null_is_default")]
     reason: String,
+    #[serde(deserialize_with = "null_is_default")]
     message: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Terminated {
+    #[serde(deserialize_with = "null_is_default")]
     reason: String,
     exit_code: i32,
+    #[serde(deserialize_with = "null_is_default")]
     message: String,
+    #[serde(deserialize_with = "null_is_default")]
     finished_at: String,
 }
 
@@ -284,6 +301,13 @@ mod tests {
             pod(json!({"phase": "Running", "containerStatuses": [{"name": "service", "restartCount": 4, "ready": true,
             "lastState": {"terminated": crashed}}]}));
         assert!(ready.problems.is_empty());
+    }
+
+    #[test]
+    fn a_container_that_was_never_found_again_has_no_times() {
+        let pod = pod(json!({"phase": "Failed", "containerStatuses": [{"name": "service", "lastState": {}, "state": {"terminated":
+            {"exitCode": 137, "startedAt": null, "finishedAt": null, "message": "could not be located"}}}]}));
+        assert_eq!(pod.last_words, Some((String::new(), "could not be located".to_owned())));
     }
 
     #[test]

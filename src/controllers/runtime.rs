@@ -30,7 +30,7 @@ use super::{
 /// Changes that come together are reconciled together.
 const DEBOUNCE: Duration = Duration::from_millis(200);
 /// Longest that one reconcile may take; every request in it has a deadline of its own.
-const RECONCILE_DEADLINE: Duration = Duration::from_secs(300);
+const RECONCILE_DEADLINE: Duration = Duration::from_mins(5);
 
 /// What every reconcile works with.
 pub struct Shared {

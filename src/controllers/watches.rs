@@ -5,7 +5,7 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use futures::{StreamExt, TryStream, TryStreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api, Client, Resource,
@@ -102,7 +102,7 @@ impl Starter<'_> {
 
     fn pruned(&self, kind: ChildKind) {
         let feed = ChildFeed { scope: self.scope.clone(), kind };
-        self.run(kind.as_str(), watcher(self.api::<Live>(&kind.resource()), ours()), feed);
+        self.run(kind.as_str(), well_formed(watcher(self.api::<DeserializeGuard<Live>>(&kind.resource()), ours())), feed);
     }
 
     fn metadata(&self, kind: ChildKind) {
@@ -122,7 +122,7 @@ impl Starter<'_> {
 
     fn pods(&self) {
         let feed = PodFeed { scope: self.scope.clone() };
-        self.run("Pod", watcher(self.api::<LivePod>(&pods::resource()), ours()), feed);
+        self.run("Pod", well_formed(watcher(self.api::<DeserializeGuard<LivePod>>(&pods::resource()), ours())), feed);
     }
 
     fn api<K>(&self, resource: &ApiResource) -> Api<K>
@@ -138,11 +138,11 @@ impl Starter<'_> {
     fn run<F: Feed>(
         &self,
         kind: &'static str,
-        events: impl TryStream<Ok = Event<F::Object>, Error = watcher::Error> + Send + 'static,
+        events: impl Stream<Item = Result<Event<F::Object>, watcher::Error>> + Send + 'static,
         feed: F,
     ) {
         let (shared, stop, synced) = (Arc::clone(self.shared), self.stop.clone(), self.synced.clone());
-        let events = events.into_stream().default_backoff();
+        let events = events.default_backoff();
         self.tasks.spawn(async move {
             let followed = follow(&shared, kind, events, &feed, synced);
             tokio::select! { () = stop.cancelled() => {} () = followed => {} }
@@ -153,7 +153,7 @@ impl Starter<'_> {
 async fn follow<F: Feed>(
     shared: &Shared,
     kind: &'static str,
-    events: impl futures::Stream<Item = Result<Event<F::Object>, watcher::Error>>,
+    events: impl Stream<Item = Result<Event<F::Object>, watcher::Error>>,
     feed: &F,
     synced: tokio::sync::mpsc::Sender<()>,
 ) {
@@ -203,6 +203,24 @@ fn config() -> watcher::Config {
 
 fn ours() -> watcher::Config {
     config().labels(&format!("{MANAGED_BY_LABEL}={MANAGED_BY}"))
+}
+
+/// Drops what cannot be parsed: one odd child must not end the watch of all.
+fn well_formed<K: Send>(
+    events: impl Stream<Item = Result<Event<DeserializeGuard<K>>, watcher::Error>> + Send,
+) -> impl Stream<Item = Result<Event<K>, watcher::Error>> + Send {
+    let known = |object: DeserializeGuard<K>| {
+        object.0.inspect_err(|invalid| tracing::warn!(error = invalid.error, "a child cannot be read")).ok()
+    };
+    events.try_filter_map(move |event| {
+        std::future::ready(Ok(match event {
+            Event::Apply(object) => known(object).map(Event::Apply),
+            Event::Delete(object) => known(object).map(Event::Delete),
+            Event::InitApply(object) => known(object).map(Event::InitApply),
+            Event::Init => Some(Event::Init),
+            Event::InitDone => Some(Event::InitDone),
+        }))
+    })
 }
 
 fn without_body<K>(event: Event<PartialObjectMeta<K>>) -> Event<Live> {

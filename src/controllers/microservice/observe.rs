@@ -88,7 +88,7 @@ fn digest(config_map: &ConfigMap) -> Migrations {
             hasher.update(part.as_bytes());
         }
     }
-    Migrations::Found { hash: hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect(), keys }
+    Migrations::Found { hash: format!("{:x}", hasher.finalize()), keys }
 }
 
 #[cfg(test)]
