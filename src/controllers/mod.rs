@@ -13,7 +13,7 @@ pub mod events;
 pub mod failure;
 pub mod finalizer;
 #[cfg(test)]
-pub mod fixtures;
+mod fixtures;
 pub mod key;
 pub mod kind;
 pub mod labels;

@@ -305,8 +305,10 @@ mod tests {
 
     #[test]
     fn a_container_that_was_never_found_again_has_no_times() {
-        let pod = pod(json!({"phase": "Failed", "containerStatuses": [{"name": "service", "lastState": {}, "state": {"terminated":
-            {"exitCode": 137, "startedAt": null, "finishedAt": null, "message": "could not be located"}}}]}));
+        let pod = pod(
+            json!({"phase": "Failed", "containerStatuses": [{"name": "service", "lastState": {}, "state": {"terminated":
+            {"exitCode": 137, "startedAt": null, "finishedAt": null, "message": "could not be located"}}}]}),
+        );
         assert_eq!(pod.last_words, Some((String::new(), "could not be located".to_owned())));
     }
 

@@ -1,6 +1,10 @@
 //! One stream of `/status` per pod of ours that has one, instead of polling.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::StreamExt;
 use tokio::time::{Instant, timeout};
@@ -53,14 +57,14 @@ pub async fn run(shared: Arc<Shared>, stop: CancellationToken) {
         let wanted = shared.world().admin_addresses();
         streams.retain(|pod, (address, _)| wanted.get(pod).is_some_and(|(_, wanted)| wanted == address));
         for (pod, (kind, address)) in wanted {
-            if !streams.contains_key(&pod) {
+            if let Entry::Vacant(new) = streams.entry(pod) {
                 let token = stop.child_token();
-                let follow = follow(Arc::clone(&shared), http.clone(), pod.clone(), kind, address.clone());
-                let ended = token.clone();
+                let (ended, guard) = (token.clone(), token.drop_guard());
+                let follow = follow(Arc::clone(&shared), http.clone(), new.key().clone(), kind, address.clone());
                 tokio::spawn(async move {
                     tokio::select! { () = ended.cancelled() => {} () = follow => {} }
                 });
-                streams.insert(pod, (address, token.drop_guard()));
+                new.insert((address, guard));
             }
         }
         tokio::select! { () = stop.cancelled() => return, () = shared.on_pods_changed() => {} }

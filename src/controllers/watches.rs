@@ -102,7 +102,11 @@ impl Starter<'_> {
 
     fn pruned(&self, kind: ChildKind) {
         let feed = ChildFeed { scope: self.scope.clone(), kind };
-        self.run(kind.as_str(), well_formed(watcher(self.api::<DeserializeGuard<Live>>(&kind.resource()), ours())), feed);
+        self.run(
+            kind.as_str(),
+            well_formed(watcher(self.api::<DeserializeGuard<Live>>(&kind.resource()), ours())),
+            feed,
+        );
     }
 
     fn metadata(&self, kind: ChildKind) {

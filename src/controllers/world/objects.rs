@@ -121,10 +121,11 @@ impl World {
     /// An object that does not have its type's form. What was known of it before counts no more.
     pub fn set_malformed<K: Custom>(&mut self, id: &ObjectId, malformed: Malformed) -> Concerned {
         let key = Key::of(K::KIND, id);
-        let concerned = self.remove::<K>(id);
-        if self.malformed.insert(key.clone(), malformed.clone()) == Some(malformed) {
-            return concerned;
+        if self.malformed.get(&key) == Some(&malformed) {
+            return Concerned::default();
         }
+        let concerned = self.remove::<K>(id);
+        self.malformed.insert(key.clone(), malformed);
         [concerned, Concerned::now([key])].into_iter().collect()
     }
 

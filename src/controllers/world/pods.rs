@@ -151,16 +151,22 @@ fn signed(count: u64) -> i64 {
 }
 
 /// What makes a condition, as opposed to a number that moves all the time.
-fn essence(status: Option<&DataPlaneStatus>) -> Option<(bool, bool, Vec<&str>, Vec<(u64, &str)>)> {
-    status.map(|status| match status {
-        DataPlaneStatus::Relay(status) => {
-            let reasons = status.problems.iter().map(|problem| problem.reason.as_str()).collect();
-            (status.ready, status.leading, reasons, Vec::new())
-        }
+#[derive(PartialEq, Eq)]
+struct Essence<'a> {
+    ready: bool,
+    leading: bool,
+    problems: Vec<&'a str>,
+    /// Per saga: stuck instances, and the version of the definition.
+    sagas: Vec<(u64, &'a str)>,
+}
+
+fn essence(status: Option<&DataPlaneStatus>) -> Option<Essence<'_>> {
+    let (ready, leading, problems, sagas) = match status? {
+        DataPlaneStatus::Relay(status) => (status.ready, status.leading, &status.problems, Vec::new()),
         DataPlaneStatus::Orchestrator(status) => {
-            let reasons = status.problems.iter().map(|problem| problem.reason.as_str()).collect();
             let sagas = status.sagas.values().map(|counts| (counts.stuck, counts.version.as_str())).collect();
-            (status.ready, true, reasons, sagas)
+            (status.ready, true, &status.problems, sagas)
         }
-    })
+    };
+    Some(Essence { ready, leading, problems: problems.iter().map(|problem| problem.reason.as_str()).collect(), sagas })
 }

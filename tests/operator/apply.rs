@@ -1,0 +1,171 @@
+//! Applying a plan.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    batch::v1::Job,
+    core::v1::{Secret, Service},
+};
+use kube::api::ObjectMeta;
+use weft::controllers::{
+    apply::{Memory, Outcome, apply},
+    key::{Key, ObjectKind},
+    kind::Class,
+    live::ChildSeen,
+    plan::{Child, ChildRef, Plan},
+};
+
+use super::server::Server;
+
+fn metadata(name: &str) -> ObjectMeta {
+    ObjectMeta { name: Some(name.to_owned()), namespace: Some("shop".to_owned()), ..ObjectMeta::default() }
+}
+
+fn plan() -> Plan {
+    Plan {
+        children: vec![
+            Child::Secret(Secret { metadata: metadata("orders-db"), ..Secret::default() }),
+            Child::Service(Service { metadata: metadata("orders"), ..Service::default() }),
+            Child::Job(Job { metadata: metadata("orders-db-setup-01234567"), ..Job::default() }),
+            Child::Deployment(Deployment { metadata: metadata("orders"), ..Deployment::default() }),
+        ],
+        retained: Vec::new(),
+    }
+}
+
+/// What the operator has between two passes: its memory, and the children that it knows.
+#[derive(Default)]
+struct Operator {
+    memory: Memory,
+    present: BTreeMap<ChildRef, ChildSeen>,
+}
+
+impl Operator {
+    async fn pass(&mut self, server: &Server, plan: &Plan) -> Outcome {
+        let owner = Key::new(ObjectKind::Microservice, "shop", "orders");
+        let outcome = apply(&server.client(), &self.memory, &owner, &self.present, plan).await;
+        for written in &outcome.written {
+            self.present.insert(written.child.clone(), written.seen.clone());
+        }
+        for (child, _) in &outcome.deleted {
+            self.present.remove(child);
+        }
+        outcome
+    }
+
+    fn seen(&mut self, kind: &'static str) -> &mut ChildSeen {
+        self.present.iter_mut().find(|(child, _)| child.kind == kind).map(|(_, seen)| seen).expect("known")
+    }
+}
+
+const EVERYTHING: [&str; 4] = ["POST secrets", "PATCH services/orders", "POST jobs", "PATCH deployments/orders"];
+
+#[tokio::test]
+async fn children_are_written_in_the_plan_s_order_and_then_never_again() {
+    let (server, mut operator) = (Server::default(), Operator::default());
+    operator.pass(&server, &plan()).await;
+    assert_eq!(server.lines(), EVERYTHING);
+    let outcome = operator.pass(&server, &plan()).await;
+    assert_eq!(server.lines(), [""; 0]);
+    assert!(outcome.applied.failures.is_empty() && outcome.written.is_empty() && outcome.drifted.is_empty());
+}
+
+#[tokio::test]
+async fn the_first_apply_takes_nothing_from_a_stranger() {
+    let (server, mut operator) = (Server::default(), Operator::default());
+    operator.pass(&server, &plan()).await;
+    let asked = server.asked();
+    assert!(
+        asked[1].query.contains("fieldManager=weft") && !asked[1].query.contains("force=true"),
+        "{}",
+        asked[1].query
+    );
+
+    server.refuse("PATCH services", 409, "Apply failed with 1 conflict: conflict with \"helm\"");
+    let outcome = Operator::default().pass(&server, &plan()).await;
+    let failure = &outcome.applied.failures[0];
+    assert_eq!((failure.class, failure.reason), (Class::Retry, "ChildConflict"));
+    assert!(failure.message.contains("Service orders exists and is not Weft's"), "{}", failure.message);
+}
+
+#[tokio::test]
+async fn what_somebody_changed_is_put_right_and_reported() {
+    let (server, mut operator) = (Server::default(), Operator::default());
+    operator.pass(&server, &plan()).await;
+    server.lines();
+    let deployment = operator.seen("Deployment");
+    // somebody took a field from us
+    deployment.ours += 1;
+    deployment.version += 100;
+    let outcome = operator.pass(&server, &plan()).await;
+    let asked = server.asked();
+    assert_eq!((asked.len(), asked[0].line().as_str()), (1, "PATCH deployments/orders"));
+    assert!(asked[0].query.contains("force=true"));
+    assert_eq!(outcome.drifted.iter().map(|child| child.kind).collect::<Vec<_>>(), ["Deployment"]);
+}
+
+#[tokio::test]
+async fn what_somebody_deleted_is_made_again() {
+    let (server, mut operator) = (Server::default(), Operator::default());
+    operator.pass(&server, &plan()).await;
+    server.lines();
+    operator.present.retain(|child, _| child.kind != "Service" && child.kind != "Job");
+    let outcome = operator.pass(&server, &plan()).await;
+    assert_eq!(server.lines(), ["PATCH services/orders", "POST jobs"]);
+    assert_eq!(outcome.drifted.iter().map(|child| child.kind).collect::<Vec<_>>(), ["Service"]);
+}
+
+#[tokio::test]
+async fn a_restart_applies_once_more_and_calls_nothing_drift() {
+    let (server, mut operator) = (Server::default(), Operator::default());
+    operator.pass(&server, &plan()).await;
+    server.lines();
+    operator.memory = Memory::default();
+    server.refuse("POST secrets", 409, "secrets \"orders-db\" already exists");
+    let outcome = operator.pass(&server, &plan()).await;
+    assert_eq!(server.lines(), ["POST secrets", "PATCH services/orders", "PATCH deployments/orders"]);
+    assert!(outcome.applied.failures.is_empty() && outcome.drifted.is_empty());
+    operator.pass(&server, &plan()).await;
+    assert_eq!(server.lines(), [""; 0]);
+}
+
+#[tokio::test]
+async fn one_child_that_is_refused_does_not_keep_the_others_from_being_written() {
+    let (server, mut operator) = (Server::default(), Operator::default());
+    server.refuse("PATCH services", 422, "Service \"orders\" is invalid: spec.ports: Required value");
+    let outcome = operator.pass(&server, &plan()).await;
+    assert_eq!(server.lines(), EVERYTHING);
+    let failures: Vec<_> = outcome.applied.failures.iter().map(|failure| (failure.class, failure.reason)).collect();
+    assert_eq!(failures, [(Class::Invalid, "ChildRefused")]);
+}
+
+#[tokio::test]
+async fn what_is_no_longer_planned_is_deleted_and_only_that_very_object() {
+    let (server, mut operator) = (Server::default(), Operator::default());
+    operator.pass(&server, &plan()).await;
+    server.lines();
+    let mut smaller = plan();
+    smaller.children.retain(|child| !matches!(child, Child::Job(_) | Child::Deployment(_)));
+    smaller.retained.push(ChildRef { kind: "Deployment", name: "orders".to_owned() });
+    operator.pass(&server, &smaller).await;
+    let asked = server.asked();
+    assert_eq!(
+        asked.iter().map(super::server::Asked::line).collect::<Vec<_>>(),
+        ["DELETE jobs/orders-db-setup-01234567"]
+    );
+    assert_eq!(asked[0].body["preconditions"]["uid"], "uid-orders-db-setup-01234567");
+    assert_eq!(asked[0].body["propagationPolicy"], "Background");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_server_that_does_not_answer_is_given_up_on() {
+    let service = tower::service_fn(|_: axum::http::Request<kube::client::Body>| async {
+        std::future::pending::<Result<axum::http::Response<kube::client::Body>, kube::Error>>().await
+    });
+    let client = kube::Client::new(service, "default");
+    let owner = Key::new(ObjectKind::Microservice, "shop", "orders");
+    let outcome = apply(&client, &Memory::default(), &owner, &BTreeMap::new(), &plan()).await;
+    assert_eq!(outcome.applied.failures.len(), 4);
+    assert!(outcome.applied.failures.iter().all(|failure| failure.reason == "ApiUnavailable"));
+}

@@ -1,0 +1,179 @@
+//! Whole reconciles: observe, plan, apply, status.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+use weft::{
+    api::v1alpha1::Microservice,
+    controllers::{
+        events::Events,
+        key::{Key, ObjectId, ObjectKind},
+        kind::{Class, Settings},
+        metrics::OperatorMetrics,
+        reconcile::reconcile,
+        runtime::{Shared, Verdict},
+        world::Malformed,
+    },
+};
+
+use super::server::{Asked, Server};
+
+const PASSWORD: &str = "correct-horse-battery-staple";
+
+fn shared(server: &Server) -> Arc<Shared> {
+    let settings = Settings {
+        image: "localhost/weft:dev".to_owned(),
+        image_pull_policy: None,
+        postgres_image: "postgres:{version}".to_owned(),
+        namespace: "weft-system".to_owned(),
+        pod_labels: std::collections::BTreeMap::new(),
+        password: || PASSWORD.to_owned(),
+    };
+    let metrics = OperatorMetrics::register(&mut Registry::default());
+    // events are not written: the task that would is not run
+    let (events, _) = Events::new(server.client(), "test".to_owned(), CancellationToken::new());
+    Arc::new(Shared::new(server.client(), settings, events, metrics))
+}
+
+fn microservice(spec: &Value) -> Microservice {
+    serde_json::from_value(json!({
+        "apiVersion": "weft.dev/v1alpha1", "kind": "Microservice",
+        "metadata": {"name": "orders", "namespace": "shop", "uid": "uid-orders", "generation": 1, "resourceVersion": "1"},
+        "spec": spec,
+    }))
+    .unwrap()
+}
+
+fn orders() -> Key {
+    Key::new(ObjectKind::Microservice, "shop", "orders")
+}
+
+/// A server that answers to a status as the real one does: with the whole object.
+fn server(object: &Microservice) -> Server {
+    let (server, object) = (Server::default(), serde_json::to_value(object).unwrap());
+    server.rule(move |asked| {
+        let mut answer = object.clone();
+        if asked.line().ends_with("/status") {
+            answer["status"] = asked.body["status"].clone();
+        } else if asked.line().starts_with("PATCH microservices") {
+            answer["metadata"]["finalizers"] = asked.body["metadata"]["finalizers"].clone();
+        } else {
+            return None;
+        }
+        answer["metadata"]["resourceVersion"] = json!(format!("{}", 100 + asked.body.to_string().len()));
+        Some((200, answer))
+    });
+    server
+}
+
+#[tokio::test]
+async fn a_service_without_a_database_takes_few_requests_and_then_none() {
+    let object = microservice(&json!({"image": "shop/orders:1", "ports": [{"name": "http", "port": 8080}]}));
+    let server = server(&object);
+    let shared = shared(&server);
+    shared.world().set(object);
+    reconcile(&shared, &orders()).await;
+    let lines = server.lines();
+    assert!(lines.contains(&"PATCH deployments/orders".to_owned()) && lines.len() <= 6, "{lines:?}");
+    assert_eq!(lines.last().unwrap(), "PATCH microservices/orders/status");
+    let verdict = reconcile(&shared, &orders()).await;
+    assert_eq!((verdict, server.lines()), (Verdict::Done, Vec::new()));
+}
+
+#[tokio::test]
+async fn a_service_with_a_database_waits_for_its_set_up() {
+    let object = microservice(&json!({"image": "shop/orders:1", "database": {"postgres": {"version": "17"}}}));
+    let server = server(&object);
+    let shared = shared(&server);
+    shared.world().set(object);
+    reconcile(&shared, &orders()).await;
+    let asked = server.asked();
+    let lines: Vec<_> = asked.iter().map(Asked::line).collect();
+    assert!(lines.contains(&"PATCH statefulsets/orders-db".to_owned()), "{lines:?}");
+    assert!(lines.contains(&"POST jobs".to_owned()), "{lines:?}");
+    assert!(!lines.contains(&"PATCH deployments/orders".to_owned()), "the schema comes first: {lines:?}");
+    assert!(lines.len() <= 13, "{lines:?}");
+    // no password is anywhere but in a Secret
+    let leaks: Vec<_> = asked
+        .iter()
+        .filter(|asked| asked.line() != "POST secrets" && asked.body.to_string().contains(PASSWORD))
+        .collect();
+    assert!(leaks.is_empty(), "{leaks:?}");
+    reconcile(&shared, &orders()).await;
+    assert_eq!(server.lines(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_suspended_object_is_only_told_so() {
+    let object = microservice(&json!({"image": "shop/orders:1", "suspend": true}));
+    let server = server(&object);
+    let shared = shared(&server);
+    shared.world().set(object);
+    reconcile(&shared, &orders()).await;
+    assert_eq!(server.lines(), ["PATCH microservices/orders/status"]);
+}
+
+#[tokio::test]
+async fn deletion_with_retention_delete_takes_the_secrets_and_then_lets_go() {
+    let mut object = microservice(&json!({"image": "shop/orders:1",
+        "database": {"postgres": {"version": "17"}, "retention": "Delete"}}));
+    let server = server(&object);
+    let shared = shared(&server);
+    shared.world().set(object.clone());
+    reconcile(&shared, &orders()).await;
+    assert_eq!(server.lines().first().unwrap(), "PATCH microservices/orders");
+
+    object.metadata.finalizers = Some(vec!["weft.dev/database".to_owned()]);
+    object.metadata.deletion_timestamp =
+        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::UNIX_EPOCH));
+    object.metadata.resource_version = Some("1000000".to_owned());
+    shared.world().set(object);
+    server.refuse("DELETE secrets/orders-db-relay", 404, "secrets \"orders-db-relay\" not found");
+    assert_eq!(reconcile(&shared, &orders()).await, Verdict::Done);
+    let asked = server.asked();
+    assert_eq!(
+        asked.iter().map(Asked::line).collect::<Vec<_>>(),
+        [
+            "DELETE secrets/orders-db",
+            "DELETE secrets/orders-db-admin",
+            "DELETE secrets/orders-db-relay",
+            "PATCH microservices/orders"
+        ]
+    );
+    assert_eq!(asked[3].body["metadata"]["finalizers"], json!([]));
+}
+
+#[tokio::test]
+async fn a_namespace_that_goes_away_is_waited_for_and_said() {
+    let object = microservice(&json!({"image": "shop/orders:1"}));
+    let server = server(&object);
+    server.refuse("PATCH deployments", 403, "deployments.apps \"orders\" is forbidden: unable to create new content in namespace shop because it is being terminated");
+    let shared = shared(&server);
+    shared.world().set(object);
+    assert_eq!(reconcile(&shared, &orders()).await, Verdict::Failed(Class::Retry));
+    let asked = server.asked();
+    let status = asked.last().unwrap();
+    assert_eq!(status.line(), "PATCH microservices/orders/status");
+    assert!(status.body.to_string().contains("NamespaceTerminating"), "{}", status.body);
+}
+
+#[tokio::test]
+async fn a_malformed_object_is_rejected_in_a_sentence() {
+    let server = Server::default();
+    let shared = shared(&server);
+    let malformed = Malformed { generation: Some(3), error: "missing field `image`".to_owned() };
+    let concerned = shared.world().set_malformed::<Microservice>(&ObjectId::new("shop", "orders"), malformed.clone());
+    assert_eq!(concerned.now, [orders()]);
+    reconcile(&shared, &orders()).await;
+    let asked = server.asked();
+    assert_eq!(asked[0].line(), "PATCH microservices/orders/status");
+    let conditions = &asked[0].body["status"]["conditions"];
+    assert_eq!((&conditions[2]["type"], &conditions[2]["status"]), (&json!("Accepted"), &json!("False")));
+    assert!(conditions[2]["message"].as_str().unwrap().contains("missing field `image`"));
+    // the same again, as after a re-list, is no news
+    let again = shared.world().set_malformed::<Microservice>(&ObjectId::new("shop", "orders"), malformed);
+    assert!(again.now.is_empty());
+}
