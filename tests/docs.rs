@@ -100,3 +100,28 @@ fn every_target_of_make_that_a_document_names_exists() {
         }
     }
 }
+
+/// The text of every Rust file below `folder`.
+fn sources(folder: &Path) -> String {
+    let mut text = String::new();
+    for entry in fs::read_dir(folder).expect("the folder is there") {
+        let path = entry.expect("the folder is readable").path();
+        if path.is_dir() {
+            text += &sources(&path);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            text += &read(&path);
+        }
+    }
+    text
+}
+
+#[test]
+fn every_reason_that_the_runbook_explains_exists() {
+    let (runbook, code) = (read("docs/runbook.md"), sources(&root().join("src")));
+    let (_, table) = runbook.split_once("\n| reason |").expect("the runbook has its table of reasons");
+    let cells = table.lines().skip(2).filter_map(|row| row.strip_prefix("| ")?.split_once(" | ").map(|(cell, _)| cell));
+    let mut reasons = cells.flat_map(|cell| cell.split(", ")).map(|reason| reason.trim_matches('`')).peekable();
+    assert!(reasons.peek().is_some(), "the table has rows");
+    let unknown: Vec<_> = reasons.filter(|reason| !code.contains(&format!("\"{reason}\""))).collect();
+    assert_eq!(unknown, Vec::<&str>::new(), "no condition, event or problem has these reasons");
+}
