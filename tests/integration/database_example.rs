@@ -13,9 +13,9 @@ use tower::ServiceExt;
 use crate::database::{APP_PASSWORD, DATABASE, Database};
 
 /// One of the two services with its database.
-struct Service {
+pub struct Service {
     routes: Router,
-    database: Database,
+    pub database: Database,
 }
 
 impl Service {
@@ -29,12 +29,21 @@ impl Service {
         Self { routes: routes(server::pool(&url).unwrap()), database }
     }
 
-    async fn orders() -> Self {
+    pub async fn orders() -> Self {
         Self::start("orders", orders::routes).await
     }
 
-    async fn customers() -> Self {
+    pub async fn customers() -> Self {
         Self::start("customers", customers::routes).await
+    }
+
+    /// Serves the routes on a port of its own; gives the port.
+    pub async fn listen(&self) -> u16 {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let routes = self.routes.clone();
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        port
     }
 
     async fn request(&self, request: Request<Body>) -> (StatusCode, Value) {
@@ -44,13 +53,17 @@ impl Service {
         (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
     }
 
-    async fn get(&self, path: &str) -> Value {
-        let (status, body) = self.request(Request::get(path).body(Body::empty()).unwrap()).await;
+    pub async fn ask(&self, path: &str) -> (StatusCode, Value) {
+        self.request(Request::get(path).body(Body::empty()).unwrap()).await
+    }
+
+    pub async fn get(&self, path: &str) -> Value {
+        let (status, body) = self.ask(path).await;
         assert_eq!(status, StatusCode::OK, "{path}: {body}");
         body
     }
 
-    async fn post(&self, path: &str, headers: &[(&str, &str)], body: Value) -> (StatusCode, Value) {
+    pub async fn post(&self, path: &str, headers: &[(&str, &str)], body: Value) -> (StatusCode, Value) {
         let mut request = Request::post(path).header("content-type", "application/json");
         for (name, value) in headers {
             request = request.header(*name, *value);

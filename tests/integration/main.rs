@@ -16,4 +16,5 @@ mod saga_crashes;
 mod saga_participant;
 mod saga_starts;
 mod saga_world;
+mod sample_system;
 mod servers;
