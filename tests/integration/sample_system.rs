@@ -79,10 +79,10 @@ fn definition(ports: &BTreeMap<&str, u16>) -> saga::Defined {
         call.url = format!("http://127.0.0.1:{}/{path}", ports[call.service.as_str()]);
     };
     let Definition { steps, on_compensated, .. } = &mut defined.definition;
-    steps.iter_mut().for_each(|step| {
+    for step in steps {
         here(&mut step.action);
         step.undo.iter_mut().for_each(here);
-    });
+    }
     on_compensated.iter_mut().for_each(here);
     defined.definition = defined.definition.seal();
     defined
