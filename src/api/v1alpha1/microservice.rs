@@ -36,15 +36,21 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Message", type_ = "string", priority = 1, json_path = r#".status.conditions[?(@.type=="Ready")].message"#),
     validation = Rule::new("size(self.metadata.name) <= 32").message("metadata.name is too long: at most 32 characters, so that the names of its children (NAME-db-setup-HASH) fit into 63"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name becomes the name of a Service: lower case letters, digits and '-', beginning with a letter, without dots"),
+    validation = Rule::new("!self.metadata.name.endsWith('-db') && !self.metadata.name.endsWith('-orchestrator')").message("metadata.name ends in `-db` or `-orchestrator`, as the databases and orchestrators that Weft makes do: choose another name"),
+    validation = Rule::new("!has(self.spec.dependsOn) || self.spec.dependsOn.all(d, d.service != self.metadata.name)").message("spec.dependsOn names this Microservice itself: remove it"),
     validation = Rule::new("has(self.spec.database) == has(oldSelf.spec.database)").message("spec.database cannot be added or removed afterwards: delete the Microservice and apply it again (the volume is kept under `retention: Retain`)")
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!has(self.commands) || size(self.commands) == 0 || (has(self.ports) && self.ports.exists(p, p.protocol == 'http'))").message("spec.commands needs a port with `protocol: http` in spec.ports to be called on")
+    validation = Rule::new("!has(self.commands) || size(self.commands) == 0 || (has(self.ports) && self.ports.exists(p, p.protocol == 'http'))").message("spec.commands needs a port with `protocol: http` in spec.ports to be called on"),
+    validation = Rule::new("!has(self.commands) || self.commands.all(name, name.matches('^[A-Za-z][A-Za-z0-9_-]{0,63}$'))").message("spec.commands has a name that is none: letters, digits, '-' and '_', beginning with a letter, at most 64 characters, such as ReserveCredit"),
+    validation = Rule::new("!has(self.ports) || self.ports.all(p, self.ports.exists_one(q, q.port == p.port))").message("spec.ports has the same port number twice: give each port a number of its own"),
+    validation = Rule::new("!has(self.ports) || self.ports.all(p, p.port != 9464)").message("spec.ports uses 9464, on which the relay in the same pod answers: choose another port"),
+    validation = Rule::new("!has(self.database) || !has(self.dependsOn) || self.dependsOn.all(d, d.service != 'database')").message("spec.dependsOn names `database`, whose variable DATABASE_URL is that of the service's own database: rename that Microservice")
 )]
 pub struct MicroserviceSpec {
-    /// Container image of the service.
-    #[schemars(length(min = 1, max = 512))]
+    /// Container image of the service. It must run as a user other than root, given as a number in the image or in `podTemplate`.
+    #[schemars(length(min = 1, max = 512), regex(pattern = r"^\S+$"))]
     pub image: String,
     /// Entrypoint, in place of the image's own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -66,6 +72,7 @@ pub struct MicroserviceSpec {
     /// Environment variables. Weft adds `DATABASE_URL`, `SERVICE_BINDING_ROOT` and a `SERVICE_URL` for each of `dependsOn`; a variable of the same name here wins.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub env: Vec<EnvVar>,
     /// ConfigMaps and Secrets whose keys become environment variables.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -110,8 +117,8 @@ fn opaque_object(_: &mut SchemaGenerator) -> Schema {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServicePort {
-    /// Name of the port: lower case letters, digits and `-`, at most 15 characters.
-    #[schemars(length(min = 1, max = 15), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    /// Name of the port: lower case letters, digits and single `-`, beginning with a letter, at most 15 characters.
+    #[schemars(length(min = 1, max = 15), regex(pattern = r"^[a-z](-?[a-z0-9])*$"))]
     pub name: String,
     /// Port number, the same in the pod and on the Service.
     #[schemars(range(min = 1, max = 65535))]
@@ -174,10 +181,11 @@ pub struct Postgres {
     /// The volume that holds the data.
     #[serde(default)]
     pub storage: Storage,
-    /// Server parameters, as in postgresql.conf; they are given on the server's command line. Those that Weft relies on cannot be set here: `wal_level`, `listen_addresses`, `port`, `data_directory`, `hba_file`, `config_file`, `unix_socket_directories`.
+    /// Server parameters, as in postgresql.conf; they are given on the server's command line. Those that Weft relies on cannot be set here: `wal_level`, `listen_addresses`, `port`, `data_directory`, `hba_file`, `config_file`, `unix_socket_directories`. Unless set, `max_slot_wal_keep_size` is half of the volume, so that a relay that is away cannot fill it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
-    #[x_kube(validation = Rule::new("!self.exists(k, k in ['wal_level', 'listen_addresses', 'port', 'data_directory', 'hba_file', 'config_file', 'unix_socket_directories'])").message("spec.database.postgres.parameters sets a parameter that Weft relies on: remove wal_level, listen_addresses, port, data_directory, hba_file, config_file and unix_socket_directories"))]
+    #[x_kube(validation = Rule::new("self.all(k, k.matches('^[A-Za-z_][A-Za-z0-9_.]{0,62}$'))").message("spec.database.postgres.parameters has a name that no parameter can have: letters, digits, '_' and '.', such as max_connections"),
+    validation = Rule::new("!self.exists(k, k in ['wal_level', 'listen_addresses', 'port', 'data_directory', 'hba_file', 'config_file', 'unix_socket_directories'])").message("spec.database.postgres.parameters sets a parameter that Weft relies on: remove wal_level, listen_addresses, port, data_directory, hba_file, config_file and unix_socket_directories"))]
     pub parameters: BTreeMap<String, String>,
     /// CPU and memory of the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -202,13 +210,17 @@ impl Default for Postgres {
 /// A persistent volume.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(cel)]
+#[x_kube(
+    cel,
+    validation = Rule::new("has(self.className) == has(oldSelf.className)").message("spec.database.postgres.storage.className cannot change: the volume exists already")
+)]
 pub struct Storage {
-    /// Size of the volume.
+    /// Size of the volume: a whole number with a unit, such as `10Gi`. It cannot change afterwards.
     #[serde(default = "default_storage_size")]
     #[x_kube(
-        validation = Rule::new("quantity(string(self)).compareTo(quantity(string(oldSelf))) >= 0").message("spec.database.postgres.storage.size cannot shrink: volumes only grow; keep the old size, or dump the data into a new Microservice"),
-        validation = Rule::new("quantity(string(self)).isGreaterThan(quantity('0'))").message("spec.database.postgres.storage.size must be more than nothing, such as 1Gi")
+        validation = Rule::new("string(self).matches('^[1-9][0-9]{0,14}(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$')").message("spec.database.postgres.storage.size must be a whole number with a unit, such as 1Gi"),
+        validation = Rule::new("!isQuantity(string(self)) || !isQuantity(string(oldSelf)) || quantity(string(self)).compareTo(quantity(string(oldSelf))) >= 0").message("spec.database.postgres.storage.size cannot shrink: keep the old size, or dump the data into a new Microservice"),
+        validation = Rule::new("!isQuantity(string(self)) || !isQuantity(string(oldSelf)) || quantity(string(self)).compareTo(quantity(string(oldSelf))) <= 0").message("spec.database.postgres.storage.size cannot grow yet: keep the old size, or dump the data into a new Microservice with a larger volume")
     )]
     pub size: Quantity,
     /// StorageClass of the volume; the cluster's default class when left out.
@@ -232,7 +244,7 @@ impl Default for Storage {
 #[serde(rename_all = "camelCase")]
 pub struct Migrations {
     /// ConfigMap whose `*.sql` keys are the migrations, applied in the order of their names. A file that was applied must not change; add a new one.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub config_map: String,
 }
 
@@ -251,7 +263,7 @@ pub enum Retention {
 #[serde(rename_all = "camelCase")]
 pub struct Dependency {
     /// Name of the Microservice.
-    #[schemars(length(min = 1, max = 32))]
+    #[schemars(length(min = 1, max = 32), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
     pub service: String,
 }
 

@@ -36,7 +36,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 pub struct OutboxRelaySpec {
     /// The Microservice whose outbox it is. One outbox has one relay.
-    #[schemars(length(min = 1, max = 32))]
+    #[schemars(length(min = 1, max = 32), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("spec.microservice cannot change: make another OutboxRelay for the other Microservice"))]
     pub microservice: String,
     /// How committed rows are found.

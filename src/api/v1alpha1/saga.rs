@@ -35,8 +35,7 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.steps.filter(s, has(s.pivot) && s.pivot).size() <= 1").message("spec.steps has more than one `pivot: true`: a saga has one point of no return"),
-    validation = Rule::new("self.style == 'Orchestration'").message("spec.style must be Orchestration")
+    validation = Rule::new("self.steps.filter(s, has(s.pivot) && s.pivot).size() <= 1").message("spec.steps has more than one `pivot: true`: a saga has one point of no return")
 )]
 pub struct SagaSpec {
     /// Who coordinates.
@@ -52,6 +51,8 @@ pub struct SagaSpec {
     pub start_on: Option<StartOn>,
     /// Time from the start after which a saga that has not passed its pivot is compensated.
     #[serde(default = "default_deadline")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) <= duration('8760h')").message("spec.deadline must be a duration such as 100ms, 2s or 1h30m, at most 8760h"))]
     pub deadline: Duration,
     /// What is done, in order. Compensation undoes it in reverse.
     #[schemars(length(min = 1, max = 32))]
@@ -83,7 +84,7 @@ pub enum SagaStyle {
 #[serde(rename_all = "camelCase")]
 pub struct StartOn {
     /// The Microservice that emits the event; it needs an OutboxRelay.
-    #[schemars(length(min = 1, max = 32))]
+    #[schemars(length(min = 1, max = 32), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
     pub service: String,
     /// Type of the event, such as `OrderCreated`.
     #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9._-]+$"))]
@@ -112,6 +113,8 @@ pub struct SagaStep {
     pub undo: Option<Undo>,
     /// How long one attempt may take before its result counts as unknown.
     #[serde(default = "default_timeout")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) <= duration('8760h')").message("timeout must be a duration such as 100ms, 2s or 1h30m, at most 8760h"))]
     pub timeout: Duration,
     /// How attempts whose result is unknown (time-outs, 5xx, broken connections) are repeated.
     #[serde(default)]
@@ -131,7 +134,7 @@ fn default_timeout() -> Duration {
 #[serde(rename_all = "camelCase")]
 pub struct SagaCommand {
     /// The Microservice that is asked.
-    #[schemars(length(min = 1, max = 32))]
+    #[schemars(length(min = 1, max = 32), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
     pub service: String,
     /// One of its `spec.commands`.
     #[schemars(length(min = 1, max = 64))]
@@ -155,7 +158,7 @@ pub struct Undo {
     pub none: bool,
     /// The Microservice that is asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 32))]
+    #[schemars(length(min = 1, max = 32), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
     pub service: Option<String>,
     /// One of its `spec.commands`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -168,8 +171,9 @@ pub struct Undo {
 }
 
 /// Exponential back-off with jitter.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(cel)]
 pub struct Retry {
     /// Attempts before the saga compensates; an undo, and a step after the pivot, is `Stuck` after as many and waits for a person.
     #[serde(default = "default_attempts")]
@@ -177,9 +181,13 @@ pub struct Retry {
     pub max_attempts: i32,
     /// Longest pause before the second attempt; it doubles with each.
     #[serde(default = "default_initial_backoff")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) <= duration('8760h')").message("retry.initialBackoff must be a duration such as 100ms, 2s or 1h30m, at most 8760h"))]
     pub initial_backoff: Duration,
     /// Longest pause between two attempts.
     #[serde(default = "default_max_backoff")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) <= duration('8760h')").message("retry.maxBackoff must be a duration such as 100ms, 2s or 1h30m, at most 8760h"))]
     pub max_backoff: Duration,
 }
 

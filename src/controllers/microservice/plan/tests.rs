@@ -47,10 +47,10 @@ fn before_setup() -> Observed {
 }
 
 /// What the runtime would observe of the Deployment that `plan` holds.
-fn live(plan: &Plan) -> Option<Workload> {
+fn live(plan: &Plan) -> Workload {
     let deployment = find(plan, "Deployment/orders");
     let annotations = serde_json::from_value(deployment["metadata"]["annotations"].clone()).unwrap();
-    Some(Workload { annotations, ..ready(2) })
+    Workload { annotations, ..ready(2) }
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn another_operator_makes_no_other_job_and_restarts_nothing() {
     let mut observed = settled(&orders());
     observed.relays = vec![relay_of("orders")];
     let first = plan(&orders(), &observed, &settings()).unwrap();
-    observed.deployment = live(&first);
+    observed.deployment = Some(live(&first));
     let mut newer = settings();
     newer.image = "localhost/weft:2".to_owned();
     let second = plan(&orders(), &observed, &newer).unwrap();
@@ -143,7 +143,7 @@ fn the_services_own_variables_win() {
 fn a_dependency_that_is_gone_for_a_while_restarts_nothing() {
     let mut observed = settled(&orders());
     let first = plan(&orders(), &observed, &settings()).unwrap();
-    observed.deployment = live(&first);
+    observed.deployment = Some(live(&first));
     observed.dependencies = BTreeMap::new();
     let second = plan(&orders(), &observed, &settings()).unwrap();
     assert_eq!(find(&first, "Deployment/orders"), find(&second, "Deployment/orders"));
