@@ -52,7 +52,7 @@ pub struct SagaSpec {
     /// Time from the start after which a saga that has not passed its pivot is compensated.
     #[serde(default = "default_deadline")]
     #[schemars(length(max = 32))]
-    #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) <= duration('8760h')").message("spec.deadline must be a duration such as 100ms, 2s or 1h30m, at most 8760h"))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) <= duration('8760h')").message("spec.deadline must be a duration such as 100ms, 2s or 1h30m, at most 8760h"))]
     pub deadline: Duration,
     /// What is done, in order. Compensation undoes it in reverse.
     #[schemars(length(min = 1, max = 32))]
@@ -114,7 +114,7 @@ pub struct SagaStep {
     /// How long one attempt may take before its result counts as unknown.
     #[serde(default = "default_timeout")]
     #[schemars(length(max = 32))]
-    #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) <= duration('8760h')").message("timeout must be a duration such as 100ms, 2s or 1h30m, at most 8760h"))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) <= duration('8760h')").message("timeout must be a duration such as 100ms, 2s or 1h30m, at most 8760h"))]
     pub timeout: Duration,
     /// How attempts whose result is unknown (time-outs, 5xx, broken connections) are repeated.
     #[serde(default)]
@@ -182,12 +182,12 @@ pub struct Retry {
     /// Longest pause before the second attempt; it doubles with each.
     #[serde(default = "default_initial_backoff")]
     #[schemars(length(max = 32))]
-    #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) <= duration('8760h')").message("retry.initialBackoff must be a duration such as 100ms, 2s or 1h30m, at most 8760h"))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) <= duration('8760h')").message("retry.initialBackoff must be a duration such as 100ms, 2s or 1h30m, at most 8760h"))]
     pub initial_backoff: Duration,
     /// Longest pause between two attempts.
     #[serde(default = "default_max_backoff")]
     #[schemars(length(max = 32))]
-    #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) <= duration('8760h')").message("retry.maxBackoff must be a duration such as 100ms, 2s or 1h30m, at most 8760h"))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) <= duration('8760h')").message("retry.maxBackoff must be a duration such as 100ms, 2s or 1h30m, at most 8760h"))]
     pub max_backoff: Duration,
 }
 

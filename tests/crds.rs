@@ -1,0 +1,78 @@
+//! The custom resource definitions: up to date in `crds/`, small enough for `kubectl apply`, and explained.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "these are tests")]
+
+use std::path::Path;
+
+use kube::ResourceExt;
+use serde_json::Value;
+use weft::crds;
+
+/// `kubectl apply` keeps the object in an annotation, and all annotations together may have 256 KiB.
+const LARGEST: usize = 256 * 1024;
+
+#[test]
+fn the_files_are_what_weft_crds_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    crds::write(Some(folder.path())).unwrap();
+    let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("crds");
+    for file in std::fs::read_dir(folder.path()).unwrap().map(Result::unwrap) {
+        let wanted = std::fs::read_to_string(file.path()).unwrap();
+        let found = std::fs::read_to_string(committed.join(file.file_name())).unwrap_or_default();
+        assert!(wanted == found, "crds/{} is stale: run `make crds`", file.file_name().display());
+    }
+    assert_eq!(std::fs::read_dir(&committed).unwrap().count(), crds::all().len(), "crds/ has a file too many");
+}
+
+#[test]
+fn they_fit_into_the_annotation_of_kubectl_apply() {
+    for crd in crds::all() {
+        let size = serde_json::to_vec(&crd).unwrap().len();
+        assert!(size < LARGEST, "{} has {size} bytes", crd.name_any());
+    }
+}
+
+#[test]
+fn every_field_is_explained() {
+    for crd in crds::all() {
+        let schema = serde_json::to_value(&crd.spec.versions[0].schema).unwrap();
+        let root = &schema["openAPIV3Schema"];
+        assert!(root["description"].as_str().is_some_and(|text| text.len() > 20), "{}", crd.name_any());
+        for part in ["spec", "status"] {
+            let mut silent = Vec::new();
+            unexplained(&root["properties"][part], part, &mut silent);
+            assert!(silent.is_empty(), "{}: no description of {silent:?}", crd.name_any());
+        }
+    }
+}
+
+/// Paths of fields without a description.
+fn unexplained(schema: &Value, path: &str, found: &mut Vec<String>) {
+    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+        let path = format!("{path}.{name}");
+        if field["description"].as_str().is_none_or(|text| text.trim().is_empty()) {
+            found.push(path.clone());
+        }
+        unexplained(field, &path, found);
+    }
+    for inner in ["items", "additionalProperties"] {
+        if schema[inner].is_object() {
+            unexplained(&schema[inner], &format!("{path}[]"), found);
+        }
+    }
+}
+
+#[test]
+fn lists_of_objects_merge_by_key_or_say_that_they_do_not() {
+    for crd in crds::all() {
+        let schema = serde_json::to_value(&crd.spec.versions[0].schema).unwrap();
+        let spec = &schema["openAPIV3Schema"]["properties"]["spec"];
+        for (name, field) in spec["properties"].as_object().unwrap() {
+            let of_objects = field["items"]["properties"].is_object();
+            // Kubernetes' own list of sources has no key
+            if of_objects && name != "envFrom" {
+                assert_eq!(field["x-kubernetes-list-type"], "map", "{}: spec.{name}", crd.name_any());
+            }
+        }
+    }
+}
