@@ -20,12 +20,14 @@ const MAX_NOTE: usize = 1024;
 const CONTROLLER: &str = "weft";
 
 /// Something worth an Event.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Notice {
     pub warning: bool,
     /// PascalCase.
     pub reason: String,
     pub message: String,
+    /// Another object that it is about; notices about different ones are never merged.
+    pub related: Option<ObjectReference>,
 }
 
 /// Where Events are handed in.
@@ -50,13 +52,13 @@ impl Events {
 async fn write(recorder: Recorder, mut notices: mpsc::Receiver<(Notice, ObjectReference)>, stop: CancellationToken) {
     loop {
         let next = tokio::select! { () = stop.cancelled() => None, next = notices.recv() => next };
-        let Some((Notice { warning, reason, message }, about)) = next else { return };
+        let Some((Notice { warning, reason, message, related }, about)) = next else { return };
         let event = Event {
             type_: if warning { EventType::Warning } else { EventType::Normal },
             reason,
             note: Some(shortened(message)),
             action: "Reconcile".to_owned(),
-            secondary: None,
+            secondary: related,
         };
         match tokio::time::timeout(DEADLINE, recorder.publish(&event, &about)).await {
             Ok(Ok(())) => {}
@@ -103,19 +105,26 @@ pub fn of_change(before: &[Condition], after: &[Condition]) -> Vec<Notice> {
         let Some(now) = after.iter().find(|condition| condition.type_ == told.condition) else { continue };
         let was = before.iter().find(|condition| condition.type_ == told.condition);
         // the good half of a pair is news only after the bad half
-        let first_good = was.is_none() && !told.warning && matches!(told.condition, SLOT_AT_RISK | STUCK);
+        let never_bad = !told.warning
+            && matches!(told.condition, SLOT_AT_RISK | STUCK)
+            && was.is_none_or(|was| was.status != "True");
         let is_failure = told.condition != MIGRATED || told.status != "False" || now.reason.contains("Failed");
         let moved = was.is_none_or(|was| was.status != now.status || (told.warning && was.reason != now.reason));
-        if now.status == told.status && moved && !first_good && is_failure {
+        if now.status == told.status && moved && !never_bad && is_failure {
             let reason = told.reason.map_or_else(|| now.reason.clone(), str::to_owned);
-            notices.push(Notice { warning: told.warning, reason, message: now.message.clone() });
+            notices.push(Notice { warning: told.warning, reason, message: now.message.clone(), related: None });
         }
     }
     // `Ready` that is lost, after having been there
     if status_of(before, READY) == Some("True")
         && let Some(ready) = after.iter().find(|condition| condition.type_ == READY && condition.status == "False")
     {
-        notices.push(Notice { warning: true, reason: ready.reason.clone(), message: ready.message.clone() });
+        notices.push(Notice {
+            warning: true,
+            reason: ready.reason.clone(),
+            message: ready.message.clone(),
+            related: None,
+        });
     }
     notices
 }

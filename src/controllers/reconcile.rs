@@ -81,6 +81,12 @@ async fn reconcile_relay(shared: &Arc<Shared>, key: &Key) -> Verdict {
         return Verdict::Done;
     }
     let observed = outbox_relay::observe::observe(&shared.world(), &key.id, &object);
+    if object.status.is_some()
+        && observed.pods.values().any(Option::is_none)
+        && let Some(later) = shared.still_listening()
+    {
+        return Verdict::At(later);
+    }
     let planned = Controller::plan(&object, &observed, &shared.settings);
     let applied = carry_out(shared, key, &[object.object_ref(&())], &planned).await;
     let status = Controller::status(&object, &observed, &planned, &applied, Timestamp::now());
@@ -96,6 +102,13 @@ async fn reconcile_saga(shared: &Arc<Shared>, key: &Key) -> Verdict {
     let orchestrator = ObjectId::new(&key.id.namespace, &object.spec.orchestrator);
     let result = results(shared).get(&orchestrator).cloned().unwrap_or_default();
     let observed = saga::observe::observe(&shared.world(), &key.id, &object, result.rejection);
+    if object.status.is_some()
+        && observed.orchestrator.deployment.is_some()
+        && observed.orchestrator.status.is_none()
+        && let Some(later) = shared.still_listening()
+    {
+        return Verdict::At(later);
+    }
     let planned = Controller::plan(&object, &observed, &shared.settings);
     let status = Controller::status(&object, &observed, &planned, &result.applied, Timestamp::now());
     // what failed to be applied is tried again by the orchestrator's own reconcile
@@ -140,21 +153,32 @@ async fn carry_out(
     let present: BTreeMap<_, _> = shared.world().children(key);
     let Outcome { applied, written, drifted, deleted } =
         apply::apply(&shared.client, &shared.memory, key, &present, plan).await;
-    {
+    let mut concerned: Concerned = {
         let mut world = shared.world();
-        for child in written {
-            world.set_child(key, child.child, child.seen);
-        }
-        for (child, uid) in deleted {
-            world.remove_child(key, &child, &uid);
-        }
-    }
+        let set: Vec<_> = written.into_iter().map(|child| world.set_child(key, child.child, child.seen)).collect();
+        let removed: Vec<_> = deleted.iter().map(|(child, uid)| world.remove_child(key, child, uid)).collect();
+        set.into_iter().chain(removed).collect()
+    };
+    // this pass goes on with what it wrote; the others that look at it are told
+    concerned.now.retain(|other| other != key);
+    shared.enqueue(concerned);
     for child in drifted {
         shared.metrics.drift_corrected(child.kind);
         let message = format!("{} {} had been changed or deleted; it is as declared again", child.kind, child.name);
         tracing::info!(child = child.kind, name = child.name, "drift corrected");
         for object in about {
-            let notice = Notice { warning: false, reason: "DriftCorrected".to_owned(), message: message.clone() };
+            let related = ObjectReference {
+                kind: Some(child.kind.to_owned()),
+                name: Some(child.name.clone()),
+                namespace: Some(key.id.namespace.clone()),
+                ..ObjectReference::default()
+            };
+            let notice = Notice {
+                warning: false,
+                reason: "DriftCorrected".to_owned(),
+                message: message.clone(),
+                related: Some(related),
+            };
             shared.events.publish(notice, object.clone());
         }
     }

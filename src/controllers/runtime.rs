@@ -32,6 +32,9 @@ const DEBOUNCE: Duration = Duration::from_millis(200);
 /// Longest that one reconcile may take; every request in it has a deadline of its own.
 const RECONCILE_DEADLINE: Duration = Duration::from_mins(5);
 
+/// A new leader gives the data plane this long to tell of itself before it concludes, and writes, that it does not.
+const LISTENING: Duration = Duration::from_secs(15);
+
 /// What every reconcile works with.
 pub struct Shared {
     pub client: Client,
@@ -46,6 +49,7 @@ pub struct Shared {
     queue: Queue,
     backoff: Backoff,
     pods_changed: Notify,
+    started: Instant,
 }
 
 impl std::fmt::Debug for Shared {
@@ -80,6 +84,7 @@ impl Shared {
             queue: Queue::default(),
             backoff: Backoff::default(),
             pods_changed: Notify::new(),
+            started: Instant::now(),
         }
     }
 
@@ -97,6 +102,12 @@ impl Shared {
             let at = self.gate.next(&key, now).max(now + DEBOUNCE);
             self.queue.add(key, at);
         }
+    }
+
+    /// Until when a pod that was not heard of proves nothing, because this process has only begun to listen.
+    pub fn still_listening(&self) -> Option<Instant> {
+        let until = self.started + LISTENING;
+        (Instant::now() < until).then_some(until)
     }
 
     pub fn pods_changed(&self) {

@@ -7,12 +7,13 @@ use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use weft::{
-    api::v1alpha1::Microservice,
+    api::v1alpha1::{Microservice, OutboxRelay},
     controllers::{
         events::Events,
         key::{Key, ObjectId, ObjectKind},
         kind::{Class, Settings},
         metrics::OperatorMetrics,
+        pods::LivePod,
         reconcile::reconcile,
         runtime::{Shared, Verdict},
         world::Malformed,
@@ -158,6 +159,47 @@ async fn a_namespace_that_goes_away_is_waited_for_and_said() {
     let status = asked.last().unwrap();
     assert_eq!(status.line(), "PATCH microservices/orders/status");
     assert!(status.body.to_string().contains("NamespaceTerminating"), "{}", status.body);
+}
+
+fn relay(status: &Value) -> OutboxRelay {
+    serde_json::from_value(json!({
+        "apiVersion": "weft.dev/v1alpha1", "kind": "OutboxRelay",
+        "metadata": {"name": "events", "namespace": "shop", "uid": "uid-events", "generation": 1, "resourceVersion": "1"},
+        "spec": {"microservice": "orders", "sink": {"nats": {"url": "nats://nats:4222"}}},
+        "status": status,
+    }))
+    .unwrap()
+}
+
+#[tokio::test]
+async fn a_deployment_that_was_written_concerns_the_relays_that_it_carries() {
+    let object = microservice(&json!({"image": "shop/orders:1"}));
+    let server = server(&object);
+    let shared = shared(&server);
+    shared.world().set(object);
+    shared.world().set(relay(&Value::Null));
+    assert_eq!(shared.backlog(), 0);
+    reconcile(&shared, &orders()).await;
+    assert_eq!(shared.backlog(), 1);
+}
+
+#[tokio::test]
+async fn a_new_leader_listens_before_it_says_that_a_relay_is_silent() {
+    let object = microservice(&json!({"image": "shop/orders:1"}));
+    let server = server(&object);
+    let shared = shared(&server);
+    shared.world().set(object);
+    shared.world().set(relay(&json!({"conditions": []})));
+    let pod: LivePod = serde_json::from_value(json!({
+        "metadata": {"name": "orders-1", "namespace": "shop"},
+        "spec": {"containers": [{"name": "relay", "ports": [{"containerPort": 9464}]}]},
+        "status": {"phase": "Running", "podIP": "10.0.0.1"},
+    }))
+    .unwrap();
+    shared.world().set_pod(&orders(), "orders-1".to_owned(), pod.into());
+    let verdict = reconcile(&shared, &Key::new(ObjectKind::OutboxRelay, "shop", "events")).await;
+    assert!(matches!(verdict, Verdict::At(_)), "{verdict:?}");
+    assert_eq!(server.lines(), [""; 0]);
 }
 
 #[tokio::test]
