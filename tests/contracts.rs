@@ -1,0 +1,213 @@
+//! The contracts between the planes, pinned: what this operator writes for the sample system is `tests/golden/contract/*`,
+//! byte for byte, and this data plane reads it. A change of a golden file is a change that a running data plane of the
+//! previous version must be able to read; whoever changes a field's meaning raises `contract::VERSION`.
+//!
+//! `UPDATE_GOLDEN=1 cargo test --test contracts` writes the files anew.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "these are tests")]
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use kube::ResourceExt;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use weft::{
+    api::v1alpha1::{Microservice, OutboxRelay, Saga},
+    contract::{
+        Contract, ContractError,
+        database_setup::DatabaseSetup,
+        orchestrator::Orchestrator,
+        relay::Relay,
+        status::{OrchestratorStatus, Problem, RelayStatus, SagaCounts, StuckInstance},
+    },
+    controllers::{
+        kind::{Kind, Settings},
+        microservice,
+        observed::Migrations,
+        outbox_relay,
+        plan::{Child, Plan},
+        saga,
+    },
+};
+
+fn at(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn sample<K: DeserializeOwned + ResourceExt>(file: &str, kind: &str) -> K {
+    let text = std::fs::read_to_string(at("config/samples/customers-and-orders").join(file)).unwrap();
+    let documents = serde_yaml::Deserializer::from_str(&text).map(|one| serde_json::Value::deserialize(one).unwrap());
+    let mut found: K =
+        documents.filter(|one| one["kind"] == kind).map(|one| serde_json::from_value(one).unwrap()).next().unwrap();
+    found.meta_mut().namespace = Some("shop".to_owned());
+    found
+}
+
+fn settings() -> Settings {
+    Settings {
+        image: "weft".into(),
+        image_pull_policy: None,
+        postgres_image: "postgres:{version}".into(),
+        namespace: "weft-system".into(),
+        pod_labels: BTreeMap::new(),
+        password: || "a".repeat(32),
+    }
+}
+
+/// The text of the one file in the ConfigMap `name`.
+fn file_of(plan: &Plan, name: &str) -> String {
+    let mut maps = plan.children.iter().filter_map(|child| match child {
+        Child::ConfigMap(map) if map.name_any() == name => map.data.clone(),
+        _ => None,
+    });
+    maps.next().expect(name).into_values().next().unwrap()
+}
+
+/// Compares with the golden file, and gives back what the data plane reads from it.
+fn pinned<C: Contract>(name: &str, text: &str) -> C {
+    let path = at("tests/golden/contract").join(name);
+    compare(&path, text);
+    C::load(&path).unwrap()
+}
+
+fn compare(path: &Path, text: &str) {
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(path, text).unwrap();
+    }
+    let golden = std::fs::read_to_string(path).unwrap_or_default();
+    assert_eq!(text, golden, "{} has changed", path.display());
+}
+
+fn services() -> BTreeMap<String, Arc<Microservice>> {
+    let services = ["customers", "orders"].map(|name| sample::<Microservice>(&format!("{name}.yaml"), "Microservice"));
+    services.map(|service| (service.name_any(), Arc::new(service))).into()
+}
+
+fn orders_relay() -> Arc<OutboxRelay> {
+    Arc::new(sample("orders.yaml", "OutboxRelay"))
+}
+
+#[test]
+fn the_set_up_of_a_service() {
+    let orders = services()["orders"].clone();
+    let mut observed = microservice::Observed::default();
+    observed.database.migrations = Some(Migrations::Found { hash: "0".into(), keys: vec!["001.sql".into()] });
+    let plan = microservice::Controller::plan(&orders, &observed, &settings()).unwrap();
+    let contract: DatabaseSetup = pinned("database-setup-service.yaml", &file_of(&plan, "orders-db-setup"));
+    assert_eq!(contract.admin.host, "orders-db.shop.svc");
+}
+
+#[test]
+fn a_relay_in_both_modes() {
+    for (mode, file) in [("LogTailing", "relay-log-tailing.yaml"), ("Polling", "relay-polling.yaml")] {
+        let mut relay = orders_relay().as_ref().clone();
+        relay.spec.mode = serde_json::from_value(mode.into()).unwrap();
+        let relay = Arc::new(relay);
+        let observed = outbox_relay::Observed { relays: vec![relay.clone()], ..outbox_relay::Observed::default() };
+        let plan = outbox_relay::Controller::plan(&relay, &observed, &settings()).unwrap();
+        let contract: Relay = pinned(file, &file_of(&plan, &format!("{}-relay", relay.name_any())));
+        assert_eq!(contract.service, "orders");
+    }
+}
+
+#[test]
+fn an_orchestrator_and_the_set_up_of_its_database() {
+    let saga: Saga = sample("create-order.yaml", "Saga");
+    let observed = saga::Observed { services: services(), relays: vec![orders_relay()], ..saga::Observed::default() };
+    let defined = saga::Controller::plan(&saga, &observed, &settings()).unwrap();
+    let orchestrator = saga::Orchestrator {
+        namespace: "shop".into(),
+        name: "default".into(),
+        members: vec![saga::Member { saga: Arc::new(saga), defined: Some(defined) }],
+    };
+    let plan = saga::OrchestratorController::plan(&orchestrator, &saga::OrchestratorObserved::default(), &settings());
+    let plan = plan.unwrap();
+    let contract: Orchestrator = pinned("orchestrator.yaml", &file_of(&plan, "default-orchestrator"));
+    assert_eq!(contract.sagas[0].clone().seal(), contract.sagas[0], "a version is of the content");
+    let setup: DatabaseSetup =
+        pinned("database-setup-orchestrator.yaml", &file_of(&plan, "default-orchestrator-db-setup"));
+    assert_eq!(setup.relay, None);
+}
+
+#[test]
+fn what_the_data_plane_tells() {
+    let since = "2026-01-02T03:04:05Z".parse().unwrap();
+    let problem = Problem { reason: "BrokerUnreachable".into(), message: "nats://n:4222 does not answer".into() };
+    let relay = RelayStatus {
+        relay: "orders".into(),
+        leading: true,
+        ready: false,
+        paused: false,
+        published: 41,
+        pending: 2,
+        lag_seconds: 1.5,
+        lag_bytes: Some(4096),
+        position: Some("0/16B3748".into()),
+        last_published: Some(since),
+        problems: vec![problem],
+    };
+    let stuck = StuckInstance {
+        id: "0192".into(),
+        step: "reserve-credit".into(),
+        operation: "undo".into(),
+        message: "503 Service Unavailable".into(),
+        since,
+    };
+    let counts = SagaCounts {
+        version: "26d9d70147928676".into(),
+        running: 3,
+        compensating: 1,
+        completed: 5,
+        compensated: 2,
+        stuck: 1,
+        stuck_instances: vec![stuck],
+    };
+    let orchestrator = OrchestratorStatus {
+        orchestrator: "default".into(),
+        ready: true,
+        sagas: [("create-order".to_owned(), counts)].into(),
+        problems: vec![],
+    };
+    told("relay-status.json", &relay);
+    told("orchestrator-status.json", &orchestrator);
+}
+
+fn told<S: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &str, status: &S) {
+    let path = at("tests/golden/contract").join(name);
+    compare(&path, &format!("{}\n", serde_json::to_string_pretty(status).unwrap()));
+    assert_eq!(&serde_json::from_str::<S>(&std::fs::read_to_string(&path).unwrap()).unwrap(), status);
+}
+
+/// An operator of the next minor version may add fields, one of the previous version leaves the optional ones out.
+#[test]
+fn fields_that_are_not_known_are_ignored_and_optional_ones_may_be_absent() {
+    let path = at("tests/golden/contract/relay-polling.yaml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let known = Relay::load(&path).unwrap();
+    let newer = format!("{text}compression: zstd\n");
+    assert_eq!(Relay::from_yaml(&newer, &path).unwrap(), known);
+    let older: String = text
+        .lines()
+        .filter(|line| !line.starts_with("paused") && !line.starts_with("retention"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    assert_eq!(Relay::from_yaml(&older, &path).unwrap(), known);
+    assert_eq!(serde_json::from_str::<RelayStatus>(r#"{"relay": "orders", "leading": true, "ready": true, "paused": false, "published": 0, "pending": 0, "lagSeconds": 0, "new": 1}"#).unwrap().lag_bytes, None);
+}
+
+#[test]
+fn another_version_and_another_kind_are_refused_with_both_names() {
+    let path = at("tests/golden/contract/relay-polling.yaml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let newer = text.replace("contract.weft.dev/v1", "contract.weft.dev/v2");
+    let error = Relay::from_yaml(&newer, &path).unwrap_err();
+    assert!(matches!(&error, ContractError::Version { found, .. } if found == "contract.weft.dev/v2"), "{error}");
+    let error = Orchestrator::from_yaml(&text, &path).unwrap_err();
+    assert!(
+        matches!(&error, ContractError::Kind { found, expected: "Orchestrator", .. } if found == "Relay"),
+        "{error}"
+    );
+}
