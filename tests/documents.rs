@@ -1,4 +1,4 @@
-//! What the documents say is so: metrics, links, targets of make.
+//! What the documents and the generated chart say is so: metrics, links, targets of make, reasons, definitions.
 
 use std::{
     collections::BTreeSet,
@@ -124,4 +124,19 @@ fn every_reason_that_the_runbook_explains_exists() {
     assert!(reasons.peek().is_some(), "the table has rows");
     let unknown: Vec<_> = reasons.filter(|reason| !code.contains(&format!("\"{reason}\""))).collect();
     assert_eq!(unknown, Vec::<&str>::new(), "no condition, event or problem has these reasons");
+}
+
+#[test]
+fn the_chart_has_the_definitions_as_they_are() {
+    for entry in fs::read_dir(root().join("crds")).expect("the folder is there") {
+        let path = entry.expect("the folder is readable").path();
+        let name = path.file_name().expect("a file has a name");
+        let definition = read(&path);
+        let (_, definition) = definition.split_once('\n').expect("its first line says that it is generated");
+        let template = read(Path::new("charts/weft-crds/templates").join(name));
+        let (_, template) = template.split_once('\n').expect("its first line says that it is generated");
+        let kept = template.replacen("  annotations:\n    helm.sh/resource-policy: keep\n", "", 1);
+        assert!(kept == definition, "charts/weft-crds is behind crds/{}: run `make crds`", name.display());
+        assert_ne!(kept, template, "{}: uninstalling the chart would delete the definition", name.display());
+    }
 }
