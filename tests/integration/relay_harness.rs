@@ -159,7 +159,9 @@ impl RelayProcess {
         // for the HTTP client below; an error means that it is installed already
         let _ = rustls::crypto::ring::default_provider().install_default();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let child = Command::new(env!("CARGO_BIN_EXE_weft"))
+        // a benchmark may measure a binary that was built elsewhere
+        let program = std::env::var_os("WEFT_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_weft").into());
+        let child = Command::new(program)
             .args(["relay", "--admin", &format!("127.0.0.1:{port}"), "--config"])
             .arg(contract)
             .stdout(Stdio::null())
