@@ -27,7 +27,7 @@ const MAX_INPUT: usize = 1024 * 1024;
 /// Longest idempotency key.
 const MAX_KEY: usize = 256;
 /// `?wait=true` waits so long, and no `?wait=` waits longer.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
 /// Instances in a list unless told.
 const LIST: usize = 50;
 /// Longest list.

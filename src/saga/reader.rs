@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Longest time for one answer; recovery reads may be large.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReadError {

@@ -188,8 +188,9 @@ impl Consumer {
 
     /// `None`: done with it.
     async fn handle(&self, message: &Message) -> Option<AckKind> {
-        let header =
-            |name: &str| message.headers.as_ref().and_then(|headers| headers.get(name)).map(|value| value.as_str());
+        let header = |name: &str| {
+            message.headers.as_ref().and_then(|headers| headers.get(name)).map(async_nats::HeaderValue::as_str)
+        };
         let ours =
             header("ce-source") == Some(&self.start.event_source) && header("ce-type") == Some(&self.start.event_type);
         if !ours {

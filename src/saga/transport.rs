@@ -27,7 +27,7 @@ const IN_FLIGHT: usize = 256;
 /// Idle connections kept per address.
 const IDLE: usize = 256;
 /// A connection is closed after so long, so that load finds its way to new pods of the service.
-const MAX_AGE: Duration = Duration::from_secs(60);
+const MAX_AGE: Duration = Duration::from_mins(1);
 /// First and longest pause between two looks at the `Location` of a 202.
 const POLL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 

@@ -7,10 +7,11 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
+    catalogue::Compiled,
     engine::{Engine, PARTITIONS, Recovered},
     log::{Entry, Unrecorded},
     problems::{Problems, in_words},
-    reader::{ReadError, Reader},
+    reader::{Listed, ReadError, Reader},
     session::{BEAT, Epochs, Session, SessionError},
     view,
 };
@@ -196,16 +197,7 @@ impl Writer {
         let mut logs = self.reader.live_events(partition).await?;
         let mut instances = Vec::with_capacity(listed.len());
         for instance in listed {
-            let compiled = match self.engine.catalogue.known(&instance.saga, &instance.version) {
-                Some(compiled) => compiled,
-                None => match self.reader.definition(&instance.saga, &instance.version).await? {
-                    Some(definition) => self.engine.catalogue.learn(definition),
-                    None => {
-                        let (id, saga, version) = (instance.id, instance.saga, instance.version);
-                        return Err(RecoveryError::NoDefinition { id, saga, version });
-                    }
-                },
-            };
+            let compiled = self.compiled(&instance).await?;
             let events = logs.remove(&instance.id).unwrap_or_default();
             let state = view::replay(&compiled.definition, &events, |_, _| {});
             let state = state.ok_or(RecoveryError::Headless(instance.id))?;
@@ -214,6 +206,19 @@ impl Writer {
             instances.push(Recovered { id, compiled, state, next_seq, started_at });
         }
         Ok(instances)
+    }
+}
+
+impl Writer {
+    /// The definition that an instance started with, from memory or from the database.
+    async fn compiled(&self, instance: &Listed) -> Result<Arc<Compiled>, RecoveryError> {
+        let Listed { id, saga, version, .. } = instance;
+        if let Some(compiled) = self.engine.catalogue.known(saga, version) {
+            return Ok(compiled);
+        }
+        let stored = self.reader.definition(saga, version).await?;
+        let missing = || RecoveryError::NoDefinition { id: *id, saga: saga.clone(), version: version.clone() };
+        Ok(self.engine.catalogue.learn(stored.ok_or_else(missing)?))
     }
 }
 

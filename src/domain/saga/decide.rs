@@ -100,17 +100,20 @@ pub fn hold(state: &mut State, command: Command) {
 pub fn decide(definition: &Definition, state: &mut State, event: &Event, moment: Moment) -> Result<Decision, Refusal> {
     match event {
         Event::Started { .. } => Ok(Decision::Ignored),
-        Event::Succeeded { at, attempt, reply } => Ok(match current(state, *at, *attempt) {
-            true => Decision::Recorded(succeeded(definition, state, reply.clone())),
-            false => Decision::Ignored,
+        Event::Succeeded { at, attempt, reply } => Ok(if current(state, *at, *attempt) {
+            Decision::Recorded(succeeded(definition, state, reply.clone()))
+        } else {
+            Decision::Ignored
         }),
-        Event::Failed { at, attempt, code, message } => Ok(match current(state, *at, *attempt) {
-            true => Decision::Recorded(failed(definition, state, code, message, moment)),
-            false => Decision::Ignored,
+        Event::Failed { at, attempt, code, message } => Ok(if current(state, *at, *attempt) {
+            Decision::Recorded(failed(definition, state, code, message, moment))
+        } else {
+            Decision::Ignored
         }),
-        Event::Unknown { at, attempt, message, retry_after_ms } => Ok(match current(state, *at, *attempt) {
-            true => unknown(definition, state, message, retry_after_ms.unwrap_or(0), moment),
-            false => Decision::Ignored,
+        Event::Unknown { at, attempt, message, retry_after_ms } => Ok(if current(state, *at, *attempt) {
+            unknown(definition, state, message, retry_after_ms.unwrap_or(0), moment)
+        } else {
+            Decision::Ignored
         }),
         Event::DeadlinePassed => Ok(deadline(definition, state)),
         Event::Retry { after } => retry(state, *after),
@@ -182,15 +185,12 @@ fn again(state: &mut State, after_ms: u64) -> Option<Command> {
 }
 
 fn failed(definition: &Definition, state: &mut State, code: &str, message: &str, moment: Moment) -> Option<Command> {
-    match way_back(definition, state.phase) {
+    if let Some(index) = way_back(definition, state.phase) {
         // the first attempt's definite failure had no effect; with an earlier attempt in doubt the step may have happened
-        Some(index) => compensate(definition, state, code, message, index + usize::from(state.attempt > 1)),
-        None => {
-            state.stuck =
-                Some(Stuck { message: format!("{code}: {message}"), since_ms: since(state, moment), waits: true });
-            None
-        }
+        return compensate(definition, state, code, message, index + usize::from(state.attempt > 1));
     }
+    state.stuck = Some(Stuck { message: format!("{code}: {message}"), since_ms: since(state, moment), waits: true });
+    None
 }
 
 fn unknown(definition: &Definition, state: &mut State, message: &str, retry_after_ms: u64, moment: Moment) -> Decision {
@@ -198,11 +198,11 @@ fn unknown(definition: &Definition, state: &mut State, message: &str, retry_afte
     let used = (state.attempt + 1).saturating_sub(state.allowance_from);
     let exhausted = used >= policy.max_attempts;
     let pivot = matches!(state.phase, Phase::Do(index) if definition.pivot() == Some(index));
-    match way_back(definition, state.phase) {
-        Some(index) if exhausted && !pivot => {
-            return Decision::Recorded(compensate(definition, state, codes::ATTEMPTS, message, index + 1));
-        }
-        _ => {}
+    if let Some(index) = way_back(definition, state.phase)
+        && exhausted
+        && !pivot
+    {
+        return Decision::Recorded(compensate(definition, state, codes::ATTEMPTS, message, index + 1));
     }
     let was_stuck = state.stuck.is_some();
     if exhausted {
@@ -256,11 +256,10 @@ fn compensate(definition: &Definition, state: &mut State, code: &str, message: &
 fn turning_point(definition: &Definition, state: &State) -> Option<usize> {
     let index = way_back(definition, state.phase)?;
     let never_called = state.held && state.attempt == 1;
-    match definition.pivot() == Some(index) {
-        true if never_called => Some(index),
-        true => None,
-        false => Some(index + usize::from(!never_called)),
+    if definition.pivot() == Some(index) && !never_called {
+        return None;
     }
+    Some(index + usize::from(!never_called))
 }
 
 fn deadline(definition: &Definition, state: &mut State) -> Decision {

@@ -3,7 +3,7 @@
 //! The operator makes it from a `Saga` object and the `Microservice`s that it names; an instance keeps the definition that
 //! it started with, so a definition is identified by the hash of its content ([`Definition::version`]).
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -33,7 +33,9 @@ impl Definition {
         self.version.clear();
         // a struct of strings, numbers and string-keyed maps always has a form in JSON
         let canonical = serde_json::to_vec(&self).unwrap_or_default();
-        self.version = Sha256::digest(&canonical).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        for byte in Sha256::digest(&canonical).iter().take(8) {
+            let _ = write!(self.version, "{byte:02x}");
+        }
         self
     }
 

@@ -180,7 +180,7 @@ fn lint_times(spec: &Spec, step: &Step, field: &str, findings: &mut Findings) {
 
 /// Milliseconds as a person writes them.
 fn seconds(milliseconds: u64) -> String {
-    if milliseconds % 1_000 == 0 { format!("{}s", milliseconds / 1_000) } else { format!("{milliseconds}ms") }
+    if milliseconds.is_multiple_of(1_000) { format!("{}s", milliseconds / 1_000) } else { format!("{milliseconds}ms") }
 }
 
 /// When a call is made, which decides what its expressions can know.
@@ -209,10 +209,11 @@ impl Site<'_> {
         for (name, source) in &call.with {
             let field = format!("{}.with.{name}", self.field);
             match expression::parse(source) {
-                Err(error) => {
-                    findings.add(field, format!("`{}` {error}; see https://cel.dev for the language", excerpt(source)))
-                }
                 Ok(program) => self.lint_references(&References::of(&program.expression().expr), &field, findings),
+                Err(error) => {
+                    let message = format!("`{}` {error}; see https://cel.dev for the language", excerpt(source));
+                    findings.add(field, message);
+                }
             }
         }
     }

@@ -145,6 +145,7 @@ pub struct Stuck {
 
 /// One running instance.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::struct_excessive_bools)] // independent facts, not a state machine
 pub struct State {
     pub phase: Phase,
     /// Number of the attempt that is under way or due; 1 is the first. A higher one says that an earlier attempt may have
