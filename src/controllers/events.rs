@@ -10,7 +10,7 @@ use kube::{
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::conditions::{ACCEPTED, MIGRATED, READY, SLOT_AT_RISK, STUCK, status_of};
+use super::conditions::{ACCEPTED, MIGRATED, READY, SLOT_AT_RISK, STUCK};
 
 /// Events that wait to be written; more are dropped, for the conditions say the same.
 const CAPACITY: usize = 256;
@@ -115,9 +115,11 @@ pub fn of_change(before: &[Condition], after: &[Condition]) -> Vec<Notice> {
             notices.push(Notice { warning: told.warning, reason, message: now.message.clone(), related: None });
         }
     }
-    // `Ready` that is lost, after having been there
-    if status_of(before, READY) == Some("True")
+    // `Ready` that is lost, though nobody changed the spec
+    let ready_before = before.iter().find(|condition| condition.type_ == READY && condition.status == "True");
+    if let Some(was) = ready_before
         && let Some(ready) = after.iter().find(|condition| condition.type_ == READY && condition.status == "False")
+        && ready.observed_generation == was.observed_generation
     {
         notices.push(Notice {
             warning: true,
