@@ -192,7 +192,8 @@ impl WalStream {
     }
 
     /// Tells the server that all before `flushed` may be forgotten: the slot's `confirmed_flush_lsn` becomes `flushed`.
-    pub async fn confirm(&mut self, flushed: Lsn) -> Result<(), ReplicationError> {
+    /// With `reply_requested` it answers with a keepalive.
+    pub async fn confirm(&mut self, flushed: Lsn, reply_requested: bool) -> Result<(), ReplicationError> {
         let output = &mut self.wire.output;
         output.put_u8(b'd');
         output.put_i32(4 + 34);
@@ -201,7 +202,7 @@ impl WalStream {
             output.put_u64(flushed.0);
         }
         output.put_i64(jiff::Timestamp::now().as_microsecond() - POSTGRES_EPOCH);
-        output.put_u8(0);
+        output.put_u8(u8::from(reply_requested));
         self.wire.send().await
     }
 }

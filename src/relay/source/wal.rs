@@ -26,7 +26,8 @@ use crate::{
 const CONFIRM: Duration = Duration::from_millis(100);
 /// …and of our being alive at least this often (`wal_sender_timeout` is 60 s unless told).
 const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
-/// The server says where it is every 30 s at least (half of `wal_sender_timeout`); more silence than this is an end.
+/// More silence than this is an end. An idle server that hears from us has no reason to speak (it does so only when
+/// half of `wal_sender_timeout` passed without a word), so it is asked to after a third of this.
 const SILENCE: Duration = Duration::from_secs(90);
 
 /// What the server and the slot are at; for the status.
@@ -80,6 +81,10 @@ impl Tailer {
                 permit = batches.reserve(), if !self.decoder.batch.is_empty() => {
                     let permit = permit.map_err(|_closed| SourceError::Ended)?;
                     permit.send(self.decoder.take());
+                    if full {
+                        // nobody listened meanwhile
+                        self.heard_at = Instant::now();
+                    }
                 }
                 frame = self.stream.next(), if !full => {
                     self.heard_at = Instant::now();
@@ -128,7 +133,8 @@ impl Tailer {
         self.told_at = Instant::now();
         self.told = self.confirmed;
         // acknowledged last: every event before `confirmed` is with the broker, and that is recorded
-        self.stream.confirm(self.confirmed).await?;
+        let quiet = self.heard_at.elapsed() >= SILENCE / 3;
+        self.stream.confirm(self.confirmed, quiet).await?;
         self.tail.send_modify(|tail| tail.confirmed = self.confirmed);
         Ok(())
     }
