@@ -94,7 +94,9 @@ async fn measure() {
         starts: Vec::new(),
     };
     fs::write(&config, contract.to_yaml().unwrap()).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+    // it may measure a binary that was built elsewhere
+    let program = std::env::var_os("WEFT_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_weft").into());
+    let mut command = Command::new(program);
     command.args(["saga", "run", "--config"]).arg(&config).env("WEFT_ADMIN_PORT", admin_port.to_string());
     let engine = Process(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
     let api = SocketAddr::from(([127, 0, 0, 1], api_port));
