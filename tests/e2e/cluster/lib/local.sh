@@ -118,7 +118,8 @@ local_logs() {
 local_exec_node() {
   need_root exec-node
   [ -n "$(node_init)" ] || die "cluster $NAME is not up"
-  node "$@"
+  # where ctr asks, on kind without being told
+  CONTAINERD_ADDRESS=$RUN/containerd.sock node "$@"
 }
 local_audit_log() { say "$LOG/audit.log"; }
 

@@ -63,6 +63,6 @@ oci_pack() { tar -C "$1" --sort=name --owner=0 --group=0 --numeric-owner -cf "$2
 # oci_rename LAYOUT NAME:TAG: writes the full name into the layout's index.
 oci_rename() {
   local index=$1/index.json name=$2 ref=org.opencontainers.image.ref.name full=io.containerd.image.name
-  sed -i -E -e "s#\"$full\":\"[^\"]*\",?##" -e "s#\"$ref\":\"[^\"]*\"#\"$ref\":\"${name##*:}\",\"$full\":\"$name\"#" "$index"
+  sed -i -E -e "s#\"$full\":\"[^\"]*\",##; s#,\"$full\":\"[^\"]*\"##" -e "s#\"$ref\":\"[^\"]*\"#\"$ref\":\"${name##*:}\",\"$full\":\"$name\"#" "$index"
   grep -q "\"$full\":\"$name\"" "$index" || die "$index has no image to name $name"
 }
