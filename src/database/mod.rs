@@ -35,8 +35,7 @@ use crate::{
     shutdown::Shutdown,
 };
 
-/// Exit code when repeating cannot help: a migration that fails, a changed migration, a bad contract.
-pub const EXIT_DEFINITE: u8 = 65;
+pub use crate::contract::database_setup::EXIT_DEFINITE;
 
 /// Pause before an attempt is repeated: doubled each time, between these.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
