@@ -84,10 +84,12 @@ struct Participants {
     effects: Vec<Operation>,
     /// Refused for certain, without effect, until mended.
     refusing: HashSet<Operation>,
+    /// Steps whose repeated do is refused ("exists already") although the first one had its effect.
+    forgetful: HashSet<usize>,
 }
 
 impl Participants {
-    /// Whether it is done (now or before).
+    /// Whether the answer is success.
     fn handle(&mut self, (step, undo): Operation) -> bool {
         if self.refusing.contains(&(step, undo)) {
             return false; // its transaction is rolled back, barrier included
@@ -96,7 +98,7 @@ impl Participants {
         if fresh {
             self.effects.push((step, undo));
         }
-        true
+        fresh || undo || !self.forgetful.contains(&step)
     }
 }
 
@@ -131,6 +133,11 @@ impl World {
         }
         if random.percent(10) {
             participants.refusing.insert((random.below(steps + 1), random.percent(80)));
+        }
+        for (index, _) in definition.steps.iter().enumerate().filter(|(_, step)| step.undo.is_some()) {
+            if random.percent(15) {
+                participants.forgetful.insert(index);
+            }
         }
         let (log, due, in_flight, stray) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let pending = vec![(Event::Started { input }, command)];
