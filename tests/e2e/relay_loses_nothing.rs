@@ -56,13 +56,13 @@ async fn loses_nothing(world: &Scenario, mode: &str) -> Result<()> {
     world.apply(&writing).await?;
     let written = async {
         world
-            .until("every event is written", Duration::from_mins(4), async || {
+            .until("every event is written", Duration::from_mins(6), async || {
                 let rows = world.psql(SERVICE, "select count(*) from ledger").await?;
                 Ok((rows == [EVENTS.to_string()]).then_some(()))
             })
             .await
     };
-    world.while_killing(&victims(), Duration::from_secs(4), seed, written).await?;
+    world.while_killing(&victims(), Duration::from_secs(3), seed, written).await?;
 
     world
         .until("the outbox is empty", Duration::from_mins(2), async || {

@@ -35,7 +35,7 @@ async fn saga_ends() {
             all_are_accepted(world).await?;
             Ok(())
         };
-        world.while_killing(&victims(), Duration::from_secs(4), seed, all).await?;
+        world.while_killing(&victims(), Duration::from_secs(3), seed, all).await?;
         all_have_ended(world).await.with_context(|| format!("repeat it with WEFT_SEED={seed}"))?;
         effects_are_right(world).await.with_context(|| format!("repeat it with WEFT_SEED={seed}"))
     })
@@ -77,7 +77,7 @@ fn starter(namespace: &str) -> serde_json::Value {
 
 async fn all_are_accepted(world: &Scenario) -> Result<()> {
     world
-        .until("every saga is accepted", Duration::from_mins(4), async || {
+        .until("every saga is accepted", Duration::from_mins(6), async || {
             let job: Option<Job> = world.get("starter").await?;
             let status = job.and_then(|job| job.status).unwrap_or_default();
             Ok((status.succeeded == Some(1)).then_some(()))

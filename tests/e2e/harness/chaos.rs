@@ -2,12 +2,12 @@
 
 use std::{future::Future, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, ListParams};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
-use super::{Scenario, progress, shell};
+use super::{Scenario, objects::is_ready, progress, shell};
 
 /// `$WEFT_SEED`, or a new one.
 pub fn seed() -> u64 {
@@ -41,11 +41,12 @@ impl Victim {
 }
 
 impl Scenario {
-    /// Kills one of `victims` every `pause` (half of it to one and a half) until `work` is done. Gives what `work` gave.
+    /// Kills one of `victims` after another until `work` is done, and gives what `work` gave. Most times all are ready
+    /// again, and have been for `respite` (half of it to one and a half), before the next dies.
     pub async fn while_killing<T>(
         &self,
         victims: &[Victim],
-        pause: Duration,
+        respite: Duration,
         seed: u64,
         work: impl Future<Output = Result<T>>,
     ) -> Result<T> {
@@ -54,12 +55,13 @@ impl Scenario {
         let killing = async {
             let mut random = StdRng::seed_from_u64(seed);
             loop {
-                tokio::time::sleep(pause.mul_f64(random.random_range(0.5..1.5))).await;
-                let (Some(victim), by_process, also_pod) =
-                    (victims.choose(&mut random), random.random(), random.random())
-                else {
-                    return std::future::pending().await;
-                };
+                let (patient, respite) = (random.random_ratio(3, 4), respite.mul_f64(random.random_range(0.5..1.5)));
+                if patient && let Err(error) = self.all_are_ready(victims).await {
+                    return error;
+                }
+                tokio::time::sleep(respite).await;
+                let (victim, by_process, also_pod) = (victims.choose(&mut random), random.random(), random.random());
+                let Some(victim) = victim else { return anyhow!("nobody to kill") };
                 match self.kill(victim, by_process, also_pod).await {
                     Ok(()) => killed += 1,
                     Err(error) => progress(&format!("{}: could not kill {}: {error:#}", self.name, victim.labels)),
@@ -68,10 +70,23 @@ impl Scenario {
         };
         let worked = tokio::select! {
             worked = work => worked,
-            never = killing => never,
+            error = killing => Err(error),
         };
         progress(&format!("{}: {killed} were killed", self.name));
         worked.with_context(|| format!("repeat it with WEFT_SEED={seed}"))
+    }
+
+    async fn all_are_ready(&self, victims: &[Victim]) -> Result<()> {
+        for victim in victims {
+            let labels = &victim.labels;
+            self.until(&format!("a pod of {labels} is ready again"), Duration::from_mins(3), async || {
+                let pods = self.api::<Pod>().list(&ListParams::default().labels(labels)).await?;
+                let there = pods.iter().any(|pod| pod.metadata.deletion_timestamp.is_none() && is_ready(pod));
+                Ok(there.then_some(()))
+            })
+            .await?;
+        }
+        Ok(())
     }
 
     async fn kill(&self, victim: &Victim, by_process: bool, also_pod: bool) -> Result<()> {
