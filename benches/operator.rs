@@ -11,6 +11,7 @@
     clippy::cast_precision_loss
 )]
 
+#[allow(dead_code, reason = "the tests use more of it")]
 #[path = "../tests/operator/server.rs"]
 mod server;
 

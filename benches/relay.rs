@@ -17,6 +17,7 @@
     reason = "a benchmark"
 )]
 
+#[allow(dead_code, reason = "the tests use more of it")]
 #[path = "../tests/support/checker.rs"]
 mod checker;
 #[path = "../tests/integration/database.rs"]
@@ -85,9 +86,9 @@ async fn drain(setting: &Setting, mode: Mode, events: u64, aggregates: u64) {
          select 'order', (i % $3)::text, 'Changed', jsonb_build_object('n', i / $3 + 1, 'x', repeat('x', 170)) \
            from generate_series($1::bigint, $2::bigint - 1) i order by i";
     let statement = client.prepare(rows).await.unwrap();
-    for first in (0..events as i64).step_by(100) {
-        let end = (first + 100).min(events as i64);
-        client.execute(&statement, &[&first, &end, &(aggregates as i64)]).await.unwrap();
+    for first in (0..events.cast_signed()).step_by(100) {
+        let end = (first + 100).min(events.cast_signed());
+        client.execute(&statement, &[&first, &end, &(aggregates.cast_signed())]).await.unwrap();
     }
     client.batch_execute("analyze weft.outbox; checkpoint").await.unwrap();
     let mut stream = stream(setting).await;

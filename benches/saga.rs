@@ -231,9 +231,10 @@ async fn participate(port: u16) {
             let mut buffer = Vec::with_capacity(4096);
             while let Some(request) = message(&mut stream, &mut buffer).await {
                 let refused = request.starts_with("POST /charge") && request.ends_with("\"refuse\":true}");
-                let answer: &[u8] = match refused {
-                    true => b"HTTP/1.1 409 Conflict\r\ncontent-type: application/problem+json\r\ncontent-length: 18\r\n\r\n{\"type\":\"Refused\"}",
-                    false => b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 8\r\n\r\n{\"id\":1}",
+                let answer: &[u8] = if refused {
+                    b"HTTP/1.1 409 Conflict\r\ncontent-type: application/problem+json\r\ncontent-length: 18\r\n\r\n{\"type\":\"Refused\"}"
+                } else {
+                    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 8\r\n\r\n{\"id\":1}"
                 };
                 if stream.write_all(answer).await.is_err() {
                     return;

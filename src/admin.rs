@@ -106,9 +106,8 @@ where
     if let Some((last, at)) = &sent {
         tokio::time::sleep_until(*at + MIN_INTERVAL).await;
         let changed = async { status.wait_for(|now| now != last).await.map(|_| ()) };
-        match tokio::time::timeout_at(*at + SIGN_OF_LIFE, changed).await {
-            Ok(Err(_closed)) => return None,
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(_closed)) = tokio::time::timeout_at(*at + SIGN_OF_LIFE, changed).await {
+            return None;
         }
     }
     let now = status.borrow_and_update().clone();

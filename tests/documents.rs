@@ -1,5 +1,7 @@
 //! What the documents and the generated chart say is so: metrics, links, targets of make, reasons, definitions.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
 use std::{
     collections::BTreeSet,
     fs,

@@ -5,7 +5,7 @@
 //! A dead leader may not know that it is dead and go on sending. The judge looks at every single arrival: of each key
 //! the broker must hold a prefix of what was committed, and whatever is recorded must be with the broker.
 //!
-//! `WEFT_SIMULATION_SEEDS=N` runs N schedules (10,000 unless told), `WEFT_SEED=S` runs one again.
+//! `WEFT_SEEDS=N` runs N schedules (10,000 unless told), `WEFT_SEED=S` runs one again.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -529,14 +529,12 @@ fn nothing_is_lost_or_reordered_in_any_schedule() {
         return;
     }
     let (mut events, mut duplicates) = (0, 0);
-    for seed in 0..number("WEFT_SIMULATION_SEEDS").unwrap_or(10_000) {
-        match std::panic::catch_unwind(|| schedule(seed)) {
-            Ok((stored, again)) => {
-                events += stored;
-                duplicates += again;
-            }
-            Err(_) => panic!("the schedule of seed {seed} breaks the promise: run it again with WEFT_SEED={seed}"),
-        }
+    for seed in 0..number("WEFT_SEEDS").unwrap_or(10_000) {
+        let Ok((stored, again)) = std::panic::catch_unwind(|| schedule(seed)) else {
+            panic!("the schedule of seed {seed} breaks the promise: run it again with WEFT_SEED={seed}");
+        };
+        events += stored;
+        duplicates += again;
     }
     println!("{events} events, {duplicates} duplicates");
     assert!(events > 0 && duplicates > 0, "schedules that show nothing");
