@@ -78,6 +78,9 @@ async fn refuse_a_cluster_wide_operator(client: &Client) -> Result<()> {
 async fn clean_up_after_earlier_runs(client: &Client) -> Result<()> {
     let api: Api<Namespace> = Api::all(client.clone());
     for namespace in api.list(&ListParams::default().labels(LABEL)).await? {
+        if namespace.metadata.deletion_timestamp.is_some() {
+            continue;
+        }
         let name = namespace.metadata.name.unwrap_or_default();
         progress(&format!("removing {name} of an earlier run"));
         shell::uninstall_releases(&name).await?;
