@@ -21,9 +21,9 @@ async fn saga_gets_stuck_loudly() {
             world.apply_service(&microservice(service)).await?;
         }
         let mut trip = saga("trip", "stock", "travel");
-        for step in trip["spec"]["steps"].as_array_mut().into_iter().flatten() {
-            step["retry"] = json!({"maxAttempts": 2, "initialBackoff": "50ms", "maxBackoff": "30s"});
-        }
+        // only of the step whose undo will fail, lest a slow machine exhausts another one's attempts
+        let book = &mut trip["spec"]["steps"][1];
+        book["retry"] = json!({"maxAttempts": 2, "initialBackoff": "50ms", "maxBackoff": "30s"});
         world.apply(&trip).await?;
         world.ready::<Saga>("trip").await?;
         for service in ["stock", "travel"] {

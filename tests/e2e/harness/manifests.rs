@@ -67,7 +67,7 @@ pub fn saga(name: &str, first: &str, second: &str) -> Value {
             "name": name,
             "do": {"service": service, "command": "Act"},
             "undo": {"service": service, "command": "Undo"},
-            "timeout": "2s",
+            "timeout": "10s",
             "retry": retry,
         })
     };
