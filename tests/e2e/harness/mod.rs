@@ -106,6 +106,9 @@ where
     }
 }
 
+/// A deadline ends a test that would never end; it is no measurement.
+const PATIENCE: u32 = 3;
+
 /// A line that is seen at once, also while the test harness captures output.
 pub fn progress(line: &str) {
     let _ = writeln!(std::io::stderr(), "    {line}");
@@ -113,12 +116,14 @@ pub fn progress(line: &str) {
 
 impl Scenario {
     /// Looks until `probe` gives a value. A failing look is a look without a value: servers are killed here.
+    /// `within` is for an idle machine; a busy one gets [`PATIENCE`] times as long.
     pub async fn until<T>(
         &self,
         what: &str,
         within: Duration,
         mut probe: impl AsyncFnMut() -> Result<Option<T>>,
     ) -> Result<T> {
+        let within = within * PATIENCE;
         let deadline = Instant::now() + within;
         loop {
             let last = match probe().await {
