@@ -3,8 +3,12 @@
 //! Only the leader writes it, on the control connection. Rows go in batches, off the hot path: an acknowledgement waits for
 //! nothing here. The slot is told of an event only after its row is gone and that is durable, so that no crash leaves a
 //! row behind that is neither streamed again nor deleted.
+//!
+//! A walsender may send a transaction before other sessions see it: its commit is in the WAL first, and only then is it
+//! taken off the list of running transactions. So a row may be published before it can be deleted; such a row is deleted
+//! a little later, and until then the slot is told of nothing.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -26,6 +30,8 @@ const DELETE: usize = 4096;
 const RECORD: Duration = Duration::from_millis(100);
 /// Deadline of one deletion.
 const DELETE_DEADLINE: Duration = Duration::from_mins(1);
+/// A row that is not seen for so long is gone: it was deleted in a former term, and its event came again.
+const UNSEEN: Duration = Duration::from_secs(5);
 /// How often rows are counted (while there is work) and the slot is looked at.
 const LOOK: Duration = Duration::from_secs(10);
 
@@ -79,6 +85,10 @@ pub(crate) struct Recorder<'a> {
     pub(crate) report: &'a Arc<Report>,
     /// Whether there is a slot to look at.
     pub(crate) slot: bool,
+    /// Published rows that were not there to be deleted, and until when that is tried.
+    pub(crate) unseen: HashMap<Uuid, Instant>,
+    /// The last mark that the source was not told of, because of them.
+    pub(crate) held: Option<Mark>,
 }
 
 impl Recorder<'_> {
@@ -98,7 +108,7 @@ impl Recorder<'_> {
                 }
                 () = sleep_until(at), if due.is_some() || !room => {
                     self.record(std::mem::take(&mut pending)).await?;
-                    due = None;
+                    due = (!self.unseen.is_empty()).then(|| Instant::now() + RECORD);
                 }
                 () = sleep_until(look) => {
                     self.look().await?;
@@ -108,8 +118,11 @@ impl Recorder<'_> {
         }
     }
 
-    async fn record(&self, done: Done) -> Result<(), SourceError> {
-        let Done { rows, mark } = done;
+    async fn record(&mut self, done: Done) -> Result<(), SourceError> {
+        let Done { mut rows, mark } = done;
+        let count = rows.len();
+        let unseen = std::mem::take(&mut self.unseen);
+        rows.extend(unseen.keys());
         // an empty transaction's mark needs no record of its own
         if rows.is_empty() && mark.as_ref().is_none_or(|mark| matches!(mark.point, Point::Committed(_))) {
             self.tell(mark);
@@ -124,18 +137,28 @@ impl Recorder<'_> {
             Some(Point::Committed(at)) => lsn = Some(at.to_string()),
             None => {}
         }
-        let statement = "with gone as (delete from weft.outbox where id = any ($2) returning 1) \
+        let statement = "with gone as (delete from weft.outbox where id = any ($2) returning id) \
              update weft.relay_checkpoint \
                 set published = published + (select count(*) from gone), \
                     snapshot = coalesce($3::text::pg_snapshot, snapshot), lsn = coalesce($4::text::pg_lsn, lsn), \
                     copied = copied or $5, updated_at = now() \
-              where relay = $1 returning published";
+              where relay = $1 \
+             returning published, case when (select count(*) from gone) = cardinality($2) then '{}' \
+                  else array(select unnest($2) except select id from gone) end";
         let doing = "recording what is published";
         let parameters: [&(dyn ToSql + Sync); 5] = [&self.relay, &rows, &snapshot, &lsn, &copied];
         let row = within(DELETE_DEADLINE, doing, self.client.query_one(statement, &parameters)).await?;
         let published: i64 = row.try_get(0).map_err(SourceError::query(doing))?;
-        self.report.recorded(rows.len() as u64, published.unsigned_abs(), mark.as_ref().map(|mark| &mark.point));
-        self.tell(mark);
+        let missing: Vec<Uuid> = row.try_get(1).map_err(SourceError::query(doing))?;
+        let now = Instant::now();
+        let until = |id: Uuid| unseen.get(&id).copied().unwrap_or(now + UNSEEN);
+        self.unseen = missing.into_iter().map(|id| (id, until(id))).filter(|(_, until)| *until > now).collect();
+        self.report.recorded(count as u64, published.unsigned_abs(), mark.as_ref().map(|mark| &mark.point));
+        self.held = mark.or(self.held.take());
+        if self.unseen.is_empty() {
+            let mark = self.held.take();
+            self.tell(mark);
+        }
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! One term of leadership: from the lock to its loss.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use tokio::sync::{mpsc, watch};
 use tokio_postgres::Client;
@@ -69,6 +69,8 @@ pub(crate) async fn lead(
         recorded: progress,
         report,
         slot: *mode == Mode::LogTailing,
+        unseen: HashMap::new(),
+        held: None,
     };
     let source = Source { contract, control, report, batches };
     tokio::select! {

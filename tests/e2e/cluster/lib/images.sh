@@ -123,7 +123,7 @@ image_of_postgres() { # like the official Debian one, but for LANG (C.UTF-8) and
   sed -i "s/^#listen_addresses = .*/listen_addresses = '*'/" "$1/usr/share/postgresql/$POSTGRES/postgresql.conf.sample"
   grep -q "^listen_addresses = '\*'" "$1/usr/share/postgresql/$POSTGRES/postgresql.conf.sample"
   options=(--entrypoint docker-entrypoint.sh --cmd postgres --stop-signal SIGINT
-    --env "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:$lib/bin"
+    --env "PATH=/usr/local/sbin:/usr/local/bin:$lib/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     --env LANG=C.UTF-8 --env "PG_MAJOR=$POSTGRES" --env PGDATA=/var/lib/postgresql/data)
 }
 
