@@ -6,24 +6,14 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use kube::{ResourceExt, api::ListParams};
 use serde_json::json;
-use weft::api::v1alpha1::{Microservice, OutboxRelay, Saga};
+use weft::api::v1alpha1::Microservice;
 
-use crate::harness::{self, Company, Release, Scenario, microservice, relay, saga, same, scenario};
+use crate::harness::{self, Company, Release, Scenario, microservice, same, scenario};
 
 #[tokio::test]
 async fn operator_upgrade_restarts_nothing() {
     scenario("operator_upgrade_restarts_nothing", Company::Others, async |world| {
-        world.install(&Release { nats: true, ..world.release() }).await?;
-        for service in ["stock", "travel"] {
-            world.apply_service(&microservice(service)).await?;
-        }
-        world.apply(&relay("stock", "LogTailing", &world.namespace)).await?;
-        world.apply(&saga("trip", "stock", "travel")).await?;
-        for service in ["stock", "travel"] {
-            world.ready::<Microservice>(service).await?;
-        }
-        world.ready::<OutboxRelay>("stock").await?;
-        world.ready::<Saga>("trip").await?;
+        world.install_one_of_each().await?;
         let before = (world.operands().await?, templates(world).await?);
 
         harness::make_image_next().await?;

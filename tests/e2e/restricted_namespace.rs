@@ -4,9 +4,8 @@
 use anyhow::{Result, ensure};
 use k8s_openapi::api::core::v1::{Event, Namespace, Pod};
 use kube::{Api, ResourceExt, api::ListParams};
-use weft::api::v1alpha1::{Microservice, OutboxRelay, Saga};
 
-use crate::harness::{Company, Release, microservice, relay, saga, scenario};
+use crate::harness::{Company, scenario};
 
 #[tokio::test]
 async fn restricted_namespace() {
@@ -14,17 +13,7 @@ async fn restricted_namespace() {
         let namespace = Api::<Namespace>::all(world.client.clone()).get(&world.namespace).await?;
         let level = namespace.labels().get("pod-security.kubernetes.io/enforce").map(String::as_str);
         ensure!(level == Some("restricted"), "the namespace enforces {level:?}");
-        world.install(&Release { nats: true, ..world.release() }).await?;
-        for service in ["stock", "travel"] {
-            world.apply_service(&microservice(service)).await?;
-        }
-        world.apply(&relay("stock", "LogTailing", &world.namespace)).await?;
-        world.apply(&saga("trip", "stock", "travel")).await?;
-        for service in ["stock", "travel"] {
-            world.ready::<Microservice>(service).await?;
-        }
-        world.ready::<OutboxRelay>("stock").await?;
-        world.ready::<Saga>("trip").await?;
+        world.install_one_of_each().await?;
         every_part_runs(&world.api::<Pod>().list(&ListParams::default()).await?.items)?;
         for event in world.api::<Event>().list(&ListParams::default()).await? {
             let message = event.message.unwrap_or_default();

@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use jiff::Timestamp;
-use weft::api::v1alpha1::{Microservice, OutboxRelay, Saga};
 
-use crate::harness::{Company, Release, Request, microservice, relay, saga, scenario};
+use crate::harness::{Company, Request, scenario};
 
 /// How long it has to be silent, and how long it may take until it is.
 const SILENCE: Duration = Duration::from_mins(1);
@@ -15,17 +14,7 @@ const SETTLING: Duration = Duration::from_secs(45);
 #[tokio::test]
 async fn silent_when_converged() {
     scenario("silent_when_converged", Company::Others, async |world| {
-        world.install(&Release { nats: true, ..world.release() }).await?;
-        for service in ["stock", "travel"] {
-            world.apply_service(&microservice(service)).await?;
-        }
-        world.apply(&relay("stock", "LogTailing", &world.namespace)).await?;
-        world.apply(&saga("trip", "stock", "travel")).await?;
-        for service in ["stock", "travel"] {
-            world.ready::<Microservice>(service).await?;
-        }
-        world.ready::<OutboxRelay>("stock").await?;
-        world.ready::<Saga>("trip").await?;
+        world.install_one_of_each().await?;
 
         let converged = Timestamp::now();
         let begun = world

@@ -1,10 +1,10 @@
 //! The operator of a scenario: a release of the chart, in the scenario's own namespace.
 
 use anyhow::{Context, Result};
-
 use tokio::sync::OnceCell;
+use weft::api::v1alpha1::{Microservice, OutboxRelay, Saga};
 
-use super::{Scenario, root, shell};
+use super::{Scenario, microservice, relay, root, saga, shell};
 
 /// Service account, Deployment and Lease of the operator: the release's name.
 pub const NAME: &str = "weft";
@@ -44,6 +44,21 @@ impl Scenario {
         args.extend(values.iter().map(String::as_str));
         shell::helm(&args).await.context("installing the operator")?;
         Ok(())
+    }
+
+    /// The operator with a broker, and on it two services, a relay of one of them, and a saga over both; all Ready.
+    pub async fn install_one_of_each(&self) -> Result<()> {
+        self.install(&Release { nats: true, ..self.release() }).await?;
+        for service in ["stock", "travel"] {
+            self.apply_service(&microservice(service)).await?;
+        }
+        self.apply(&relay("stock", "LogTailing", &self.namespace)).await?;
+        self.apply(&saga("trip", "stock", "travel")).await?;
+        for service in ["stock", "travel"] {
+            self.ready::<Microservice>(service).await?;
+        }
+        self.ready::<OutboxRelay>("stock").await?;
+        self.ready::<Saga>("trip").await
     }
 
     pub async fn uninstall(&self) -> Result<()> {
