@@ -56,6 +56,8 @@ e2e: ## Tests on a cluster; ONLY=NAME runs the tests whose name has NAME in it
 	hack/test charts e2e
 
 bench: ## Measure; ONLY=NAME runs one benchmark
+	hack/prerequisites test
+	$(CLUSTER) build nats-server
 	cargo bench --locked $(if $(ONLY),--bench $(ONLY))
 
 simulate: ## Drive the saga and the relay through SEEDS random schedules (default 100000)

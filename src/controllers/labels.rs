@@ -33,6 +33,8 @@ pub const TEMPLATE_HASH_ANNOTATION: &str = "weft.dev/template-hash";
 pub const DEPENDENCIES_ANNOTATION: &str = "weft.dev/dependencies";
 /// On a custom resource: `now` asks for the operator's own data-plane image at once.
 pub const UPGRADE_ANNOTATION: &str = "weft.dev/upgrade";
+/// On a pod of the data plane, written when the contract that it mounts changed: that ConfigMap's `resourceVersion`.
+pub const CONTRACT_VERSION_ANNOTATION: &str = "weft.dev/contract-version";
 /// On every child but Secrets, written by the runtime: hash of what was applied. Plans do not set it.
 pub const APPLIED_HASH_ANNOTATION: &str = "weft.dev/applied-hash";
 

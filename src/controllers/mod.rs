@@ -6,6 +6,7 @@
 pub mod apply;
 pub mod backoff;
 pub mod conditions;
+pub mod contract_readers;
 pub mod data_plane;
 pub mod database;
 pub mod definitions;

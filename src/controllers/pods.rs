@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use k8s_openapi::{
+    api::{core::v1::Pod, events::v1::Event},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use kube::{api::ApiResource, core::Object};
 use serde::Deserialize;
 
 use super::{
+    database,
     labels::COMPONENT_LABEL,
     live::{null_is_default, version},
 };
@@ -24,6 +28,8 @@ const JOB_LABEL: &str = "batch.kubernetes.io/job-name";
 /// Restarts from which a container that is not ready counts as crash-looping, also between two crashes.
 const MANY_RESTARTS: i32 = 2;
 const MAX_LAST_WORDS: usize = 512;
+/// What a program says (`ENOSPC`) when its volume is full.
+const FULL: &str = "No space left on device";
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -120,6 +126,8 @@ pub struct PodSeen {
     /// The Job that it is an attempt of.
     pub job: Option<String>,
     pub deleting: bool,
+    /// Its uid, while none of its containers could be made yet: its volumes may be what it waits for.
+    pub creating: Option<String>,
     /// Where its `/status` is, while it runs.
     pub admin_address: Option<String>,
     pub problems: Vec<Problem>,
@@ -140,6 +148,7 @@ impl From<LivePod> for PodSeen {
             component: label(labels, COMPONENT_LABEL).unwrap_or_default(),
             job: label(labels, JOB_LABEL),
             deleting,
+            creating: metadata.uid.clone().filter(|_| !deleting && status.is_creating()),
             admin_address: status.pod_ip.clone().filter(|_| has_admin && !deleting && status.is_going()),
             problems: if deleting { Vec::new() } else { status.problems(&metadata) },
             last_words: status.last_words(),
@@ -155,6 +164,14 @@ impl PodStatus {
     /// Some container has started: with a sidecar that runs, a pod may still be `Pending`.
     fn is_going(&self) -> bool {
         self.phase == "Running" || self.phase == "Pending"
+    }
+
+    fn is_creating(&self) -> bool {
+        let waits = |container: &ContainerStatus| {
+            let waiting = container.state.waiting.as_ref().map(|waiting| waiting.reason.as_str());
+            matches!(waiting, Some("ContainerCreating" | "PodInitializing"))
+        };
+        self.phase == "Pending" && self.statuses().next().is_some() && self.statuses().all(waits)
     }
 
     fn statuses(&self) -> impl Iterator<Item = &ContainerStatus> {
@@ -190,35 +207,51 @@ impl PodStatus {
 
 impl ContainerStatus {
     fn problem(&self, namespace: &str, pod: &str) -> Option<Problem> {
-        let container = &self.name;
-        let problem = |reason: &str, message: String| Some(Problem { reason: reason.to_owned(), message });
-        if let Some(waiting) = &self.state.waiting {
-            let message = &waiting.message;
-            match waiting.reason.as_str() {
-                "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull"
-                | "ImageInspectError" => {
-                    return problem(
-                        "ImagePullFailed",
-                        format!("the image of container {container} cannot be pulled: {}", image_words(message)),
-                    );
-                }
-                "CreateContainerConfigError" if message.starts_with("secret ") => {
-                    return problem("SecretMissing", format!("container {container} of pod {pod} waits: {message}"));
-                }
-                "CreateContainerConfigError" if message.starts_with("configmap ") => {
-                    return problem("ConfigMapMissing", format!("container {container} of pod {pod} waits: {message}"));
-                }
-                "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
-                    return problem(
-                        "ContainerRefused",
-                        format!("container {container} of pod {pod} cannot start: {message}"),
-                    );
-                }
-                _ => {}
+        self.cannot_start(pod).or_else(|| self.keeps_ending(namespace, pod))
+    }
+
+    fn cannot_start(&self, pod: &str) -> Option<Problem> {
+        let (container, waiting) = (&self.name, self.state.waiting.as_ref()?);
+        let message = &waiting.message;
+        match waiting.reason.as_str() {
+            "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" | "ImageInspectError" => {
+                problem(
+                    "ImagePullFailed",
+                    format!("the image of container {container} cannot be pulled: {}", image_words(message)),
+                )
             }
+            "CreateContainerConfigError" if message.starts_with("secret ") => {
+                problem("SecretMissing", format!("container {container} of pod {pod} waits: {message}"))
+            }
+            "CreateContainerConfigError" if message.starts_with("configmap ") => {
+                problem("ConfigMapMissing", format!("container {container} of pod {pod} waits: {message}"))
+            }
+            "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
+                problem("ContainerRefused", format!("container {container} of pod {pod} cannot start: {message}"))
+            }
+            _ => None,
         }
+    }
+
+    fn keeps_ending(&self, namespace: &str, pod: &str) -> Option<Problem> {
+        let container = &self.name;
         let last = self.state.terminated.as_ref().or(self.last_state.terminated.as_ref())?;
-        if self.ready || self.restart_count < MANY_RESTARTS || last.exit_code == 0 {
+        if self.ready || self.restart_count == 0 || last.exit_code == 0 {
+            return None;
+        }
+        // once is enough to know; and PostgreSQL's words may be passed on, unlike those of a service
+        if container == database::CONTAINER
+            && let Some(line) = last.message.lines().find(|line| line.contains(FULL))
+        {
+            return problem(
+                "VolumeFull",
+                format!(
+                    "pod {pod} has no room left on its volume: make room on it, or enlarge its claim if the StorageClass can (the server said: {})",
+                    tail(line)
+                ),
+            );
+        }
+        if self.restart_count < MANY_RESTARTS {
             return None;
         }
         if last.reason == "OOMKilled" {
@@ -236,6 +269,38 @@ impl ContainerStatus {
                 last.exit_code
             ),
         )
+    }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "its callers give one problem or none")]
+fn problem(reason: &str, message: String) -> Option<Problem> {
+    Some(Problem { reason: reason.to_owned(), message })
+}
+
+/// What keeps a pod from mounting its volumes, as its kubelet says in an Event `FailedMount`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountFailure {
+    /// Name of the Event.
+    pub event: String,
+    /// Uid of the pod.
+    pub pod_uid: String,
+    pub problem: Problem,
+}
+
+impl MountFailure {
+    /// The pod's name, and what the Event says of it.
+    pub fn read(event: Event) -> Option<(String, Self)> {
+        let pod = event.regarding.filter(|regarding| regarding.kind.as_deref() == Some("Pod"))?;
+        let (name, note) = (pod.name?, event.note.unwrap_or_default());
+        let missing = |what: &str| note.contains(&format!("{what} \"")) && note.contains("not found");
+        let reason = match () {
+            () if missing("secret") => "SecretMissing",
+            () if missing("configmap") => "ConfigMapMissing",
+            () => "VolumeNotMounted",
+        };
+        let message = format!("pod {name} waits for a volume: {}", tail(&note));
+        let problem = Problem { reason: reason.to_owned(), message };
+        Some((name, Self { event: event.metadata.name?, pod_uid: pod.uid?, problem }))
     }
 }
 
@@ -279,6 +344,49 @@ mod tests {
             {"reason": "CreateContainerConfigError", "message": "secret \"stripe\" not found"}}}]}));
         assert_eq!(reasons(&pod), ["SecretMissing"]);
         assert!(pod.problems[0].message.contains("\"stripe\""));
+    }
+
+    #[test]
+    fn a_full_volume_is_called_so() {
+        let crashed = |message: &str| {
+            json!({"phase": "Running", "containerStatuses": [{"name": "postgres", "restartCount": 1,
+                "state": {"terminated": {"exitCode": 1, "message": message}}}]})
+        };
+        let panic = "PANIC:  could not write to file \"pg_wal/xlogtemp.7\": No space left on device";
+        let full = pod(crashed(&format!("LOG:  redo done\n{panic}\nLOG:  database system is shut down\n")));
+        assert_eq!(reasons(&full), ["VolumeFull"]);
+        assert!(full.problems[0].message.contains(panic), "{}", full.problems[0].message);
+        assert!(pod(crashed("FATAL:  could not open a file")).problems.is_empty());
+    }
+
+    #[test]
+    fn a_volume_that_cannot_be_mounted_says_why() {
+        let failure = |note: &str| {
+            let event: Event =
+                serde_json::from_value(json!({"metadata": {"name": "orders-1.17"}, "reason": "FailedMount",
+                "eventTime": null, "regarding": {"kind": "Pod", "name": "orders-1", "uid": "u"}, "note": note}))
+                .unwrap();
+            MountFailure::read(event).unwrap().1.problem
+        };
+        let secret = failure("MountVolume.SetUp failed for volume \"tls\" : secret \"orders-tls\" not found");
+        assert_eq!(secret.reason, "SecretMissing");
+        assert!(secret.message.contains("pod orders-1 waits") && secret.message.contains("\"orders-tls\""));
+        assert_eq!(failure("Unable to attach or mount volumes: timed out").reason, "VolumeNotMounted");
+    }
+
+    #[test]
+    fn a_pod_is_being_created_until_its_first_container_is_made() {
+        let waiting = |reason: &str| json!({"name": "service", "state": {"waiting": {"reason": reason}}});
+        let creating = |status: Value| {
+            let mut object = json!({"metadata": {"name": "a", "uid": "u"}, "spec": {}, "status": status});
+            object["status"]["phase"] = "Pending".into();
+            PodSeen::from(serde_json::from_value::<LivePod>(object).unwrap()).creating
+        };
+        assert_eq!(creating(json!({"containerStatuses": [waiting("ContainerCreating")]})).as_deref(), Some("u"));
+        assert_eq!(creating(json!({"containerStatuses": [waiting("ErrImagePull")]})), None);
+        let sidecar = json!({"name": "relay", "state": {"running": {}}});
+        let started = json!({"initContainerStatuses": [sidecar], "containerStatuses": [waiting("PodInitializing")]});
+        assert_eq!(creating(started), None);
     }
 
     #[test]

@@ -10,13 +10,15 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Resource;
 
 use super::{
-    apply::{self, Outcome},
+    apply::{self, Outcome, Written},
+    contract_readers,
     events::Notice,
     finalizer,
     key::{Key, ObjectId, ObjectKind},
     kind::{Applied, Class, Kind},
+    live::ChildSeen,
     microservice, outbox_relay,
-    plan::{Plan, Rejection},
+    plan::{ChildKind, ChildRef, Plan, Rejection},
     runtime::{Shared, Verdict},
     saga, status,
     world::Concerned,
@@ -153,6 +155,7 @@ async fn carry_out(
     let present: BTreeMap<_, _> = shared.world().children(key);
     let Outcome { applied, written, drifted, deleted } =
         apply::apply(&shared.client, &shared.memory, key, &present, plan).await;
+    hurry(shared, key, &present, &written).await;
     let mut concerned: Concerned = {
         let mut world = shared.world();
         let set: Vec<_> = written.into_iter().map(|child| world.set_child(key, child.child, child.seen)).collect();
@@ -186,6 +189,18 @@ async fn carry_out(
         tracing::warn!(reason = failure.reason, message = failure.message, "a child could not be written");
     }
     applied
+}
+
+/// Pods that mount a contract which has just changed read it now.
+async fn hurry(shared: &Shared, key: &Key, present: &BTreeMap<ChildRef, ChildSeen>, written: &[Written]) {
+    let changed = written.iter().find(|Written { child, seen }| {
+        child.kind == ChildKind::ConfigMap.as_str()
+            && present.get(child).is_some_and(|before| before.version != seen.version)
+    });
+    if let Some(Written { seen, .. }) = changed {
+        let pods = shared.world().contract_readers(key);
+        contract_readers::hurry(&shared.client, &key.id.namespace, &pods, seen.version).await;
+    }
 }
 
 /// The object is gone, and the children with it: Kubernetes collects them.

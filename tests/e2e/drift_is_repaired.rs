@@ -14,6 +14,7 @@ use weft::api::v1alpha1::Microservice;
 
 use crate::harness::{Company, Scenario, microservice, same, scenario};
 
+/// The promise: on an idle machine it takes a second.
 const SOON: Duration = Duration::from_secs(30);
 
 #[tokio::test]
@@ -46,7 +47,7 @@ async fn changes_are_undone(world: &Scenario) -> Result<()> {
     let patch = kube::api::Patch::Json::<()>(serde_json::from_value(image)?);
     world.api::<Deployment>().patch("orders", &kube::api::PatchParams::default(), &patch).await?;
     world
-        .until("the Deployment is as it was", SOON, async || {
+        .promptly("the Deployment is as it was", SOON, async || {
             let now = world.get::<Deployment>("orders").await?.context("no Deployment")?;
             let form = |deployment: &Deployment| {
                 let spec = deployment.spec.clone().unwrap_or_default();
@@ -59,7 +60,7 @@ async fn changes_are_undone(world: &Scenario) -> Result<()> {
 
     world.merge::<Service>("orders", &json!({"spec": {"selector": {"app.kubernetes.io/instance": "other"}}})).await?;
     world
-        .until("the Service selects the pods again", SOON, async || {
+        .promptly("the Service selects the pods again", SOON, async || {
             let selector = world.get::<Service>("orders").await?.and_then(|service| service.spec?.selector);
             let instance = selector.unwrap_or_default().remove("app.kubernetes.io/instance");
             Ok((instance.as_deref() == Some("orders")).then_some(()))
@@ -69,7 +70,7 @@ async fn changes_are_undone(world: &Scenario) -> Result<()> {
     let opened = json!({"spec": {"ingress": [{}]}});
     world.merge::<NetworkPolicy>("orders-db", &opened).await?;
     world
-        .until("the database is closed to others again", SOON, async || {
+        .promptly("the database is closed to others again", SOON, async || {
             let policy = world.get::<NetworkPolicy>("orders-db").await?.and_then(|policy| policy.spec?.ingress);
             Ok(policy.unwrap_or_default().iter().all(|rule| rule.from.is_some()).then_some(()))
         })
@@ -78,7 +79,7 @@ async fn changes_are_undone(world: &Scenario) -> Result<()> {
     let label = json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": null}}});
     world.merge::<Service>("orders-db", &label).await?;
     world
-        .until("the label is back", SOON, async || {
+        .promptly("the label is back", SOON, async || {
             let service = world.get::<Service>("orders-db").await?.context("no Service")?;
             Ok(service.labels().contains_key("app.kubernetes.io/managed-by").then_some(()))
         })
@@ -101,7 +102,7 @@ where
     for object in before {
         let what = format!("{} {} is there again", K::kind(&()), object.name_any());
         world
-            .until(&what, SOON, async || {
+            .promptly(&what, SOON, async || {
                 let now = world.get::<K>(&object.name_any()).await?;
                 Ok(now.filter(|now| now.uid() != object.uid()).map(drop))
             })

@@ -29,3 +29,4 @@ mod schema_first;
 mod silent_when_converged;
 mod two_namespaces;
 mod uninstall_keeps_data;
+mod what_is_wrong_is_said;

@@ -105,7 +105,7 @@ fn victims() -> Vec<Victim> {
     vec![
         Victim::new(SERVICE, "service", "weft-relay", Kill::ProcessOrPod),
         Victim::new(SERVICE, "service", "weft-relay", Kill::ProcessOrPod),
-        Victim::new(SERVICE, "database", "postgres", Kill::ProcessThenPod),
+        Victim::new(SERVICE, "database", "postgres", Kill::ProcessOrPod),
         broker,
     ]
 }

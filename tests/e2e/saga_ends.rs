@@ -45,11 +45,11 @@ async fn saga_ends() {
 fn victims() -> Vec<Victim> {
     vec![
         Victim::new("default-orchestrator", "orchestrator", "orchestrator", Kill::ProcessOrPod),
-        Victim::new("default-orchestrator", "database", "postgres", Kill::ProcessThenPod),
+        Victim::new("default-orchestrator", "database", "postgres", Kill::ProcessOrPod),
         Victim::new(FIRST, "service", "service", Kill::ProcessOrPod),
         Victim::new(SECOND, "service", "service", Kill::ProcessOrPod),
-        Victim::new(FIRST, "database", "postgres", Kill::ProcessThenPod),
-        Victim::new(SECOND, "database", "postgres", Kill::ProcessThenPod),
+        Victim::new(FIRST, "database", "postgres", Kill::ProcessOrPod),
+        Victim::new(SECOND, "database", "postgres", Kill::ProcessOrPod),
     ]
 }
 

@@ -143,9 +143,13 @@ impl System {
 
     /// Places an order, as often as it takes: the key makes it one.
     async fn place(&self, key: &str, customer: &str, total: i64) -> String {
+        self.place_for(key, customer, total, None).await
+    }
+
+    async fn place_for(&self, key: &str, customer: &str, total: i64, article: Option<&str>) -> String {
         let mut id = None;
         servers::until("the order is taken", async || {
-            let body = json!({"customerId": customer, "total": total});
+            let body = json!({"customerId": customer, "total": total, "article": article});
             let (status, placed) = self.orders.post("/orders", &[("idempotency-key", key)], body).await;
             id = (status == StatusCode::CREATED).then(|| placed["id"].as_str().unwrap().to_owned());
             id.is_some()
@@ -207,16 +211,19 @@ impl System {
 async fn orders_are_approved_or_rejected_with_the_reason() {
     let system = System::start().await;
     let ann = system.customer(1_000).await;
-    let approved = system.place("a", &ann, 700).await;
+    let approved = system.place_for("a", &ann, 700, Some("teapot")).await;
     assert_eq!(system.decided(&approved).await["state"], "APPROVED");
     let (poor, unknown) = (system.place("b", &ann, 700).await, system.place("c", "nobody", 1).await);
-    for (order, reason) in [(&poor, "INSUFFICIENT_CREDIT"), (&unknown, "UNKNOWN_CUSTOMER")] {
+    let sold_out = system.place_for("d", &ann, 200, Some("unicorn")).await;
+    for (order, reason) in [(&poor, "INSUFFICIENT_CREDIT"), (&unknown, "UNKNOWN_CUSTOMER"), (&sold_out, "OUT_OF_STOCK")]
+    {
         let order = system.decided(order).await;
         assert_eq!((&order["state"], &order["reason"]), (&json!("REJECTED"), &json!(reason)));
     }
     assert_eq!(system.reserved(&ann).await, 700);
-    system.orchestrator.until_counts("create-order", &[("completed", 1), ("compensated", 2), ("running", 0)]).await;
-    let expected = [("CreditReserved", 1), ("OrderApproved", 1), ("OrderCreated", 3), ("OrderRejected", 2)];
+    system.orchestrator.until_counts("create-order", &[("completed", 1), ("compensated", 3), ("running", 0)]).await;
+    let expected =
+        [("CreditReleased", 1), ("CreditReserved", 2), ("OrderApproved", 1), ("OrderCreated", 4), ("OrderRejected", 3)];
     servers::until("all events are in the stream", async || {
         let mut counts = BTreeMap::new();
         for (_, kind, _) in system.events().await {

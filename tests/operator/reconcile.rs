@@ -203,6 +203,32 @@ async fn a_new_leader_listens_before_it_says_that_a_relay_is_silent() {
 }
 
 #[tokio::test]
+async fn a_changed_contract_is_read_at_once() {
+    let server = Server::default();
+    let shared = shared(&server);
+    let pod: LivePod = serde_json::from_value(json!({
+        "metadata": {"name": "orders-1", "namespace": "shop"},
+        "spec": {"containers": [{"name": "relay", "ports": [{"containerPort": 9464}]}]},
+        "status": {"phase": "Running", "podIP": "10.0.0.1"},
+    }))
+    .unwrap();
+    shared.world().set_pod(&orders(), "orders-1".to_owned(), pod.into());
+    let key = Key::new(ObjectKind::OutboxRelay, "shop", "events");
+    let mut events = relay(&Value::Null);
+    shared.world().set(events.clone());
+    reconcile(&shared, &key).await;
+    assert_eq!(server.lines(), ["PATCH configmaps/events-relay"], "a new contract has no readers yet");
+    events.spec.paused = true;
+    events.metadata.resource_version = Some("2".to_owned());
+    shared.world().set(events);
+    reconcile(&shared, &key).await;
+    let asked = server.asked();
+    let lines: Vec<_> = asked.iter().map(Asked::line).collect();
+    assert_eq!(lines, ["PATCH configmaps/events-relay", "PATCH pods/orders-1"]);
+    assert!(asked[1].body["metadata"]["annotations"]["weft.dev/contract-version"].is_string(), "{}", asked[1].body);
+}
+
+#[tokio::test]
 async fn a_malformed_object_is_rejected_in_a_sentence() {
     let server = Server::default();
     let shared = shared(&server);

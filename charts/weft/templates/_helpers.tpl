@@ -60,13 +60,13 @@ capabilities: {drop: [ALL]}
 - apiGroups: [weft.dev]
   resources: [microservices]
   verbs: [patch]
-# Server-side apply asks for `create` and `patch`.
+# Server-side apply asks for `create` and `patch`. A Job is never changed.
 - apiGroups: [apps]
   resources: [deployments, statefulsets]
   verbs: [list, watch, create, patch, delete]
 - apiGroups: [batch]
   resources: [jobs]
-  verbs: [list, watch, create, patch, delete]
+  verbs: [list, watch, create, delete]
 - apiGroups: [""]
   resources: [services, serviceaccounts]
   verbs: [list, watch, create, patch, delete]
@@ -79,16 +79,18 @@ capabilities: {drop: [ALL]}
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [list, watch, create, patch, delete]
+# An annotation on a pod has its kubelet refresh the contract that the pod mounts.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list, watch]
+  verbs: [list, watch, patch]
 # A Secret is made when it is missing, and deleted with its owner. It is never read: the operator has no use for a password.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [create, delete]
+# Its own, and those in which a kubelet says why a pod cannot mount its volumes.
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [list, watch, create, patch]
 {{- end }}
 
 {{- define "weft.natsConfig" -}}

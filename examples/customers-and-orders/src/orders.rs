@@ -34,6 +34,8 @@ struct NewOrder {
     customer_id: String,
     /// In cents.
     total: i64,
+    /// Something that is kept in stock, if it is that.
+    article: Option<String>,
 }
 
 /// The order and its event `OrderCreated`, in one transaction; the event starts the saga. With an `Idempotency-Key` a
@@ -41,7 +43,7 @@ struct NewOrder {
 async fn place(
     State(pool): State<Pool>,
     headers: HeaderMap,
-    Json(NewOrder { customer_id, total }): Json<NewOrder>,
+    Json(NewOrder { customer_id, total, article }): Json<NewOrder>,
 ) -> Result<Reply, Unavailable> {
     if total <= 0 {
         return Ok(Reply::refused(StatusCode::BAD_REQUEST, "BadTotal", "total is in cents, and more than 0"));
@@ -49,9 +51,9 @@ async fn place(
     let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok());
     let mut client = pool.get().await?;
     let transaction = client.transaction().await?;
-    let insert = "insert into orders (customer_id, total, idempotency_key) values ($1, $2, $3)
+    let insert = "insert into orders (customer_id, total, article, idempotency_key) values ($1, $2, $3, $4)
         on conflict (idempotency_key) do nothing returning id, state";
-    let row = match transaction.query_opt(insert, &[&customer_id, &total, &key]).await? {
+    let row = match transaction.query_opt(insert, &[&customer_id, &total, &article, &key]).await? {
         Some(row) => {
             let id: &str = row.try_get(0)?;
             let payload = json!({"orderId": id, "customerId": customer_id, "total": total});
@@ -64,15 +66,16 @@ async fn place(
     Ok(Reply::created(json!({"id": row.try_get::<_, &str>(0)?, "state": row.try_get::<_, &str>(1)?})))
 }
 
-const ORDER: &str = "select id, customer_id, total, state, reason from orders";
+const ORDER: &str = "select id, customer_id, total, article, state, reason from orders";
 
 fn order(row: &Row) -> Result<Value, tokio_postgres::Error> {
     Ok(json!({
         "id": row.try_get::<_, &str>(0)?,
         "customerId": row.try_get::<_, &str>(1)?,
         "total": row.try_get::<_, i64>(2)?,
-        "state": row.try_get::<_, &str>(3)?,
-        "reason": row.try_get::<_, Option<&str>>(4)?,
+        "article": row.try_get::<_, Option<&str>>(3)?,
+        "state": row.try_get::<_, &str>(4)?,
+        "reason": row.try_get::<_, Option<&str>>(5)?,
     }))
 }
 
@@ -106,8 +109,20 @@ async fn approve(
         Begun::New(transaction) => transaction,
         Begun::Before(reply) => return Ok(reply),
     };
-    let reply = decide(&transaction, &command, &order_id, "APPROVED", None).await?;
+    let reply = if take_from_stock(&transaction, &order_id).await? {
+        decide(&transaction, &command, &order_id, "APPROVED", None).await?
+    } else {
+        Reply::refused(StatusCode::CONFLICT, "OutOfStock", "there is nothing left of the article")
+    };
     command.finish(transaction, reply).await
+}
+
+/// Takes a piece of the article that a pending order names; whether there was one, or none is needed.
+async fn take_from_stock(transaction: &Transaction<'_>, order_id: &str) -> Result<bool, tokio_postgres::Error> {
+    let wanted = "select article from orders where id = $1 and state = 'PENDING' and article is not null for update";
+    let Some(order) = transaction.query_opt(wanted, &[&order_id]).await? else { return Ok(true) };
+    let take = "update stock set pieces = pieces - 1 where article = $1 and pieces > 0";
+    Ok(transaction.execute(take, &[&order.try_get::<_, &str>(0)?]).await? > 0)
 }
 
 #[derive(Deserialize)]

@@ -14,6 +14,7 @@ mod setup;
 pub mod status;
 
 pub use secrets::URI as BINDING_URI;
+pub use server::CONTAINER;
 
 use std::path::Path;
 

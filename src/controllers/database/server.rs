@@ -42,7 +42,17 @@ const DATA: &str = "data";
 const DATA_FOLDER: &str = "/var/lib/postgresql/data";
 /// A sub-folder, since a fresh volume's root may hold `lost+found` and belongs to root.
 const PGDATA: &str = "/var/lib/postgresql/data/pgdata";
+/// Name of the server's container.
+pub const CONTAINER: &str = "postgres";
 const PORT_NAME: &str = "postgres";
+/// Starts the image's own entry point once no other server has the volume. A pod that is deleted by force, or lives on a node
+/// that nobody hears of, may have a successor while its server still runs, and PostgreSQL's own lock file, which names a
+/// process, cannot tell: each pod counts its processes by itself. The server and all its children inherit the lock and keep
+/// it until the last of them has ended.
+const WHEN_ALONE: &str = r#"exec 9>>"$0" || exit
+flock -n 9 || { echo "another server still uses this volume: waiting until it has ended" >&2; flock 9; }
+exec docker-entrypoint.sh "$@""#;
+const LOCK: &str = "/var/lib/postgresql/data/weft.lock";
 /// Enough for a checkpoint; what is not written by then is recovered from the log.
 const GRACE_SECONDS: i64 = 60;
 
@@ -194,9 +204,10 @@ fn container(wanted: &Wanted<'_>, image: &str, settings: &Settings) -> Result<Co
         ..VolumeMount::default()
     };
     Ok(Container {
-        name: PORT_NAME.to_owned(),
+        name: CONTAINER.to_owned(),
         image: Some(image.to_owned()),
         image_pull_policy: settings.image_pull_policy.clone(),
+        command: Some(["sh", "-c", WHEN_ALONE, LOCK].map(str::to_owned).into()),
         args: Some(arguments(wanted)?),
         env: Some(environment(wanted)),
         ports: Some(vec![ContainerPort {

@@ -91,7 +91,7 @@ impl World {
     fn problems(&self, owner: &Key, is_ours: impl Fn(&str, Option<&str>) -> bool) -> Vec<Problem> {
         let mut problems: Vec<Problem> = Vec::new();
         let pods = self.pods_of(owner).filter(|(_, pod)| is_ours(&pod.component, pod.job.as_deref()));
-        for problem in pods.flat_map(|(_, pod)| &pod.problems) {
+        for problem in pods.flat_map(|(name, pod)| self.problems_of(owner, name, pod)) {
             // one sentence per reason is enough: many pods of one template fail alike
             if !problems.iter().any(|known| known.reason == problem.reason) {
                 problems.push(problem.clone());

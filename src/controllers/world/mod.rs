@@ -18,7 +18,7 @@ use super::{
     key::{Key, ObjectId, ObjectKind},
     live::ChildSeen,
     plan::ChildRef,
-    pods::PodSeen,
+    pods::{MountFailure, PodSeen},
     references::{Named, References},
 };
 use crate::{
@@ -69,6 +69,8 @@ pub struct World {
     /// `resourceVersion` of each ConfigMap that is not ours.
     config_maps: HashMap<ObjectId, u64>,
     statuses: HashMap<ObjectId, DataPlaneStatus>,
+    /// By pod, also of pods that are not ours: an Event may come before its pod.
+    mount_failures: HashMap<ObjectId, MountFailure>,
 }
 
 impl World {

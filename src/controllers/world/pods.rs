@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::{Concerned, DataPlaneStatus, Scope, World};
 use crate::{
-    contract::status::{OrchestratorStatus, RelayStatus},
+    api::v1alpha1::OutboxRelay,
+    contract::status::{OrchestratorStatus, Problem, RelayStatus},
     controllers::{
         key::{Key, ObjectId, ObjectKind},
-        pods::PodSeen,
+        pods::{MountFailure, PodSeen},
     },
 };
 
@@ -19,6 +20,7 @@ impl World {
         let known = known.unwrap_or_default();
         if known.problems == seen.problems
             && known.last_words == seen.last_words
+            && known.creating == seen.creating
             && known.admin_address.is_some() == seen.admin_address.is_some()
         {
             return Concerned::default();
@@ -42,6 +44,60 @@ impl World {
         let gone: Vec<_> =
             self.pod_owners.keys().filter(|pod| scope.holds(pod) && !seen.contains(pod)).cloned().collect();
         gone.iter().map(|pod| self.remove_pod(pod)).collect()
+    }
+
+    /// What a kubelet says of a pod's volumes.
+    pub fn set_mount_failure(&mut self, pod: ObjectId, failure: MountFailure) -> Concerned {
+        let concerned = self.concerned_by_mount_failure(&pod);
+        match self.mount_failures.insert(pod, failure.clone()) {
+            Some(known) if known == failure => Concerned::default(),
+            Some(_) | None => concerned,
+        }
+    }
+
+    pub fn remove_mount_failure(&mut self, pod: &ObjectId, event: &str) -> Concerned {
+        match self.mount_failures.remove(pod) {
+            Some(known) if known.event != event => {
+                self.mount_failures.insert(pod.clone(), known);
+                Concerned::default()
+            }
+            Some(_) => self.concerned_by_mount_failure(pod),
+            None => Concerned::default(),
+        }
+    }
+
+    /// After a re-list: forgets what Events of `scope` said that are not in `seen`.
+    pub fn retain_mount_failures(&mut self, scope: &Scope, seen: &HashSet<ObjectId>) -> Concerned {
+        let is_gone = |(pod, failure): &(&ObjectId, &MountFailure)| {
+            scope.holds(pod) && !seen.contains(&ObjectId::new(&pod.namespace, &failure.event))
+        };
+        let gone: Vec<_> = self.mount_failures.iter().filter(is_gone).map(|(pod, _)| pod.clone()).collect();
+        gone.iter()
+            .map(|pod| {
+                self.mount_failures.remove(pod);
+                self.concerned_by_mount_failure(pod)
+            })
+            .collect()
+    }
+
+    /// Nobody, unless the pod is known and waits.
+    fn concerned_by_mount_failure(&self, pod: &ObjectId) -> Concerned {
+        let Some(owner) = self.pod_owners.get(pod) else { return Concerned::default() };
+        let waits =
+            self.pods.get(owner).and_then(|pods| pods.get(&pod.name)).is_some_and(|seen| seen.creating.is_some());
+        if waits { self.concerned_by_pod(owner) } else { Concerned::default() }
+    }
+
+    /// What is wrong with a pod: what its containers say, and what it waits for before there are any.
+    pub(super) fn problems_of<'a>(
+        &'a self,
+        owner: &Key,
+        name: &str,
+        pod: &'a PodSeen,
+    ) -> impl Iterator<Item = &'a Problem> + use<'a> {
+        let failure = self.mount_failures.get(&ObjectId::new(&owner.id.namespace, name));
+        let failure = failure.filter(|failure| pod.creating.as_ref() == Some(&failure.pod_uid));
+        pod.problems.iter().chain(failure.map(|failure| &failure.problem))
     }
 
     /// Pods with a `/status`, and their addresses.
@@ -81,6 +137,19 @@ impl World {
                 Some(DataPlaneStatus::Orchestrator(_)) | None => (name, None),
             })
             .collect()
+    }
+
+    /// The running pods that mount the contract of `owner`, an OutboxRelay or an orchestrator.
+    pub fn contract_readers(&self, owner: &Key) -> Vec<String> {
+        let pods_of = match owner.kind {
+            ObjectKind::Microservice | ObjectKind::Saga => return Vec::new(),
+            ObjectKind::Orchestrator => owner.clone(),
+            ObjectKind::OutboxRelay => match self.get::<OutboxRelay>(&owner.id) {
+                Some(relay) => Key::new(ObjectKind::Microservice, &owner.id.namespace, &relay.spec.microservice),
+                None => return Vec::new(),
+            },
+        };
+        self.admin_pods(&pods_of).map(|(pod, _)| pod).collect()
     }
 
     /// What an orchestrator says of itself: the ready one of its pods, if there are two for a moment.

@@ -31,8 +31,8 @@ pub struct Victim {
 pub enum Kill {
     /// The process dies, or the pod is deleted by force.
     ProcessOrPod,
-    /// The process dies; half of the time the pod is deleted by force right after. A server with a volume must be dead
-    /// before its successor starts, which a deletion by force does not see to.
+    /// The process dies; half of the time the pod is deleted by force right after. NATS must be dead before its successor
+    /// starts, which a deletion by force does not see to, and has no lock on its volume.
     ProcessThenPod,
 }
 

@@ -33,6 +33,7 @@ pub use chaos::{Kill, Victim, seed};
 pub use manifests::{configmap, microservice, relay, saga};
 pub use objects::merged;
 pub use operator::{Release, make_image_next};
+pub use shell::cluster as cluster_tool;
 
 /// The image that the scenarios' services run.
 pub const SERVICE_IMAGE: &str = "localhost/weft-examples:dev";
@@ -121,9 +122,18 @@ impl Scenario {
         &self,
         what: &str,
         within: Duration,
+        probe: impl AsyncFnMut() -> Result<Option<T>>,
+    ) -> Result<T> {
+        self.promptly(what, within * PATIENCE, probe).await
+    }
+
+    /// As [`until`](Self::until), where `within` is the promise itself.
+    pub async fn promptly<T>(
+        &self,
+        what: &str,
+        within: Duration,
         mut probe: impl AsyncFnMut() -> Result<Option<T>>,
     ) -> Result<T> {
-        let within = within * PATIENCE;
         let deadline = Instant::now() + within;
         loop {
             let last = match probe().await {
