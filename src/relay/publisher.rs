@@ -76,6 +76,9 @@ pub(crate) struct Publisher<'a, S, R> {
     /// Attempts in the order in which they were sent.
     sent: VecDeque<(Instant, Ticket)>,
     answered: Instant,
+    /// Wait before the next connection. Only what shows that the connection is of use shortens it again: one that is made
+    /// and then ended by what is sent would otherwise be made ten times a second, for ever.
+    reconnect: Duration,
     failing: bool,
     /// Refused events, and whether their rows were seen in the table since.
     refused: HashMap<Uuid, Refused>,
@@ -110,6 +113,7 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
             begun: now,
             sent: VecDeque::new(),
             answered: now,
+            reconnect: RECONNECT.0,
             failing: false,
             refused: HashMap::new(),
             ask: now,
@@ -118,16 +122,20 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
 
     /// Publishes until the source ends, over as many connections as it takes.
     pub(crate) async fn run(mut self) -> Result<(), SourceError> {
-        let mut wait = RECONNECT.0;
         loop {
             let error = match self.sink.connect().await {
                 Err(error) => error,
                 Ok(mut session) => {
                     self.report.broker(true);
-                    wait = RECONNECT.0;
+                    let connected = Instant::now();
                     match self.pump(&mut session).await {
                         Ok(ended) => return ended,
-                        Err(error) => error,
+                        Err(error) => {
+                            if connected.elapsed() > ANSWER {
+                                self.reconnect = RECONNECT.0;
+                            }
+                            error
+                        }
                     }
                 }
             };
@@ -137,8 +145,8 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
             self.report.broker(false);
             self.report.problem(error.reason(), format!("{error}"));
             self.tell_waiting();
-            sleep(wait).await;
-            wait = (wait * 2).min(RECONNECT.1);
+            sleep(self.reconnect).await;
+            self.reconnect = (self.reconnect * 2).min(RECONNECT.1);
         }
     }
 
@@ -215,6 +223,7 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
             self.answered = now;
             match answer {
                 Answer::Stored => {
+                    self.reconnect = RECONNECT.0;
                     if let Some(Pending { event, sent }) = self.window.acknowledged(ticket) {
                         self.report.took(now - sent);
                         self.refused.remove(&event.id);

@@ -152,7 +152,9 @@ async fn delivered(world: &Scenario) -> Result<Vec<Delivered>> {
         let payload: Payload = serde_json::from_slice(&message.payload)?;
         let id = header("ce-id").context("a message has no ce-id")?;
         let sequence = header("ce-sequence").context("a message has no ce-sequence")?;
-        ensure!(header("Nats-Msg-Id").as_ref() == Some(&id), "the broker's id differs from the event's");
+        let source = header("ce-source").context("a message has no ce-source")?;
+        let broker = header("Nats-Msg-Id");
+        ensure!(broker == Some(format!("{source} {id}")), "the broker's id differs from the event's: {broker:?}");
         events.push(Delivered { id, aggregate: payload.aggregate, number: payload.n, sequence });
     }
     Ok(events)

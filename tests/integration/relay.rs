@@ -35,7 +35,7 @@ async fn a_row_becomes_a_cloud_event_in_both_modes() {
         assert_eq!(message.subject.as_str(), "events.order.Order%2ECreated");
         assert_eq!(&message.payload[..], b"{\"n\": 1}");
         for (name, value) in [
-            ("Nats-Msg-Id", id.as_str()),
+            ("Nats-Msg-Id", &*format!("/shop/orders {id}")),
             ("ce-id", &id),
             ("ce-specversion", "1.0"),
             ("ce-source", "/shop/orders"),
@@ -58,6 +58,57 @@ async fn a_row_becomes_a_cloud_event_in_both_modes() {
         let metrics = relay.get("/metrics").await.unwrap().1;
         assert!(metrics.contains("weft_relay_published_total 1"), "{metrics}");
         assert!(metrics.contains("weft_relay_leading 1"), "{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn services_that_share_a_stream_may_give_the_same_id() {
+    let (orders, mut customers) = (Setting::new(Mode::LogTailing).await, Setting::new(Mode::Polling).await);
+    customers.contract.service = "customers".to_owned();
+    customers.contract.sink = orders.contract.sink.clone();
+    customers.write_contract();
+    let insert = "insert into weft.outbox (id, aggregate_type, aggregate_id, type, payload) \
+         values ('5f0c3b1e-0000-4000-8000-000000000001', 'order', '1', 'Changed', '{\"n\": 1}')";
+    for setting in [&orders, &customers] {
+        let _relay = setting.start_relay();
+        setting.database.app().await.batch_execute(insert).await.unwrap();
+        setting.drained().await;
+    }
+    let source =
+        |message: &async_nats::Message| message.headers.as_ref().unwrap().get("ce-source").unwrap().to_string();
+    let sources: BTreeSet<String> = orders.messages().await.iter().map(source).collect();
+    assert_eq!(sources, BTreeSet::from(["/shop/customers".to_owned(), "/shop/orders".to_owned()]));
+}
+
+#[tokio::test]
+async fn a_row_that_would_break_the_connection_blocks_its_aggregate_only() {
+    let setting = Setting::new(Mode::LogTailing).await;
+    let app = setting.database.app().await;
+    let relay = setting.start_relay();
+    relay.until("leading", |status| status.leading && status.ready).await;
+    let insert = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload, headers) \
+         select 'order', $1, repeat('x', $2), '{\"n\": 1}', jsonb_build_object('note', repeat('y', $3)) returning id::text";
+    for (aggregate, kind, header, said) in [
+        ("long type", 5000_i32, 1_i32, "its subject has 5013 bytes: shorten type or aggregate_type"),
+        ("long header", 1, 70_000, "bytes and JetStream takes 65535: shorten the row's headers"),
+    ] {
+        let id: String = app.query_one(insert, &[&aggregate, &kind, &header]).await.unwrap().get(0);
+        app.query_one(insert, &[&format!("after {aggregate}"), &1_i32, &1_i32]).await.unwrap();
+        let named = |status: &RelayStatus| {
+            let of_event = |message: &str| message.contains(&id) && message.contains(said);
+            status.problems.iter().any(|problem| problem.reason == "EventRefused" && of_event(&problem.message))
+        };
+        let status = relay.until("refused by name", named).await;
+        assert!(status.ready && status.problems.len() == 1, "{status:?}");
+        crate::database::until(
+            &setting.database.superuser().await,
+            "select count(*) = 1 and bool_and(aggregate_id like 'long%') from weft.outbox",
+        )
+        .await;
+        let skip = |status: &RelayStatus| status.problems.iter().any(|problem| problem.message.contains("skips it"));
+        relay.until("it may be skipped", skip).await;
+        setting.database.superuser().await.batch_execute("delete from weft.outbox").await.unwrap();
+        relay.until("skipped", |status| status.problems.is_empty()).await;
     }
 }
 

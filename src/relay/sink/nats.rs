@@ -7,6 +7,7 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use async_nats::{
     Client, ConnectOptions, Event as ClientEvent, HeaderMap, Message, StatusCode, Subscriber,
+    client::PublishErrorKind,
     header::{HeaderName, NATS_EXPECTED_STREAM, NATS_MESSAGE_ID},
     jetstream::{
         self,
@@ -36,6 +37,11 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// Answers taken at a time.
 const BATCH: usize = 512;
+/// A longer subject is not sent: the server ends a connection whose command line is longer than its `max_control_line`, 4096
+/// bytes unless told, and what one event does must not happen to all.
+const LONGEST_SUBJECT: usize = 2048;
+/// JetStream's bound of a message's headers (`processJetStreamMsg` of nats-server).
+const MOST_HEADERS: usize = u16::MAX as usize;
 /// What a message's headers take on the wire beside names and values: the version line and the last line.
 const HEADER_FRAME: usize = 14;
 
@@ -164,23 +170,21 @@ pub struct NatsSession {
 impl Session for NatsSession {
     async fn publish(&mut self, ticket: Ticket, event: &Event) -> Result<Option<Answer>, SinkError> {
         let subject = self.template.subject(event);
-        if !self.subjects.iter().any(|filter| subject::matches(filter, &subject)) {
-            let stream = &self.stream;
-            let sentence = format!("the stream {stream} does not take the subject {subject}: add it to its subjects");
-            return Ok(Some(Answer::Refused(sentence)));
-        }
         let (headers, length) = headers(event, &self.source, &self.stream);
-        let size = length + event.payload.len();
-        if size > self.max_payload {
-            let most = self.max_payload;
-            let sentence = format!("it takes {size} bytes and NATS takes {most}: raise the server's max_payload");
-            return Ok(Some(Answer::Refused(sentence)));
+        if let Err(why) = self.check(&subject, length, event.payload.len()) {
+            return Ok(Some(Answer::Refused(why)));
         }
         let reply = format!("{}.{:x}.{:x}", self.inbox, ticket.number, ticket.attempt);
         let sent = self.client.publish_with_reply_and_headers(subject, reply, headers, event.payload.clone());
         match timeout(DEADLINE, sent).await {
             Ok(Ok(())) => Ok(None),
-            Ok(Err(_)) | Err(_) => Err(SinkError::Lost { url: self.url.clone() }),
+            Ok(Err(error)) => match error.kind() {
+                PublishErrorKind::MaxPayloadExceeded | PublishErrorKind::InvalidSubject => {
+                    Ok(Some(Answer::Refused(format!("the driver does not send it: {error}"))))
+                }
+                PublishErrorKind::Send => Err(SinkError::Lost { url: self.url.clone() }),
+            },
+            Err(_elapsed) => Err(SinkError::Lost { url: self.url.clone() }),
         }
     }
 
@@ -204,6 +208,28 @@ impl Session for NatsSession {
 }
 
 impl NatsSession {
+    /// Why the event cannot be sent, in a sentence. What the server answers by ending the connection is found here: the
+    /// event would end the next one too, and every other event with it.
+    fn check(&self, subject: &str, headers: usize, payload: usize) -> Result<(), String> {
+        let (stream, length, most) = (&self.stream, subject.len(), self.max_payload);
+        if length > LONGEST_SUBJECT {
+            return Err(format!("its subject has {length} bytes: shorten type or aggregate_type"));
+        }
+        if !self.subjects.iter().any(|filter| subject::matches(filter, subject)) {
+            return Err(format!("the stream {stream} does not take the subject {subject}: add it to its subjects"));
+        }
+        if headers > MOST_HEADERS {
+            return Err(format!(
+                "its headers take {headers} bytes and JetStream takes {MOST_HEADERS}: shorten the row's headers"
+            ));
+        }
+        let size = headers + payload;
+        if size > most {
+            return Err(format!("it takes {size} bytes and NATS takes {most}: raise the server's max_payload"));
+        }
+        Ok(())
+    }
+
     fn take(&self, message: &Message, replies: &mut Vec<Reply>) -> Result<(), SinkError> {
         if message.status == Some(StatusCode::NO_RESPONDERS) {
             return Err(SinkError::StreamMissing { url: self.url.clone(), stream: self.stream.clone() });
@@ -267,7 +293,8 @@ fn headers(event: &Event, source: &str, stream: &str) -> (HeaderMap, usize) {
     put(NATS_EXPECTED_STREAM, "Nats-Expected-Stream".len(), stream);
     for (name, value) in event.attributes(source) {
         if name == event::HEADER_ID {
-            put(NATS_MESSAGE_ID, "Nats-Msg-Id".len(), &value);
+            // ids are unique within their source only, and a stream may take events of many
+            put(NATS_MESSAGE_ID, "Nats-Msg-Id".len(), &format!("{} {value}", event::encode(source)));
         }
         match name {
             Cow::Borrowed(_) => put(known(&name), name.len(), &value),
