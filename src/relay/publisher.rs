@@ -345,3 +345,66 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+
+    /// A broker that lets everyone in and ends each connection at once.
+    #[derive(Default)]
+    struct Doorman(AtomicU32);
+
+    struct Thrown;
+
+    fn lost() -> SinkError {
+        SinkError::Lost { url: "nats://n".to_owned() }
+    }
+
+    impl Sink for Doorman {
+        type Session = Thrown;
+
+        async fn connect(&self) -> Result<Thrown, SinkError> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(Thrown)
+        }
+    }
+
+    impl Session for Thrown {
+        async fn publish(&mut self, _: Ticket, _: &Event) -> Result<Option<Answer>, SinkError> {
+            Ok(None)
+        }
+
+        async fn replies(&mut self, _: &mut Vec<Reply>) -> Result<(), SinkError> {
+            Err(lost())
+        }
+
+        fn silent(&self, _: u64) -> SinkError {
+            lost()
+        }
+    }
+
+    struct Nothing;
+
+    impl Rows for Nothing {
+        async fn present(&self, _: &[Uuid]) -> Result<Vec<Uuid>, SourceError> {
+            Ok(Vec::new())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_that_end_at_once_are_made_ever_less_often() {
+        let (doorman, report) = (Doorman::default(), Report::new("r", &mut Registry::default()));
+        let (_batches, received) = mpsc::channel(1);
+        let (done, _finished) = mpsc::channel(1);
+        let (_pause, paused) = watch::channel(false);
+        let publisher = Publisher::new(&doorman, Nothing, received, done, paused, &report);
+        let minute = tokio::time::timeout(Duration::from_mins(1), publisher.run()).await;
+        assert!(minute.is_err());
+        let connections = doorman.0.load(Ordering::Relaxed);
+        assert!((10..25).contains(&connections), "{connections} connections in a minute");
+    }
+}
