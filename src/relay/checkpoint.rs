@@ -60,10 +60,11 @@ pub(crate) async fn open(client: &Client, relay: &str) -> Result<Checkpoint, Sou
     })
 }
 
-/// Notes that the rows from before the slot are still to be published. Must be durable before the slot is made.
-pub(crate) async fn begin_copy(client: &Client, relay: &str) -> Result<(), SourceError> {
-    let statement = "update weft.relay_checkpoint set copied = false, updated_at = now() where relay = $1";
-    within(DEADLINE, "writing weft.relay_checkpoint", client.execute(statement, &[&relay])).await?;
+/// Notes that the rows from before the slot are still to be published. Must be durable before the slot is made. The slot is
+/// the database's: a relay of another name whose slot it was may not take the new one for its own.
+pub(crate) async fn begin_copy(client: &Client) -> Result<(), SourceError> {
+    let statement = "update weft.relay_checkpoint set copied = false, updated_at = now()";
+    within(DEADLINE, "writing weft.relay_checkpoint", client.execute(statement, &[])).await?;
     Ok(())
 }
 

@@ -2,7 +2,8 @@
 //!
 //! # Who leads
 //! All sidecars of a service run the same contract. The one whose session holds the advisory lock leads, and the lock ends
-//! with the session. A leader that loses its connection stops at once, in-flight publishes included. A connection that
+//! with the session. The lock is the database's, as outbox and slot are, and not the relay's: while the pods of a service
+//! roll, sidecars of an OutboxRelay and of the one that took its place stand side by side. A leader that loses its connection stops at once, in-flight publishes included. A connection that
 //! is cut without a word is noticed by both ends through TCP keepalives: by us within 11 s, by the server after 35 s at the
 //! earliest, so nobody else leads before we have stopped. Even if that failed, order would hold (see [`super::window`]).
 
@@ -27,6 +28,8 @@ const SERVER_KEEPALIVE: &str =
     "-c tcp_keepalives_idle=20 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 -c tcp_user_timeout=35000";
 /// How often a standby asks for the lock.
 pub(crate) const STANDBY: Duration = Duration::from_secs(2);
+/// Key of the advisory lock: "weft rel" in ASCII.
+const LOCK: i64 = 0x7765_6674_2072_656c;
 /// Deadline of every statement on the control connection but the deletion of rows.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -70,11 +73,10 @@ impl Control {
     }
 
     /// Takes the lock if nobody has it.
-    pub(crate) async fn lead(&self, relay: &str) -> Result<bool, SourceError> {
+    pub(crate) async fn lead(&self) -> Result<bool, SourceError> {
         let doing = "asking for the leader's lock";
-        let lock = format!("weft relay {relay}");
-        let statement = "select pg_try_advisory_lock(hashtextextended($1, 0))";
-        let row = within(DEADLINE, doing, self.client.query_one(statement, &[&lock])).await?;
+        let statement = "select pg_try_advisory_lock($1)";
+        let row = within(DEADLINE, doing, self.client.query_one(statement, &[&LOCK])).await?;
         row.try_get(0).map_err(SourceError::query(doing))
     }
 

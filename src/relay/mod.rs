@@ -137,7 +137,7 @@ async fn terms(mut contracts: watch::Receiver<Relay>, report: &Arc<Report>) {
 /// Waits for the lock, then leads.
 async fn term(contract: &Relay, paused: watch::Receiver<bool>, report: &Arc<Report>) -> Result<(), TermError> {
     let control = Control::connect(&contract.source, &term::application(&contract.name)).await?;
-    while !control.lead(&contract.name).await? {
+    while !control.lead().await? {
         report.leading(false);
         tokio::select! {
             () = sleep(STANDBY) => {}

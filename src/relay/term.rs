@@ -151,7 +151,7 @@ impl Source<'_> {
     /// (rows are deleted only after that), so nothing is skipped, whatever became of the former slot.
     async fn copy(&self, replication: &mut Replication) -> Result<(), SourceError> {
         let Self { contract, control, report: _, batches } = self;
-        checkpoint::begin_copy(&control.client, &contract.name).await?;
+        checkpoint::begin_copy(&control.client).await?;
         Slot::remove(&control.client).await?;
         let slot = replication.create_slot(names::SLOT).await?;
         let reader = Reader::connect(&contract.source, &application(&contract.name)).await?;

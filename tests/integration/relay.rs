@@ -187,6 +187,40 @@ async fn one_of_two_leads_and_the_other_takes_over() {
 }
 
 #[tokio::test]
+async fn relays_of_one_outbox_take_turns_whatever_they_are_called() {
+    let setting = Setting::new(Mode::LogTailing).await;
+    let mut old = setting.start_relay_as("old");
+    old.until("leading", |status| status.leading && status.ready).await;
+    let new = setting.start_relay_as("new");
+    new.until("standing by", |status| status.ready && !status.leading).await;
+    old.kill9();
+    new.until("leading", |status| status.leading && status.ready).await;
+}
+
+#[tokio::test]
+async fn a_relay_that_gets_its_old_name_back_leaves_no_row_behind() {
+    let mut setting = Setting::new(Mode::LogTailing).await;
+    let superuser = setting.database.superuser().await;
+    let mut first = setting.start_relay_as("first");
+    first.until("leading", |status| status.leading && status.ready).await;
+    crate::database::until(&superuser, "select copied from weft.relay_checkpoint where relay = 'first'").await;
+    first.kill9();
+    setting.nats.kill9();
+    Writers::start(&url(&setting), 7, 2, 20).finished().await;
+    let written: String = superuser.query_one("select pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
+    // makes the slot anew, behind the rows, and does not get to publish them
+    let mut second = setting.start_relay_as("second");
+    let anew = format!("select exists (select from pg_replication_slots where confirmed_flush_lsn >= '{written}')");
+    crate::database::until(&superuser, &anew).await;
+    second.kill9();
+    setting.nats.restart();
+    let _first = setting.start_relay_as("first");
+    setting.drained().await;
+    let verdict = check(&setting.committed().await, &setting.delivered().await);
+    assert!(verdict.is_kept(), "{verdict}");
+}
+
+#[tokio::test]
 async fn a_lost_slot_is_healed() {
     let setting = Setting::new(Mode::LogTailing).await;
     let superuser = setting.database.superuser().await;

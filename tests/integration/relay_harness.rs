@@ -91,6 +91,14 @@ impl Setting {
         RelayProcess::start(&self.contract_file())
     }
 
+    /// A relay under another name, as after the OutboxRelay was replaced by another one.
+    pub fn start_relay_as(&self, name: &str) -> RelayProcess {
+        let file = self.folder.path().join(format!("{name}.yaml"));
+        let contract = Relay { name: name.to_owned(), ..self.contract.clone() };
+        fs::write(&file, contract.to_yaml().unwrap()).unwrap();
+        RelayProcess::start(&file)
+    }
+
     /// Waits until the outbox is empty.
     pub async fn drained(&self) {
         let client = self.database.superuser().await;
