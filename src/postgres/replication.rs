@@ -29,10 +29,8 @@ use crate::contract::DatabaseLogin;
 
 /// Receive buffer that is allocated at a time. Events share it, so the oldest one keeps at most this much alive.
 const CHUNK: usize = 64 * 1024;
-/// Deadline of a command's answer; making a slot may wait for transactions that are running, so the caller bounds that.
+/// Deadline of a command's answer.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
-/// Deadline of making a slot, which waits for the end of every transaction that was running when it began.
-const CREATE_SLOT_TIMEOUT: Duration = Duration::from_mins(10);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// `CopyBothResponse`, which `postgres-protocol` does not know.
 const COPY_BOTH_RESPONSE: u8 = b'W';
@@ -106,6 +104,7 @@ pub struct CreatedSlot {
 #[derive(Debug)]
 pub struct Replication {
     wire: Wire,
+    process: i32,
 }
 
 impl Replication {
@@ -120,16 +119,22 @@ impl Replication {
         stream.set_nodelay(true)?;
         let mut wire = Wire { stream, input: BytesMut::with_capacity(CHUNK), output: BytesMut::new() };
         let started = wire.start_up(login, application, password.expose_secret());
-        timeout(CONNECT_TIMEOUT, started).await.map_err(|_elapsed| ReplicationError::Timeout(CONNECT_TIMEOUT))??;
-        Ok(Self { wire })
+        let process = timeout(CONNECT_TIMEOUT, started)
+            .await
+            .map_err(|_elapsed| ReplicationError::Timeout(CONNECT_TIMEOUT))??;
+        Ok(Self { wire, process })
     }
 
-    /// Makes a logical slot and exports the snapshot at which it begins.
+    /// The server's process, as in `pg_stat_activity.pid`.
+    pub fn process(&self) -> i32 {
+        self.process
+    }
+
+    /// Makes a logical slot and exports the snapshot at which it begins. Has no deadline: the server waits for the end of
+    /// every transaction that was running when it began, so the caller bounds it.
     pub async fn create_slot(&mut self, slot: &str) -> Result<CreatedSlot, ReplicationError> {
         let command = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'export')", quote(slot));
-        let rows = timeout(CREATE_SLOT_TIMEOUT, self.wire.query(&command))
-            .await
-            .map_err(|_elapsed| ReplicationError::Timeout(CREATE_SLOT_TIMEOUT))??;
+        let rows = self.wire.query(&command).await?;
         let mut columns = rows.into_iter().next().unwrap_or_default().into_iter().skip(1);
         match (columns.next().flatten(), columns.next().flatten()) {
             (Some(point), Some(snapshot)) => Ok(CreatedSlot { consistent_point: point.parse()?, snapshot }),
@@ -278,12 +283,13 @@ impl Wire {
         }
     }
 
+    /// Gives the server's process.
     async fn start_up(
         &mut self,
         login: &DatabaseLogin,
         application: &str,
         password: &str,
-    ) -> Result<(), ReplicationError> {
+    ) -> Result<i32, ReplicationError> {
         let parameters = [
             ("user", login.role.name.as_str()),
             ("database", login.database.as_str()),
@@ -303,10 +309,11 @@ impl Wire {
             }
             _ => return Err(ReplicationError::Protocol("a way to authenticate other than SCRAM-SHA-256")),
         }
+        let mut process = 0;
         loop {
             match self.receive().await? {
-                Message::ReadyForQuery(_) => return Ok(()),
-                Message::BackendKeyData(_) => {}
+                Message::ReadyForQuery(_) => return Ok(process),
+                Message::BackendKeyData(key) => process = key.process_id(),
                 _ => return Err(ReplicationError::Protocol("a message that does not belong into the start-up")),
             }
         }

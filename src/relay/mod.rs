@@ -171,6 +171,7 @@ async fn replaced(
 fn why(error: &TermError) -> &'static str {
     let answered = match error {
         TermError::Sink(error) => return error.reason(),
+        TermError::Source(SourceError::SlotPending(_)) => return reason::SLOT_PENDING,
         TermError::Source(SourceError::Query { source, .. }) => source.as_db_error().is_some(),
         TermError::Source(SourceError::Layout(_) | SourceError::Replication(ReplicationError::Server { .. })) => true,
         TermError::Source(_) | TermError::LockLost => false,

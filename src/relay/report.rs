@@ -40,9 +40,11 @@ pub(crate) mod reason {
     pub(crate) const EVENT_REFUSED: &str = "EventRefused";
     pub(crate) const SLOT_AT_RISK: &str = "SlotAtRisk";
     pub(crate) const SLOT_LOST: &str = "SlotLost";
+    /// The database waits for transactions before it makes the slot.
+    pub(crate) const SLOT_PENDING: &str = "SlotPending";
     /// Those that keep events from being published at all.
-    pub(super) const BLOCKING: [&str; 5] =
-        [DATABASE_UNREACHABLE, DATABASE_NOT_READY, BROKER_UNREACHABLE, STREAM_MISSING, PUBLISH_FAILING];
+    pub(super) const BLOCKING: [&str; 6] =
+        [DATABASE_UNREACHABLE, DATABASE_NOT_READY, BROKER_UNREACHABLE, STREAM_MISSING, PUBLISH_FAILING, SLOT_PENDING];
 }
 
 #[derive(Debug)]
@@ -188,6 +190,9 @@ impl Report {
             state.progressed = Instant::now();
             state.problems.remove(reason::DATABASE_UNREACHABLE);
             state.problems.remove(reason::DATABASE_NOT_READY);
+            if !leading {
+                state.problems.remove(reason::SLOT_PENDING);
+            }
         });
     }
 
@@ -205,7 +210,7 @@ impl Report {
             for gone in [reason::EVENT_REFUSED, reason::PUBLISH_FAILING, reason::SLOT_AT_RISK, reason::SLOT_LOST] {
                 state.problems.remove(gone);
             }
-            for gone in [reason::BROKER_UNREACHABLE, reason::STREAM_MISSING] {
+            for gone in [reason::BROKER_UNREACHABLE, reason::STREAM_MISSING, reason::SLOT_PENDING] {
                 state.problems.remove(gone);
             }
         });

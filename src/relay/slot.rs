@@ -7,16 +7,21 @@ use tokio_postgres::Client;
 
 use super::{
     control::DEADLINE,
+    report::{Report, reason},
     source::{SourceError, within},
 };
 use crate::{
     domain::names,
-    postgres::replication::{Lsn, Replication, ReplicationError, WalStream},
+    postgres::replication::{CreatedSlot, Lsn, Replication, ReplicationError, WalStream},
 };
 
 /// A walsender that a dead leader left behind is ended after this long; we hold the lock, so it is nobody's.
 const PATIENCE: Duration = Duration::from_secs(5);
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// Making a slot waits for transactions; after this long it is said for which, and again as often.
+const PENDING: Duration = Duration::from_secs(5);
+/// After this long it is begun anew, in case that the connection is dead.
+const MAKE_DEADLINE: Duration = Duration::from_mins(10);
 
 /// A row of `pg_replication_slots`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +74,48 @@ impl Slot {
                 Err(_elapsed) => return Err(SourceError::Timeout(DEADLINE.as_secs())),
             }
         }
+    }
+
+    /// Makes the slot, which is not there. The server first waits for the end of every transaction that is older and has
+    /// written something; nothing is published until then, so it is said.
+    pub(crate) async fn make(
+        client: &Client,
+        replication: &mut Replication,
+        report: &Report,
+    ) -> Result<CreatedSlot, SourceError> {
+        let process = replication.process();
+        let begun = Instant::now();
+        let mut making = std::pin::pin!(replication.create_slot(names::SLOT));
+        let made = loop {
+            match timeout(PENDING, &mut making).await {
+                Ok(made) => break made?,
+                Err(_elapsed) if begun.elapsed() > MAKE_DEADLINE => {
+                    return Err(SourceError::SlotPending(Self::holdup(client, process).await?));
+                }
+                Err(_elapsed) => {
+                    let message = SourceError::SlotPending(Self::holdup(client, process).await?).to_string();
+                    report.problem(reason::SLOT_PENDING, message);
+                }
+            }
+        };
+        report.mended(reason::SLOT_PENDING);
+        Ok(made)
+    }
+
+    /// Who keeps the server from making the slot, of all that a role without privileges may know of others.
+    async fn holdup(client: &Client, process: i32) -> Result<String, SourceError> {
+        let statement = "select a.pid, coalesce(a.usename, ''), coalesce(a.application_name, '') \
+             from unnest(pg_blocking_pids($1)) as blocking (pid) join pg_stat_activity a using (pid) limit 1";
+        let doing = "looking for the transaction that the replication slot waits for";
+        let row = within(DEADLINE, doing, client.query_opt(statement, &[&process])).await?;
+        let Some(row) = row else {
+            return Ok("look for old ones in pg_stat_activity and pg_prepared_xacts".to_owned());
+        };
+        let failed = SourceError::query(doing);
+        let pid: i32 = row.try_get(0).map_err(&failed)?;
+        let (role, application): (&str, &str) = (row.try_get(1).map_err(&failed)?, row.try_get(2).map_err(&failed)?);
+        let called = if application.is_empty() { String::new() } else { format!(", {application:?}") };
+        Ok(format!("now for the one of process {pid} (role {role}{called}), which pg_terminate_backend({pid}) ends"))
     }
 
     /// Streams from the slot as soon as nobody else does.

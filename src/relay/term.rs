@@ -114,7 +114,8 @@ impl Source<'_> {
     }
 
     async fn poll(&self, checkpoint: Option<Snapshot>) -> Result<(), SourceError> {
-        let Self { contract, control, report: _, batches } = self;
+        let Self { contract, control, report, batches } = self;
+        report.mended(reason::SLOT_PENDING);
         // a slot that nobody reads would hold the WAL back for ever; should the mode change again, a new one is made
         Slot::remove(&control.client).await?;
         control.listen().await?;
@@ -150,10 +151,10 @@ impl Source<'_> {
     /// Makes the slot anew and sends the rows from before it. Every row that is not acknowledged is still in the table
     /// (rows are deleted only after that), so nothing is skipped, whatever became of the former slot.
     async fn copy(&self, replication: &mut Replication) -> Result<(), SourceError> {
-        let Self { contract, control, report: _, batches } = self;
+        let Self { contract, control, report, batches } = self;
         checkpoint::begin_copy(&control.client).await?;
         Slot::remove(&control.client).await?;
-        let slot = replication.create_slot(names::SLOT).await?;
+        let slot = Slot::make(&control.client, replication, report).await?;
         let reader = Reader::connect(&contract.source, &application(&contract.name)).await?;
         let snapshot = reader.import(&slot.snapshot).await?;
         tracing::info!(consistent_point = %slot.consistent_point, "made the slot; publishing the rows from before it");

@@ -198,6 +198,26 @@ async fn relays_of_one_outbox_take_turns_whatever_they_are_called() {
 }
 
 #[tokio::test]
+async fn a_transaction_that_keeps_the_slot_from_being_made_is_named() {
+    let setting = Setting::new(Mode::LogTailing).await;
+    let app = setting.database.app().await;
+    app.batch_execute("begin; insert into weft.outbox (aggregate_type, aggregate_id, type, payload) values ('o', '1', 'x', '{\"n\": 1}')")
+        .await
+        .unwrap();
+    let process: i32 = app.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
+    let relay = setting.start_relay();
+    let named = format!("process {process} (role app)");
+    let said = |status: &RelayStatus| {
+        status.problems.iter().any(|problem| problem.reason == "SlotPending" && problem.message.contains(&named))
+    };
+    let status = relay.until("the transaction is named", said).await;
+    assert!(status.leading && !status.ready && status.problems.len() == 1, "{status:?}");
+    app.batch_execute("commit").await.unwrap();
+    setting.drained().await;
+    relay.until("mended", |status| status.ready && status.problems.is_empty() && status.published == 1).await;
+}
+
+#[tokio::test]
 async fn a_relay_that_gets_its_old_name_back_leaves_no_row_behind() {
     let mut setting = Setting::new(Mode::LogTailing).await;
     let superuser = setting.database.superuser().await;

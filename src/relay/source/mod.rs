@@ -75,6 +75,8 @@ pub enum SourceError {
     Layout(&'static str),
     #[error("the database did not answer within {0} s")]
     Timeout(u64),
+    #[error("the database makes the replication slot after all older transactions have ended: {0}")]
+    SlotPending(String),
     #[error("the publisher has ended")]
     Ended,
 }
