@@ -154,8 +154,11 @@ async fn start(
     let mut view = started.view;
     match (started.end, wait) {
         (Some(end), Some(wait)) => {
-            if let Ok(Ok(ended)) = tokio::time::timeout(wait, end).await {
-                view = ended;
+            match tokio::time::timeout(wait, end).await {
+                Ok(Ok(ended)) => view = ended,
+                // taken back: it existed already, or another orchestrator has it
+                Ok(Err(_untold)) => view = api.detail(&saga, started.id).await?.view,
+                Err(_elapsed) => {}
             }
         }
         (Some(_), None) => {}

@@ -2,8 +2,7 @@
 //! the writer in the order of the decisions. What goes out goes out in [`Engine::recorded`], after the commit.
 
 use std::{
-    cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -29,6 +28,9 @@ use crate::domain::saga::{
 
 /// Partitions of an orchestrator's instances, as many as `orchestrator.sql` makes rows.
 pub(super) const PARTITIONS: i16 = 16;
+
+/// A deadline that passed before the start was durable is looked at again after so long.
+const NOT_YET: Duration = Duration::from_millis(500);
 
 /// Namespace of the ids that are made from idempotency keys.
 const KEYS: Uuid = Uuid::from_u128(0x8f1d_6a52_94f0_4c53_9a0e_2d2f_6b70_31c8);
@@ -60,6 +62,11 @@ struct Instance {
     state: State,
     next_seq: i32,
     started_at: Timestamp,
+    /// Its key in [`Shard::deadlines`], as long as it is there.
+    due: Instant,
+    /// Its start is in the log. Until then it may turn out that the instance exists already and ended long ago, so that
+    /// nothing but its start may be queued: a second row of this life could be taken for one of the first life's.
+    durable: bool,
     /// Those who wait for its end.
     waiting: Vec<oneshot::Sender<View>>,
 }
@@ -68,7 +75,38 @@ struct Instance {
 struct Shard {
     held: bool,
     instances: HashMap<Uuid, Instance>,
-    deadlines: BinaryHeap<Reverse<(Instant, Uuid)>>,
+    /// Of live instances only: a deadline may be a year, and what has ended must not be remembered that long.
+    deadlines: BTreeSet<(Instant, Uuid)>,
+}
+
+impl Shard {
+    fn insert(&mut self, id: Uuid, instance: Instance) {
+        self.deadlines.insert((instance.due, id));
+        self.instances.insert(id, instance);
+    }
+
+    fn remove(&mut self, id: Uuid) -> Option<Instance> {
+        let instance = self.instances.remove(&id)?;
+        self.deadlines.remove(&(instance.due, id));
+        Some(instance)
+    }
+
+    /// The instances whose deadline has passed, each once; those that are not durable yet are put off.
+    fn overdue(&mut self, now: Instant) -> Vec<Uuid> {
+        let mut passed = Vec::new();
+        while let Some((due, id)) = self.deadlines.first().copied().filter(|(due, _)| *due <= now) {
+            self.deadlines.remove(&(due, id));
+            match self.instances.get_mut(&id) {
+                Some(instance) if !instance.durable => {
+                    instance.due = now + NOT_YET;
+                    self.deadlines.insert((instance.due, id));
+                }
+                Some(_) => passed.push(id),
+                None => {}
+            }
+        }
+        passed
+    }
 }
 
 /// An instance as the database knows it, for [`Engine::adopt`].
@@ -179,10 +217,9 @@ impl Engine {
         };
         compiled.counts.change(id, Counted::NOTHING, definition, Some(&state));
         let due = Instant::now() + Duration::from_millis(definition.deadline_ms);
-        let instance = Instance { compiled, state, next_seq: 1, started_at, waiting: vec![tell] };
+        let instance = Instance { compiled, state, next_seq: 1, started_at, due, durable: false, waiting: vec![tell] };
         let view = instance.view(id);
-        shard.deadlines.push(Reverse((due, id)));
-        shard.instances.insert(id, instance);
+        shard.insert(id, instance);
         self.queue.push(Entry { id, partition, row: Some(row), command, acknowledge: Some(acknowledge) });
         Ok((view, true))
     }
@@ -196,6 +233,9 @@ impl Engine {
             let instance = shard.instances.get_mut(&id).ok_or_else(unknown)?;
             if instance.compiled.definition.name != saga {
                 return Err(unknown());
+            }
+            if !instance.durable {
+                return Err(EngineError::NotHeld);
             }
             let event = event(instance.state.attempt);
             let decided = self.apply_to(id, instance, &event, Some(acknowledge));
@@ -253,17 +293,19 @@ impl Engine {
     /// `entries` are durable: sends calls, tells those who wait, forgets what has ended. `existed` are the starts that the
     /// database refused because the instance exists already.
     pub(super) fn recorded(self: &Arc<Self>, entries: Vec<Entry>, existed: &[Uuid]) {
+        let existed: HashSet<Uuid> = existed.iter().copied().collect();
+        self.withdraw(&existed);
         for Entry { id, partition, row, command, acknowledge } in entries {
-            let refused = row.as_ref().is_some_and(|row| row.start.is_some()) && existed.contains(&id);
-            if refused {
-                self.forget(id, partition);
-            } else if let Some(command) = command {
-                self.send(id, command);
-            }
+            let refused = existed.contains(&id);
             match row {
+                Some(Row { start: Some(_), .. }) if refused => self.forget(id, partition),
+                Some(_) if refused => {}
+                Some(Row { start: Some((saga, _)), .. }) => self.started(id, partition, &saga),
                 Some(Row { end: Some((_, status)), at, .. }) => self.ended(id, partition, status, at),
-                Some(Row { start: Some((saga, _)), .. }) if !refused => self.meters.started(&saga),
                 Some(_) | None => {}
+            }
+            if let Some(command) = command.filter(|_| !refused) {
+                self.send(id, command);
             }
             if let Some(acknowledge) = acknowledge {
                 let recorded = if refused { Recorded::Existed } else { Recorded::Written };
@@ -273,18 +315,39 @@ impl Engine {
         }
     }
 
+    /// What still waits for instances that existed already. Rows are none of it, unless something was queued for an instance
+    /// that was not durable; they must not be written, since they would be taken for rows of the first life.
+    fn withdraw(&self, existed: &HashSet<Uuid>) {
+        if existed.is_empty() {
+            return;
+        }
+        for entry in self.queue.withdraw(|entry| existed.contains(&entry.id)) {
+            let answer = if entry.row.is_some() { Err(Unrecorded::TakenOver) } else { Ok(Recorded::Existed) };
+            if let Some(acknowledge) = entry.acknowledge {
+                let _ = acknowledge.send(answer);
+            }
+        }
+    }
+
+    fn started(&self, id: Uuid, partition: i16, saga: &str) {
+        if let Some(mut shard) = self.shard(partition)
+            && let Some(instance) = shard.instances.get_mut(&id)
+        {
+            instance.durable = true;
+        }
+        self.meters.started(saga);
+    }
+
     /// Takes back an instance whose start was refused.
     fn forget(&self, id: Uuid, partition: i16) {
-        if let Some(mut shard) = self.shard(partition)
-            && let Some(instance) = shard.instances.remove(&id)
-        {
+        if let Some(instance) = self.shard(partition).and_then(|mut shard| shard.remove(id)) {
             let counted = Counted::of(&instance.state);
             instance.compiled.counts.change(id, counted, &instance.compiled.definition, None);
         }
     }
 
     fn ended(&self, id: Uuid, partition: i16, status: Status, at: Timestamp) {
-        let instance = self.shard(partition).and_then(|mut shard| shard.instances.remove(&id));
+        let instance = self.shard(partition).and_then(|mut shard| shard.remove(id));
         let Some(instance) = instance else { return };
         let definition = &instance.compiled.definition;
         instance.compiled.counts.ended(status);
@@ -356,8 +419,9 @@ impl Engine {
                     commands.push((id, command));
                 }
                 compiled.counts.change(id, Counted::NOTHING, &compiled.definition, Some(&state));
-                shard.deadlines.push(Reverse((due(started_at, compiled.definition.deadline_ms), id)));
-                shard.instances.insert(id, Instance { compiled, state, next_seq, started_at, waiting: Vec::new() });
+                let due = due(started_at, compiled.definition.deadline_ms);
+                let (durable, waiting) = (true, Vec::new());
+                shard.insert(id, Instance { compiled, state, next_seq, started_at, due, durable, waiting });
             }
             shard.held = true;
         }
@@ -380,16 +444,7 @@ impl Engine {
     pub(super) fn deadlines(self: &Arc<Self>) {
         let now = Instant::now();
         for partition in 0..PARTITIONS {
-            let mut passed = Vec::new();
-            if let Some(mut shard) = self.shard(partition) {
-                while let Some(Reverse((due, id))) = shard.deadlines.peek().copied() {
-                    if due > now {
-                        break;
-                    }
-                    shard.deadlines.pop();
-                    passed.push(id);
-                }
-            }
+            let passed = self.shard(partition).map(|mut shard| shard.overdue(now)).unwrap_or_default();
             for id in passed {
                 self.happened(id, &Event::DeadlinePassed);
             }

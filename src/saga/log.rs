@@ -79,10 +79,10 @@ impl Queue {
         }
     }
 
-    /// Everything that waits for a partition, taken out.
-    pub(super) fn withdraw(&self, partition: i16) -> Vec<Entry> {
+    /// What waits and is `unwanted`, taken out.
+    pub(super) fn withdraw(&self, unwanted: impl Fn(&Entry) -> bool) -> Vec<Entry> {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let (gone, kept) = entries.drain(..).partition(|entry| entry.partition == partition);
+        let (gone, kept) = entries.drain(..).partition(unwanted);
         *entries = kept;
         VecDeque::into(gone)
     }

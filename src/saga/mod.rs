@@ -16,6 +16,7 @@ mod meters;
 mod orchestrator;
 mod people;
 mod problems;
+mod pulse;
 mod reader;
 mod session;
 mod starts;

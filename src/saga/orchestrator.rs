@@ -1,6 +1,11 @@
 //! `weft saga run`: puts the parts together, follows the contract, and ends in order.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use prometheus_client::registry::Registry;
@@ -13,6 +18,7 @@ use super::{
     engine::{Engine, PARTITIONS},
     meters::Meters,
     problems::{Problems, in_words},
+    pulse::Pulse,
     reader::Reader,
     starts::Starts,
     writer::Writer,
@@ -65,6 +71,7 @@ pub(super) async fn run(args: RunArgs, shutdown: Shutdown) -> anyhow::Result<()>
     let engine = Engine::new(Meters::register(&mut registry));
     let reader = Arc::new(Reader::new(contract.database.clone()));
     let problems = Arc::new(Problems::default());
+    let pulse = Arc::new(Pulse::default());
     let first = OrchestratorStatus { orchestrator: contract.name.clone(), ..OrchestratorStatus::default() };
     let (status, seen) = watch::channel(first);
     let close = CancellationToken::new();
@@ -72,6 +79,7 @@ pub(super) async fn run(args: RunArgs, shutdown: Shutdown) -> anyhow::Result<()>
         engine: Arc::clone(&engine),
         reader: Arc::clone(&reader),
         problems: Arc::clone(&problems),
+        pulse: Arc::clone(&pulse),
         login: contract.database.clone(),
         holder: holder(),
         close: close.clone(),
@@ -79,7 +87,8 @@ pub(super) async fn run(args: RunArgs, shutdown: Shutdown) -> anyhow::Result<()>
     let writer = tokio::spawn(writer.run());
     let api = Api { engine: Arc::clone(&engine), reader: Arc::clone(&reader) };
     let served = tokio::spawn(admin::serve(api.router(), any(contract.api_port), shutdown.clone()));
-    let admin = Admin { live: Arc::new(|| Ok(())), ready: ready(&engine), status: seen, registry: Arc::new(registry) };
+    let live: admin::Check = Arc::new(move || pulse.check(Instant::now()));
+    let admin = Admin { live, ready: ready(&engine), status: seen, registry: Arc::new(registry) };
     let admin = tokio::spawn(admin::serve(admin.router(), any(admin_port), shutdown.clone()));
 
     let starts = Starts::new(Arc::clone(&engine), Arc::clone(&problems));

@@ -69,6 +69,15 @@ pub(super) enum SessionError {
     Fenced,
 }
 
+impl SessionError {
+    /// The database refuses what is to be written, and will refuse it again: integrity, or the data's form.
+    pub(super) fn is_for_ever(&self) -> bool {
+        let Self::Database(error) = self else { return false };
+        let class = error.code().and_then(|code| code.code().get(..2));
+        class.is_some_and(|class| ["22", "23"].contains(&class))
+    }
+}
+
 /// Which partitions this process holds, and since when.
 pub(super) type Epochs = BTreeMap<i16, i64>;
 

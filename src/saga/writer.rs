@@ -11,6 +11,7 @@ use super::{
     engine::{Engine, PARTITIONS, Recovered},
     log::{Entry, Unrecorded},
     problems::{Problems, in_words},
+    pulse::Pulse,
     reader::{Listed, ReadError, Reader},
     session::{BEAT, Epochs, Session, SessionError},
     view,
@@ -35,6 +36,7 @@ pub(super) struct Writer {
     pub engine: Arc<Engine>,
     pub reader: Arc<Reader>,
     pub problems: Arc<Problems>,
+    pub pulse: Arc<Pulse>,
     pub login: DatabaseLogin,
     /// Unique to this run of the process: whoever holds the partitions under it has what is in memory.
     pub holder: String,
@@ -59,6 +61,9 @@ impl Writer {
                     let reason =
                         if matches!(error, SessionError::Login(_)) { "DatabaseUnreachable" } else { "DatabaseFails" };
                     self.problems.say(DATABASE, reason, in_words(&error));
+                    if error.is_for_ever() {
+                        self.pulse.refused(std::time::Instant::now());
+                    }
                     if self.close.is_cancelled() {
                         break; // asked to end: what is not durable is repeated by the next process
                     }
@@ -95,6 +100,7 @@ impl Writer {
         let existed = session.commit(entries).await?;
         // durable: from here on calls may go out and callers may be told
         self.engine.meters.committed(entries.len(), began.elapsed());
+        self.pulse.committed();
         self.problems.mended(DATABASE);
         self.engine.recorded(doubt.take().unwrap_or_default(), &existed);
         Ok(())
@@ -161,6 +167,7 @@ impl Writer {
             Some(existed) => existed,
             None => session.commit(entries).await?,
         };
+        self.pulse.committed();
         self.engine.recorded(doubt.take().unwrap_or_default(), &existed);
         Ok(())
     }
@@ -171,7 +178,7 @@ impl Writer {
             if gone {
                 self.engine.abandon(*partition);
                 // in memory only, and out of date
-                refuse(self.engine.queue.withdraw(*partition));
+                refuse(self.engine.queue.withdraw(|entry| entry.partition == *partition));
             }
             !gone
         });

@@ -172,3 +172,75 @@ async fn start_all_patiently(orchestrator: &Running) -> Vec<(String, bool)> {
     }
     started
 }
+
+/// A key is sent again after its saga has ended, at a time when the database takes nothing for longer than the deadline.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_repeated_while_the_database_stalls_stops_nothing() {
+    let world = World::new().await;
+    let mut hasty = world.definition("hasty");
+    hasty.deadline_ms = 300;
+    let mut patient = world.definition("patient");
+    patient.deadline_ms = 2_000;
+    patient.steps[0].action.url = world.participant.url("reserve-slowly");
+    world.participant.behave("reserve-slowly", Behaviour::Slow(Duration::from_secs(30)));
+    let orchestrator = world.run(world.contract(vec![hasty.seal(), patient.seal()], Vec::new())).await;
+    let input = json!({"orderId": "o-1", "total": 1});
+    let (_, first) = orchestrator.start_saga("hasty", &input, "?wait=true", Some("k-1")).await;
+    assert_eq!(first["state"], "Completed", "{first}");
+
+    let (status, _) = orchestrator.start_saga("patient", &input, "", None).await;
+    assert_eq!(status, 201);
+    let client = world.database.superuser().await;
+    client.batch_execute("begin; lock weft.saga_instance in access exclusive mode").await.unwrap();
+    // this one's commit is under way when the key comes again: the repeated start and what follows it share the next one
+    let (other, again, ()) = tokio::join!(
+        orchestrator.start_saga("hasty", &input, "", None),
+        orchestrator.start_saga("hasty", &input, "?wait=true", Some("k-1")),
+        async {
+            servers::until("the repeated start waits", async || {
+                let listed = orchestrator.get("/sagas/hasty?state=running").await.1;
+                listed["items"].as_array().is_some_and(|items| items.iter().any(|item| item["id"] == first["id"]))
+            })
+            .await;
+            let (status, problem) = orchestrator.verb("hasty", &id(&first), "cancel").await;
+            assert_eq!((status, &problem["title"]), (503, &json!("NotHeld")), "{problem}");
+            servers::until("a later deadline has passed", async || {
+                orchestrator.get("/sagas/patient?state=compensating").await.1["items"][0].is_object()
+            })
+            .await;
+            client.batch_execute("rollback").await.unwrap();
+        }
+    );
+    assert_eq!(other.0, 201, "{other:?}");
+    assert_eq!((again.0, &again.1["id"], &again.1["state"]), (200, &first["id"], &json!("Completed")));
+    goes_on(&world, &orchestrator, &id(&first)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_repeated_while_the_database_is_down_stops_nothing() {
+    let mut world = World::new().await;
+    let mut hasty = world.definition("hasty");
+    hasty.deadline_ms = 300;
+    let orchestrator = world.run(world.contract(vec![hasty.seal()], Vec::new())).await;
+    let input = json!({"orderId": "o-1", "total": 1});
+    let (_, first) = orchestrator.start_saga("hasty", &input, "?wait=true", Some("k-1")).await;
+    world.database.server.kill9();
+    let (again, ()) = tokio::join!(orchestrator.start_saga("hasty", &input, "", Some("k-1")), async {
+        servers::until("the status says so", async || orchestrator.status().await["problems"][0].is_object()).await;
+        // longer than the deadline, and than what it is put off by
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        world.database.server.restart();
+    });
+    assert_eq!((again.0, &again.1["id"], &again.1["state"]), (200, &first["id"], &json!("Completed")));
+    goes_on(&world, &orchestrator, &id(&first)).await;
+}
+
+/// The first life of a repeated start is as it was, and new sagas run.
+async fn goes_on(world: &World, orchestrator: &Running, first: &str) {
+    let view = orchestrator.to_its_end("hasty", &json!({"orderId": "o-2", "total": 1})).await;
+    assert_eq!(view["state"], "Completed", "{view}");
+    assert_eq!(world.participant.effects(first), ["reserve do", "pack do", "charge do", "ship do"]);
+    let detail = orchestrator.get(&format!("/sagas/hasty/{first}")).await.1;
+    assert_eq!(detail["history"].as_array().unwrap().len(), 5, "{detail}");
+    servers::until("nothing is wrong", async || orchestrator.status().await.get("problems").is_none()).await;
+}

@@ -16,7 +16,7 @@ with fence as (
 ), ended as (
   update weft.saga_instance as i set state = n.state, ended_at = n.at
   from unnest($8::uuid[], $9::text[], $10::timestamptz[]) as n (id, state, at)
-  where i.id = n.id and (select ours from fence)
+  where i.id = n.id and (select ours from fence) and n.id not in (select id from rejected)
 ), counted as (
   insert into weft.saga_count as c (saga, completed, compensated)
   select n.saga, n.completed, n.compensated
@@ -28,6 +28,6 @@ with fence as (
   insert into weft.saga_event (id, seq, at, body)
   select n.id, n.seq, n.at, n.body
   from unnest($14::uuid[], $15::integer[], $16::timestamptz[], $17::text[]) as n (id, seq, at, body)
-  where (select ours from fence) and (n.seq > 0 or n.id not in (select id from rejected))
+  where (select ours from fence) and n.id not in (select id from rejected)
 )
 select (select ours from fence) as ours, coalesce(array(select id from rejected), '{}') as rejected
