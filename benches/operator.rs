@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use server::{Asked, Server};
 use tokio_util::sync::CancellationToken;
 use weft::{
-    api::v1alpha1::Microservice,
+    api::v1alpha1::{Microservice, Storage},
     controllers::{
         events::Events,
         key::{Key, ObjectKind},
@@ -38,6 +38,7 @@ fn shared(server: &Server) -> Arc<Shared> {
         image: "localhost/weft:dev".to_owned(),
         image_pull_policy: None,
         postgres_image: "postgres:{version}".to_owned(),
+        orchestrator_storage: Storage::default(),
         namespace: "weft-system".to_owned(),
         pod_labels: BTreeMap::new(),
         password: || "a password".to_owned(),

@@ -10,7 +10,7 @@ use kube::ResourceExt;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 use weft::{
-    api::v1alpha1::{Microservice, OutboxRelay, Saga},
+    api::v1alpha1::{Microservice, OutboxRelay, Saga, Storage},
     controllers::{
         kind::{Applied, Kind, Settings},
         microservice, outbox_relay, saga,
@@ -99,6 +99,7 @@ fn settings() -> Settings {
         image: "weft".into(),
         image_pull_policy: None,
         postgres_image: "postgres:{version}".into(),
+        orchestrator_storage: Storage::default(),
         namespace: "weft-system".into(),
         pod_labels: BTreeMap::new(),
         password: || "a".repeat(32),

@@ -15,7 +15,7 @@ use std::{
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use weft::{
-    api::v1alpha1::{Microservice, OutboxRelay, Saga},
+    api::v1alpha1::{Microservice, OutboxRelay, Saga, Storage},
     contract::{
         Contract, ContractError,
         database_setup::DatabaseSetup,
@@ -51,6 +51,7 @@ fn settings() -> Settings {
         image: "weft".into(),
         image_pull_policy: None,
         postgres_image: "postgres:{version}".into(),
+        orchestrator_storage: Storage::default(),
         namespace: "weft-system".into(),
         pod_labels: BTreeMap::new(),
         password: || "a".repeat(32),

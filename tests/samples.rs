@@ -15,7 +15,7 @@ use kube::ResourceExt;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use weft::{
-    api::v1alpha1::{Microservice, OutboxRelay, Saga, SagaCommand},
+    api::v1alpha1::{Microservice, OutboxRelay, Saga, SagaCommand, Storage},
     controllers::{
         kind::{Kind, Settings},
         microservice, outbox_relay, saga,
@@ -143,6 +143,7 @@ fn the_operator_accepts_them() {
         image: "weft".into(),
         image_pull_policy: None,
         postgres_image: "postgres:{version}".into(),
+        orchestrator_storage: Storage::default(),
         namespace: "weft-system".into(),
         pod_labels: BTreeMap::new(),
         password: || "a".repeat(32),

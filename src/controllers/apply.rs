@@ -11,7 +11,7 @@ use std::{
 
 use kube::{
     Api, Client,
-    api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy},
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy},
     core::Request,
 };
 use serde_json::Value;
@@ -171,6 +171,9 @@ async fn apply_child(
             let (known, record) = (present.get(&reference), memory.record(owner, &reference));
             let step = step(&hash, known, record.as_ref());
             if step != Step::Nothing {
+                if step == Step::Make && matches!(child, Child::ServiceAccount(_) | Child::ConfigMap(_)) {
+                    would_be_new(client, owner, child, &json).await.map_err(refused)?;
+                }
                 let live = patch(client, owner, child.kind(), &reference.name, marked(json, &hash), step);
                 let seen = ChildSeen::from(live.await.map_err(refused)?);
                 if step == Step::Repair && known.is_none_or(|known| known.version != seen.version) {
@@ -247,23 +250,38 @@ async fn patch(
     within_deadline(api.patch(name, &params, &Patch::Apply(&json))).await
 }
 
+/// Fails with a conflict if something of this kind and name exists. An apply that is not forced finds that out by itself where
+/// the two differ in a field that both set, as in the selector of a Deployment or a Service; in these kinds they need not.
+async fn would_be_new(client: &Client, owner: &Key, child: &Child, json: &Value) -> Result<(), RequestError> {
+    let params = PostParams { dry_run: true, field_manager: Some(FIELD_MANAGER.to_owned()) };
+    create(client, owner, child, json, &params).await.map(drop)
+}
+
 /// Creates what is never changed afterwards. `None`: it exists already.
 async fn make_once(client: &Client, owner: &Key, child: &Child) -> Result<Option<Live>, RequestError> {
-    let resource = child.kind().resource();
-    let url = <Live as kube::Resource>::url_path(&resource, Some(&owner.id.namespace));
-    let body = serde_json::to_vec(&child.to_json()?)?;
-    let mut request = Request::new(url)
-        .create(&kube::api::PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() }, body)
-        .map_err(kube::Error::BuildRequest)?;
-    request.extensions_mut().insert("create");
-    match within_deadline(client.request::<Live>(request)).await {
+    let params = PostParams { dry_run: false, field_manager: Some(FIELD_MANAGER.to_owned()) };
+    match create(client, owner, child, &child.to_json()?, &params).await {
         Ok(live) => Ok(Some(live)),
         Err(error) if error.code() == Some(409) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-async fn delete(client: &Client, owner: &Key, child: &ChildRef, seen: &ChildSeen) -> Result<(), RequestError> {
+async fn create(
+    client: &Client,
+    owner: &Key,
+    child: &Child,
+    json: &Value,
+    params: &PostParams,
+) -> Result<Live, RequestError> {
+    let url = <Live as kube::Resource>::url_path(&child.kind().resource(), Some(&owner.id.namespace));
+    let mut request = Request::new(url).create(params, serde_json::to_vec(json)?).map_err(kube::Error::BuildRequest)?;
+    request.extensions_mut().insert("create");
+    within_deadline(client.request::<Live>(request)).await
+}
+
+/// Deletes this very child, and not one that was made since under its name.
+pub async fn delete(client: &Client, owner: &Key, child: &ChildRef, seen: &ChildSeen) -> Result<(), RequestError> {
     let Some(kind) = ChildKind::parse(child.kind) else { return Ok(()) };
     let api: Api<Live> = Api::namespaced_with(client.clone(), &owner.id.namespace, &kind.resource());
     let params = DeleteParams {

@@ -16,7 +16,9 @@ use sha2::{Digest, Sha256};
 use super::{
     labels::{IMAGE_ANNOTATION, TEMPLATE_HASH_ANNOTATION, UPGRADE_ANNOTATION},
     observed::Workload,
+    pods::IMAGE_PULL_FAILED,
 };
+use crate::contract::status::Problem;
 
 /// User and group of Weft's own containers, as in its image.
 pub const WEFT_USER: i64 = 65532;
@@ -107,8 +109,9 @@ pub struct Pinned {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// Makes a template with the image that the live workload has, as long as nothing else of the template changed and nobody
-/// asked for the newest; else with `newest`. So a new operator restarts nothing.
+/// Makes a template with the image that the live workload has, as long as nothing else of the template changed, nobody asked
+/// for the newest, and the image can be had; else with `newest`. So a new operator restarts nothing, and a mistake in the
+/// operator's own configuration can be mended.
 pub fn pin_image<E>(
     live: Option<&Workload>,
     newest: &str,
@@ -117,9 +120,10 @@ pub fn pin_image<E>(
 ) -> Result<Pinned, E> {
     // a struct of Kubernetes' own always has a form in JSON
     let hash = short_hash(&serde_json::to_vec(&template("")?).unwrap_or_default(), 16);
-    let live = live.map(|live| &live.annotations);
     let kept = live
-        .filter(|live| !upgrade && live.get(TEMPLATE_HASH_ANNOTATION) == Some(&hash))
+        .filter(|live| !upgrade && !cannot_be_pulled(&live.problems))
+        .map(|live| &live.annotations)
+        .filter(|live| live.get(TEMPLATE_HASH_ANNOTATION) == Some(&hash))
         .and_then(|live| live.get(IMAGE_ANNOTATION));
     let image = kept.map_or(newest, String::as_str);
     let annotations = [(IMAGE_ANNOTATION, image), (TEMPLATE_HASH_ANNOTATION, &hash)];
@@ -127,6 +131,11 @@ pub fn pin_image<E>(
         template: template(image)?,
         annotations: annotations.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
     })
+}
+
+/// Is an image missing among the problems of a workload or a Job?
+pub fn cannot_be_pulled(problems: &[Problem]) -> bool {
+    problems.iter().any(|problem| problem.reason == IMAGE_PULL_FAILED)
 }
 
 /// Does the custom resource ask for the operator's own data-plane image at once?
@@ -170,6 +179,15 @@ mod tests {
         assert_eq!((image(&first), image(&second)), ("weft:1", "weft:1"));
         assert_eq!(first.template, second.template);
         assert_eq!(first.annotations, second.annotations);
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_had_is_not_kept() {
+        let Ok(first) = pin_image(None, "weft:1", false, template(1));
+        let problem = Problem { reason: IMAGE_PULL_FAILED.to_owned(), message: String::new() };
+        let failing = Workload { problems: vec![problem], ..live(&first) };
+        let Ok(second) = pin_image(Some(&failing), "mirror/weft:1", false, template(1));
+        assert_eq!(image(&second), "mirror/weft:1");
     }
 
     #[test]

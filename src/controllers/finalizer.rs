@@ -1,6 +1,8 @@
 //! The one finalizer there is: a Microservice with `retention: Delete` takes its Secrets with it.
 //!
-//! (Its volume goes by the StatefulSet's own retention policy; Secrets carry no owner, so that they outlive mistakes.)
+//! The server and its set-up go first, and the volume with them, by the StatefulSet's own retention policy. Whoever applies the
+//! same Microservice again right away then begins anew, and does not find an old volume with new passwords. (Secrets carry no
+//! owner, so that they outlive mistakes.)
 
 use kube::{
     Api,
@@ -9,10 +11,11 @@ use kube::{
 use serde_json::json;
 
 use super::{
-    apply::delete_secret,
+    apply::{delete, delete_secret},
     failure::{RequestError, within_deadline},
     key::Key,
-    labels::DATABASE_FINALIZER,
+    labels::{Component, DATABASE_FINALIZER},
+    plan::{ChildKind, ChildRef},
     runtime::{Shared, Verdict},
 };
 use crate::{
@@ -37,19 +40,40 @@ pub async fn finish(shared: &Shared, key: &Key, object: &Microservice) -> Verdic
     }
     let (namespace, name) = (&key.id.namespace, &key.id.name);
     let finished = async {
+        if still_has_database(shared, key).await? {
+            // its end wakes this object
+            return Ok(());
+        }
         for secret in [names::database(name), names::admin_secret(name), names::relay_secret(name)] {
             delete_secret(&shared.client, namespace, &secret).await?;
         }
+        // a Microservice of this name needs Secrets of its own
+        shared.memory.forget(key);
         set(shared, key, object, false).await
     };
     match finished.await {
         Ok(()) => Verdict::Done,
         Err(error) if error.code() == Some(404) => Verdict::Done,
         Err(error) => {
-            tracing::warn!(error = error.words(), "the database's Secrets could not be deleted");
+            tracing::warn!(error = error.words(), "the database could not be deleted");
             Verdict::Failed(error.class().0)
         }
     }
+}
+
+/// Asks for the deletion of the StatefulSet and the Jobs; whether anything of them, pods included, is still there.
+async fn still_has_database(shared: &Shared, key: &Key) -> Result<bool, RequestError> {
+    let (children, pods) = {
+        let world = shared.world();
+        (world.children(key), world.has_pods(key, Component::Database))
+    };
+    let is_database =
+        |child: &ChildRef| [ChildKind::StatefulSet, ChildKind::Job].map(ChildKind::as_str).contains(&child.kind);
+    let left: Vec<_> = children.iter().filter(|(child, _)| is_database(child)).collect();
+    for (child, seen) in left.iter().filter(|(_, seen)| !seen.deleting) {
+        delete(&shared.client, key, child, seen).await?;
+    }
+    Ok(pods || !left.is_empty())
 }
 
 fn has(object: &Microservice) -> bool {

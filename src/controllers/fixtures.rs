@@ -12,7 +12,7 @@ use super::{
     plan::{Child, Plan},
 };
 use crate::{
-    api::v1alpha1::{Microservice, OutboxRelay, Saga},
+    api::v1alpha1::{Microservice, OutboxRelay, Saga, Storage},
     contract::status::Problem,
 };
 
@@ -21,6 +21,7 @@ pub(crate) fn settings() -> Settings {
         image: "localhost/weft:1".to_owned(),
         image_pull_policy: None,
         postgres_image: "docker.io/library/postgres:{version}".to_owned(),
+        orchestrator_storage: Storage::default(),
         namespace: "weft-system".to_owned(),
         pod_labels: [("app.kubernetes.io/name".to_owned(), "weft".to_owned())].into(),
         password: || "password0123456789".to_owned(),

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use jiff::Timestamp;
 
 use super::plan::{ChildRef, Rejection};
+use crate::api::v1alpha1::Storage;
 
 /// The pure half of a controller. `observe` and `apply` are the runtime's; nothing here does IO.
 pub trait Kind {
@@ -39,6 +40,8 @@ pub struct Settings {
     pub image_pull_policy: Option<String>,
     /// Image of PostgreSQL; `{version}` is replaced by the major version.
     pub postgres_image: String,
+    /// Volume of the database of an orchestrator that is made from now on.
+    pub orchestrator_storage: Storage,
     /// Namespace that the operator runs in.
     pub namespace: String,
     /// Labels of the operator's own pods, for NetworkPolicies that let it read `/status`.

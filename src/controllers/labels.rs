@@ -23,11 +23,13 @@ pub const FIELD_MANAGER: &str = "weft";
 pub const STATUS_MANAGER: &str = "weft-status";
 /// Finalizer of a Microservice whose Secrets are to be deleted with it (`retention: Delete`).
 pub const DATABASE_FINALIZER: &str = "weft.dev/database";
-/// On a Deployment or StatefulSet, written by its plan: the data-plane image that its pods were made with.
+/// On a Deployment, StatefulSet or Job, written by its plan: the image of Weft's or PostgreSQL's that its pods were made with.
 pub const IMAGE_ANNOTATION: &str = "weft.dev/image";
 /// On a Deployment or StatefulSet, written by its plan: hash of the pod template with the data-plane image left out. While
 /// it stays the same, the workload keeps the image of [`IMAGE_ANNOTATION`], so that a new operator restarts nothing.
 pub const TEMPLATE_HASH_ANNOTATION: &str = "weft.dev/template-hash";
+/// On a database's StatefulSet, written by its plan: `spec.database.postgres.storage` as JSON, since a claim cannot change.
+pub const STORAGE_ANNOTATION: &str = "weft.dev/storage";
 /// On a Microservice's Deployment, written by its plan: the addresses of `spec.dependsOn` as JSON, so that one that is gone
 /// for a while keeps its variable and restarts nothing.
 pub const DEPENDENCIES_ANNOTATION: &str = "weft.dev/dependencies";

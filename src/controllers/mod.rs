@@ -38,5 +38,6 @@ pub mod standing;
 pub mod status;
 pub mod status_gate;
 pub mod streams;
+pub mod waits;
 pub mod watches;
 pub mod world;

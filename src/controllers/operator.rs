@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Context;
-use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::api::resource::Quantity};
 use kube::{Api, Client, Config, client::ClientBuilder};
 use prometheus_client::registry::Registry;
 use rand::{Rng, distr::Alphanumeric, rngs::OsRng};
@@ -23,10 +23,11 @@ use super::{
     leader::Elector,
     metrics::{CountRequests, OperatorMetrics},
     runtime::{self, Shared},
-    streams, watches,
+    streams, waits, watches,
 };
 use crate::{
     admin::{self, Admin},
+    api::v1alpha1::Storage,
     shutdown::Shutdown,
 };
 
@@ -49,6 +50,12 @@ pub struct Args {
     /// Image of PostgreSQL; `{version}` stands for the major version
     #[arg(long, env = "WEFT_POSTGRES_IMAGE", default_value = "docker.io/library/postgres:{version}")]
     postgres_image: String,
+    /// Size of the volume of each orchestrator's database that is made from now on
+    #[arg(long, env = "WEFT_ORCHESTRATOR_STORAGE_SIZE", default_value = "2Gi")]
+    orchestrator_storage_size: String,
+    /// StorageClass of those volumes [default: the cluster's]
+    #[arg(long, env = "WEFT_ORCHESTRATOR_STORAGE_CLASS")]
+    orchestrator_storage_class: Option<String>,
     /// Name of the Lease by which several replicas agree on a leader; without it this process leads unasked
     #[arg(long, env = "WEFT_LEADER_ELECT", value_name = "LEASE")]
     leader_elect: Option<String>,
@@ -109,6 +116,8 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
         image,
         image_pull_policy,
         postgres_image,
+        orchestrator_storage_size,
+        orchestrator_storage_class,
         leader_elect,
         namespace,
         identity,
@@ -125,6 +134,10 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
         image,
         image_pull_policy,
         postgres_image,
+        orchestrator_storage: Storage {
+            size: Quantity(orchestrator_storage_size),
+            class_name: orchestrator_storage_class,
+        },
         namespace: namespace.clone(),
         pod_labels: pod_labels.into_iter().collect::<BTreeMap<_, _>>(),
         password,
@@ -207,6 +220,10 @@ impl Operator {
                 tracing::info!("all watches are complete");
                 self.waits_for(None);
                 tasks.spawn(streams::run(Arc::clone(&shared), term.clone()));
+                let (asking, ended) = (Arc::clone(&shared), term.clone());
+                tasks.spawn(async move {
+                    tokio::select! { () = ended.cancelled() => {} () = waits::run(asking) => {} }
+                });
                 tasks.spawn(gauges(Arc::clone(&shared), term.clone()));
                 runtime::run(Arc::clone(&shared), self.concurrency, tasks.clone(), term.clone()).await;
             }

@@ -2,10 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::{
-    api::{core::v1::Pod, events::v1::Event},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{api::ApiResource, core::Object};
 use serde::Deserialize;
 
@@ -28,6 +25,8 @@ const JOB_LABEL: &str = "batch.kubernetes.io/job-name";
 /// Restarts from which a container that is not ready counts as crash-looping, also between two crashes.
 const MANY_RESTARTS: i32 = 2;
 const MAX_LAST_WORDS: usize = 512;
+/// Reason of a problem: an image does not exist, or may not be pulled.
+pub const IMAGE_PULL_FAILED: &str = "ImagePullFailed";
 /// What a program says (`ENOSPC`) when its volume is full.
 const FULL: &str = "No space left on device";
 
@@ -216,7 +215,7 @@ impl ContainerStatus {
         match waiting.reason.as_str() {
             "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" | "ImageInspectError" => {
                 problem(
-                    "ImagePullFailed",
+                    IMAGE_PULL_FAILED,
                     format!("the image of container {container} cannot be pulled: {}", image_words(message)),
                 )
             }
@@ -277,40 +276,13 @@ fn problem(reason: &str, message: String) -> Option<Problem> {
     Some(Problem { reason: reason.to_owned(), message })
 }
 
-/// What keeps a pod from mounting its volumes, as its kubelet says in an Event `FailedMount`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MountFailure {
-    /// Name of the Event.
-    pub event: String,
-    /// Uid of the pod.
-    pub pod_uid: String,
-    pub problem: Problem,
-}
-
-impl MountFailure {
-    /// The pod's name, and what the Event says of it.
-    pub fn read(event: Event) -> Option<(String, Self)> {
-        let pod = event.regarding.filter(|regarding| regarding.kind.as_deref() == Some("Pod"))?;
-        let (name, note) = (pod.name?, event.note.unwrap_or_default());
-        let missing = |what: &str| note.contains(&format!("{what} \"")) && note.contains("not found");
-        let reason = match () {
-            () if missing("secret") => "SecretMissing",
-            () if missing("configmap") => "ConfigMapMissing",
-            () => "VolumeNotMounted",
-        };
-        let message = format!("pod {name} waits for a volume: {}", tail(&note));
-        let problem = Problem { reason: reason.to_owned(), message };
-        Some((name, Self { event: event.metadata.name?, pod_uid: pod.uid?, problem }))
-    }
-}
-
 /// `Back-off pulling image "x"` and `failed to pull image "x": …` alternate while the kubelet tries: say what both have.
 fn image_words(message: &str) -> String {
     let image = message.split('"').nth(1).filter(|image| !image.is_empty());
     image.map_or_else(|| tail(message), |image| format!("\"{image}\" does not exist, or the node may not pull it"))
 }
 
-fn tail(text: &str) -> String {
+pub fn tail(text: &str) -> String {
     let text = text.trim();
     let skip = text.chars().count().saturating_sub(MAX_LAST_WORDS);
     text.chars().skip(skip).collect()
@@ -357,21 +329,6 @@ mod tests {
         assert_eq!(reasons(&full), ["VolumeFull"]);
         assert!(full.problems[0].message.contains(panic), "{}", full.problems[0].message);
         assert!(pod(crashed("FATAL:  could not open a file")).problems.is_empty());
-    }
-
-    #[test]
-    fn a_volume_that_cannot_be_mounted_says_why() {
-        let failure = |note: &str| {
-            let event: Event =
-                serde_json::from_value(json!({"metadata": {"name": "orders-1.17"}, "reason": "FailedMount",
-                "eventTime": null, "regarding": {"kind": "Pod", "name": "orders-1", "uid": "u"}, "note": note}))
-                .unwrap();
-            MountFailure::read(event).unwrap().1.problem
-        };
-        let secret = failure("MountVolume.SetUp failed for volume \"tls\" : secret \"orders-tls\" not found");
-        assert_eq!(secret.reason, "SecretMissing");
-        assert!(secret.message.contains("pod orders-1 waits") && secret.message.contains("\"orders-tls\""));
-        assert_eq!(failure("Unable to attach or mount volumes: timed out").reason, "VolumeNotMounted");
     }
 
     #[test]

@@ -155,7 +155,7 @@ async fn carry_out(
     let present: BTreeMap<_, _> = shared.world().children(key);
     let Outcome { applied, written, drifted, deleted } =
         apply::apply(&shared.client, &shared.memory, key, &present, plan).await;
-    hurry(shared, key, &present, &written).await;
+    let changed = changed_contract(&present, &written);
     let mut concerned: Concerned = {
         let mut world = shared.world();
         let set: Vec<_> = written.into_iter().map(|child| world.set_child(key, child.child, child.seen)).collect();
@@ -165,6 +165,10 @@ async fn carry_out(
     // this pass goes on with what it wrote; the others that look at it are told
     concerned.now.retain(|other| other != key);
     shared.enqueue(concerned);
+    if let Some(version) = changed {
+        let pods = shared.world().contract_readers(key);
+        contract_readers::hurry(&shared.client, &key.id.namespace, &pods, version).await;
+    }
     for child in drifted {
         shared.metrics.drift_corrected(child.kind);
         let message = format!("{} {} had been changed or deleted; it is as declared again", child.kind, child.name);
@@ -191,16 +195,13 @@ async fn carry_out(
     applied
 }
 
-/// Pods that mount a contract which has just changed read it now.
-async fn hurry(shared: &Shared, key: &Key, present: &BTreeMap<ChildRef, ChildSeen>, written: &[Written]) {
+/// The version of a contract that existed before and has just been changed.
+fn changed_contract(present: &BTreeMap<ChildRef, ChildSeen>, written: &[Written]) -> Option<u64> {
     let changed = written.iter().find(|Written { child, seen }| {
         child.kind == ChildKind::ConfigMap.as_str()
             && present.get(child).is_some_and(|before| before.version != seen.version)
     });
-    if let Some(Written { seen, .. }) = changed {
-        let pods = shared.world().contract_readers(key);
-        contract_readers::hurry(&shared.client, &key.id.namespace, &pods, seen.version).await;
-    }
+    changed.map(|Written { seen, .. }| seen.version)
 }
 
 /// The object is gone, and the children with it: Kubernetes collects them.

@@ -6,7 +6,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, TryStreamExt};
-use k8s_openapi::api::{core::v1::ConfigMap, events::v1::Event as EventObject};
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api, Client, Resource,
     api::ApiResource,
@@ -23,7 +23,7 @@ use super::{
     labels::{MANAGED_BY, MANAGED_BY_LABEL},
     live::{ChildSeen, Live, version},
     plan::{ChildKind, ChildRef},
-    pods::{self, LivePod, MountFailure, PodSeen},
+    pods::{self, LivePod, PodSeen},
     runtime::Shared,
     world::{Concerned, Custom, Malformed, Scope},
 };
@@ -73,7 +73,6 @@ pub async fn start(
         }
         starter.config_maps();
         starter.pods();
-        starter.mount_failures();
     }
     drop(synced);
     // every watch drops its sender after its first list
@@ -128,16 +127,6 @@ impl Starter<'_> {
     fn pods(&self) {
         let feed = PodFeed { scope: self.scope.clone() };
         self.run("Pod", well_formed(watcher(self.api::<DeserializeGuard<LivePod>>(&pods::resource()), ours())), feed);
-    }
-
-    /// Why a pod cannot mount its volumes is nowhere but in Events.
-    fn mount_failures(&self) {
-        let api: Api<EventObject> = match &self.scope.0 {
-            Some(namespace) => Api::namespaced(self.client.clone(), namespace),
-            None => Api::all(self.client.clone()),
-        };
-        let wanted = config().fields("regarding.kind=Pod,reason=FailedMount");
-        self.run("Event", watcher(api, wanted), MountFailureFeed { scope: self.scope.clone() });
     }
 
     fn api<K>(&self, resource: &ApiResource) -> Api<K>
@@ -385,33 +374,5 @@ impl Feed for PodFeed {
         let concerned = shared.world().retain_pods(&self.scope, seen);
         shared.pods_changed();
         concerned
-    }
-}
-
-struct MountFailureFeed {
-    scope: Scope,
-}
-
-impl Feed for MountFailureFeed {
-    type Object = EventObject;
-
-    fn id(object: &Self::Object) -> ObjectId {
-        id(object)
-    }
-
-    fn set(&self, shared: &Shared, object: Self::Object) -> Concerned {
-        let namespace = id(&object).namespace;
-        let Some((pod, failure)) = MountFailure::read(object) else { return Concerned::default() };
-        shared.world().set_mount_failure(ObjectId::new(namespace, pod), failure)
-    }
-
-    fn remove(&self, shared: &Shared, object: Self::Object) -> Concerned {
-        let namespace = id(&object).namespace;
-        let Some((pod, failure)) = MountFailure::read(object) else { return Concerned::default() };
-        shared.world().remove_mount_failure(&ObjectId::new(namespace, pod), &failure.event)
-    }
-
-    fn retain(&self, shared: &Shared, seen: &HashSet<ObjectId>) -> Concerned {
-        shared.world().retain_mount_failures(&self.scope, seen)
     }
 }

@@ -22,9 +22,18 @@ async fn data_outlives_deletion() {
         for name in ["orders", "forgotten"] {
             world.ready::<Microservice>(name).await?;
         }
-        world.psql("orders", "insert into switch values ('written before')").await?;
+        for name in ["orders", "forgotten"] {
+            world.psql(name, "insert into switch values ('written before')").await?;
+        }
         let secrets = secrets(world, "orders").await?;
         ensure!(secrets.len() >= 2, "orders has only these Secrets: {:?}", secrets.keys());
+
+        // whoever applies it again right away begins anew
+        world.delete::<Microservice>("forgotten").await?;
+        world.apply_service(&forgotten).await?;
+        world.ready::<Microservice>("forgotten").await?;
+        let rows = world.psql("forgotten", "select name from switch").await?;
+        same("what is in the database of forgotten", &Vec::<String>::new(), &rows)?;
 
         for name in ["orders", "forgotten"] {
             world.delete::<Microservice>(name).await?;

@@ -16,7 +16,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use weft::{
-    api::v1alpha1::{Microservice, OutboxRelay, RelayMode, Saga},
+    api::v1alpha1::{Microservice, OutboxRelay, RelayMode, Saga, Storage},
     contract::{
         Contract,
         orchestrator::Start,
@@ -58,6 +58,7 @@ fn definition(ports: &BTreeMap<&str, u16>) -> saga::Defined {
         image: String::new(),
         image_pull_policy: None,
         postgres_image: String::new(),
+        orchestrator_storage: Storage::default(),
         namespace: String::new(),
         pod_labels: BTreeMap::new(),
         password: String::new,

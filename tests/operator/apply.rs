@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::{
     apps::v1::Deployment,
     batch::v1::Job,
-    core::v1::{Secret, Service},
+    core::v1::{Secret, Service, ServiceAccount},
 };
 use kube::api::ObjectMeta;
 use weft::controllers::{
@@ -87,6 +87,18 @@ async fn the_first_apply_takes_nothing_from_a_stranger() {
     let failure = &outcome.applied.failures[0];
     assert_eq!((failure.class, failure.reason), (Class::Retry, "ChildConflict"));
     assert!(failure.message.contains("Service orders exists and is not Weft's"), "{}", failure.message);
+}
+
+#[tokio::test]
+async fn a_stranger_that_does_not_conflict_by_itself_is_found_out() {
+    let (server, mut operator) = (Server::default(), Operator::default());
+    let account = ServiceAccount { metadata: metadata("orders"), ..ServiceAccount::default() };
+    let plan = Plan { children: vec![Child::ServiceAccount(account)], retained: Vec::new() };
+    server.refuse("POST serviceaccounts", 409, "serviceaccounts \"orders\" already exists");
+    let outcome = operator.pass(&server, &plan).await;
+    assert_eq!(server.lines(), ["POST serviceaccounts"]);
+    let failure = &outcome.applied.failures[0];
+    assert_eq!((failure.class, failure.reason), (Class::Retry, "ChildConflict"));
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use weft::{
-    api::v1alpha1::{Microservice, OutboxRelay},
+    api::v1alpha1::{Microservice, OutboxRelay, Storage},
     controllers::{
         events::Events,
         key::{Key, ObjectId, ObjectKind},
@@ -29,6 +29,7 @@ fn shared(server: &Server) -> Arc<Shared> {
         image: "localhost/weft:dev".to_owned(),
         image_pull_policy: None,
         postgres_image: "postgres:{version}".to_owned(),
+        orchestrator_storage: Storage::default(),
         namespace: "weft-system".to_owned(),
         pod_labels: std::collections::BTreeMap::new(),
         password: || PASSWORD.to_owned(),
@@ -78,7 +79,7 @@ async fn a_service_without_a_database_takes_few_requests_and_then_none() {
     shared.world().set(object);
     reconcile(&shared, &orders()).await;
     let lines = server.lines();
-    assert!(lines.contains(&"PATCH deployments/orders".to_owned()) && lines.len() <= 6, "{lines:?}");
+    assert!(lines.contains(&"PATCH deployments/orders".to_owned()) && lines.len() <= 7, "{lines:?}");
     assert_eq!(lines.last().unwrap(), "PATCH microservices/orders/status");
     let verdict = reconcile(&shared, &orders()).await;
     assert_eq!((verdict, server.lines()), (Verdict::Done, Vec::new()));
@@ -96,7 +97,7 @@ async fn a_service_with_a_database_waits_for_its_set_up() {
     assert!(lines.contains(&"PATCH statefulsets/orders-db".to_owned()), "{lines:?}");
     assert!(lines.contains(&"POST jobs".to_owned()), "{lines:?}");
     assert!(!lines.contains(&"PATCH deployments/orders".to_owned()), "the schema comes first: {lines:?}");
-    assert!(lines.len() <= 13, "{lines:?}");
+    assert!(lines.len() <= 15, "{lines:?}");
     // no password is anywhere but in a Secret
     let leaks: Vec<_> = asked
         .iter()
@@ -133,6 +134,16 @@ async fn deletion_with_retention_delete_takes_the_secrets_and_then_lets_go() {
     object.metadata.resource_version = Some("1000000".to_owned());
     shared.world().set(object);
     server.refuse("DELETE secrets/orders-db-relay", 404, "secrets \"orders-db-relay\" not found");
+    reconcile(&shared, &orders()).await;
+    let lines = server.lines();
+    assert_eq!(lines.len(), 2, "the server and its set-up go first: {lines:?}");
+    assert!(lines[0].starts_with("DELETE jobs/orders-db-setup-") && lines[1] == "DELETE statefulsets/orders-db");
+    reconcile(&shared, &orders()).await;
+    assert_eq!(server.lines().len(), 2, "until they are gone, nothing else is asked for");
+    let children = shared.world().children(&orders());
+    for (child, seen) in children {
+        shared.world().remove_child(&orders(), &child, &seen.uid);
+    }
     assert_eq!(reconcile(&shared, &orders()).await, Verdict::Done);
     let asked = server.asked();
     assert_eq!(
@@ -145,6 +156,28 @@ async fn deletion_with_retention_delete_takes_the_secrets_and_then_lets_go() {
         ]
     );
     assert_eq!(asked[3].body["metadata"]["finalizers"], json!([]));
+
+    let again: Microservice = serde_json::from_value(json!({
+        "apiVersion": "weft.dev/v1alpha1", "kind": "Microservice",
+        "metadata": {"name": "orders", "namespace": "shop", "uid": "another", "resourceVersion": "2000000"},
+        "spec": {"image": "shop/orders:1", "database": {"postgres": {"version": "17"}}},
+    }))
+    .unwrap();
+    shared.world().set(again);
+    reconcile(&shared, &orders()).await;
+    let lines = server.lines();
+    assert_eq!(lines.iter().filter(|line| *line == "POST secrets").count(), 3, "it gets Secrets of its own: {lines:?}");
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_late_does_not_bring_back_what_is_gone() {
+    let object = microservice(&json!({"image": "shop/orders:1"}));
+    let server = server(&object);
+    let shared = shared(&server);
+    shared.world().set(object.clone());
+    shared.world().remove::<Microservice>(&orders().id);
+    assert!(shared.world().set(object).now.is_empty());
+    assert!(shared.world().get::<Microservice>(&orders().id).is_none());
 }
 
 #[tokio::test]
@@ -217,15 +250,15 @@ async fn a_changed_contract_is_read_at_once() {
     let mut events = relay(&Value::Null);
     shared.world().set(events.clone());
     reconcile(&shared, &key).await;
-    assert_eq!(server.lines(), ["PATCH configmaps/events-relay"], "a new contract has no readers yet");
+    let lines = server.lines();
+    assert!(!lines.iter().any(|line| line.contains("pods/")), "a new contract has no readers yet: {lines:?}");
     events.spec.paused = true;
     events.metadata.resource_version = Some("2".to_owned());
     shared.world().set(events);
     reconcile(&shared, &key).await;
     let asked = server.asked();
-    let lines: Vec<_> = asked.iter().map(Asked::line).collect();
-    assert_eq!(lines, ["PATCH configmaps/events-relay", "PATCH pods/orders-1"]);
-    assert!(asked[1].body["metadata"]["annotations"]["weft.dev/contract-version"].is_string(), "{}", asked[1].body);
+    let told = asked.iter().find(|asked| asked.line() == "PATCH pods/orders-1").expect("the pod is told");
+    assert!(told.body["metadata"]["annotations"]["weft.dev/contract-version"].is_string(), "{}", told.body);
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@
 {{ include "weft.name" . }}-nats
 {{- end -}}
 
-{{/* Name of what is outside the release's own namespace: two releases may watch the same one. */}}
+{{/* Name of what is outside the release's own namespace. */}}
 {{- define "weft.globalName" -}}
 {{ .Release.Namespace }}:{{ include "weft.name" . }}
 {{- end -}}
@@ -87,10 +87,10 @@ capabilities: {drop: [ALL]}
 - apiGroups: [""]
   resources: [secrets]
   verbs: [create, delete]
-# Its own, and those in which a kubelet says why a pod cannot mount its volumes.
+# Its own; and why a pod waits for a volume is said in Events alone.
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [list, watch, create, patch]
+  verbs: [list, create, patch]
 {{- end }}
 
 {{- define "weft.natsConfig" -}}
@@ -102,7 +102,12 @@ nats.conf: |
   jetstream {
     store_dir: /data
     max_memory_store: 64MB
-    max_file_store: {{ .Values.nats.storage.size }}
+    # full by its own count before the volume is: it then refuses politely what comes, and goes on by itself
+    {{- $size := regexFind "^[0-9]+" .Values.nats.storage.size | int64 }}
+    {{- if hasSuffix "Ti" .Values.nats.storage.size }}{{ $size = mul $size 1048576 }}
+    {{- else if hasSuffix "Gi" .Values.nats.storage.size }}{{ $size = mul $size 1024 }}
+    {{- end }}
+    max_file_store: {{ div (mul $size 85) 100 }}MiB
     sync_interval: {{ .Values.nats.syncInterval }}
   }
 {{- end -}}

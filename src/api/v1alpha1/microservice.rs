@@ -181,10 +181,10 @@ pub struct Postgres {
     /// The volume that holds the data.
     #[serde(default)]
     pub storage: Storage,
-    /// Server parameters, as in postgresql.conf; they are given on the server's command line. Those that Weft relies on cannot be set here: `wal_level`, `listen_addresses`, `port`, `data_directory`, `hba_file`, `config_file`, `unix_socket_directories`. Unless set, `max_slot_wal_keep_size` is half of the volume, so that a relay that is away cannot fill it.
+    /// Server parameters, as in postgresql.conf; they are given on the server's command line. Those that Weft relies on cannot be set here: `wal_level`, `listen_addresses`, `port`, `data_directory`, `hba_file`, `config_file`, `unix_socket_directories`. Unless set, `max_wal_size` (at most 1 GB) and `max_slot_wal_keep_size` are a quarter of the volume each, and at least 128 MB, so that the log does not fill it, also while a relay is away. Names are in lower case.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
-    #[x_kube(validation = Rule::new("self.all(k, k.matches('^[A-Za-z_][A-Za-z0-9_.]{0,62}$'))").message("spec.database.postgres.parameters has a name that no parameter can have: letters, digits, '_' and '.', such as max_connections"),
+    #[x_kube(validation = Rule::new("self.all(k, k.matches('^[a-z_][a-z0-9_.]{0,62}$'))").message("spec.database.postgres.parameters has a name that no parameter can have: small letters, digits, '_' and '.', such as max_connections"),
     validation = Rule::new("!self.exists(k, k in ['wal_level', 'listen_addresses', 'port', 'data_directory', 'hba_file', 'config_file', 'unix_socket_directories'])").message("spec.database.postgres.parameters sets a parameter that Weft relies on: remove wal_level, listen_addresses, port, data_directory, hba_file, config_file and unix_socket_directories"))]
     pub parameters: BTreeMap<String, String>,
     /// CPU and memory of the server.

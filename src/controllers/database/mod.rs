@@ -14,7 +14,7 @@ mod setup;
 pub mod status;
 
 pub use secrets::URI as BINDING_URI;
-pub use server::CONTAINER;
+pub use server::{CONTAINER, storage};
 
 use std::path::Path;
 

@@ -24,11 +24,11 @@ use kube::core::ObjectMeta;
 
 use super::{ADMIN_PASSWORD, Wanted};
 use crate::{
-    api::v1alpha1::Retention,
+    api::v1alpha1::{Retention, Storage},
     controllers::{
         data_plane::{PASSWORD, container_security, mount, password_volume, pin_image, pod_security, requests},
         kind::Settings,
-        labels::{self, Component, DATABASE_CLIENT_LABEL},
+        labels::{self, Component, DATABASE_CLIENT_LABEL, STORAGE_ANNOTATION},
         observed::Workload,
         plan::{Child, Rejection},
     },
@@ -45,16 +45,28 @@ const PGDATA: &str = "/var/lib/postgresql/data/pgdata";
 /// Name of the server's container.
 pub const CONTAINER: &str = "postgres";
 const PORT_NAME: &str = "postgres";
-/// Starts the image's own entry point once no other server has the volume. A pod that is deleted by force, or lives on a node
-/// that nobody hears of, may have a successor while its server still runs, and PostgreSQL's own lock file, which names a
-/// process, cannot tell: each pod counts its processes by itself. The server and all its children inherit the lock and keep
-/// it until the last of them has ended.
-const WHEN_ALONE: &str = r#"exec 9>>"$0" || exit
+/// Starts the image's own entry point, `$@`, on the volume `$0`, once two things are so:
+///
+/// - No other server has the volume. A pod that is deleted by force may have a successor while its server still runs, and
+///   PostgreSQL's own lock file, which names a process, cannot tell: each pod counts its processes by itself. The server and
+///   its children inherit the lock and keep it until the last of them has ended. It holds where locks hold: on one node, or on
+///   a file system that shares them; between nodes it is the attachment of the volume that keeps two servers apart.
+/// - The database is whole. The entry point takes one whose making was cut off for a finished one; the mark, durable before
+///   anybody can have written, says that it is not.
+const WHEN_ALONE: &str = r#"exec 9>>"$0/weft.lock" || exit
 flock -n 9 || { echo "another server still uses this volume: waiting until it has ended" >&2; flock 9; }
+unfinished=$0/weft.unfinished
+if [ -e "$unfinished" ]; then rm -rf "$PGDATA" || exit; fi
+if [ ! -s "$PGDATA/PG_VERSION" ]; then
+  [ -n "$(ls -A "$PGDATA" 2>/dev/null)" ] || : >"$unfinished" || exit
+  docker-ensure-initdb.sh "$@" || exit
+  rm -f "$unfinished" && sync || exit
+fi
 exec docker-entrypoint.sh "$@""#;
-const LOCK: &str = "/var/lib/postgresql/data/weft.lock";
 /// Enough for a checkpoint; what is not written by then is recovered from the log.
 const GRACE_SECONDS: i64 = 60;
+/// PostgreSQL's own `max_wal_size` [MB], which suits volumes from 4 GiB on.
+const MAX_WAL_SIZE: u64 = 1024;
 
 pub(super) fn all(wanted: &Wanted<'_>, live: Option<&Workload>, settings: &Settings) -> Result<Vec<Child>, Rejection> {
     Ok(vec![
@@ -117,11 +129,11 @@ fn stateful_set(wanted: &Wanted<'_>, live: Option<&Workload>, settings: &Setting
         Retention::Retain => "Retain",
         Retention::Delete => "Delete",
     };
+    let mut annotations = pinned.annotations;
+    // quantities and names always have a form in JSON
+    annotations.insert(STORAGE_ANNOTATION.to_owned(), serde_json::to_string(&postgres.storage).unwrap_or_default());
     Ok(StatefulSet {
-        metadata: ObjectMeta {
-            annotations: Some(pinned.annotations),
-            ..owner.metadata(name.clone(), Component::Database)
-        },
+        metadata: ObjectMeta { annotations: Some(annotations), ..owner.metadata(name.clone(), Component::Database) },
         spec: Some(StatefulSetSpec {
             replicas: Some(1),
             service_name: Some(name),
@@ -138,6 +150,11 @@ fn stateful_set(wanted: &Wanted<'_>, live: Option<&Workload>, settings: &Setting
         }),
         status: None,
     })
+}
+
+/// The volume that the server has, if there is one.
+pub fn storage(live: Option<&Workload>) -> Option<Storage> {
+    serde_json::from_str(live?.annotations.get(STORAGE_ANNOTATION)?).ok()
 }
 
 fn claim(wanted: &Wanted<'_>) -> PersistentVolumeClaim {
@@ -207,7 +224,7 @@ fn container(wanted: &Wanted<'_>, image: &str, settings: &Settings) -> Result<Co
         name: CONTAINER.to_owned(),
         image: Some(image.to_owned()),
         image_pull_policy: settings.image_pull_policy.clone(),
-        command: Some(["sh", "-c", WHEN_ALONE, LOCK].map(str::to_owned).into()),
+        command: Some(["sh", "-c", WHEN_ALONE, DATA_FOLDER].map(str::to_owned).into()),
         args: Some(arguments(wanted)?),
         env: Some(environment(wanted)),
         ports: Some(vec![ContainerPort {
@@ -263,10 +280,12 @@ fn environment(wanted: &Wanted<'_>) -> Vec<EnvVar> {
 
 /// `postgres -c NAME=VALUE …`, sorted by name: Weft's defaults, over them the user's, over them what must not change.
 fn arguments(wanted: &Wanted<'_>) -> Result<Vec<String>, Rejection> {
+    let log = log_megabytes(&wanted.postgres.storage.size)?;
     let mut parameters = BTreeMap::from([
         ("max_replication_slots".to_owned(), "10".to_owned()),
-        ("max_slot_wal_keep_size".to_owned(), format!("{}MB", slot_megabytes(&wanted.postgres.storage.size)?)),
+        ("max_slot_wal_keep_size".to_owned(), format!("{log}MB")),
         ("max_wal_senders".to_owned(), "10".to_owned()),
+        ("max_wal_size".to_owned(), format!("{}MB", log.min(MAX_WAL_SIZE))),
     ]);
     parameters.extend(wanted.postgres.parameters.clone());
     parameters.insert("wal_level".to_owned(), "logical".to_owned());
@@ -274,8 +293,9 @@ fn arguments(wanted: &Wanted<'_>) -> Result<Vec<String>, Rejection> {
     Ok(std::iter::once("postgres".to_owned()).chain(settings).collect())
 }
 
-/// A relay that is away must not fill the volume: its slot may hold back half of it, and at least a few segments.
-fn slot_megabytes(size: &Quantity) -> Result<u64, Rejection> {
+/// The log must not fill the volume: between two checkpoints it may take a quarter of it, and what a slot holds back for a
+/// relay that is away another quarter; but at least a few segments.
+fn log_megabytes(size: &Quantity) -> Result<u64, Rejection> {
     const LEAST: u64 = 128;
     let bytes = bytes(&size.0).ok_or_else(|| Rejection {
         reason: "InvalidStorageSize",
@@ -284,7 +304,7 @@ fn slot_megabytes(size: &Quantity) -> Result<u64, Rejection> {
             size.0
         ),
     })?;
-    Ok((bytes / 2 / (1 << 20)).max(LEAST))
+    Ok((bytes / 4 / (1 << 20)).max(LEAST))
 }
 
 /// Whole bytes of a quantity as people write sizes: digits, then a unit or none.

@@ -19,10 +19,11 @@ use crate::{
     },
     controllers::{
         data_plane::{
-            PASSWORD, config_map_volume, mount, password_volume, pod_security, requests, short_hash, weft_security,
+            PASSWORD, cannot_be_pulled, config_map_volume, mount, password_volume, pod_security, requests, short_hash,
+            weft_security,
         },
         kind::Settings,
-        labels::{Component, DATABASE_CLIENT_LABEL},
+        labels::{Component, DATABASE_CLIENT_LABEL, IMAGE_ANNOTATION},
         observed::{DatabaseObserved, Migrations},
         plan::{Child, Rejection},
     },
@@ -43,7 +44,15 @@ pub(super) fn all(
     settings: &Settings,
 ) -> Result<Vec<Child>, Rejection> {
     let mut children = vec![Child::ConfigMap(config_map(wanted)?)];
-    if !matches!(stage(wanted, observed), Stage::MigrationsMissing { .. } | Stage::MigrationsEmpty { .. }) {
+    let waits = match stage(wanted, observed) {
+        Stage::MigrationsMissing { .. } | Stage::MigrationsEmpty { .. } => true,
+        // a Job cannot be changed: this one goes, and the next pass makes another
+        Stage::Running(job) => {
+            cannot_be_pulled(&job.problems) && job.annotations.get(IMAGE_ANNOTATION) != Some(&settings.image)
+        }
+        Stage::Pending | Stage::Failed { .. } | Stage::Done => false,
+    };
+    if !waits {
         children.push(Child::Job(job(wanted, observed, settings)));
     }
     Ok(children)
@@ -110,7 +119,10 @@ fn job(wanted: &Wanted<'_>, observed: &DatabaseObserved, settings: &Settings) ->
         }),
     };
     Job {
-        metadata: owner.metadata(job_name(wanted, observed), Component::Setup),
+        metadata: ObjectMeta {
+            annotations: Some([(IMAGE_ANNOTATION.to_owned(), settings.image.clone())].into()),
+            ..owner.metadata(job_name(wanted, observed), Component::Setup)
+        },
         spec: Some(JobSpec {
             backoff_limit: Some(BACKOFF_LIMIT),
             pod_failure_policy: Some(failure_policy()),

@@ -17,6 +17,9 @@ use crate::{
 impl World {
     /// A new or changed child, from a watch or as the answer to a write of our own. An older one than is known is ignored.
     pub fn set_child(&mut self, owner: &Key, child: ChildRef, seen: ChildSeen) -> Concerned {
+        if self.removed.has(&seen.uid) {
+            return Concerned::default();
+        }
         let children = self.children.entry(owner.clone()).or_default();
         let known = children.get(&child);
         if known.is_some_and(|known| known.version > seen.version) {
@@ -30,6 +33,7 @@ impl World {
 
     /// `uid` is that of the object that is gone; one that was made since under the same name stays.
     pub fn remove_child(&mut self, owner: &Key, child: &ChildRef, uid: &str) -> Concerned {
+        self.removed.add(uid);
         let Some(children) = self.children.get_mut(owner) else { return Concerned::default() };
         if children.get(child).is_none_or(|known| known.uid != uid) {
             return Concerned::default();

@@ -6,6 +6,7 @@
 mod children;
 mod objects;
 mod pods;
+mod removed;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -18,13 +19,14 @@ use super::{
     key::{Key, ObjectId, ObjectKind},
     live::ChildSeen,
     plan::ChildRef,
-    pods::{MountFailure, PodSeen},
+    pods::PodSeen,
     references::{Named, References},
 };
 use crate::{
     api::v1alpha1::{Microservice, OutboxRelay, Saga},
-    contract::status::{OrchestratorStatus, RelayStatus},
+    contract::status::{OrchestratorStatus, Problem, RelayStatus},
 };
+use removed::Removed;
 
 /// Keys that a change concerns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,8 +71,9 @@ pub struct World {
     /// `resourceVersion` of each ConfigMap that is not ours.
     config_maps: HashMap<ObjectId, u64>,
     statuses: HashMap<ObjectId, DataPlaneStatus>,
-    /// By pod, also of pods that are not ours: an Event may come before its pod.
-    mount_failures: HashMap<ObjectId, MountFailure>,
+    /// What pods that cannot be created yet wait for.
+    waits: HashMap<ObjectId, Problem>,
+    removed: Removed,
 }
 
 impl World {

@@ -89,6 +89,9 @@ impl World {
         let (id, key) = (id_of(&object), Key::of(K::KIND, &id_of(&object)));
         object.managed_fields_mut().clear();
         object.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
+        if object.uid().is_some_and(|uid| self.removed.has(&uid)) {
+            return Concerned::default();
+        }
         let known = K::objects(self).get(&id);
         if known.is_some_and(|known| version(known.meta()) > version(object.meta()) && known.uid() == object.uid()) {
             return Concerned::default();
@@ -104,9 +107,8 @@ impl World {
         let key = Key::of(K::KIND, id);
         self.malformed.remove(&key);
         let concerned = self.concerned_by(&key);
-        if K::objects_mut(self).remove(id).is_none() {
-            return Concerned::default();
-        }
+        let Some(object) = K::objects_mut(self).remove(id) else { return Concerned::default() };
+        self.removed.add(object.uid().as_deref().unwrap_or_default());
         self.references.set(&key, Vec::new());
         concerned
     }

@@ -8,13 +8,18 @@ use crate::{
     contract::status::{OrchestratorStatus, Problem, RelayStatus},
     controllers::{
         key::{Key, ObjectId, ObjectKind},
-        pods::{MountFailure, PodSeen},
+        labels::Component,
+        pods::PodSeen,
     },
 };
 
 impl World {
     pub fn set_pod(&mut self, owner: &Key, name: String, seen: PodSeen) -> Concerned {
-        self.pod_owners.insert(ObjectId::new(&owner.id.namespace, &name), owner.clone());
+        let id = ObjectId::new(&owner.id.namespace, &name);
+        if seen.creating.is_none() {
+            self.waits.remove(&id);
+        }
+        self.pod_owners.insert(id, owner.clone());
         let known = self.pods.entry(owner.clone()).or_default().insert(name, seen.clone());
         // new pods are news only by what they say; the workload's counts come with the workload
         let known = known.unwrap_or_default();
@@ -30,6 +35,7 @@ impl World {
 
     pub fn remove_pod(&mut self, pod: &ObjectId) -> Concerned {
         self.statuses.remove(pod);
+        self.waits.remove(pod);
         let Some(owner) = self.pod_owners.remove(pod) else { return Concerned::default() };
         if let Some(pods) = self.pods.get_mut(&owner) {
             pods.remove(&pod.name);
@@ -46,58 +52,33 @@ impl World {
         gone.iter().map(|pod| self.remove_pod(pod)).collect()
     }
 
-    /// What a kubelet says of a pod's volumes.
-    pub fn set_mount_failure(&mut self, pod: ObjectId, failure: MountFailure) -> Concerned {
-        let concerned = self.concerned_by_mount_failure(&pod);
-        match self.mount_failures.insert(pod, failure.clone()) {
-            Some(known) if known == failure => Concerned::default(),
-            Some(_) | None => concerned,
+    /// The pods that cannot be created yet, with their uids.
+    pub fn pods_being_created(&self) -> BTreeMap<ObjectId, String> {
+        let pods = self.pods.iter().flat_map(|(owner, pods)| {
+            let creating = pods.iter().filter_map(|(name, pod)| Some((name, pod.creating.clone()?)));
+            creating.map(|(name, uid)| (ObjectId::new(&owner.id.namespace, name), uid))
+        });
+        pods.collect()
+    }
+
+    /// What a pod that is being created waits for.
+    pub fn set_wait(&mut self, pod: &ObjectId, problem: Problem) -> Concerned {
+        let Some(owner) = self.pod_owners.get(pod).cloned() else { return Concerned::default() };
+        if self.waits.insert(pod.clone(), problem.clone()) == Some(problem) {
+            return Concerned::default();
         }
+        self.concerned_by_pod(&owner)
     }
 
-    pub fn remove_mount_failure(&mut self, pod: &ObjectId, event: &str) -> Concerned {
-        match self.mount_failures.remove(pod) {
-            Some(known) if known.event != event => {
-                self.mount_failures.insert(pod.clone(), known);
-                Concerned::default()
-            }
-            Some(_) => self.concerned_by_mount_failure(pod),
-            None => Concerned::default(),
-        }
-    }
-
-    /// After a re-list: forgets what Events of `scope` said that are not in `seen`.
-    pub fn retain_mount_failures(&mut self, scope: &Scope, seen: &HashSet<ObjectId>) -> Concerned {
-        let is_gone = |(pod, failure): &(&ObjectId, &MountFailure)| {
-            scope.holds(pod) && !seen.contains(&ObjectId::new(&pod.namespace, &failure.event))
-        };
-        let gone: Vec<_> = self.mount_failures.iter().filter(is_gone).map(|(pod, _)| pod.clone()).collect();
-        gone.iter()
-            .map(|pod| {
-                self.mount_failures.remove(pod);
-                self.concerned_by_mount_failure(pod)
-            })
-            .collect()
-    }
-
-    /// Nobody, unless the pod is known and waits.
-    fn concerned_by_mount_failure(&self, pod: &ObjectId) -> Concerned {
-        let Some(owner) = self.pod_owners.get(pod) else { return Concerned::default() };
-        let waits =
-            self.pods.get(owner).and_then(|pods| pods.get(&pod.name)).is_some_and(|seen| seen.creating.is_some());
-        if waits { self.concerned_by_pod(owner) } else { Concerned::default() }
-    }
-
-    /// What is wrong with a pod: what its containers say, and what it waits for before there are any.
+    /// What is wrong with a pod: what its containers say, or what it waits for before there are any.
     pub(super) fn problems_of<'a>(
         &'a self,
         owner: &Key,
         name: &str,
         pod: &'a PodSeen,
     ) -> impl Iterator<Item = &'a Problem> + use<'a> {
-        let failure = self.mount_failures.get(&ObjectId::new(&owner.id.namespace, name));
-        let failure = failure.filter(|failure| pod.creating.as_ref() == Some(&failure.pod_uid));
-        pod.problems.iter().chain(failure.map(|failure| &failure.problem))
+        let wait = pod.creating.as_ref().and_then(|_| self.waits.get(&ObjectId::new(&owner.id.namespace, name)));
+        pod.problems.iter().chain(wait)
     }
 
     /// Pods with a `/status`, and their addresses.
@@ -190,6 +171,11 @@ impl World {
             let status = self.statuses.get(&ObjectId::new(&owner.id.namespace, name));
             (name.clone(), status)
         })
+    }
+
+    /// Does `owner` have pods of this component?
+    pub fn has_pods(&self, owner: &Key, component: Component) -> bool {
+        self.pods_of(owner).any(|(_, pod)| pod.component == component.as_str())
     }
 
     pub(super) fn pods_of(&self, owner: &Key) -> impl Iterator<Item = (&String, &PodSeen)> {

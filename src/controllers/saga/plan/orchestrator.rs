@@ -68,7 +68,9 @@ pub fn orchestrator(
     if !exists && object.members.iter().all(|member| member.defined.is_none()) {
         return Ok(Plan::default());
     }
-    let (owner, postgres) = (owner(object), Postgres::default());
+    let storage = database::storage(observed.database.server.as_ref());
+    let storage = storage.unwrap_or_else(|| settings.orchestrator_storage.clone());
+    let (owner, postgres) = (owner(object), Postgres { storage, ..Postgres::default() });
     let wanted = Wanted { upgrade: upgrade(object), ..wanted(&owner, &postgres) };
     let mut plan = Plan { children: database::children(&wanted, &observed.database, settings)?, retained: Vec::new() };
     plan.children.push(Child::ConfigMap(config_map(object, &owner)?));

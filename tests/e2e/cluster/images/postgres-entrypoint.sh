@@ -1,8 +1,8 @@
 #!/bin/bash
 # Starts PostgreSQL as the official image does, with the environment that it documents:
 # POSTGRES_PASSWORD, _USER, _DB, _INITDB_ARGS (each also as …_FILE), POSTGRES_HOST_AUTH_METHOD, PGDATA,
-# and the files in /docker-entrypoint-initdb.d. One thing is stricter: a first start that is
-# killed half-way leaves nothing that the next start would take for a whole database.
+# and the files in /docker-entrypoint-initdb.d. As there, a first start that is killed half-way leaves something that the
+# next one takes for a whole database; and under the name docker-ensure-initdb.sh it makes the database and ends.
 set -euo pipefail
 
 from_file() { # VARIABLE DEFAULT: the value, or what is in the file that VARIABLE_FILE names
@@ -28,47 +28,26 @@ as_postgres() { # started as root: hand the folders over and go on as postgres
   exec setpriv --reuid=postgres --regid=postgres --init-groups "$0" "$@"
 }
 
-# A new database is made in $PGDATA/.initdb.new, renamed to .initdb.done when it is whole, and
-# its entries are then moved up, PG_VERSION, by which a database is known, as the last. Killed
-# while making: it is made anew. Killed while moving: the moving goes on.
-NEW=.initdb.new DONE=.initdb.done
-
-move_up() {
-  local entry
-  for entry in "$PGDATA/$DONE"/* "$PGDATA/$DONE"/.[!.]*; do
-    case $entry in */PG_VERSION | *'/*' | *'/.[!.]*') continue ;; esac
-    mv "$entry" "$PGDATA/"
-  done
-  sync -f "$PGDATA"
-  mv "$PGDATA/$DONE/PG_VERSION" "$PGDATA/"
-}
-
 make_database() {
-  local found method
+  local method
   if [ -z "$POSTGRES_PASSWORD" ] && [ "$POSTGRES_HOST_AUTH_METHOD" != trust ]; then
     fail 'Database is uninitialized and superuser password is not specified: set POSTGRES_PASSWORD (or POSTGRES_HOST_AUTH_METHOD=trust)'
   fi
-  rm -rf "${PGDATA:?}/$NEW"
-  found=$(find "$PGDATA" -mindepth 1 -maxdepth 1 -printf '%f ')
-  [ -z "$found" ] || fail "$PGDATA holds something that is no database: $found"
-
   # A name for whatever user id this runs as, which initdb asks for.
   if ! getent passwd "$(id -u)" >/dev/null; then
     echo >&2 "note: user id $(id -u) has no name in /etc/passwd; initdb will refuse it"
   fi
-  eval "initdb --pgdata=\"\$PGDATA/\$NEW\" --username=\"\$POSTGRES_USER\" --pwfile=<(printf '%s\n' \"\$POSTGRES_PASSWORD\") $POSTGRES_INITDB_ARGS"
+  eval "initdb --pgdata=\"\$PGDATA\" --username=\"\$POSTGRES_USER\" --pwfile=<(printf '%s\n' \"\$POSTGRES_PASSWORD\") $POSTGRES_INITDB_ARGS"
   method=$POSTGRES_HOST_AUTH_METHOD
-  : "${method:=$(postgres -C password_encryption -D "$PGDATA/$NEW" "$@")}"
-  printf '\nhost all all all %s\n' "$method" >>"$PGDATA/$NEW/pg_hba.conf"
+  : "${method:=$(postgres -C password_encryption "$@")}"
+  printf '\nhost all all all %s\n' "$method" >>"$PGDATA/pg_hba.conf"
 
-  PGUSER=$POSTGRES_USER pg_ctl -D "$PGDATA/$NEW" -w -o "$(printf '%q ' "$@") -c listen_addresses='' -p 5432" start
+  PGUSER=$POSTGRES_USER pg_ctl -w -o "$(printf '%q ' "$@") -c listen_addresses='' -p 5432" start
   if [ -z "$(query postgres -tA -v "name=$POSTGRES_DB" <<<"SELECT 1 FROM pg_database WHERE datname = :'name'")" ]; then
     query postgres -v "name=$POSTGRES_DB" <<<'CREATE DATABASE :"name"'
   fi
   init_files
-  PGUSER=$POSTGRES_USER pg_ctl -D "$PGDATA/$NEW" -m fast -w stop
-  sync -f "$PGDATA/$NEW"
-  mv "$PGDATA/$NEW" "$PGDATA/$DONE"
+  PGUSER=$POSTGRES_USER pg_ctl -m fast -w stop
 }
 
 query() { # DATABASE PSQL-OPTION…
@@ -111,10 +90,9 @@ if [ "${1-}" = postgres ]; then
     from_file POSTGRES_DB "$POSTGRES_USER"
     from_file POSTGRES_INITDB_ARGS ''
     : "${POSTGRES_HOST_AUTH_METHOD:=}"
-    if [ ! -e "$PGDATA/$DONE/PG_VERSION" ]; then make_database "${@:2}"; fi
-    move_up
+    make_database "${@:2}"
     echo 'PostgreSQL init process complete; ready for start up.'
   fi
-  rmdir "$PGDATA/$DONE" 2>/dev/null || : # killed just before move_up's last step
 fi
+case $0 in */docker-ensure-initdb.sh) exit ;; esac
 exec "$@"

@@ -116,6 +116,7 @@ image_of_postgres() { # like the official Debian one, but for LANG (C.UTF-8) and
   rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/var/log/* "$1/etc/apt/sources.list" \
     "$1"/etc/apt/sources.list.d/*
   install -m 0755 "$HERE/images/postgres-entrypoint.sh" "$1/usr/local/bin/docker-entrypoint.sh"
+  ln -s docker-entrypoint.sh "$1/usr/local/bin/docker-ensure-initdb.sh"
   mkdir -p "$1/docker-entrypoint-initdb.d"
   install -d -o 999 -g 999 -m 0755 "$1/var/lib/postgresql"
   install -d -o 999 -g 999 -m 1777 "$1/var/lib/postgresql/data"
