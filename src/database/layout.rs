@@ -10,7 +10,7 @@ use super::roles::Roles;
 use crate::contract::database_setup::Purpose;
 
 const BASE: &str = include_str!("sql/base.sql");
-const SERVICE: &[&str] = &[include_str!("sql/service.sql")];
+const SERVICE: &[&str] = &[include_str!("sql/service.sql"), include_str!("sql/service_2.sql")];
 const ORCHESTRATOR: &[&str] = &[include_str!("sql/orchestrator.sql")];
 
 fn part(purpose: Purpose) -> (&'static str, &'static [&'static str]) {

@@ -83,7 +83,16 @@ impl Control {
     /// Asks to be woken by inserts into the outbox.
     pub(crate) async fn listen(&self) -> Result<(), SourceError> {
         let listen = format!("listen {}", names::OUTBOX_CHANNEL);
-        within(DEADLINE, "listening for new rows", self.client.batch_execute(&listen)).await
+        within(DEADLINE, "listening for new rows", self.client.batch_execute(&listen)).await?;
+        self.want_notifications(true).await
+    }
+
+    /// Tells the outbox's trigger whether anyone listens. A notification is not for nothing: commits that have one take turns.
+    pub(crate) async fn want_notifications(&self, wanted: bool) -> Result<(), SourceError> {
+        let doing = "writing weft.relay_wake";
+        let statement = "update weft.relay_wake set polling = $1 where polling <> $1";
+        within(DEADLINE, doing, self.client.execute(statement, &[&wanted])).await?;
+        Ok(())
     }
 }
 

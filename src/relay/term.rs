@@ -125,6 +125,7 @@ impl Source<'_> {
 
     async fn tail(&self, copied: bool, recorded: watch::Receiver<Option<Mark>>) -> Result<(), SourceError> {
         let Self { contract, control, report, batches } = self;
+        control.want_notifications(false).await?;
         let connect = async || Replication::connect(&contract.source, &application(&contract.name)).await;
         let slot = Slot::look(&control.client).await?;
         let (stream, serial) = match slot {

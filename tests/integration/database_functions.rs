@@ -127,7 +127,7 @@ async fn an_outbox_row_wakes_the_relay_and_carries_its_transaction() {
 }
 
 #[tokio::test]
-async fn a_relay_is_notified_of_rows() {
+async fn a_relay_is_notified_of_rows_while_it_wants_to_be() {
     use futures::{StreamExt, stream};
     use tokio_postgres::{AsyncMessage, NoTls};
 
@@ -135,24 +135,27 @@ async fn a_relay_is_notified_of_rows() {
     let url = database.server.url("relay", "the%20relay's", crate::database::DATABASE);
     let (listener, mut connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
     let mut messages = stream::poll_fn(move |context| connection.poll_message(context)).boxed();
-    let listening = tokio::spawn(async move {
-        listener.batch_execute("listen weft_outbox").await.unwrap();
-        listener
-    });
-    let app = database.app().await;
     let notified = tokio::spawn(async move {
-        while let Some(message) = messages.next().await {
-            if let AsyncMessage::Notification(notification) = message.unwrap() {
-                return notification.channel().to_owned();
+        let mut notified = Vec::new();
+        while let Some(Ok(message)) = messages.next().await {
+            if let AsyncMessage::Notification(notification) = message {
+                notified.push(notification.channel().to_owned());
             }
         }
-        unreachable!("the connection ended");
+        notified
     });
-    let _listener = listening.await.unwrap();
-    app.batch_execute(
-        "insert into outbox (aggregate_type, aggregate_id, type, payload) values ('order', '1', 'OrderCreated', '{}')",
-    )
-    .await
-    .unwrap();
-    assert_eq!(notified.await.unwrap(), "weft_outbox");
+    listener.batch_execute("listen weft_outbox").await.unwrap();
+    let app = database.app().await;
+    for wanted in [true, false, false, true] {
+        listener.execute("update weft.relay_wake set polling = $1", &[&wanted]).await.unwrap();
+        app.batch_execute(
+            "insert into outbox (aggregate_type, aggregate_id, type, payload) values ('order', '1', 'OrderCreated', '{}')",
+        )
+        .await
+        .unwrap();
+    }
+    // notifications come before the answer to a later question
+    listener.batch_execute("select 1").await.unwrap();
+    drop(listener);
+    assert_eq!(notified.await.unwrap(), ["weft_outbox"; 2]);
 }

@@ -36,6 +36,41 @@ async fn setting_up_twice_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_database_of_an_older_version_is_brought_up_to_date() {
+    let database = Database::ready().await;
+    let superuser = database.superuser().await;
+    let fingerprint = "select string_agg(t::text, e'\\n' order by t::text) from (
+        select attrelid::regclass::text, attname, atttypid::regtype::text from pg_attribute join pg_class c on c.oid = attrelid
+         where relnamespace = 'weft'::regnamespace and attnum > 0
+        union all
+        select 'function', proname, md5(prosrc) from pg_proc where pronamespace = 'weft'::regnamespace
+    ) t";
+    let newest: String = superuser.query_one(fingerprint, &[]).await.unwrap().get(0);
+    let layout: i32 = superuser.query_one("select version from weft.layout", &[]).await.unwrap().get(0);
+    let first = include_str!("../../src/database/sql/service.sql");
+    let first = first.replace("{app}", "app").replace("{owner}", "owner").replace("{relay}", "relay");
+    let back = format!(
+        "drop schema weft cascade; drop publication if exists weft_outbox; create schema weft;
+         create table weft.layout (part text primary key, version integer not null, applied_at timestamptz not null default now());
+         insert into weft.layout values ('service', 1); {first}"
+    );
+    superuser.batch_execute(&back).await.unwrap();
+    superuser
+        .batch_execute(
+            "insert into weft.inbox values ('c', 'm'); insert into weft.saga_barrier values ('s', 'a', 'do', 'do')",
+        )
+        .await
+        .unwrap();
+    database.set_up_well();
+    let upgraded: String = superuser.query_one(fingerprint, &[]).await.unwrap().get(0);
+    assert_eq!(upgraded, newest);
+    let now: i32 = superuser.query_one("select version from weft.layout", &[]).await.unwrap().get(0);
+    assert_eq!(now, layout);
+    assert_eq!((count(&superuser, "weft.inbox").await, count(&superuser, "weft.saga_barrier").await), (1, 1));
+    database.app().await.batch_execute("select receive('c', 'n'), enter('s', 'b', 'do')").await.unwrap();
+}
+
+#[tokio::test]
 async fn set_ups_at_the_same_time_take_turns() {
     let database = Database::empty().await;
     for n in 1..=5 {
@@ -238,6 +273,7 @@ async fn the_app_can_use_what_migrations_make_and_nothing_more() {
     for sql in [
         "select * from weft.relay_checkpoint",
         "insert into weft.relay_checkpoint (relay) values ('x')",
+        "update weft.relay_wake set polling = false",
         "delete from weft.outbox",
         "update weft.outbox set type = 'x'",
         "insert into weft.outbox (aggregate_type, aggregate_id, type, payload, txid) values ('order', '1', 'x', '{}', '3')",

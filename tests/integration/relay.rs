@@ -149,6 +149,23 @@ async fn a_change_of_the_mode_loses_nothing_and_leaves_no_slot() {
 }
 
 #[tokio::test]
+async fn only_a_relay_that_polls_is_notified_and_it_finds_rows_without_that_too() {
+    let mut setting = Setting::new(Mode::LogTailing).await;
+    let superuser = setting.database.superuser().await;
+    let relay = setting.start_relay();
+    crate::database::until(&superuser, "select not polling from weft.relay_wake").await;
+    setting.contract.mode = Mode::Polling;
+    setting.write_contract();
+    crate::database::until(&superuser, "select polling from weft.relay_wake").await;
+    relay.until("leading", |status| status.leading && status.ready).await;
+    superuser.batch_execute("update weft.relay_wake set polling = false").await.unwrap();
+    Writers::start(&url(&setting), 8, 2, 20).finished().await;
+    setting.drained().await;
+    let verdict = check(&setting.committed().await, &setting.delivered().await);
+    assert!(verdict.is_kept() && verdict.duplicates == 0, "{verdict}");
+}
+
+#[tokio::test]
 async fn a_pause_keeps_the_leadership_and_publishes_nothing() {
     for mode in MODES {
         let mut setting = Setting::new(mode).await;
