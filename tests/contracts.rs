@@ -12,6 +12,7 @@ use std::{
     sync::Arc,
 };
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use weft::{
@@ -116,7 +117,8 @@ fn a_relay_in_both_modes() {
 
 #[test]
 fn an_orchestrator_and_the_set_up_of_its_database() {
-    let saga: Saga = sample("create-order.yaml", "Saga");
+    let mut saga: Saga = sample("create-order.yaml", "Saga");
+    saga.metadata.creation_timestamp = Some(Time("2026-11-22T09:00:00Z".parse().unwrap()));
     let observed = saga::Observed { services: services(), relays: vec![orders_relay()], ..saga::Observed::default() };
     let defined = saga::Controller::plan(&saga, &observed, &settings()).unwrap();
     let orchestrator = saga::Orchestrator {

@@ -1,5 +1,6 @@
 //! What `weft saga` runs.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{Contract, DatabaseLogin, relay::Sink};
@@ -30,6 +31,10 @@ pub struct Start {
     pub event_source: String,
     /// CloudEvents `type`.
     pub event_type: String,
+    /// Events that the broker took in earlier start nothing: when the `Saga` object was made, so that a new one does not run
+    /// the whole past. Without it (as in a file written by hand) every event that the stream holds counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
     #[serde(with = "serde_yaml::with::singleton_map")]
     pub from: Sink,
 }

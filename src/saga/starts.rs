@@ -1,4 +1,7 @@
 //! Starting sagas by events: a durable JetStream consumer per start, acknowledged after the start is durable.
+//!
+//! It reads from the time when the Saga was made, and of the stream only what can be the event: else a Saga added to a system
+//! that runs for years would run its whole past.
 
 use std::{
     collections::HashMap,
@@ -6,9 +9,13 @@ use std::{
     time::Duration,
 };
 
-use async_nats::jetstream::{
-    self, AckKind, Message,
-    consumer::{AckPolicy, DeliverPolicy, pull},
+use async_nats::{
+    datetime::from_nanos,
+    jetstream::{
+        self, AckKind, Message,
+        consumer::{AckPolicy, DeliverPolicy, FromConsumer, PullConsumer, pull},
+        stream::{RetentionPolicy, Stream},
+    },
 };
 use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
@@ -111,6 +118,18 @@ fn durable_name(contract: &Orchestrator, start: &Start) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' }).collect()
 }
 
+/// The subjects under which an event of this type can have been published, narrowly where that is certain: `template` with its
+/// type filled in, and `*` for every token that something else goes into, or a type that the relay may have to escape.
+fn event_filter(template: &str, event_type: &str) -> String {
+    let plain =
+        !event_type.is_empty() && event_type.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    let token = |token: &str| {
+        let filled = if plain { token.replace("{type}", event_type) } else { token.to_owned() };
+        if filled.contains('{') { "*".to_owned() } else { filled }
+    };
+    template.split('.').map(token).collect::<Vec<_>>().join(".")
+}
+
 struct Consumer {
     name: String,
     start: Start,
@@ -143,17 +162,10 @@ impl Consumer {
         let jetstream = jetstream::new(client);
         let stream =
             jetstream.get_stream(&sink.stream).await.map_err(|_| StartsError::NoStream(sink.stream.clone()))?;
-        let config = pull::Config {
-            durable_name: Some(self.name.clone()),
-            description: Some(format!("starts saga {}", self.start.saga)),
-            deliver_policy: DeliverPolicy::All,
-            ack_policy: AckPolicy::Explicit,
-            ack_wait: ACK_WAIT,
-            max_ack_pending: 4 * i64::try_from(CONCURRENT).unwrap_or(i64::MAX),
-            ..pull::Config::default()
-        };
-        let consumer = stream.get_or_create_consumer(&self.name, config).await.map_err(|error| {
-            StartsError::Consumer { name: self.name.clone(), stream: sink.stream.clone(), source: error.into() }
+        let consumer = self.consumer(&stream, sink).await.map_err(|source| StartsError::Consumer {
+            name: self.name.clone(),
+            stream: sink.stream.clone(),
+            source,
         })?;
         let read = |error: Box<dyn std::error::Error + Send + Sync>| StartsError::Read {
             stream: sink.stream.clone(),
@@ -174,6 +186,44 @@ impl Consumer {
         }
     }
 
+    /// The durable consumer, made when it is missing. One that is there keeps its position.
+    async fn consumer(
+        &self,
+        stream: &Stream,
+        sink: &NatsSink,
+    ) -> Result<PullConsumer, Box<dyn std::error::Error + Send + Sync>> {
+        let filter = event_filter(&sink.subject, &self.start.event_type);
+        let config = pull::Config {
+            durable_name: Some(self.name.clone()),
+            description: Some(format!("starts saga {}", self.start.saga)),
+            deliver_policy: match self.start.since {
+                // of such a stream everything is read once, or the server refuses; the past is passed over below
+                _ if stream.cached_info().config.retention == RetentionPolicy::WorkQueue => DeliverPolicy::All,
+                Some(since) => DeliverPolicy::ByStartTime { start_time: from_nanos(since.as_nanosecond())? },
+                None => DeliverPolicy::All,
+            },
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: ACK_WAIT,
+            max_ack_pending: 4 * i64::try_from(CONCURRENT).unwrap_or(i64::MAX),
+            filter_subject: filter.clone(),
+            ..pull::Config::default()
+        };
+        let consumer = stream.get_or_create_consumer(&self.name, config).await?;
+        let info = consumer.cached_info();
+        let present = info.config.filter_subject.clone();
+        if present == filter {
+            return Ok(consumer);
+        }
+        // of another subject template: what was published under that one and was not read yet must not be passed over
+        let filter = if info.num_pending == 0 && info.num_ack_pending == 0 { filter } else { String::new() };
+        if present == filter {
+            return Ok(consumer);
+        }
+        let config =
+            pull::Config { filter_subject: filter, ..pull::Config::try_from_consumer_config(info.config.clone())? };
+        Ok(stream.update_consumer(config).await?)
+    }
+
     async fn take(&self, message: Message) {
         let kind = self.handle(&message).await;
         let answered = match kind {
@@ -186,6 +236,12 @@ impl Consumer {
         }
     }
 
+    /// Of before the Saga was made: a consumer of an older Saga of the same name may still stand there.
+    fn is_past(&self, message: &Message) -> bool {
+        let published = message.info().ok().map(|info| info.published.unix_timestamp_nanos());
+        self.start.since.zip(published).is_some_and(|(since, published)| published < since.as_nanosecond())
+    }
+
     /// `None`: done with it.
     async fn handle(&self, message: &Message) -> Option<AckKind> {
         let header = |name: &str| {
@@ -193,7 +249,7 @@ impl Consumer {
         };
         let ours =
             header("ce-source") == Some(&self.start.event_source) && header("ce-type") == Some(&self.start.event_type);
-        if !ours {
+        if !ours || self.is_past(message) {
             return None;
         }
         let saga = &self.start.saga;
@@ -218,6 +274,28 @@ impl Consumer {
                 tracing::warn!(saga, %error, "an event waits");
                 Some(AckKind::Nak(Some(AGAIN)))
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_as_narrow_as_it_certainly_can_be() {
+        for (template, event_type, filter) in [
+            ("events.{aggregate_type}.{type}", "OrderCreated", "events.*.OrderCreated"),
+            ("{type}", "OrderCreated", "OrderCreated"),
+            ("shop.v1-{type}.x", "Order_Created-2", "shop.v1-Order_Created-2.x"),
+            ("shop.{aggregate_type}-{type}", "OrderCreated", "shop.*"),
+            ("shop.{aggregate_type}", "OrderCreated", "shop.*"),
+            ("shop.all", "OrderCreated", "shop.all"),
+            // the relay writes `Order%2ECreated`
+            ("shop.{type}", "Order.Created", "shop.*"),
+            ("shop.{type}", "", "shop.*"),
+        ] {
+            assert_eq!(event_filter(template, event_type), filter, "{template} {event_type}");
         }
     }
 }

@@ -22,17 +22,103 @@ async fn publish(stream: &jetstream::Context, source: &str, kind: &str, id: &str
     stream.publish_with_headers(subject, headers, data.to_owned().into()).await.unwrap().await.unwrap();
 }
 
+async fn make_stream(context: &jetstream::Context) -> jetstream::stream::Stream {
+    let config =
+        jetstream::stream::Config { name: "events".into(), subjects: vec!["events.>".into()], ..Default::default() };
+    context.create_stream(config).await.unwrap()
+}
+
+fn order_created(nats: &Nats, since: Option<jiff::Timestamp>) -> Start {
+    let sink = NatsSink { url: nats.url(), stream: "events".into(), subject: "events.{aggregate_type}.{type}".into() };
+    Start {
+        saga: "order".into(),
+        event_source: "/shop/orders".into(),
+        event_type: "OrderCreated".into(),
+        since,
+        from: Sink::Nats(sink),
+    }
+}
+
+fn data(order: &str) -> String {
+    json!({"orderId": order, "total": 1}).to_string()
+}
+
+/// The orders for which a saga has called its first step, in order of their names.
+fn reserved(world: &World) -> Vec<String> {
+    let calls = world.participant.calls("reserve");
+    let mut orders: Vec<_> = calls.iter().map(|(body, _)| body["order"].as_str().unwrap().to_owned()).collect();
+    orders.sort();
+    orders
+}
+
+const CONSUMER: &str = "weft-saga_shop_default_order_OrderCreated";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happened_before_the_saga_was_made_starts_nothing() {
+    let world = World::new().await;
+    let nats = Nats::start();
+    let context = jetstream::new(async_nats::connect(nats.url()).await.unwrap());
+    let stream = make_stream(&context).await;
+    for number in 0..20 {
+        publish(&context, "/shop/orders", "OrderCreated", &format!("old-{number}"), &data("old")).await;
+    }
+    let since = jiff::Timestamp::now();
+    let contract = world.contract(vec![world.definition("order")], vec![order_created(&nats, Some(since))]);
+    let orchestrator = world.run(contract).await;
+    publish(&context, "/shop/orders", "OrderPaid", "p-1", &data("paid")).await;
+    publish(&context, "/shop/orders", "OrderCreated", "e-1", &data("o-1")).await;
+    orchestrator.until_counts("order", &[("completed", 1), ("running", 0)]).await;
+    publish(&context, "/shop/orders", "OrderCreated", "e-2", &data("o-2")).await;
+    orchestrator.until_counts("order", &[("completed", 2), ("running", 0)]).await;
+    assert_eq!(reserved(&world), ["o-1", "o-2"]);
+    let info = stream.consumer_info(CONSUMER).await.unwrap();
+    assert_eq!(info.config.filter_subject, "events.*.OrderCreated");
+    assert_eq!(info.delivered.consumer_sequence, 2, "nothing else was read");
+}
+
+/// As one that an older version made, or a Saga of the same name that was deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_that_is_there_goes_on_where_it_was_and_passes_over_the_past() {
+    let world = World::new().await;
+    let nats = Nats::start();
+    let context = jetstream::new(async_nats::connect(nats.url()).await.unwrap());
+    let stream = make_stream(&context).await;
+    let config = jetstream::consumer::pull::Config {
+        durable_name: Some(CONSUMER.into()),
+        filter_subject: "events.order.>".into(),
+        ..Default::default()
+    };
+    stream.create_consumer(config).await.unwrap();
+    publish(&context, "/shop/orders", "OrderCreated", "old", &data("old")).await;
+    let since = jiff::Timestamp::now();
+    let contract = world.contract(vec![world.definition("order")], vec![order_created(&nats, Some(since))]);
+    let mut orchestrator = world.run(contract).await;
+    publish(&context, "/shop/orders", "OrderCreated", "e-1", &data("o-1")).await;
+    orchestrator.until_counts("order", &[("completed", 1), ("running", 0)]).await;
+    assert_eq!(reserved(&world), ["o-1"]);
+    let filter = async || stream.consumer_info(CONSUMER).await.unwrap().config.filter_subject;
+    assert_eq!(filter().await, "", "everything, until it has caught up");
+    servers::until("it has caught up", async || {
+        let info = stream.consumer_info(CONSUMER).await.unwrap();
+        info.num_pending == 0 && info.num_ack_pending == 0
+    })
+    .await;
+    orchestrator.kill9();
+    orchestrator.start();
+    orchestrator.until_ready().await;
+    servers::until("it reads its own events only", async || filter().await == "events.*.OrderCreated").await;
+    publish(&context, "/shop/orders", "OrderPaid", "p-1", &data("paid")).await;
+    publish(&context, "/shop/orders", "OrderCreated", "e-2", &data("o-2")).await;
+    orchestrator.until_counts("order", &[("completed", 2), ("running", 0)]).await;
+    assert_eq!(reserved(&world), ["o-1", "o-2"]);
+    assert_eq!(stream.consumer_info(CONSUMER).await.unwrap().delivered.consumer_sequence, 3, "nothing is read twice");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_starts_one_saga_whatever_is_repeated() {
     let world = World::new().await;
     let mut nats = Nats::start();
-    let sink = NatsSink { url: nats.url(), stream: "events".into(), subject: "events.{aggregate_type}.{type}".into() };
-    let start = Start {
-        saga: "order".into(),
-        event_source: "/shop/orders".into(),
-        event_type: "OrderCreated".into(),
-        from: Sink::Nats(sink),
-    };
+    let start = order_created(&nats, None);
     let contract = world.contract(vec![world.definition("order")], vec![start]);
     let mut orchestrator = world.run(contract).await;
     servers::until("the missing stream is said in words", async || {
@@ -44,10 +130,7 @@ async fn an_event_starts_one_saga_whatever_is_repeated() {
 
     let client = async_nats::connect(nats.url()).await.unwrap();
     let stream = jetstream::new(client);
-    let config =
-        jetstream::stream::Config { name: "events".into(), subjects: vec!["events.>".into()], ..Default::default() };
-    stream.create_stream(config).await.unwrap();
-    let data = |order: &str| json!({"orderId": order, "total": 1}).to_string();
+    make_stream(&stream).await;
     publish(&stream, "/shop/orders", "OrderCreated", "e-1", &data("o-1")).await;
     publish(&stream, "/shop/orders", "OrderCreated", "e-1", &data("o-1")).await;
     publish(&stream, "/other/orders", "OrderCreated", "e-2", &data("o-2")).await;
@@ -69,7 +152,5 @@ async fn an_event_starts_one_saga_whatever_is_repeated() {
     let client = async_nats::connect(nats.url()).await.unwrap();
     publish(&jetstream::new(client), "/shop/orders", "OrderCreated", "e-7", &data("o-7")).await;
     orchestrator.until_counts("order", &[("completed", 4), ("running", 0)]).await;
-    let mut orders: Vec<_> = world.participant.calls("reserve").iter().map(|(body, _)| body["order"].clone()).collect();
-    orders.sort_by_key(ToString::to_string);
-    assert_eq!(orders, ["o-1", "o-5", "o-6", "o-7"]);
+    assert_eq!(reserved(&world), ["o-1", "o-5", "o-6", "o-7"]);
 }

@@ -137,6 +137,7 @@ fn start(object: &Saga, participants: &Participants<'_>) -> Result<Option<Start>
         saga: object.name_any(),
         event_source: names::event_source(&participants.namespace, &start.service),
         event_type: start.event.clone(),
+        since: object.creation_timestamp().map(|created| created.0),
         from: outbox_relay::sink(&relay.spec.sink),
     }))
 }
