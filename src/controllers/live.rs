@@ -143,12 +143,15 @@ impl ChildSeen {
     }
 
     /// As a Job; `last_words` is the termination message of its newest failed pod.
-    pub fn job(&self, problems: Vec<Problem>, last_words: Option<String>) -> JobState {
+    pub fn job(&self, mut problems: Vec<Problem>, last_words: Option<String>) -> JobState {
         let outcome = if self.condition("Complete").is_some() {
             JobOutcome::Succeeded
         } else if let Some(failed) = self.condition("Failed") {
             JobOutcome::Failed { message: last_words.unwrap_or_else(|| failed.message.clone()) }
         } else {
+            // what the next attempt will meet again, as far as anyone knows
+            let again = |message| Problem { reason: SETUP_FAILED.to_owned(), message };
+            problems.extend(last_words.map(again));
             JobOutcome::Running
         };
         JobState { annotations: self.annotations.clone(), outcome, problems }
@@ -165,6 +168,9 @@ impl ChildSeen {
         self.status.conditions.iter().find(|condition| condition.type_ == type_ && condition.status == "True")
     }
 }
+
+/// Reason of a set-up that failed, for good or for now.
+const SETUP_FAILED: &str = "SetupFailed";
 
 /// `metadata.resourceVersion` as a number; zero when the server's are not numbers.
 pub fn version(metadata: &ObjectMeta) -> u64 {
@@ -224,6 +230,14 @@ mod tests {
         let failed = |message: &str| JobOutcome::Failed { message: message.to_owned() };
         assert_eq!(job.job(vec![], Some("0002.sql: no".into())).outcome, failed("0002.sql: no"));
         assert_eq!(job.job(vec![], None).outcome, failed("Job has reached the limit"));
+    }
+
+    #[test]
+    fn a_job_that_tries_again_says_why() {
+        let job = seen(json!({"metadata": {}, "status": {"failed": 1}})).job(vec![], Some("0002.sql waits".into()));
+        assert_eq!(job.outcome, JobOutcome::Running);
+        let said = job.problems.iter().map(|problem| (problem.reason.as_str(), problem.message.as_str()));
+        assert_eq!(said.collect::<Vec<_>>(), [("SetupFailed", "0002.sql waits")]);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! Files are applied in the byte order of their names (`10_x.sql` comes before `9_x.sql`: number them `009`, `010`), each
 //! in a transaction of its own, which also records it. So whatever is killed, a file is applied and recorded, or neither.
-//! A statement that cannot run in a transaction, such as `create index concurrently`, cannot be in a migration.
+//! A statement that cannot run in a transaction, such as `create index concurrently`, cannot be in a migration. A file
+//! waits for locks as long as [`super::locks`] says, unless it says `set local lock_timeout = …` itself.
 //!
 //! - A file that was applied may not change: that is an error, since the database would differ from what the files say.
 //! - A file that was applied may go: a team that has squashed its old files keeps a small ConfigMap.
@@ -103,6 +104,7 @@ pub fn next<'a>(files: &'a [Migration], applied: &[Applied]) -> Result<Option<&'
 #[derive(Debug)]
 pub enum ApplyError {
     Definite(MigrationError),
+    Locked,
     Passing(String),
 }
 
@@ -110,6 +112,7 @@ impl From<tokio_postgres::Error> for ApplyError {
     fn from(error: tokio_postgres::Error) -> Self {
         match Failure::from(error) {
             Failure::Refused(refusal) => Self::Passing(refusal.to_string()),
+            Failure::Locked => Self::Locked,
             Failure::Passing(why) => Self::Passing(why),
         }
     }
@@ -156,6 +159,7 @@ fn refused(migration: &Migration, sql: &str, error: tokio_postgres::Error) -> Ap
         Failure::Refused(refusal) => {
             ApplyError::Definite(MigrationError::Refused { name, line: refusal.line(sql), refusal })
         }
+        Failure::Locked => ApplyError::Locked,
         Failure::Passing(why) => ApplyError::Passing(why),
     }
 }

@@ -10,8 +10,10 @@
 //! ```
 //! Errors that may pass by themselves are logged and waited out, for as long as it takes; a definite one ends the program
 //! with [`EXIT_DEFINITE`] and one sentence, which is also the pod's termination message, so that the operator can show it.
+//! A lock that somebody does not give up ends it too, with that one's name, and the Job tries again.
 
 mod layout;
+mod locks;
 mod migrations;
 mod refusal;
 mod roles;
@@ -44,7 +46,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Key of the advisory lock that set-ups of one database take turns by: "weft set" in ASCII.
 const LOCK: i64 = 0x7765_6674_2073_6574;
 
-/// Whatever the server's own settings are: a migration may take its time, and one whose client is gone is ended.
+/// After so many attempts in a row that ended because of a lock, the program ends, so that it can be seen from outside.
+const LOCKED_ATTEMPTS: u32 = 5;
+
+/// Whatever the server's own settings are: a migration may take its time, and one whose client is gone is ended. How long it
+/// waits for locks is said in each transaction ([`locks`]).
 const SESSION: &str = "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 \
     -c client_connection_check_interval=2s -c client_min_messages=warning";
 
@@ -72,6 +78,12 @@ pub enum DatabaseError {
     LoginRefused { database: String, host: String, role: String, refusal: Refusal },
     #[error("the server refuses to {doing}: {refusal}")]
     Refused { doing: &'static str, refusal: Refusal },
+    #[error(
+        "{what} waits for a lock: {}; it is tried again and again, for {} each time, so that others do not wait behind it",
+        holder.as_deref().unwrap_or("look for old transactions in pg_stat_activity"),
+        locks::LOCK_TIMEOUT
+    )]
+    Locked { what: String, holder: Option<String> },
     #[error("cannot {doing}: {why}")]
     Passing { doing: &'static str, why: String },
     #[error("asked to end before the set-up was done")]
@@ -87,13 +99,14 @@ impl DatabaseError {
             | Self::Password(_)
             | Self::LoginRefused { .. }
             | Self::Refused { .. } => true,
-            Self::Passing { .. } | Self::Interrupted => false,
+            Self::Locked { .. } | Self::Passing { .. } | Self::Interrupted => false,
         }
     }
 
     fn while_doing(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Self {
         move |error| match Failure::from(error) {
             Failure::Refused(refusal) => Self::Refused { doing, refusal },
+            Failure::Locked => Self::Locked { what: "the set-up".to_owned(), holder: None },
             Failure::Passing(why) => Self::Passing { doing, why },
         }
     }
@@ -141,9 +154,14 @@ async fn set_up(config: &Path) -> Result<Summary, DatabaseError> {
     let setup = DatabaseSetup::load(config)?;
     let files = setup.migrations.as_deref().map(migrations::read).transpose()?.unwrap_or_default();
     let mut pause = FIRST_PAUSE;
+    let mut locked = 0;
     loop {
         match attempt(&setup, &files).await {
             Err(error) if !error.is_definite() => {
+                locked = if matches!(error, DatabaseError::Locked { .. }) { locked + 1 } else { 0 };
+                if locked == LOCKED_ATTEMPTS {
+                    return Err(error);
+                }
                 tracing::warn!(%error, "trying again in {} ms", pause.as_millis());
                 tokio::time::sleep(pause).await;
                 pause = LONGEST_PAUSE.min(pause * 2);
@@ -163,9 +181,16 @@ async fn attempt(setup: &DatabaseSetup, files: &[Migration]) -> Result<Summary, 
         },
     };
     let mut client = connect(setup).await?;
-    prepare(&mut client, setup, &roles).await?;
-    let applied = migrate(&mut client, files, &setup.owner).await?;
-    Ok(Summary { applied, migrations: files.len() })
+    let process = client.query_one("select pg_backend_pid()", &[]).await.and_then(|row| row.try_get(0));
+    let process = process.map_err(DatabaseError::while_doing("log in"))?;
+    let work = async {
+        prepare(&mut client, setup, &roles).await?;
+        migrate(&mut client, files, &setup.owner).await
+    };
+    match locks::watched(process, async || connect(setup).await, Box::pin(work)).await {
+        (Err(DatabaseError::Locked { what, holder: _ }), holder) => Err(DatabaseError::Locked { what, holder }),
+        (worked, _) => Ok(Summary { applied: worked?, migrations: files.len() }),
+    }
 }
 
 async fn read_login(role: &Role) -> Result<Login, DatabaseError> {
@@ -190,6 +215,7 @@ fn login_failed(setup: &DatabaseSetup, error: LoginError) -> DatabaseError {
         LoginError::Timeout { .. } => DatabaseError::Passing { doing, why: error.to_string() },
         LoginError::Connect { database, host, role, source, .. } => match Failure::from(source) {
             Failure::Refused(refusal) => DatabaseError::LoginRefused { database, host, role, refusal },
+            Failure::Locked => DatabaseError::Passing { doing, why: "a lock is held".to_owned() },
             Failure::Passing(why) => {
                 DatabaseError::Passing { doing, why: format!("{host}:{}: {why}", setup.admin.port) }
             }
@@ -219,6 +245,9 @@ async fn migrate(client: &mut Client, files: &[Migration], owner: &str) -> Resul
         match migrations::apply(transaction, migration, &owner).await {
             Ok(()) => {}
             Err(ApplyError::Definite(error)) => return Err(error.into()),
+            Err(ApplyError::Locked) => {
+                return Err(DatabaseError::Locked { what: format!("migration {}", migration.name), holder: None });
+            }
             Err(ApplyError::Passing(why)) => return Err(DatabaseError::Passing { doing, why }),
         }
         let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -238,5 +267,8 @@ async fn take_turn<'a>(client: &'a mut Client, doing: &'static str) -> Result<Tr
         let taken = transaction.execute("select pg_advisory_xact_lock($1)", &[&LOCK]).await;
         taken.map_err(DatabaseError::while_doing(doing))?;
     }
+    // only now: a turn is waited for as long as it takes
+    let bound = format!("set local lock_timeout = '{}'", locks::LOCK_TIMEOUT);
+    transaction.batch_execute(&bound).await.map_err(DatabaseError::while_doing(doing))?;
     Ok(transaction)
 }

@@ -50,6 +50,8 @@ fn without_values<'a>(code: &str, message: &'a str) -> &'a str {
 pub enum Failure {
     /// The server refused it, and will again.
     Refused(Refusal),
+    /// Somebody else held a lock for too long.
+    Locked,
     /// The server or the connection went away, or there were not enough resources: repeating may help.
     Passing(String),
 }
@@ -57,6 +59,7 @@ pub enum Failure {
 impl From<tokio_postgres::Error> for Failure {
     fn from(error: tokio_postgres::Error) -> Self {
         match error.as_db_error() {
+            Some(refused) if *refused.code() == SqlState::LOCK_NOT_AVAILABLE => Self::Locked,
             Some(refused) if is_passing(refused.code()) => Self::Passing(Refusal::new(refused).to_string()),
             Some(refused) => Self::Refused(Refusal::new(refused)),
             None => Self::Passing(with_causes(&error)),
@@ -82,7 +85,7 @@ fn is_passing(code: &SqlState) -> bool {
         "57", // operator intervention: shutting down, starting up, cancelled
     ];
     let passing_class = code.code().get(..2).is_some_and(|class| CLASSES.contains(&class));
-    passing_class || [SqlState::LOCK_NOT_AVAILABLE, SqlState::OBJECT_IN_USE, SqlState::IO_ERROR].contains(code)
+    passing_class || [SqlState::OBJECT_IN_USE, SqlState::IO_ERROR].contains(code)
 }
 
 #[cfg(test)]

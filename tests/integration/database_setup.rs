@@ -147,6 +147,69 @@ async fn a_server_that_dies_in_a_migration_is_waited_for() {
     assert_eq!(count(&database.superuser().await, "weft.migration").await, 1);
 }
 
+const ORDERS: &str = "create table orders (id int);";
+/// Whether the set-up waits for a lock on the table.
+const WAITS: &str = "select exists (select from pg_locks where relation = 'orders'::regclass and not granted)";
+
+#[tokio::test]
+async fn a_migration_waits_for_a_lock_for_a_while_and_holds_nobody_up_meanwhile() {
+    let database = Database::empty().await;
+    database.write_migration("001.sql", ORDERS);
+    database.set_up_well();
+    let superuser = database.superuser().await;
+    let app = database.app().await;
+    app.batch_execute("begin; select from orders").await.unwrap();
+    database.write_migration("002.sql", "alter table orders add column total bigint;");
+    let run = database.start_set_up();
+    until(&superuser, WAITS).await;
+    // stands behind the migration until that gives way
+    superuser.batch_execute("select from orders").await.unwrap();
+    app.batch_execute("commit").await.unwrap();
+    let output = run.wait_with_output().unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && log.contains("trying again"), "{log}");
+    assert_eq!(count(&superuser, "weft.migration").await, 2);
+}
+
+#[tokio::test]
+async fn a_lock_that_is_never_given_up_is_said_with_its_holder() {
+    let database = Database::empty().await;
+    database.write_migration("001.sql", ORDERS);
+    database.set_up_well();
+    let app = database.app().await;
+    app.batch_execute("set application_name = 'a long report'; begin; select from orders").await.unwrap();
+    let process: i32 = app.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
+    database.write_migration("002_total.sql", "alter table orders add column total bigint;");
+    let output = database.set_up();
+    assert_eq!(output.status.code(), Some(1), "not for good: the Job tries again");
+    let sentence = fs::read_to_string(database.termination_log()).unwrap();
+    let beginning = format!(
+        "migration 002_total.sql waits for a lock: process {process} (role app, 'a long report'), whose transaction is open since "
+    );
+    assert!(sentence.starts_with(&beginning) && sentence.contains("holds the table orders"), "{sentence}");
+    app.batch_execute("commit").await.unwrap();
+    database.set_up_well();
+}
+
+#[tokio::test]
+async fn a_migration_may_say_how_long_it_waits_for_a_lock() {
+    let database = Database::empty().await;
+    database.write_migration("001.sql", ORDERS);
+    database.set_up_well();
+    let superuser = database.superuser().await;
+    let app = database.app().await;
+    app.batch_execute("begin; select from orders").await.unwrap();
+    database.write_migration("002.sql", "set local lock_timeout = '1min'; alter table orders add column total bigint;");
+    let run = database.start_set_up();
+    until(&superuser, WAITS).await;
+    let long = "select now() - query_start > '6 s' from pg_stat_activity where application_name = 'weft database setup' and wait_event_type = 'Lock'";
+    until(&superuser, &format!("select coalesce(bool_or(long), false) from ({long}) as w (long)")).await;
+    app.batch_execute("commit").await.unwrap();
+    let output = run.wait_with_output().unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !log.contains("trying again"), "{log}");
+}
+
 #[tokio::test]
 async fn a_changed_migration_is_refused_by_name() {
     let database = Database::empty().await;
