@@ -21,7 +21,7 @@ use super::{
     control::DEADLINE,
     report::Report,
     slot::Slot,
-    source::{Mark, Point, SourceError, snapshot::Snapshot, within},
+    source::{Mark, Point, SourceError, within},
 };
 
 /// Rows that are deleted in one transaction at most.
@@ -38,7 +38,6 @@ const LOOK: Duration = Duration::from_secs(10);
 /// What a former term left.
 #[derive(Debug)]
 pub(crate) struct Checkpoint {
-    pub(crate) snapshot: Option<Snapshot>,
     /// Every row from before the slot was acknowledged.
     pub(crate) copied: bool,
     pub(crate) published: u64,
@@ -49,15 +48,10 @@ pub(crate) async fn open(client: &Client, relay: &str) -> Result<Checkpoint, Sou
     let doing = SourceError::query("reading weft.relay_checkpoint");
     let statement = "insert into weft.relay_checkpoint as c (relay) values ($1) \
          on conflict (relay) do update set updated_at = now() \
-         returning c.snapshot::text, c.copied, c.published";
+         returning c.copied, c.published";
     let row = within(DEADLINE, "reading weft.relay_checkpoint", client.query_one(statement, &[&relay])).await?;
-    let snapshot: Option<String> = row.try_get(0).map_err(&doing)?;
-    let published: i64 = row.try_get(2).map_err(&doing)?;
-    Ok(Checkpoint {
-        snapshot: snapshot.and_then(|text| text.parse().ok()),
-        copied: row.try_get(1).map_err(&doing)?,
-        published: published.unsigned_abs(),
-    })
+    let published: i64 = row.try_get(1).map_err(&doing)?;
+    Ok(Checkpoint { copied: row.try_get(0).map_err(&doing)?, published: published.unsigned_abs() })
 }
 
 /// Notes that the rows from before the slot are still to be published. Must be durable before the slot is made. The slot is

@@ -15,7 +15,6 @@ use super::{
     slot::Slot,
     source::{
         Batch, Item, Mark, Point, SourceError, poll,
-        snapshot::Snapshot,
         table::Reader,
         wal::{Tail, Tailer},
         within,
@@ -109,18 +108,18 @@ impl Source<'_> {
     async fn run(self, checkpoint: Checkpoint, recorded: watch::Receiver<Option<Mark>>) -> Result<(), SourceError> {
         match self.contract.mode {
             Mode::LogTailing => self.tail(checkpoint.copied, recorded).await,
-            Mode::Polling => self.poll(checkpoint.snapshot).await,
+            Mode::Polling => self.poll().await,
         }
     }
 
-    async fn poll(&self, checkpoint: Option<Snapshot>) -> Result<(), SourceError> {
+    async fn poll(&self) -> Result<(), SourceError> {
         let Self { contract, control, report, batches } = self;
         report.mended(reason::SLOT_PENDING);
         // a slot that nobody reads would hold the WAL back for ever; should the mode change again, a new one is made
         Slot::remove(&control.client).await?;
         control.listen().await?;
         let reader = Reader::connect(&contract.source, &application(&contract.name)).await?;
-        poll::poll(&reader, checkpoint, control.woken.clone(), batches).await
+        poll::poll(&reader, control.woken.clone(), batches).await
     }
 
     async fn tail(&self, copied: bool, recorded: watch::Receiver<Option<Mark>>) -> Result<(), SourceError> {
@@ -160,7 +159,7 @@ impl Source<'_> {
         let snapshot = reader.import(&slot.snapshot).await?;
         tracing::info!(consistent_point = %slot.consistent_point, "made the slot; publishing the rows from before it");
         let before = Lsn(slot.consistent_point.0.saturating_sub(1));
-        reader.rows(&Snapshot::nothing(), &snapshot, before, batches).await?;
+        reader.rows(None, &snapshot, before, batches).await?;
         let mark = Mark { serial: 1, point: Point::Copied(slot.consistent_point) };
         super::source::send(batches, vec![Item::Mark(mark)]).await
     }

@@ -128,6 +128,32 @@ async fn rows_from_before_the_relay_are_published_first() {
 }
 
 #[tokio::test]
+async fn rows_that_were_restored_from_another_server_are_published() {
+    for mode in MODES {
+        let setting = Setting::new(mode).await;
+        let superuser = setting.database.superuser().await;
+        let mut relay = setting.start_relay();
+        Writers::start(&url(&setting), 9, 1, 5).finished().await;
+        setting.drained().await;
+        relay.kill9();
+        // a log-tailing relay finds rows by themselves only when it makes its slot
+        crate::database::until(&superuser, "select not exists (select from pg_replication_slots where active)").await;
+        let drop = "select pg_drop_replication_slot(slot_name) from pg_replication_slots";
+        superuser.batch_execute(drop).await.unwrap();
+        // as pg_restore does: the ids of transactions of another server, earlier and later ones than here
+        let restored = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload, txid) \
+             select 'order', 'restored', 'x', jsonb_build_object('n', n), t::xid8 \
+               from (values (1, '3'), (2, '4000000000'), (3, '4000000001')) as r (n, t)";
+        superuser.batch_execute(restored).await.unwrap();
+        let _relay = setting.start_relay();
+        setting.drained().await;
+        let delivered = setting.delivered().await;
+        let numbers = delivered.iter().filter(|event| event.aggregate == "restored").map(|event| event.number);
+        assert_eq!(numbers.collect::<Vec<_>>(), [1, 2, 3], "{mode:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_change_of_the_mode_loses_nothing_and_leaves_no_slot() {
     let mut setting = Setting::new(Mode::LogTailing).await;
     let superuser = setting.database.superuser().await;

@@ -1,5 +1,9 @@
 //! The polling source: windows between snapshots (see [`super::snapshot`]), woken by `LISTEN`.
 //!
+//! A term's first window is everything that is in the table, whatever the checkpoint says: rows are deleted in the
+//! transaction that records their publication, so what is there was not recorded. That also finds rows which came with a
+//! backup of another server and tell nothing by their transaction's id.
+//!
 //! A poller sees a transaction as soon as it is visible; with `synchronous_commit = off` that is before it is durable,
 //! and a crash of the server can then leave an event published whose transaction is gone. Log tailing has no such gap.
 
@@ -10,35 +14,25 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Batch, Item, Mark, Point, SourceError, snapshot::Snapshot, table::Reader};
+use super::{Batch, Item, Mark, Point, SourceError, table::Reader};
 use crate::postgres::replication::Lsn;
 
 /// Shortest and longest time between two looks; a notification ends the wait.
 const SHORTEST: Duration = Duration::from_millis(20);
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// Polls for ever, beginning behind `checkpoint`.
+/// Polls for ever.
 pub(crate) async fn poll(
     reader: &Reader,
-    checkpoint: Option<Snapshot>,
     woken: Arc<Notify>,
     batches: &mpsc::Sender<Batch>,
 ) -> Result<(), SourceError> {
-    let mut previous = checkpoint.unwrap_or_else(Snapshot::nothing);
+    let mut previous = None;
     let (mut wait, mut serial, mut last) = (SHORTEST, 0, Lsn(0));
-    let first = reader.probe(&previous).await?;
-    if previous.is_ahead_of(&first.snapshot) {
-        tracing::warn!(
-            checkpoint = %previous,
-            server = %first.snapshot,
-            "the checkpoint is ahead of the server: the database was restored; publishing every row of the outbox again"
-        );
-        previous = Snapshot::nothing();
-    }
     loop {
-        let probe = reader.probe(&previous).await?;
-        if !probe.any {
-            previous = probe.snapshot;
+        let probe = reader.probe(previous.as_ref()).await?;
+        if previous.is_some() && !probe.any {
+            previous = Some(probe.snapshot);
             // a notification that came while we looked has left its permit
             if timeout(wait, woken.notified()).await.is_ok() {
                 wait = SHORTEST;
@@ -49,11 +43,11 @@ pub(crate) async fn poll(
         }
         // positions must grow from window to window, also when no WAL was written between two looks
         last = Lsn(probe.lsn.0.max(last.0 + 1));
-        reader.rows(&previous, &probe.snapshot, last, batches).await?;
+        reader.rows(previous.as_ref(), &probe.snapshot, last, batches).await?;
         serial += 1;
         let point = Point::Seen { snapshot: probe.snapshot.clone(), at: last };
         super::send(batches, vec![Item::Mark(Mark { serial, point })]).await?;
-        previous = probe.snapshot;
+        previous = Some(probe.snapshot);
         wait = SHORTEST;
     }
 }

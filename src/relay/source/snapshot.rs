@@ -1,6 +1,6 @@
 //! A `pg_snapshot`: which transactions are seen.
 //!
-//! The polling source's checkpoint is a snapshot, not a number, and a window is what one snapshot sees and the one before
+//! The polling source goes from snapshot to snapshot, not from number to number: a window is what one snapshot sees and the one before
 //! does not: PgQ's algorithm (Skype, 2007; `pgq.get_batch_events`). A lower id that commits late is in a later window, so
 //! it is not lost; and a transaction that stays open is passed by, so it stalls nothing.
 
@@ -27,12 +27,6 @@ impl Snapshot {
 
     pub fn sees(&self, txid: u64) -> bool {
         txid < self.xmax && self.xip.binary_search(&txid).is_err()
-    }
-
-    /// Whether it was taken in a later life of the server than `current`: the database was restored from a backup,
-    /// or is another one. It then says nothing about which rows were published.
-    pub fn is_ahead_of(&self, current: &Self) -> bool {
-        self.xmax > current.xmax
     }
 }
 

@@ -50,12 +50,15 @@ impl Reader {
         let settings = "set enable_seqscan = off; set work_mem = '16MB'; set jit = off";
         client.batch_execute(settings).await.map_err(SourceError::query("preparing to read the outbox"))?;
         let prepared = SourceError::query("preparing to read the outbox");
-        // a row is in the window when the transaction that wrote it is seen by $2 and was not by $1 (PgQ)
+        // a row is in the window when the transaction that wrote it is seen by $2 and was not by $1 (PgQ). One that is here
+        // with an id which no transaction has had yet ($4) came with a backup of another server
         let window = format!(
             "select {SELECT_COLUMNS} from weft.outbox \
              where (txid >= pg_snapshot_xmax($1::text::pg_snapshot) \
                     or txid = any (array(select pg_snapshot_xip($1::text::pg_snapshot)))) \
-               and pg_visible_in_snapshot(txid, $2::text::pg_snapshot) and seq > $3 \
+               and (pg_visible_in_snapshot(txid, $2::text::pg_snapshot) \
+                    or ($4 and txid >= pg_snapshot_xmax(pg_current_snapshot()))) \
+               and seq > $3 \
              order by seq"
         );
         let probe = "select pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text, \
@@ -68,15 +71,15 @@ impl Reader {
         Ok(Self { client, window, probe })
     }
 
-    /// Looks for rows that `previous` does not see.
-    pub(crate) async fn probe(&self, previous: &Snapshot) -> Result<Probe, SourceError> {
-        let previous = previous.to_string();
+    /// Looks for rows that `previous` does not see, or any at all.
+    pub(crate) async fn probe(&self, previous: Option<&Snapshot>) -> Result<Probe, SourceError> {
+        let previous = text(previous);
         let doing = "looking for new rows of the outbox";
         let row = within(DEADLINE, doing, self.client.query_one(&self.probe, &[&previous])).await?;
-        let text = |index| row.try_get::<_, &str>(index).map_err(SourceError::query("reading a snapshot"));
-        let snapshot = text(0)?.parse().map_err(|_| SourceError::Layout("a snapshot cannot be read"))?;
+        let column = |index| row.try_get::<_, &str>(index).map_err(SourceError::query("reading a snapshot"));
+        let snapshot = column(0)?.parse().map_err(|_| SourceError::Layout("a snapshot cannot be read"))?;
         let any = row.try_get(2).map_err(SourceError::query("reading a snapshot"))?;
-        Ok(Probe { snapshot, lsn: text(1)?.parse()?, any })
+        Ok(Probe { snapshot, lsn: column(1)?.parse()?, any })
     }
 
     /// What the snapshot that another connection exported sees.
@@ -93,10 +96,11 @@ impl Reader {
         text.parse().map_err(|_| SourceError::Layout("a snapshot cannot be read"))
     }
 
-    /// Sends the rows between two snapshots, oldest `seq` first; `lsn` becomes their position.
+    /// Sends the rows between two snapshots, oldest `seq` first; `lsn` becomes their position. Without a previous one these
+    /// are all that the table has, rows from elsewhere too, but for those of transactions that `current` does not see.
     pub(crate) async fn rows(
         &self,
-        previous: &Snapshot,
+        previous: Option<&Snapshot>,
         current: &Snapshot,
         lsn: Lsn,
         batches: &mpsc::Sender<Batch>,
@@ -111,15 +115,16 @@ impl Reader {
     /// `None` when all were sent, else the `seq` behind which to begin again.
     async fn some_rows(
         &self,
-        previous: &Snapshot,
+        previous: Option<&Snapshot>,
         current: &Snapshot,
         lsn: Lsn,
         after: i64,
         batches: &mpsc::Sender<Batch>,
     ) -> Result<Option<i64>, SourceError> {
         let doing = SourceError::query("reading the outbox");
-        let (previous, current) = (previous.to_string(), current.to_string());
-        let parameters: [&(dyn ToSql + Sync); 3] = [&previous, &current, &after];
+        let foreign = previous.is_none();
+        let (previous, current) = (text(previous), current.to_string());
+        let parameters: [&(dyn ToSql + Sync); 4] = [&previous, &current, &after, &foreign];
         let rows = self.client.query_raw(&self.window, parameters).await.map_err(&doing)?;
         let mut rows = std::pin::pin!(rows);
         let (mut batch, mut bytes) = (Vec::new(), 0);
@@ -142,6 +147,10 @@ impl Reader {
         super::send(batches, batch).await?;
         Ok(None)
     }
+}
+
+fn text(previous: Option<&Snapshot>) -> String {
+    previous.map_or_else(|| Snapshot::nothing().to_string(), Snapshot::to_string)
 }
 
 /// Gives the batch back when there was no room for it in time.
