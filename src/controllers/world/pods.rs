@@ -210,18 +210,20 @@ fn signed(count: u64) -> i64 {
 struct Essence<'a> {
     ready: bool,
     leading: bool,
+    paused: bool,
     problems: Vec<&'a str>,
     /// Per saga: stuck instances, and the version of the definition.
     sagas: Vec<(u64, &'a str)>,
 }
 
 fn essence(status: Option<&DataPlaneStatus>) -> Option<Essence<'_>> {
-    let (ready, leading, problems, sagas) = match status? {
-        DataPlaneStatus::Relay(status) => (status.ready, status.leading, &status.problems, Vec::new()),
+    let (ready, leading, paused, problems, sagas) = match status? {
+        DataPlaneStatus::Relay(status) => (status.ready, status.leading, status.paused, &status.problems, Vec::new()),
         DataPlaneStatus::Orchestrator(status) => {
             let sagas = status.sagas.values().map(|counts| (counts.stuck, counts.version.as_str())).collect();
-            (status.ready, true, &status.problems, sagas)
+            (status.ready, true, false, &status.problems, sagas)
         }
     };
-    Some(Essence { ready, leading, problems: problems.iter().map(|problem| problem.reason.as_str()).collect(), sagas })
+    let problems = problems.iter().map(|problem| problem.reason.as_str()).collect();
+    Some(Essence { ready, leading, paused, problems, sagas })
 }

@@ -61,6 +61,7 @@ none_died() {
 ready_node() { kubectl get node "$NAME" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}' | grep -qx True; }
 
 kubeconfig_write() { # FROM TO
+  mkdir -p "$(dirname "$2")"
   (umask 077 && cat "$1" >"$2.new" && mv "$2.new" "$2")
 }
 
