@@ -73,6 +73,7 @@ impl ApiError {
                 (StatusCode::SERVICE_UNAVAILABLE, "NotHeld")
             }
             Self::Engine(EngineError::Congested(_)) => (StatusCode::SERVICE_UNAVAILABLE, "Congested"),
+            Self::Read(error) if error.is_of_the_content() => (StatusCode::INTERNAL_SERVER_ERROR, "Unreadable"),
             Self::Read(_) => (StatusCode::SERVICE_UNAVAILABLE, "DatabaseUnreachable"),
             Self::Invalid(_) => (StatusCode::BAD_REQUEST, "InvalidRequest"),
             Self::Verb(_) => (StatusCode::NOT_FOUND, "UnknownVerb"),
@@ -85,10 +86,15 @@ impl IntoResponse for ApiError {
         let (status, title) = self.class();
         let detail = match &self {
             Self::Engine(error @ EngineError::Refused { .. }) => error.to_string(),
+            Self::Read(error) if error.is_of_the_content() => error.to_string(),
             other => other.to_string(),
         };
         if let Self::Read(error) = &self {
-            tracing::warn!(error = super::problems::in_words(error), "answering 503");
+            tracing::warn!(
+                error = super::problems::in_words(error),
+                status = status.as_u16(),
+                "answering with an error"
+            );
         }
         let problem = Problem { kind: format!("urn:weft:problem:{title}"), title, status: status.as_u16(), detail };
         let mut response = (status, JsonBody(problem)).into_response();

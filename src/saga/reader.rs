@@ -41,6 +41,16 @@ pub(super) enum ReadError {
     },
 }
 
+impl ReadError {
+    /// What was read is wrong, and not the reading: it is so the next time too.
+    pub(super) fn is_of_the_content(&self) -> bool {
+        matches!(self, Self::Event { .. } | Self::Definition { .. })
+    }
+}
+
+/// A log, or why it cannot be read.
+pub(super) type Log = Result<Vec<Logged>, ReadError>;
+
 /// A row of `weft.saga_instance`.
 #[derive(Debug)]
 pub(super) struct Listed {
@@ -153,17 +163,22 @@ impl Reader {
     pub(super) async fn events(&self, id: Uuid) -> Result<Vec<Logged>, ReadError> {
         const SQL: &str = "select id, seq, at, body from weft.saga_event where id = $1 order by seq";
         let rows = self.query(SQL, &[&id]).await?;
-        rows.iter().map(|row| logged(row).map(|(_, logged)| logged)).collect()
+        rows.iter().map(|row| logged(row)?.1).collect()
     }
 
-    /// The logs of all live instances of a partition.
-    pub(super) async fn live_events(&self, partition: i16) -> Result<HashMap<Uuid, Vec<Logged>>, ReadError> {
+    /// The logs of all live instances of a partition, each by itself: one that cannot be read says nothing of the others.
+    pub(super) async fn live_events(&self, partition: i16) -> Result<HashMap<Uuid, Log>, ReadError> {
         const SQL: &str = "select e.id, e.seq, e.at, e.body from weft.saga_instance i join weft.saga_event e using (id)
              where i.partition = $1 and i.state is null order by e.id, e.seq";
-        let mut logs: HashMap<Uuid, Vec<Logged>> = HashMap::new();
+        let mut logs: HashMap<Uuid, Log> = HashMap::new();
         for row in self.query(SQL, &[&partition]).await? {
             let (id, event) = logged(&row)?;
-            logs.entry(id).or_default().push(event);
+            let log = logs.entry(id).or_insert_with(|| Ok(Vec::new()));
+            match (log.as_mut(), event) {
+                (Ok(events), Ok(event)) => events.push(event),
+                (Ok(_), Err(error)) => *log = Err(error),
+                (Err(_), _) => {}
+            }
         }
         Ok(logs)
     }
@@ -181,9 +196,9 @@ fn listed(row: &tokio_postgres::Row) -> Result<Listed, ReadError> {
     })
 }
 
-fn logged(row: &tokio_postgres::Row) -> Result<(Uuid, Logged), ReadError> {
-    let (id, seq): (Uuid, i32) = (row.try_get(0)?, row.try_get(1)?);
+fn logged(row: &tokio_postgres::Row) -> Result<(Uuid, Result<Logged, ReadError>), ReadError> {
+    let (id, seq, at): (Uuid, i32, Timestamp) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     let body: &str = row.try_get(3)?;
-    let event = serde_json::from_str(body).map_err(|source| ReadError::Event { id, seq, source })?;
-    Ok((id, Logged { seq, at: row.try_get(2)?, event }))
+    let event = serde_json::from_str(body).map_err(|source| ReadError::Event { id, seq, source });
+    Ok((id, event.map(|event| Logged { seq, at, event })))
 }

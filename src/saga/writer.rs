@@ -12,13 +12,15 @@ use super::{
     log::{Entry, Unrecorded},
     problems::{Problems, in_words},
     pulse::Pulse,
-    reader::{Listed, ReadError, Reader},
+    reader::{Listed, Log, ReadError, Reader},
     session::{BEAT, Epochs, Session, SessionError},
     view,
 };
 use crate::contract::DatabaseLogin;
 
 const DATABASE: &str = "database";
+/// So many of the instances that cannot be recovered are named for each partition.
+const TOLD: usize = 5;
 /// Between two attempts to reach the database, and between two looks for partitions that became free.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -28,8 +30,27 @@ enum RecoveryError {
     Read(#[from] ReadError),
     #[error("instance {id} runs version {version} of saga {saga}, which is not stored")]
     NoDefinition { id: Uuid, saga: String, version: String },
+    #[error("rows of the log of instance {0} are missing")]
+    Gap(Uuid),
     #[error("the log of instance {0} does not begin with its start")]
     Headless(Uuid),
+}
+
+impl RecoveryError {
+    /// Of this one instance, and so the next time too; else of the database, at this moment.
+    fn is_of_the_instance(&self) -> bool {
+        match self {
+            Self::Read(error) => error.is_of_the_content(),
+            Self::NoDefinition { .. } | Self::Gap(_) | Self::Headless(_) => true,
+        }
+    }
+}
+
+/// The live instances of a partition, and why others of them are left alone.
+#[derive(Debug, Default)]
+struct Recovery {
+    instances: Vec<Recovered>,
+    left: Vec<RecoveryError>,
 }
 
 pub(super) struct Writer {
@@ -129,13 +150,13 @@ impl Writer {
                 continue;
             }
             match self.recover(partition).await {
-                Ok(instances) => {
+                Ok(Recovery { instances, left }) => {
                     if !instances.is_empty() {
                         tracing::info!(partition, instances = instances.len(), "recovered");
                     }
                     held.insert(partition, epoch);
                     self.engine.adopt(partition, instances);
-                    self.problems.mended(&recovery(partition));
+                    self.tell_of(partition, &left);
                 }
                 Err(error) => {
                     self.problems.say(&recovery(partition), "RecoveryFailed", in_words(&error));
@@ -177,6 +198,7 @@ impl Writer {
             let gone = lost((*partition, *epoch));
             if gone {
                 self.engine.abandon(*partition);
+                self.problems.mended(&recovery(*partition));
                 // in memory only, and out of date
                 refuse(self.engine.queue.withdraw(|entry| entry.partition == *partition));
             }
@@ -196,27 +218,56 @@ impl Writer {
         }
     }
 
-    async fn recover(&self, partition: i16) -> Result<Vec<Recovered>, RecoveryError> {
+    /// An instance that cannot be recovered keeps nobody else from going on. It stays as it is, for a version that can read it,
+    /// or for a person.
+    async fn recover(&self, partition: i16) -> Result<Recovery, RecoveryError> {
         let listed = self.reader.live(partition).await?;
+        let mut recovery = Recovery::default();
         if listed.is_empty() {
-            return Ok(Vec::new());
+            return Ok(recovery);
         }
         let mut logs = self.reader.live_events(partition).await?;
-        let mut instances = Vec::with_capacity(listed.len());
         for instance in listed {
-            let compiled = self.compiled(&instance).await?;
-            let events = logs.remove(&instance.id).unwrap_or_default();
-            let state = view::replay(&compiled.definition, &events, |_, _| {});
-            let state = state.ok_or(RecoveryError::Headless(instance.id))?;
-            let next_seq = events.last().map_or(0, |logged| logged.seq + 1);
-            let (id, started_at) = (instance.id, instance.started_at);
-            instances.push(Recovered { id, compiled, state, next_seq, started_at });
+            let log = logs.remove(&instance.id).unwrap_or_else(|| Ok(Vec::new()));
+            match self.recover_one(&instance, log).await {
+                Ok(recovered) => recovery.instances.push(recovered),
+                Err(error) if error.is_of_the_instance() => recovery.left.push(error),
+                Err(error) => return Err(error),
+            }
         }
-        Ok(instances)
+        Ok(recovery)
     }
-}
 
-impl Writer {
+    async fn recover_one(&self, instance: &Listed, log: Log) -> Result<Recovered, RecoveryError> {
+        let (id, started_at) = (instance.id, instance.started_at);
+        let events = log?;
+        let compiled = self.compiled(instance).await?;
+        let state = view::replay(&compiled.definition, &events, |_, _| {}).ok_or(RecoveryError::Headless(id))?;
+        if !(0..).zip(&events).all(|(seq, logged)| logged.seq == seq) {
+            return Err(RecoveryError::Gap(id));
+        }
+        let next_seq = events.last().map_or(0, |logged| logged.seq + 1);
+        Ok(Recovered { id, compiled, state, next_seq, started_at })
+    }
+
+    /// Says which instances of a partition are left alone; the problem lasts until the partition is recovered again.
+    fn tell_of(&self, partition: i16, left: &[RecoveryError]) {
+        let Some(first) = left.iter().take(TOLD).map(ToString::to_string).reduce(|all, one| format!("{all}; {one}"))
+        else {
+            return self.problems.mended(&recovery(partition));
+        };
+        for error in left {
+            // the causes only here: they may quote the log
+            tracing::error!(partition, error = in_words(error), "an instance is left alone");
+        }
+        let more = left.len().saturating_sub(TOLD);
+        let more = if more == 0 { String::new() } else { format!("; and {more} more") };
+        let message = format!(
+            "{first}{more}: left alone, all others go on; run the version of weft that wrote it, or mend the row, and restart the orchestrator"
+        );
+        self.problems.say(&recovery(partition), "InstanceUnreadable", message);
+    }
+
     /// The definition that an instance started with, from memory or from the database.
     async fn compiled(&self, instance: &Listed) -> Result<Arc<Compiled>, RecoveryError> {
         let Listed { id, saga, version, .. } = instance;

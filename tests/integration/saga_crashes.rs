@@ -244,3 +244,56 @@ async fn goes_on(world: &World, orchestrator: &Running, first: &str) {
     assert_eq!(detail["history"].as_array().unwrap().len(), 5, "{detail}");
     servers::until("nothing is wrong", async || orchestrator.status().await.get("problems").is_none()).await;
 }
+
+/// As after a roll-back of the orchestrator's version, or when somebody has tidied up by hand.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_cannot_be_read_keeps_no_other_one_from_going_on() {
+    let world = World::new().await;
+    let mut orchestrator = world.orchestrator().await;
+    world.participant.behave("pack", Behaviour::Slow(Duration::from_secs(30)));
+    let mut started = Vec::new();
+    for number in 0..20 {
+        let input = json!({"orderId": format!("o-{number}"), "total": number});
+        let (_, view) = orchestrator.start_saga("order", &input, "", Some(&format!("k-{number}"))).await;
+        started.push(id(&view));
+    }
+    servers::until("they are under way", async || world.participant.count("pack") == 20).await;
+    orchestrator.kill9();
+    let client = world.database.superuser().await;
+    let (newer, headless, holed, undefined) = (&started[0], &started[1], &started[2], &started[3]);
+    let script = format!(
+        "insert into weft.saga_event values ('{newer}', 2, now(), '{{\"forked\": 7}}');
+         delete from weft.saga_event where id = '{headless}' and seq = 0;
+         update weft.saga_event set seq = 3 where id = '{holed}' and seq = 1;
+         update weft.saga_instance set version = 'lost' where id = '{undefined}';"
+    );
+    client.batch_execute(&script).await.unwrap();
+    world.participant.behave("pack", Behaviour::Succeed);
+    orchestrator.start();
+    orchestrator.until_ready().await;
+    orchestrator.until_counts("order", &[("completed", 16), ("running", 0)]).await;
+    let view = orchestrator.to_its_end("order", &json!({"orderId": "new", "total": 1})).await;
+    assert_eq!(view["state"], "Completed", "{view}");
+    let problems = orchestrator.status().await["problems"].clone();
+    let said = problems.to_string();
+    assert!(started[..4].iter().all(|id| said.contains(id)), "{said}");
+    assert!(started[4..].iter().all(|id| !said.contains(id)), "{said}");
+    assert!(problems.as_array().unwrap().iter().all(|problem| problem["reason"] == "InstanceUnreadable"), "{said}");
+
+    // it is there all the same: its key starts nothing, and whoever asks is told
+    let input = json!({"orderId": "o-0", "total": 0});
+    let (status, problem) = orchestrator.start_saga("order", &input, "", Some("k-0")).await;
+    assert_eq!((status, &problem["title"]), (500, &json!("Unreadable")), "{problem}");
+    let (status, problem) = orchestrator.verb("order", newer, "retry").await;
+    assert_eq!(
+        (status, &problem["detail"]),
+        (500, &json!(format!("the log of instance {newer} cannot be read at row 2")))
+    );
+    assert_eq!(world.participant.effects(newer), ["reserve do", "pack do"]);
+
+    // a version that can read it goes on with it
+    client.execute("delete from weft.saga_event where body like '%forked%'", &[]).await.unwrap();
+    orchestrator.kill9();
+    orchestrator.start();
+    orchestrator.until_state("order", newer, "Completed").await;
+}

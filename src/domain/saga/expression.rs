@@ -13,10 +13,21 @@ use cel::{
 };
 use serde_json::{Map, Value};
 
-use super::definition::Call;
+use super::{
+    definition::Call,
+    references::{self, References},
+};
 
 /// A longer expression is refused: it is code, and belongs into a service.
 pub const MAX_LENGTH: usize = 1_000;
+
+/// Operations within operations, as the tree has them: the interpreter needs some 40 kB of stack for each.
+const MAX_DEPTH: usize = 32;
+/// Up to so many brackets and conditionals an expression is parsed on the caller's stack, more on one of its own: the parser
+/// needs up to 200 kB for each that is within another, so that a few hundred brackets would end the process.
+const SHALLOW: usize = 8;
+/// Of that stack; what is not touched costs nothing.
+const STACK: usize = 128 * 1024 * 1024;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExpressionError {
@@ -24,6 +35,10 @@ pub enum ExpressionError {
     Parse(String),
     #[error("has {0} characters; at most {MAX_LENGTH} are allowed")]
     TooLong(usize),
+    #[error("is nested too deeply; at most {MAX_DEPTH} operations may be within each other")]
+    TooDeep,
+    #[error("is not allowed: {0}")]
+    Refused(String),
     #[error("cannot be evaluated: {0}")]
     Evaluate(String),
 }
@@ -64,6 +79,10 @@ enum Form {
 impl Expression {
     pub fn compile(source: &str) -> Result<Self, ExpressionError> {
         let program = parse(source)?;
+        // the lint says so earlier; a definition that was stored before it did must not end the process
+        if let Some(refusal) = References::of(&program.expression().expr).refusals().into_iter().next() {
+            return Err(ExpressionError::Refused(refusal));
+        }
         let form = if let Some(path) = as_path(&program.expression().expr) {
             Form::Path(path)
         } else if let Some(constant) = as_constant(&program.expression().expr) {
@@ -116,12 +135,30 @@ pub(super) fn parse(source: &str) -> Result<Program, ExpressionError> {
     if length > MAX_LENGTH {
         return Err(ExpressionError::TooLong(length));
     }
-    Program::compile(source).map_err(|errors| {
+    let brackets = source.bytes().filter(|byte| b"([{?".contains(byte)).count();
+    if brackets <= SHALLOW {
+        return parse_here(source);
+    }
+    std::thread::scope(|scope| {
+        let parsing = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, || parse_here(source));
+        let parsing =
+            parsing.map_err(|error| ExpressionError::Parse(format!("there is no memory to read it: {error}")))?;
+        // the parser itself counts wrongly past a hundred, and says so with a panic when it is built with checks
+        parsing.join().unwrap_or(Err(ExpressionError::TooDeep))
+    })
+}
+
+fn parse_here(source: &str) -> Result<Program, ExpressionError> {
+    let program = Program::compile(source).map_err(|errors| {
         let first = errors.errors.first().map_or_else(String::new, |error| {
             format!("{} at line {} column {}", one_line(&error.msg), error.pos.0, error.pos.1)
         });
         ExpressionError::Parse(first)
-    })
+    })?;
+    if references::depth(&program.expression().expr) > MAX_DEPTH {
+        return Err(ExpressionError::TooDeep);
+    }
+    Ok(program)
 }
 
 fn one_line(text: &str) -> String {

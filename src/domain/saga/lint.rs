@@ -3,10 +3,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use super::{
-    expression,
-    references::{FUNCTIONS, References},
-};
+use super::{expression, references::References};
 
 /// What the lint looks at: a saga as its author wrote it, durations in milliseconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -232,10 +229,8 @@ impl Site<'_> {
                 _ => findings.add(field, format!("`{name}` is not a variable; there are `input`, `steps.NAME.reply` and, when compensating, `failure`{}", self.dash_hint(name))),
             }
         }
-        for name in &references.functions {
-            if !FUNCTIONS.contains(&name.as_str()) {
-                findings.add(field, format!("`{name}` is not a function; there are {}", FUNCTIONS.join(", ")));
-            }
+        for refusal in references.refusals() {
+            findings.add(field, refusal);
         }
         if references.whole_steps {
             findings.add(field, "`steps` is used as a whole; name a step in it: `steps.NAME.reply`");

@@ -161,6 +161,21 @@ fn unknown_variables_functions_and_members_are_found() {
 }
 
 #[test]
+fn what_the_interpreter_does_not_survive_is_refused() {
+    for (source, part) in [
+        ("size{a: 1}", "`size{…}` makes a message and there are none"),
+        ("{'a': [size(size{})]}", "`size{…}` makes a message"),
+        ("bytes(input.a).contains(bytes(input.b))", "`bytes` is not a function"),
+        ("b'abc'.contains(b'')", "bytes have no form in JSON"),
+    ] {
+        let said = finding(|spec| spec.steps[1].action = with(source));
+        assert!(said.contains(part), "{source}: {said}");
+        let refused = expression::Expression::compile(source).unwrap_err().to_string();
+        assert!(refused.starts_with("is not allowed: ") && refused.contains(part), "{source}: {refused}");
+    }
+}
+
+#[test]
 fn a_reply_is_used_only_where_it_exists() {
     assert!(finding(|spec| spec.steps[1].action = with("steps.approve.reply.id")).contains("is not there yet"));
     assert!(finding(|spec| spec.steps[1].action = with("steps.charge.reply.id")).contains("is not there yet"));

@@ -16,3 +16,5 @@ mod references;
 #[cfg(test)]
 mod simulation;
 pub mod state;
+#[cfg(test)]
+mod wild_expressions;

@@ -1,10 +1,12 @@
 //! What an expression refers to: the walk over the CEL tree that the lint needs, with the scopes of macros.
 
+use std::collections::BTreeSet;
+
 use cel::common::ast::{CallExpr, EntryExpr, Expr, LiteralValue};
 
 /// Functions that `with` may call, besides operators and the macros `has`, `all`, `exists`, `exists_one`, `map`, `filter`.
 pub(super) const FUNCTIONS: &[&str] =
-    &["size", "contains", "startsWith", "endsWith", "string", "int", "uint", "double", "bytes", "max", "min"];
+    &["size", "contains", "startsWith", "endsWith", "string", "int", "uint", "double", "max", "min"];
 
 /// All references of one expression, in the order of the text.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -16,6 +18,8 @@ pub(super) struct References {
     pub steps: Vec<StepReference>,
     /// `steps` used as a whole, or indexed by something that is not a literal.
     pub whole_steps: bool,
+    /// What the language has and the interpreter does not survive, or JSON has no form for: a sentence each.
+    pub unsupported: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,11 +38,22 @@ impl References {
         found
     }
 
+    /// Why the expression must not be evaluated, whatever else is right or wrong with it.
+    pub(super) fn refusals(&self) -> Vec<String> {
+        let unknown: BTreeSet<_> = self.functions.iter().filter(|name| !FUNCTIONS.contains(&name.as_str())).collect();
+        let unknown =
+            unknown.into_iter().map(|name| format!("`{name}` is not a function; there are {}", FUNCTIONS.join(", ")));
+        unknown.chain(self.unsupported.iter().take(1).cloned()).collect()
+    }
+
     fn walk<'e>(&mut self, expression: &'e Expr, declared: &mut Vec<&'e str>) {
         if self.path(expression, declared) {
             return;
         }
         match expression {
+            Expr::Literal(LiteralValue::Bytes(_)) => {
+                self.unsupported.push("bytes have no form in JSON; write a string: `\"…\"` without the `b`".to_owned());
+            }
             Expr::Unspecified | Expr::Literal(_) => {}
             Expr::Ident(name) => self.variable(name, declared),
             Expr::Select(select) => self.walk(&select.operand.expr, declared),
@@ -46,7 +61,9 @@ impl References {
             Expr::List(list) => list.elements.iter().for_each(|element| self.walk(&element.expr, declared)),
             Expr::Map(map) => map.entries.iter().for_each(|entry| self.entry(&entry.expr, declared)),
             Expr::Struct(structure) => {
-                self.functions.push(structure.type_name.clone());
+                let name = &structure.type_name;
+                self.unsupported
+                    .push(format!("`{name}{{…}}` makes a message and there are none; write a map: `{{\"…\": …}}`"));
                 structure.entries.iter().for_each(|entry| self.entry(&entry.expr, declared));
             }
             Expr::Comprehension(loop_) => {
@@ -115,6 +132,36 @@ impl References {
         self.steps.push(StepReference { step: (*step).to_owned(), member, asked });
         true
     }
+}
+
+/// How many operations are within each other.
+pub(super) fn depth(expression: &Expr) -> usize {
+    fn entry(entry: &EntryExpr) -> usize {
+        match entry {
+            EntryExpr::StructField(field) => depth(&field.value.expr),
+            EntryExpr::MapEntry(entry) => depth(&entry.key.expr).max(depth(&entry.value.expr)),
+        }
+    }
+    let deepest = match expression {
+        Expr::Unspecified | Expr::Literal(_) | Expr::Ident(_) => 0,
+        Expr::Select(select) => depth(&select.operand.expr),
+        Expr::Call(call) => {
+            call.target.iter().map(AsRef::as_ref).chain(&call.args).map(|e| depth(&e.expr)).max().unwrap_or(0)
+        }
+        Expr::List(list) => list.elements.iter().map(|element| depth(&element.expr)).max().unwrap_or(0),
+        Expr::Map(map) => map.entries.iter().map(|e| entry(&e.expr)).max().unwrap_or(0),
+        Expr::Struct(structure) => structure.entries.iter().map(|e| entry(&e.expr)).max().unwrap_or(0),
+        Expr::Comprehension(comprehension) => {
+            let cel::common::ast::ComprehensionExpr { iter_range, accu_init, loop_cond, loop_step, result, .. } =
+                comprehension.as_ref();
+            [iter_range, accu_init, loop_cond, loop_step, result]
+                .map(|part| depth(&part.expr))
+                .into_iter()
+                .max()
+                .unwrap_or(0)
+        }
+    };
+    deepest + 1
 }
 
 fn chain(expression: &Expr) -> Option<Vec<&str>> {
