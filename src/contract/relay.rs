@@ -47,6 +47,14 @@ pub struct NatsSink {
     pub stream: String,
     /// Subject template; `{aggregate_type}` and `{type}` are replaced by the row's values.
     pub subject: String,
+    /// How long a stream that the relay makes keeps an event; 0: for ever.
+    #[serde(default = "default_max_age")]
+    pub max_age_seconds: u64,
+}
+
+/// A week, as an OutboxRelay that does not say.
+fn default_max_age() -> u64 {
+    7 * 24 * 3600
 }
 
 /// What becomes of a row once the broker has acknowledged its event.

@@ -81,6 +81,30 @@ async fn services_that_share_a_stream_may_give_the_same_id() {
 }
 
 #[tokio::test]
+async fn a_stream_that_the_relay_makes_keeps_events_for_a_while_and_another_is_left_alone() {
+    use async_nats::jetstream::{self, stream};
+
+    let mut setting = Setting::new(Mode::Polling).await;
+    let relay = setting.start_relay();
+    relay.until("leading", |status| status.leading && status.ready).await;
+    let context = jetstream::new(async_nats::connect(setting.nats.url()).await.unwrap());
+    let made = context.get_stream("events").await.unwrap().cached_info().config.clone();
+    assert_eq!((made.max_age.as_secs(), made.duplicate_window.as_secs()), (3600, 120));
+    let subjects = vec!["events.>".to_owned()];
+    context.delete_stream("events").await.unwrap();
+    let theirs = stream::Config { name: "theirs".to_owned(), subjects, ..stream::Config::default() };
+    context.create_stream(theirs).await.unwrap();
+    let weft::contract::relay::Sink::Nats(sink) = &mut setting.contract.sink;
+    (sink.stream, sink.max_age_seconds) = ("theirs".to_owned(), 60);
+    setting.write_contract();
+    let insert = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload) values ('o', '1', 'x', '{}')";
+    setting.database.app().await.batch_execute(insert).await.unwrap();
+    setting.drained().await;
+    let theirs = context.get_stream("theirs").await.unwrap().cached_info().clone();
+    assert_eq!((theirs.config.max_age.as_secs(), theirs.state.messages), (0, 1));
+}
+
+#[tokio::test]
 async fn a_row_that_would_break_the_connection_blocks_its_aggregate_only() {
     let setting = Setting::new(Mode::LogTailing).await;
     let app = setting.database.app().await;

@@ -67,6 +67,7 @@ impl Setting {
                 url: nats.url(),
                 stream: STREAM.to_owned(),
                 subject: "events.{aggregate_type}.{type}".to_owned(),
+                max_age_seconds: 3600,
             }),
             retention: Retention::AfterPublish,
             paused: false,

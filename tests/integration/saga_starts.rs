@@ -29,7 +29,12 @@ async fn make_stream(context: &jetstream::Context) -> jetstream::stream::Stream 
 }
 
 fn order_created(nats: &Nats, since: Option<jiff::Timestamp>) -> Start {
-    let sink = NatsSink { url: nats.url(), stream: "events".into(), subject: "events.{aggregate_type}.{type}".into() };
+    let sink = NatsSink {
+        url: nats.url(),
+        stream: "events".into(),
+        subject: "events.{aggregate_type}.{type}".into(),
+        max_age_seconds: 0,
+    };
     Start {
         saga: "order".into(),
         event_source: "/shop/orders".into(),

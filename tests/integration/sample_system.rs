@@ -106,7 +106,12 @@ impl System {
         let folder = tempfile::tempdir().unwrap();
         let sink = |url: &str| {
             let spec = &sample::<OutboxRelay>("OutboxRelay").remove(0).spec.sink.nats;
-            Sink::Nats(NatsSink { url: url.to_owned(), stream: spec.stream.clone(), subject: spec.subject.clone() })
+            Sink::Nats(NatsSink {
+                url: url.to_owned(),
+                stream: spec.stream.clone(),
+                subject: spec.subject.clone(),
+                max_age_seconds: 0,
+            })
         };
         let mut relays = Vec::new();
         for relay in sample::<OutboxRelay>("OutboxRelay") {

@@ -1,7 +1,7 @@
 //! `OutboxRelay`: how a service's transactional outbox reaches the broker.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::{CustomResource, KubeSchema};
+use kube::{CustomResource, KubeSchema, core::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -97,7 +97,7 @@ pub struct RelaySink {
 }
 
 /// A NATS JetStream stream.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NatsSink {
     /// Address of the server, such as `nats://weft-nats.weft-system:4222`.
@@ -114,6 +114,15 @@ pub struct NatsSink {
         regex(pattern = r"^[A-Za-z0-9_-]+(\.([A-Za-z0-9_-]|\{aggregate_type\}|\{type\})+)*$")
     )]
     pub subject: String,
+    /// How long the stream keeps an event; `0s`: for ever, which some day fills the broker's volume. Used when the relay makes the stream; a stream that exists is left as it is.
+    #[serde(default = "default_max_age")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && (duration(self) == duration('0s') || (duration(self) >= duration('1m') && duration(self) <= duration('87600h')))").message("spec.sink.nats.maxAge must be a duration such as 24h or 168h, at least 1m and at most 87600h, or 0s"))]
+    pub max_age: Duration,
+}
+
+fn default_max_age() -> Duration {
+    std::time::Duration::from_hours(168).into()
 }
 
 fn default_stream() -> String {

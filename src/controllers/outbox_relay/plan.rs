@@ -105,8 +105,14 @@ pub(super) fn contract(object: &OutboxRelay) -> Relay {
 
 /// The sink as the data plane reads it.
 pub fn sink(sink: &RelaySink) -> Sink {
-    let RelaySink { nats: NatsSink { url, stream, subject } } = sink;
-    Sink::Nats(relay::NatsSink { url: url.clone(), stream: stream.clone(), subject: subject.clone() })
+    let RelaySink { nats: NatsSink { url, stream, subject, max_age } } = sink;
+    Sink::Nats(relay::NatsSink {
+        url: url.clone(),
+        stream: stream.clone(),
+        subject: subject.clone(),
+        // its rule leaves no negative one
+        max_age_seconds: std::time::Duration::from(*max_age).as_secs(),
+    })
 }
 
 #[cfg(test)]

@@ -58,6 +58,8 @@ pub struct Nats {
     url: String,
     stream: String,
     template: Arc<Template>,
+    /// Of a stream that is made here; zero: events stay for ever.
+    max_age: Duration,
     source: Arc<str>,
     name: String,
 }
@@ -69,6 +71,7 @@ impl Nats {
             url: sink.url.clone(),
             stream: sink.stream.clone(),
             template: Arc::new(Template::parse(&sink.subject)?),
+            max_age: Duration::from_secs(sink.max_age_seconds),
             source: Arc::from(source),
             name,
         })
@@ -101,7 +104,13 @@ impl Nats {
             name: self.stream.clone(),
             subjects: subjects.clone(),
             storage: StorageType::File,
-            duplicate_window: DUPLICATE_WINDOW,
+            max_age: self.max_age,
+            // no longer than events stay, or the server refuses the stream
+            duplicate_window: if self.max_age.is_zero() {
+                DUPLICATE_WINDOW
+            } else {
+                self.max_age.min(DUPLICATE_WINDOW)
+            },
             description: Some("Events of services, made by weft relay".to_owned()),
             ..Config::default()
         };
