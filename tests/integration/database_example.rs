@@ -104,7 +104,9 @@ async fn an_order_is_placed_with_its_event_and_once_per_key() {
     assert_eq!(row.get::<_, Value>(1), json!({"traceparent": "00-a-b-01"}));
 
     let shown = orders.get(&format!("/orders/{id}")).await;
-    assert_eq!(shown, json!({"id": id, "customerId": "c1", "total": 4200, "state": "PENDING", "reason": null}));
+    let expected =
+        json!({"id": id, "customerId": "c1", "total": 4200, "article": null, "state": "PENDING", "reason": null});
+    assert_eq!(shown, expected);
     assert_eq!(orders.get("/orders").await.as_array().unwrap().len(), 2);
     let (status, _) = orders.post("/orders", &[], json!({"customerId": "c1", "total": 0})).await;
     assert_eq!(status, StatusCode::BAD_REQUEST);

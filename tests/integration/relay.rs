@@ -333,7 +333,8 @@ async fn an_idle_outbox_in_a_busy_database_holds_no_wal_back() {
     relay.until("leading", |status| status.leading && status.ready).await;
     superuser.batch_execute("create table noise as select generate_series(1, 10000) as n").await.unwrap();
     let written: String = superuser.query_one("select pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
-    let confirmed = format!("select coalesce(confirmed_flush_lsn >= '{written}', false) from pg_replication_slots");
+    let confirmed =
+        format!("select exists (select from pg_replication_slots where confirmed_flush_lsn >= '{written}')");
     crate::database::until(&superuser, &confirmed).await;
 }
 
