@@ -151,11 +151,17 @@ const ORDERS: &str = "create table orders (id int);";
 /// Whether the set-up waits for a lock on the table.
 const WAITS: &str = "select exists (select from pg_locks where relation = 'orders'::regclass and not granted)";
 
-#[tokio::test]
-async fn a_migration_waits_for_a_lock_for_a_while_and_holds_nobody_up_meanwhile() {
+/// A database whose first migration has made the table `orders`.
+async fn with_orders() -> Database {
     let database = Database::empty().await;
     database.write_migration("001.sql", ORDERS);
     database.set_up_well();
+    database
+}
+
+#[tokio::test]
+async fn a_migration_waits_for_a_lock_for_a_while_and_holds_nobody_up_meanwhile() {
+    let database = with_orders().await;
     let superuser = database.superuser().await;
     let app = database.app().await;
     app.batch_execute("begin; select from orders").await.unwrap();
@@ -173,9 +179,7 @@ async fn a_migration_waits_for_a_lock_for_a_while_and_holds_nobody_up_meanwhile(
 
 #[tokio::test]
 async fn a_lock_that_is_never_given_up_is_said_with_its_holder() {
-    let database = Database::empty().await;
-    database.write_migration("001.sql", ORDERS);
-    database.set_up_well();
+    let database = with_orders().await;
     let app = database.app().await;
     app.batch_execute("set application_name = 'a long report'; begin; select from orders").await.unwrap();
     let process: i32 = app.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
@@ -193,9 +197,7 @@ async fn a_lock_that_is_never_given_up_is_said_with_its_holder() {
 
 #[tokio::test]
 async fn a_migration_may_say_how_long_it_waits_for_a_lock() {
-    let database = Database::empty().await;
-    database.write_migration("001.sql", ORDERS);
-    database.set_up_well();
+    let database = with_orders().await;
     let superuser = database.superuser().await;
     let app = database.app().await;
     app.batch_execute("begin; select from orders").await.unwrap();

@@ -204,6 +204,17 @@ fn relay(status: &Value) -> OutboxRelay {
     .unwrap()
 }
 
+/// The pod `orders-1` of the service, whose relay runs.
+fn set_relay_pod(shared: &Shared) {
+    let pod: LivePod = serde_json::from_value(json!({
+        "metadata": {"name": "orders-1", "namespace": "shop"},
+        "spec": {"containers": [{"name": "relay", "ports": [{"containerPort": 9464}]}]},
+        "status": {"phase": "Running", "podIP": "10.0.0.1"},
+    }))
+    .unwrap();
+    shared.world().set_pod(&orders(), "orders-1".to_owned(), pod.into());
+}
+
 #[tokio::test]
 async fn a_deployment_that_was_written_concerns_the_relays_that_it_carries() {
     let object = microservice(&json!({"image": "shop/orders:1"}));
@@ -223,13 +234,7 @@ async fn a_new_leader_listens_before_it_says_that_a_relay_is_silent() {
     let shared = shared(&server);
     shared.world().set(object);
     shared.world().set(relay(&json!({"conditions": []})));
-    let pod: LivePod = serde_json::from_value(json!({
-        "metadata": {"name": "orders-1", "namespace": "shop"},
-        "spec": {"containers": [{"name": "relay", "ports": [{"containerPort": 9464}]}]},
-        "status": {"phase": "Running", "podIP": "10.0.0.1"},
-    }))
-    .unwrap();
-    shared.world().set_pod(&orders(), "orders-1".to_owned(), pod.into());
+    set_relay_pod(&shared);
     let verdict = reconcile(&shared, &Key::new(ObjectKind::OutboxRelay, "shop", "events")).await;
     assert!(matches!(verdict, Verdict::At(_)), "{verdict:?}");
     assert_eq!(server.lines(), [""; 0]);
@@ -239,13 +244,7 @@ async fn a_new_leader_listens_before_it_says_that_a_relay_is_silent() {
 async fn a_changed_contract_is_read_at_once() {
     let server = Server::default();
     let shared = shared(&server);
-    let pod: LivePod = serde_json::from_value(json!({
-        "metadata": {"name": "orders-1", "namespace": "shop"},
-        "spec": {"containers": [{"name": "relay", "ports": [{"containerPort": 9464}]}]},
-        "status": {"phase": "Running", "podIP": "10.0.0.1"},
-    }))
-    .unwrap();
-    shared.world().set_pod(&orders(), "orders-1".to_owned(), pod.into());
+    set_relay_pod(&shared);
     let key = Key::new(ObjectKind::OutboxRelay, "shop", "events");
     let mut events = relay(&Value::Null);
     shared.world().set(events.clone());
