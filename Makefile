@@ -58,7 +58,7 @@ e2e: ## Tests on a cluster; ONLY=NAME runs the tests whose name has NAME in it
 bench: ## Measure; ONLY=NAME runs one benchmark
 	hack/prerequisites test
 	$(CLUSTER) build nats-server
-	cargo bench --locked $(if $(ONLY),--bench $(ONLY))
+	cargo bench --locked --bench '$(or $(ONLY),*)'
 
 simulate: ## Drive the saga and the relay through SEEDS random schedules (default 100000)
 	WEFT_SEEDS=$(or $(SEEDS),100000) cargo test --release --locked --lib simulation -- --nocapture

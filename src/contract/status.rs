@@ -35,7 +35,7 @@ pub struct RelayStatus {
     /// WAL between the server's position and the slot's `confirmed_flush_lsn`; `None` when polling.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag_bytes: Option<u64>,
-    /// Last acknowledged commit position: an LSN (`0/16B3748`), or a snapshot when polling.
+    /// Last acknowledged commit position, an LSN (`0/16B3748`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -123,25 +123,17 @@ impl Recorder<'_> {
             self.tell(mark);
             return Ok(());
         }
-        let (mut snapshot, mut lsn, mut copied) = (None, None, false);
-        match mark.as_ref().map(|mark| &mark.point) {
-            Some(Point::Seen { snapshot: seen, at }) => {
-                (snapshot, lsn) = (Some(seen.to_string()), Some(at.to_string()));
-            }
-            Some(Point::Copied(at)) => (lsn, copied) = (Some(at.to_string()), true),
-            Some(Point::Committed(at)) => lsn = Some(at.to_string()),
-            None => {}
-        }
+        let lsn = mark.as_ref().map(|mark| mark.point.lsn().to_string());
+        let copied = matches!(mark, Some(Mark { point: Point::Copied(_), .. }));
         let statement = "with gone as (delete from weft.outbox where id = any ($2) returning id) \
              update weft.relay_checkpoint \
                 set published = published + (select count(*) from gone), \
-                    snapshot = coalesce($3::text::pg_snapshot, snapshot), lsn = coalesce($4::text::pg_lsn, lsn), \
-                    copied = copied or $5, updated_at = now() \
+                    lsn = coalesce($3::text::pg_lsn, lsn), copied = copied or $4, updated_at = now() \
               where relay = $1 \
              returning published, case when (select count(*) from gone) = cardinality($2) then '{}' \
                   else array(select unnest($2) except select id from gone) end";
         let doing = "recording what is published";
-        let parameters: [&(dyn ToSql + Sync); 5] = [&self.relay, &rows, &snapshot, &lsn, &copied];
+        let parameters: [&(dyn ToSql + Sync); 4] = [&self.relay, &rows, &lsn, &copied];
         let row = within(DELETE_DEADLINE, doing, self.client.query_one(statement, &parameters)).await?;
         let published: i64 = row.try_get(0).map_err(SourceError::query(doing))?;
         let missing: Vec<Uuid> = row.try_get(1).map_err(SourceError::query(doing))?;

@@ -293,10 +293,8 @@ impl Report {
             state.recorded = published;
             state.unrecorded = state.unrecorded.saturating_sub(rows);
             state.rows = state.rows.saturating_sub(rows);
-            match point {
-                Some(Point::Seen { snapshot, .. }) => state.position = Some(snapshot.to_string()),
-                Some(point) => state.position = Some(point.lsn().to_string()),
-                None => {}
+            if let Some(point) = point {
+                state.position = Some(point.lsn().to_string());
             }
         });
     }

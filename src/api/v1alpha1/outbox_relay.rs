@@ -192,7 +192,7 @@ pub struct OutboxRelayStatus {
     /// How far the relay is behind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag: Option<Lag>,
-    /// Commit position of the last acknowledged event: an LSN, or a snapshot when polling.
+    /// Commit position of the last acknowledged event: an LSN, such as `0/16B3748`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<String>,
     /// When the broker last acknowledged an event.

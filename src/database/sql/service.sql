@@ -39,9 +39,7 @@ create publication weft_outbox for table weft.outbox with (publish = 'insert');
 
 create table weft.relay_checkpoint (
     relay      text primary key,
-    -- polling: everything that this snapshot sees is published
-    snapshot   pg_snapshot,
-    -- log tailing: everything that committed before is published
+    -- the last acknowledged position: log tailing, everything that committed before is published
     lsn        pg_lsn,
     -- log tailing: every row from before the slot is published
     copied     boolean not null default false,

@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use tokio::{sync::mpsc, time::timeout};
 
-use self::snapshot::Snapshot;
 use crate::{
     domain::event::Event,
     postgres::replication::{Lsn, ReplicationError},
@@ -45,14 +44,14 @@ pub enum Point {
     Copied(Lsn),
     /// The end of a transaction in the WAL.
     Committed(Lsn),
-    /// Every row that the snapshot sees.
-    Seen { snapshot: Snapshot, at: Lsn },
+    /// A window of rows; where the WAL was when it was looked at.
+    Seen(Lsn),
 }
 
 impl Point {
     pub fn lsn(&self) -> Lsn {
         match self {
-            Self::Copied(lsn) | Self::Committed(lsn) | Self::Seen { at: lsn, .. } => *lsn,
+            Self::Copied(lsn) | Self::Committed(lsn) | Self::Seen(lsn) => *lsn,
         }
     }
 }

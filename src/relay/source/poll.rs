@@ -45,8 +45,7 @@ pub(crate) async fn poll(
         last = Lsn(probe.lsn.0.max(last.0 + 1));
         reader.rows(previous.as_ref(), &probe.snapshot, last, batches).await?;
         serial += 1;
-        let point = Point::Seen { snapshot: probe.snapshot.clone(), at: last };
-        super::send(batches, vec![Item::Mark(Mark { serial, point })]).await?;
+        super::send(batches, vec![Item::Mark(Mark { serial, point: Point::Seen(last) })]).await?;
         previous = Some(probe.snapshot);
         wait = SHORTEST;
     }
