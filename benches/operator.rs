@@ -14,19 +14,21 @@
 #[allow(dead_code, reason = "the tests use more of it")]
 #[path = "../tests/operator/server.rs"]
 mod server;
+#[path = "../tests/support/settings.rs"]
+mod settings;
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use server::{Asked, Server};
+use settings::settings;
 use tokio_util::sync::CancellationToken;
 use weft::{
-    api::v1alpha1::{Microservice, Storage},
+    api::v1alpha1::Microservice,
     controllers::{
         events::Events,
         key::{Key, ObjectKind},
-        kind::Settings,
         metrics::OperatorMetrics,
         reconcile::reconcile,
         runtime::Shared,
@@ -34,15 +36,7 @@ use weft::{
 };
 
 fn shared(server: &Server) -> Arc<Shared> {
-    let settings = Settings {
-        image: "localhost/weft:dev".to_owned(),
-        image_pull_policy: None,
-        postgres_image: "postgres:{version}".to_owned(),
-        orchestrator_storage: Storage::default(),
-        namespace: "weft-system".to_owned(),
-        pod_labels: BTreeMap::new(),
-        password: || "a password".to_owned(),
-    };
+    let settings = settings();
     let (events, _) = Events::new(server.client(), "bench".to_owned(), CancellationToken::new());
     Arc::new(Shared::new(server.client(), settings, events, OperatorMetrics::register(&mut Registry::default())))
 }

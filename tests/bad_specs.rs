@@ -3,16 +3,20 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "these are tests")]
 
+#[path = "support/settings.rs"]
+mod settings;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use kube::ResourceExt;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
+use settings::settings;
 use weft::{
-    api::v1alpha1::{Microservice, OutboxRelay, Saga, Storage},
+    api::v1alpha1::{Microservice, OutboxRelay, Saga},
     controllers::{
-        kind::{Applied, Kind, Settings},
+        kind::{Applied, Kind},
         microservice, outbox_relay, saga,
     },
 };
@@ -91,18 +95,6 @@ impl Others {
 
     fn relays_of(&self, service: &str) -> Vec<Arc<OutboxRelay>> {
         self.relays.iter().filter(|relay| relay.spec.microservice == service).cloned().collect()
-    }
-}
-
-fn settings() -> Settings {
-    Settings {
-        image: "weft".into(),
-        image_pull_policy: None,
-        postgres_image: "postgres:{version}".into(),
-        orchestrator_storage: Storage::default(),
-        namespace: "weft-system".into(),
-        pod_labels: BTreeMap::new(),
-        password: || "a".repeat(32),
     }
 }
 

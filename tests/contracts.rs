@@ -6,6 +6,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "these are tests")]
 
+#[path = "support/settings.rs"]
+mod settings;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -15,8 +18,9 @@ use std::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use settings::settings;
 use weft::{
-    api::v1alpha1::{Microservice, OutboxRelay, Saga, Storage},
+    api::v1alpha1::{Microservice, OutboxRelay, Saga},
     contract::{
         Contract, ContractError,
         database_setup::DatabaseSetup,
@@ -25,7 +29,7 @@ use weft::{
         status::{OrchestratorStatus, Problem, RelayStatus, SagaCounts, StuckInstance},
     },
     controllers::{
-        kind::{Kind, Settings},
+        kind::Kind,
         microservice,
         observed::Migrations,
         outbox_relay,
@@ -45,18 +49,6 @@ fn sample<K: DeserializeOwned + ResourceExt>(file: &str, kind: &str) -> K {
         documents.filter(|one| one["kind"] == kind).map(|one| serde_json::from_value(one).unwrap()).next().unwrap();
     found.meta_mut().namespace = Some("shop".to_owned());
     found
-}
-
-fn settings() -> Settings {
-    Settings {
-        image: "weft".into(),
-        image_pull_policy: None,
-        postgres_image: "postgres:{version}".into(),
-        orchestrator_storage: Storage::default(),
-        namespace: "weft-system".into(),
-        pod_labels: BTreeMap::new(),
-        password: || "a".repeat(32),
-    }
 }
 
 /// The text of the one file in the ConfigMap `name`.

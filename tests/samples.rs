@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "these are tests")]
 
+#[path = "support/settings.rs"]
+mod settings;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -14,12 +17,10 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
+use settings::settings;
 use weft::{
-    api::v1alpha1::{Microservice, OutboxRelay, Saga, SagaCommand, Storage},
-    controllers::{
-        kind::{Kind, Settings},
-        microservice, outbox_relay, saga,
-    },
+    api::v1alpha1::{Microservice, OutboxRelay, Saga, SagaCommand},
+    controllers::{kind::Kind, microservice, outbox_relay, saga},
 };
 
 fn at(path: &str) -> PathBuf {
@@ -139,15 +140,7 @@ fn every_reference_leads_somewhere() {
 
 #[test]
 fn the_operator_accepts_them() {
-    let settings = Settings {
-        image: "weft".into(),
-        image_pull_policy: None,
-        postgres_image: "postgres:{version}".into(),
-        orchestrator_storage: Storage::default(),
-        namespace: "weft-system".into(),
-        pod_labels: BTreeMap::new(),
-        password: || "a".repeat(32),
-    };
+    let settings = settings();
     for (_, sample) in samples() {
         let services: BTreeMap<_, _> =
             sample.microservices.iter().map(|service| (service.name_any(), Arc::new(service.clone()))).collect();

@@ -18,3 +18,5 @@ mod saga_starts;
 mod saga_world;
 mod sample_system;
 mod servers;
+#[path = "../support/settings.rs"]
+mod settings;

@@ -16,16 +16,13 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use weft::{
-    api::v1alpha1::{Microservice, OutboxRelay, RelayMode, Saga, Storage},
+    api::v1alpha1::{Microservice, OutboxRelay, RelayMode, Saga},
     contract::{
         Contract,
         orchestrator::Start,
         relay::{Mode, NatsSink, Relay, Retention, Sink},
     },
-    controllers::{
-        kind::{Kind, Settings},
-        saga,
-    },
+    controllers::{kind::Kind, saga},
     domain::saga::definition::{Call, Definition},
 };
 
@@ -34,6 +31,7 @@ use crate::{
     relay_harness::RelayProcess,
     saga_world::{Running, World},
     servers::{self, Nats},
+    settings::settings,
 };
 
 /// All objects of one kind in the sample.
@@ -54,15 +52,7 @@ fn sample<T: DeserializeOwned>(kind: &str) -> Vec<T> {
 
 /// What the operator makes of the saga; its calls go to `ports`.
 fn definition(ports: &BTreeMap<&str, u16>) -> saga::Defined {
-    let settings = Settings {
-        image: String::new(),
-        image_pull_policy: None,
-        postgres_image: String::new(),
-        orchestrator_storage: Storage::default(),
-        namespace: String::new(),
-        pod_labels: BTreeMap::new(),
-        password: String::new,
-    };
+    let settings = settings();
     let services = sample::<Microservice>("Microservice").into_iter();
     let observed = saga::Observed {
         services: services.map(|service| (service.metadata.name.clone().unwrap(), Arc::new(service))).collect(),

@@ -8,3 +8,5 @@ mod definitions;
 mod leader;
 mod reconcile;
 mod server;
+#[path = "../support/settings.rs"]
+mod settings;

@@ -7,7 +7,7 @@ use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use weft::{
-    api::v1alpha1::{Microservice, OutboxRelay, Storage},
+    api::v1alpha1::{Microservice, OutboxRelay},
     controllers::{
         events::Events,
         key::{Key, ObjectId, ObjectKind},
@@ -20,20 +20,15 @@ use weft::{
     },
 };
 
-use super::server::{Asked, Server};
+use super::{
+    server::{Asked, Server},
+    settings::settings,
+};
 
 const PASSWORD: &str = "correct-horse-battery-staple";
 
 fn shared(server: &Server) -> Arc<Shared> {
-    let settings = Settings {
-        image: "localhost/weft:dev".to_owned(),
-        image_pull_policy: None,
-        postgres_image: "postgres:{version}".to_owned(),
-        orchestrator_storage: Storage::default(),
-        namespace: "weft-system".to_owned(),
-        pod_labels: std::collections::BTreeMap::new(),
-        password: || PASSWORD.to_owned(),
-    };
+    let settings = Settings { password: || PASSWORD.to_owned(), ..settings() };
     let metrics = OperatorMetrics::register(&mut Registry::default());
     // events are not written: the task that would is not run
     let (events, _) = Events::new(server.client(), "test".to_owned(), CancellationToken::new());

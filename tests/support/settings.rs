@@ -1,0 +1,17 @@
+//! The operator's configuration in tests of what it plans.
+
+use std::collections::BTreeMap;
+
+use weft::{api::v1alpha1::Storage, controllers::kind::Settings};
+
+pub fn settings() -> Settings {
+    Settings {
+        image: "weft".to_owned(),
+        image_pull_policy: None,
+        postgres_image: "postgres:{version}".to_owned(),
+        orchestrator_storage: Storage::default(),
+        namespace: "weft-system".to_owned(),
+        pod_labels: BTreeMap::new(),
+        password: || "a".repeat(32),
+    }
+}
