@@ -74,19 +74,27 @@ impl Layout {
                 Value::Null => return Err(SourceError::Layout("a value is null")),
             };
         }
-        let [id, aggregate_type, aggregate_id, kind, payload, headers, mut created_at, _seq] = values;
-        let short = |_| SourceError::Layout("a value is too short");
-        Ok(Event {
-            id: Uuid::from_slice(&id).map_err(|_| SourceError::Layout("an id is not a uuid"))?,
-            aggregate_type: text(aggregate_type)?,
-            aggregate_id: text(aggregate_id)?,
-            kind: text(kind)?,
-            payload: json(payload)?,
-            headers: json(headers)?,
-            created_at: created_at.try_get_i64().map_err(short)?.saturating_add(POSTGRES_EPOCH),
-            position,
-        })
+        event_of(values, position)
     }
+}
+
+/// The event of a row whose [`COLUMNS`] have these values.
+fn event_of(values: [Bytes; COLUMNS.len()], position: Position) -> Result<Event, SourceError> {
+    let [id, aggregate_type, aggregate_id, kind, payload, headers, created_at, _seq] = values;
+    Ok(Event {
+        id: Uuid::from_slice(&id).map_err(|_| SourceError::Layout("an id is not a uuid"))?,
+        aggregate_type: text(aggregate_type)?,
+        aggregate_id: text(aggregate_id)?,
+        kind: text(kind)?,
+        payload: json(payload)?,
+        headers: json(headers)?,
+        created_at: number(created_at)?.saturating_add(POSTGRES_EPOCH),
+        position,
+    })
+}
+
+fn number(mut bytes: Bytes) -> Result<i64, SourceError> {
+    bytes.try_get_i64().map_err(|_| SourceError::Layout("a value is too short"))
 }
 
 fn text(bytes: Bytes) -> Result<Text, SourceError> {
@@ -126,20 +134,9 @@ pub(crate) fn event(row: &Row, lsn: u64) -> Result<(Event, i64), SourceError> {
     });
     let mut buffer = buffer.freeze();
     let values = shared.each_mut().map(|length| buffer.split_to(*length));
-    let [id, aggregate_type, aggregate_id, kind, payload, headers, mut created_at, mut seq] = values;
-    let short = |_| SourceError::Layout("a value is too short");
-    let seq = seq.try_get_i64().map_err(short)?;
-    let event = Event {
-        id: Uuid::from_slice(&id).map_err(|_| SourceError::Layout("an id is not a uuid"))?,
-        aggregate_type: text(aggregate_type)?,
-        aggregate_id: text(aggregate_id)?,
-        kind: text(kind)?,
-        payload: json(payload)?,
-        headers: json(headers)?,
-        created_at: created_at.try_get_i64().map_err(short)?.saturating_add(POSTGRES_EPOCH),
-        position: Position { lsn, index: seq.unsigned_abs() },
-    };
-    Ok((event, seq))
+    let [.., seq] = &values;
+    let seq = number(seq.clone())?;
+    Ok((event_of(values, Position { lsn, index: seq.unsigned_abs() })?, seq))
 }
 
 #[cfg(test)]
