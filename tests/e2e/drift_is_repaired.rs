@@ -7,12 +7,13 @@ use k8s_openapi::api::{
     apps::v1::{Deployment, StatefulSet},
     core::v1::{ConfigMap, Service, ServiceAccount},
     networking::v1::NetworkPolicy,
+    policy::v1::PodDisruptionBudget,
 };
 use kube::{Resource, ResourceExt, api::ListParams};
 use serde_json::json;
-use weft::api::v1alpha1::Microservice;
+use weft::api::v1alpha1::{Microservice, OutboxRelay, Saga};
 
-use crate::harness::{Company, Scenario, microservice, same, scenario};
+use crate::harness::{Company, Scenario, same, scenario};
 
 /// The promise: on an idle machine it takes a second.
 const SOON: Duration = Duration::from_secs(30);
@@ -20,35 +21,37 @@ const SOON: Duration = Duration::from_secs(30);
 #[tokio::test]
 async fn drift_is_repaired() {
     scenario("drift_is_repaired", Company::Others, async |world| {
-        world.install(&world.release()).await?;
-        world.apply_service(&microservice("orders")).await?;
-        world.ready::<Microservice>("orders").await?;
+        world.install_one_of_each().await?;
+        world.merge::<Microservice>("stock", &json!({"spec": {"replicas": 2}})).await?;
+        world.ready::<Microservice>("stock").await?;
         let corrected = corrections(world).await?;
         changes_are_undone(world).await?;
+        let more = corrections(world).await?;
+        ensure!(more >= corrected + 4.0, "the metric of corrections rose from {corrected} to {more} only");
         deletions_are_made_good::<Deployment>(world).await?;
         deletions_are_made_good::<StatefulSet>(world).await?;
         deletions_are_made_good::<Service>(world).await?;
         deletions_are_made_good::<ServiceAccount>(world).await?;
         deletions_are_made_good::<ConfigMap>(world).await?;
         deletions_are_made_good::<NetworkPolicy>(world).await?;
-        world.ready::<Microservice>("orders").await?;
-        let more = corrections(world).await?;
-        ensure!(more >= corrected + 4.0, "the metric of corrections rose from {corrected} to {more} only");
-        Ok(())
+        deletions_are_made_good::<PodDisruptionBudget>(world).await?;
+        world.ready::<Microservice>("stock").await?;
+        world.ready::<OutboxRelay>("stock").await?;
+        world.ready::<Saga>("trip").await
     })
     .await;
 }
 
 async fn changes_are_undone(world: &Scenario) -> Result<()> {
-    let before = world.get::<Deployment>("orders").await?.context("no Deployment")?;
-    world.merge::<Deployment>("orders", &json!({"spec": {"replicas": 3}})).await?;
+    let before = world.get::<Deployment>("stock").await?.context("no Deployment")?;
+    world.merge::<Deployment>("stock", &json!({"spec": {"replicas": 3}})).await?;
     let image =
         json!([{"op": "replace", "path": "/spec/template/spec/containers/0/image", "value": "localhost/else:1"}]);
     let patch = kube::api::Patch::Json::<()>(serde_json::from_value(image)?);
-    world.api::<Deployment>().patch("orders", &kube::api::PatchParams::default(), &patch).await?;
+    world.api::<Deployment>().patch("stock", &kube::api::PatchParams::default(), &patch).await?;
     world
         .promptly("the Deployment is as it was", SOON, async || {
-            let now = world.get::<Deployment>("orders").await?.context("no Deployment")?;
+            let now = world.get::<Deployment>("stock").await?.context("no Deployment")?;
             let form = |deployment: &Deployment| {
                 let spec = deployment.spec.clone().unwrap_or_default();
                 (spec.replicas, spec.template.spec.map(|pod| pod.containers))
@@ -58,29 +61,29 @@ async fn changes_are_undone(world: &Scenario) -> Result<()> {
         })
         .await?;
 
-    world.merge::<Service>("orders", &json!({"spec": {"selector": {"app.kubernetes.io/instance": "other"}}})).await?;
+    world.merge::<Service>("stock", &json!({"spec": {"selector": {"app.kubernetes.io/instance": "other"}}})).await?;
     world
         .promptly("the Service selects the pods again", SOON, async || {
-            let selector = world.get::<Service>("orders").await?.and_then(|service| service.spec?.selector);
+            let selector = world.get::<Service>("stock").await?.and_then(|service| service.spec?.selector);
             let instance = selector.unwrap_or_default().remove("app.kubernetes.io/instance");
-            Ok((instance.as_deref() == Some("orders")).then_some(()))
+            Ok((instance.as_deref() == Some("stock")).then_some(()))
         })
         .await?;
 
     let opened = json!({"spec": {"ingress": [{}]}});
-    world.merge::<NetworkPolicy>("orders-db", &opened).await?;
+    world.merge::<NetworkPolicy>("stock-db", &opened).await?;
     world
         .promptly("the database is closed to others again", SOON, async || {
-            let policy = world.get::<NetworkPolicy>("orders-db").await?.and_then(|policy| policy.spec?.ingress);
+            let policy = world.get::<NetworkPolicy>("stock-db").await?.and_then(|policy| policy.spec?.ingress);
             Ok(policy.unwrap_or_default().iter().all(|rule| rule.from.is_some()).then_some(()))
         })
         .await?;
 
     let label = json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": null}}});
-    world.merge::<Service>("orders-db", &label).await?;
+    world.merge::<Service>("stock-db", &label).await?;
     world
         .promptly("the label is back", SOON, async || {
-            let service = world.get::<Service>("orders-db").await?.context("no Service")?;
+            let service = world.get::<Service>("stock-db").await?.context("no Service")?;
             Ok(service.labels().contains_key("app.kubernetes.io/managed-by").then_some(()))
         })
         .await
@@ -99,6 +102,7 @@ where
     for object in &before {
         world.api::<K>().delete(&object.name_any(), &kube::api::DeleteParams::default()).await?;
     }
+    ensure!(!before.items.is_empty(), "there is no {}", K::kind(&()));
     for object in before {
         let what = format!("{} {} is there again", K::kind(&()), object.name_any());
         world

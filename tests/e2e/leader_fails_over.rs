@@ -26,7 +26,7 @@ async fn leader_fails_over() {
             // the lease's time, a retry's, and a new pod's start on a busy node
             let limit = Duration::from_secs(seconds + 30);
             world
-                .until("another operator works", limit, async || {
+                .promptly("another operator works", limit, async || {
                     let orders = world.get::<Deployment>("orders").await?.context("no Deployment")?;
                     Ok((orders.spec.and_then(|spec| spec.replicas) == Some(replicas)).then_some(()))
                 })

@@ -16,6 +16,7 @@ mod checker;
 mod harness;
 
 mod bad_specs_are_refused;
+mod customers_and_orders;
 mod data_outlives_deletion;
 mod drift_is_repaired;
 mod leader_fails_over;

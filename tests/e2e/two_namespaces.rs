@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::Deployment;
+use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use weft::api::v1alpha1::{Microservice, Saga};
 
@@ -57,7 +58,9 @@ async fn each_has_its_own(one: &Scenario, two: &Scenario) -> Result<()> {
 
 async fn only_the_named_one(one: &Scenario, two: &Scenario) -> Result<()> {
     for space in [one, two] {
-        space.merge::<Microservice>("travel", &json!({"spec": {"replicas": 2}})).await?;
+        // as `kubectl scale` does
+        let scale = Patch::Merge(json!({"spec": {"replicas": 2}}));
+        space.api::<Microservice>().patch_scale("travel", &PatchParams::default(), &scale).await?;
     }
     let replicas = async |space: &Scenario| {
         let deployment = space.get::<Deployment>("travel").await?.context("no Deployment")?;

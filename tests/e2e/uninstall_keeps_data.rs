@@ -2,40 +2,47 @@
 //! restarts nothing.
 
 use anyhow::{Result, ensure};
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::Api;
-use weft::api::v1alpha1::{Microservice, Saga};
+use k8s_openapi::{
+    api::core::v1::PersistentVolumeClaim,
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
+use kube::{Api, ResourceExt, api::ListParams};
+use weft::api::v1alpha1::{Microservice, OutboxRelay};
 
-use crate::harness::{Company, Scenario, microservice, saga, same, scenario};
+use crate::harness::{Company, Release, Scenario, microservice, same, scenario};
 
 #[tokio::test]
 async fn uninstall_keeps_data() {
     scenario("uninstall_keeps_data", Company::Others, async |world| {
-        world.install(&world.release()).await?;
-        for service in ["stock", "travel"] {
-            world.apply_service(&microservice(service)).await?;
-        }
-        world.apply(&saga("trip", "stock", "travel")).await?;
-        for service in ["stock", "travel"] {
-            world.ready::<Microservice>(service).await?;
-        }
-        world.ready::<Saga>("trip").await?;
+        world.install_one_of_each().await?;
         world.psql("stock", "insert into switch values ('kept')").await?;
         let before = world.operands().await?;
 
+        let events = claims_of_the_broker(world).await?;
+        ensure!(!events.is_empty(), "the broker has no volume");
+
         world.uninstall().await?;
         all_is_there(world).await?;
+        same("the claims of the broker's volumes", &events, &claims_of_the_broker(world).await?)?;
         same("the pods", &before, &world.operands().await?)?;
 
-        world.install(&world.release()).await?;
+        world.install(&Release { nats: true, ..world.release() }).await?;
         world.apply_service(&microservice("later")).await?;
         world.ready::<Microservice>("later").await?;
+        world.ready::<OutboxRelay>("stock").await?;
+        same("the claims of the broker's volumes", &events, &claims_of_the_broker(world).await?)?;
         all_is_there(world).await?;
         let mut after = world.operands().await?;
         after.retain(|pod, _| !pod.starts_with("later"));
         same("the pods", &before, &after)
     })
     .await;
+}
+
+/// With their uids: a claim that is made anew has an empty volume.
+async fn claims_of_the_broker(world: &Scenario) -> Result<Vec<Option<String>>> {
+    let claims = world.api::<PersistentVolumeClaim>().list(&ListParams::default()).await?;
+    Ok(claims.into_iter().filter(|claim| claim.name_any().contains("nats")).map(|claim| claim.uid()).collect())
 }
 
 async fn all_is_there(world: &Scenario) -> Result<()> {

@@ -2,10 +2,14 @@
 
 use std::{future::Future, time::Duration};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, ListParams};
-use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use rand::{
+    Rng, SeedableRng,
+    rngs::StdRng,
+    seq::{IndexedRandom, SliceRandom},
+};
 
 use super::{Scenario, objects::is_ready, progress, shell};
 
@@ -44,8 +48,9 @@ impl Victim {
 }
 
 impl Scenario {
-    /// Kills one of `victims` after another until `work` is done, and gives what `work` gave. Most times all are ready
-    /// again, and have been for `respite` (half of it to one and a half), before the next dies.
+    /// Kills one of `victims` after another until `work` is done, and gives what `work` gave: each of them once, then any.
+    /// Most times all are ready again, and have been for `respite` (half of it to one and a half), before the next dies.
+    /// Fails when the work was done before each of them had died.
     pub async fn while_killing<T>(
         &self,
         victims: &[Victim],
@@ -54,19 +59,27 @@ impl Scenario {
         work: impl Future<Output = Result<T>>,
     ) -> Result<T> {
         progress(&format!("{}: killing by WEFT_SEED={seed}", self.name));
-        let mut killed = 0;
+        let mut deaths = vec![0_u32; victims.len()];
         let killing = async {
             let mut random = StdRng::seed_from_u64(seed);
-            while killed < MOST {
+            let mut next: Vec<usize> = (0..victims.len()).collect();
+            next.shuffle(&mut random);
+            while deaths.iter().sum::<u32>() < MOST {
                 let (patient, respite) = (random.random_ratio(3, 4), respite.mul_f64(random.random_range(0.5..1.5)));
                 if patient && let Err(error) = self.all_are_ready(victims).await {
                     return error;
                 }
                 tokio::time::sleep(respite).await;
-                let (victim, by_process, also_pod) = (victims.choose(&mut random), random.random(), random.random());
-                let Some(victim) = victim else { return anyhow!("nobody to kill") };
-                match self.kill(victim, by_process, also_pod).await {
-                    Ok(()) => killed += 1,
+                let chosen = next.last().copied().unwrap_or_else(|| random.random_range(0..victims.len()));
+                let (Some(victim), Some(deaths)) = (victims.get(chosen), deaths.get_mut(chosen)) else {
+                    return anyhow!("nobody to kill");
+                };
+                match self.kill(victim, &mut random).await {
+                    Ok(true) => {
+                        *deaths += 1;
+                        next.pop();
+                    }
+                    Ok(false) => {}
                     Err(error) => progress(&format!("{}: could not kill {}: {error:#}", self.name, victim.labels)),
                 }
             }
@@ -76,8 +89,12 @@ impl Scenario {
             worked = work => worked,
             error = killing => Err(error),
         };
-        progress(&format!("{}: {killed} were killed", self.name));
-        worked.with_context(|| format!("repeat it with WEFT_SEED={seed}"))
+        for (victim, deaths) in victims.iter().zip(&deaths) {
+            progress(&format!("{}: {deaths} times {} of {}", self.name, victim.container, victim.labels));
+        }
+        let worked = worked.with_context(|| format!("repeat it with WEFT_SEED={seed}"))?;
+        ensure!(!deaths.contains(&0), "the work was done before each of them had died: {deaths:?}");
+        Ok(worked)
     }
 
     async fn all_are_ready(&self, victims: &[Victim]) -> Result<()> {
@@ -93,30 +110,33 @@ impl Scenario {
         Ok(())
     }
 
-    async fn kill(&self, victim: &Victim, by_process: bool, also_pod: bool) -> Result<()> {
-        let pods = self.api::<Pod>().list(&ListParams::default().labels(&victim.labels)).await?;
-        let Some(pod) = pods.items.into_iter().find(|pod| pod.metadata.deletion_timestamp.is_none()) else {
-            return Ok(());
-        };
+    /// Kills one of the victim's pods; false when there was none, or nothing ran in it.
+    async fn kill(&self, victim: &Victim, random: &mut StdRng) -> Result<bool> {
+        let (by_process, also_pod): (bool, bool) = (random.random(), random.random());
+        let mut pods = self.api::<Pod>().list(&ListParams::default().labels(&victim.labels)).await?.items;
+        pods.retain(|pod| pod.metadata.deletion_timestamp.is_none());
+        let Some(pod) = pods.choose(random) else { return Ok(false) };
         // the kubelet waits ever longer before it starts a container again: a new pod has no past
-        let weary = restarts(&pod, victim.container) >= 2;
+        let weary = restarts(pod, victim.container) >= 2;
         let (process, delete) = match victim.kill {
             Kill::ProcessOrPod => (by_process && !weary, !by_process || weary),
             Kill::ProcessThenPod => (true, also_pod || weary),
         };
+        let mut killed = false;
         if process {
-            kill_process(&pod, victim.container).await?;
+            killed = kill_process(pod, victim.container).await?;
         }
         if delete {
-            self.delete_by_force(&pod.metadata.name.unwrap_or_default()).await?;
+            self.delete_by_force(pod.metadata.name.as_deref().unwrap_or_default()).await?;
+            killed = true;
         }
-        Ok(())
+        Ok(killed)
     }
 
     /// The process of an operator's pod, then the pod.
     pub async fn kill_operator(&self, pod: &str) -> Result<()> {
         let object = self.api::<Pod>().get(pod).await?;
-        kill_process(&object, "operator").await?;
+        ensure!(kill_process(&object, "operator").await?, "no operator runs in {pod}");
         self.delete_by_force(pod).await
     }
 
@@ -127,13 +147,11 @@ impl Scenario {
     }
 }
 
-/// From outside: inside, the first process of a container is immune against its own kind.
-async fn kill_process(pod: &Pod, container: &str) -> Result<()> {
-    if let Some(id) = container_id(pod, container) {
-        shell::cluster(&["exec-node", "ctr", "--namespace", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", &id])
-            .await?;
-    }
-    Ok(())
+/// From outside: inside, the first process of a container is immune against its own kind. False when it does not run.
+async fn kill_process(pod: &Pod, container: &str) -> Result<bool> {
+    let Some(id) = container_id(pod, container) else { return Ok(false) };
+    shell::cluster(&["exec-node", "ctr", "--namespace", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", &id]).await?;
+    Ok(true)
 }
 
 fn restarts(pod: &Pod, container: &str) -> i32 {

@@ -202,7 +202,7 @@ impl Scenario {
 }
 
 /// The checkout.
-fn root() -> PathBuf {
+pub fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
