@@ -60,9 +60,15 @@ oci() {
 
 oci_pack() { tar -C "$1" --sort=name --owner=0 --group=0 --numeric-owner -cf "$2" .; }
 
-# oci_rename LAYOUT NAME:TAG: writes the full name into the layout's index.
+# oci_rename LAYOUT NAME:TAG: writes the full name into the layout's index. `docker save` has a list of its own beside it,
+# and until Docker 25 nothing but that.
 oci_rename() {
-  local index=$1/index.json name=$2 ref=org.opencontainers.image.ref.name full=io.containerd.image.name
+  local index=$1/index.json list=$1/manifest.json name=$2 ref=org.opencontainers.image.ref.name full=io.containerd.image.name
+  if [ -f "$list" ]; then
+    sed -i -E "s#\"RepoTags\":\[[^]]*\]#\"RepoTags\":[\"$name\"]#" "$list"
+    grep -q "\"RepoTags\":\[\"$name\"\]" "$list" || die "$list has no image to name $name"
+    [ -f "$index" ] || return 0
+  fi
   sed -i -E -e "s#\"$full\":\"[^\"]*\",##; s#,\"$full\":\"[^\"]*\"##" -e "s#\"$ref\":\"[^\"]*\"#\"$ref\":\"${name##*:}\",\"$full\":\"$name\"#" "$index"
   grep -q "\"$full\":\"$name\"" "$index" || die "$index has no image to name $name"
 }
