@@ -1,8 +1,7 @@
-# syntax=docker/dockerfile:1
 # Two images of one build: `--target weft` (the operator and the data plane), `--target weft-examples`.
 # hack/image makes the same without Docker.
 
-FROM docker.io/library/rust:1.95-bookworm AS build
+FROM docker.io/library/rust:1.95.0-bookworm AS build
 WORKDIR /src
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
