@@ -34,7 +34,7 @@ build() {
   [ ${#todo[@]} -gt 0 ] || return 0
 
   lock build
-  debian_install "${DEBIAN_TOOLS[@]}"
+  [ "$WEFT_BACKEND" = kind ] || debian_install "${DEBIAN_TOOLS[@]}" # a C compiler and library, for pause alone
   need_go
   stages ${#todo[@]}
   for entry in "${todo[@]}"; do
