@@ -86,13 +86,24 @@ struct Participants {
     refusing: HashSet<Operation>,
     /// Steps whose repeated do is refused ("exists already") although the first one had its effect.
     forgetful: HashSet<usize>,
+    pivot: Option<usize>,
+    /// The pivot was refused, and is for ever.
+    kept_out: bool,
 }
 
 impl Participants {
     /// Whether the answer is success.
     fn handle(&mut self, (step, undo): Operation) -> bool {
         if self.refusing.contains(&(step, undo)) {
-            return false; // its transaction is rolled back, barrier included
+            // its transaction is rolled back, barrier included; the pivot's refusal is remembered, as docs/saga.md asks:
+            // nothing undoes the pivot, so nothing else would keep a late copy of an earlier attempt out
+            if self.pivot == Some(step) {
+                self.kept_out = true;
+            }
+            return false;
+        }
+        if self.kept_out && self.pivot == Some(step) {
+            return false;
         }
         let fresh = self.keys.insert((step, undo)) && !(undo && self.keys.insert((step, false)));
         if fresh {
@@ -126,7 +137,7 @@ impl World {
         let definition = definition(&mut random);
         let input = Json::parse("{}".into()).unwrap();
         let (state, command) = decide::start(&definition, input.clone());
-        let mut participants = Participants::default();
+        let mut participants = Participants { pivot: definition.pivot(), ..Participants::default() };
         let steps = definition.steps.len();
         if random.percent(40) {
             participants.refusing.insert((random.below(steps), false));
