@@ -267,7 +267,7 @@ impl<K: Custom> Feed for CustomFeed<K> {
     }
 
     fn remove(&self, shared: &Shared, object: Self::Object) -> Concerned {
-        shared.world().remove::<K>(&Self::id(&object))
+        shared.world().remove::<K>(&Self::id(&object), version(object.meta()))
     }
 
     fn retain(&self, shared: &Shared, seen: &HashSet<ObjectId>) -> Concerned {
@@ -302,7 +302,8 @@ impl Feed for ChildFeed {
 
     fn remove(&self, shared: &Shared, object: Live) -> Concerned {
         let Some((owner, child)) = self.place(&object) else { return Concerned::default() };
-        shared.world().remove_child(&owner, &child, object.metadata.uid.as_deref().unwrap_or_default())
+        let uid = object.metadata.uid.as_deref().unwrap_or_default();
+        shared.world().remove_child(&owner, &child, uid, version(&object.metadata))
     }
 
     fn retain(&self, shared: &Shared, seen: &HashSet<ObjectId>) -> Concerned {

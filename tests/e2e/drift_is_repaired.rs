@@ -79,14 +79,19 @@ async fn changes_are_undone(world: &Scenario) -> Result<()> {
         })
         .await?;
 
+    // without the label the operator's watches do not see it
     let label = json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": null}}});
     world.merge::<Service>("stock-db", &label).await?;
+    world.merge::<Deployment>("stock", &label).await?;
     world
-        .promptly("the label is back", SOON, async || {
+        .promptly("the labels are back", SOON, async || {
             let service = world.get::<Service>("stock-db").await?.context("no Service")?;
-            Ok(service.labels().contains_key("app.kubernetes.io/managed-by").then_some(()))
+            let deployment = world.get::<Deployment>("stock").await?.context("no Deployment")?;
+            let labels = [service.labels(), deployment.labels()];
+            Ok(labels.iter().all(|labels| labels.contains_key("app.kubernetes.io/managed-by")).then_some(()))
         })
-        .await
+        .await?;
+    world.ready::<Microservice>("stock").await
 }
 
 /// Of every object of the kind that the operator made.

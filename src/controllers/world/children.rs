@@ -17,7 +17,7 @@ use crate::{
 impl World {
     /// A new or changed child, from a watch or as the answer to a write of our own. An older one than is known is ignored.
     pub fn set_child(&mut self, owner: &Key, child: ChildRef, seen: ChildSeen) -> Concerned {
-        if self.removed.has(&seen.uid) {
+        if self.removed.has(&seen.uid, seen.version) {
             return Concerned::default();
         }
         let children = self.children.entry(owner.clone()).or_default();
@@ -31,9 +31,10 @@ impl World {
         if same { Concerned::default() } else { self.concerned_by_child(owner, kind) }
     }
 
-    /// `uid` is that of the object that is gone; one that was made since under the same name stays.
-    pub fn remove_child(&mut self, owner: &Key, child: &ChildRef, uid: &str) -> Concerned {
-        self.removed.add(uid);
+    /// `uid` is that of the object that is gone; one that was made since under the same name stays. `version`: the newest of its
+    /// versions that counts no more.
+    pub fn remove_child(&mut self, owner: &Key, child: &ChildRef, uid: &str, version: u64) -> Concerned {
+        self.removed.add(uid, version);
         let Some(children) = self.children.get_mut(owner) else { return Concerned::default() };
         if children.get(child).is_none_or(|known| known.uid != uid) {
             return Concerned::default();
@@ -45,17 +46,18 @@ impl World {
         self.concerned_by_child(owner, child.kind)
     }
 
-    /// After a re-list: forgets the children of this kind and `scope` that are not in `seen`.
+    /// After a re-list: forgets the children of this kind and `scope` that are not in `seen`. The list may be older than what
+    /// is known of one that was made meanwhile, so what is known of it may come again.
     pub fn retain_children(&mut self, kind: ChildKind, scope: &Scope, seen: &HashSet<ObjectId>) -> Concerned {
         let mut gone = Vec::new();
         for (owner, children) in self.children.iter().filter(|(owner, _)| scope.holds(&owner.id)) {
             for (child, known) in children.iter().filter(|(child, _)| child.kind == kind.as_str()) {
                 if !seen.contains(&ObjectId::new(&owner.id.namespace, &child.name)) {
-                    gone.push((owner.clone(), child.clone(), known.uid.clone()));
+                    gone.push((owner.clone(), child.clone(), known.uid.clone(), known.version.saturating_sub(1)));
                 }
             }
         }
-        gone.iter().map(|(owner, child, uid)| self.remove_child(owner, child, uid)).collect()
+        gone.iter().map(|(owner, child, uid, version)| self.remove_child(owner, child, uid, *version)).collect()
     }
 
     pub fn children(&self, owner: &Key) -> BTreeMap<ChildRef, ChildSeen> {
@@ -73,7 +75,9 @@ impl World {
         let is_ours = |component: &str, job: Option<&str>| {
             job.is_none() && (component == database) == (kind == ChildKind::StatefulSet)
         };
-        Some(seen.workload(self.problems(owner, is_ours)))
+        let pods = self.pods_of(owner).filter(|(_, pod)| is_ours(&pod.component, pod.job.as_deref()));
+        let missing_images = pods.flat_map(|(_, pod)| pod.missing_images.clone()).collect();
+        Some(Workload { missing_images, ..seen.workload(self.problems(owner, is_ours)) })
     }
 
     /// The Jobs of an owner, by name.

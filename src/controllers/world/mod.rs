@@ -14,6 +14,7 @@ use std::{
 };
 
 pub use objects::Custom;
+pub use removed::FOR_EVER;
 
 use super::{
     key::{Key, ObjectId, ObjectKind},

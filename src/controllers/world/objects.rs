@@ -89,7 +89,7 @@ impl World {
         let (id, key) = (id_of(&object), Key::of(K::KIND, &id_of(&object)));
         object.managed_fields_mut().clear();
         object.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
-        if object.uid().is_some_and(|uid| self.removed.has(&uid)) {
+        if object.uid().is_some_and(|uid| self.removed.has(&uid, version(object.meta()))) {
             return Concerned::default();
         }
         let known = K::objects(self).get(&id);
@@ -103,21 +103,33 @@ impl World {
         if same && !was_malformed { Concerned::default() } else { self.concerned_by(&key) }
     }
 
-    pub fn remove<K: Custom>(&mut self, id: &ObjectId) -> Concerned {
+    /// `version`: the newest of the object's versions that counts no more.
+    pub fn remove<K: Custom>(&mut self, id: &ObjectId, version: u64) -> Concerned {
+        if let Some(uid) = K::objects(self).get(id).and_then(|object| object.uid()) {
+            self.removed.add(&uid, version);
+        }
+        self.malformed.remove(&Key::of(K::KIND, id));
+        self.forget::<K>(id)
+    }
+
+    fn forget<K: Custom>(&mut self, id: &ObjectId) -> Concerned {
         let key = Key::of(K::KIND, id);
-        self.malformed.remove(&key);
         let concerned = self.concerned_by(&key);
-        let Some(object) = K::objects_mut(self).remove(id) else { return Concerned::default() };
-        self.removed.add(object.uid().as_deref().unwrap_or_default());
+        if K::objects_mut(self).remove(id).is_none() {
+            return Concerned::default();
+        }
         self.references.set(&key, Vec::new());
         concerned
     }
 
     /// After a re-list: forgets the objects of `scope` that are not in `seen`.
     pub fn retain<K: Custom>(&mut self, scope: &Scope, seen: &HashSet<ObjectId>) -> Concerned {
-        let gone: Vec<_> =
-            K::objects(self).keys().filter(|id| scope.holds(id) && !seen.contains(id)).cloned().collect();
-        gone.iter().map(|id| self.remove::<K>(id)).collect()
+        let gone: Vec<_> = K::objects(self)
+            .iter()
+            .filter(|(id, _)| scope.holds(id) && !seen.contains(id))
+            .map(|(id, object)| (id.clone(), version(object.meta()).saturating_sub(1)))
+            .collect();
+        gone.iter().map(|(id, version)| self.remove::<K>(id, *version)).collect()
     }
 
     /// An object that does not have its type's form. What was known of it before counts no more.
@@ -126,7 +138,7 @@ impl World {
         if self.malformed.get(&key) == Some(&malformed) {
             return Concerned::default();
         }
-        let concerned = self.remove::<K>(id);
+        let concerned = self.forget::<K>(id);
         self.malformed.insert(key.clone(), malformed);
         [concerned, Concerned::now([key])].into_iter().collect()
     }
