@@ -37,6 +37,17 @@ pub enum Purpose {
     Orchestrator,
 }
 
+impl Purpose {
+    /// How many versions Weft's own tables and functions have had, as of this program. A set-up runs again when there is a new
+    /// one: a data plane of this program needs it.
+    pub fn layout(self) -> usize {
+        match self {
+            Self::Service => 2,
+            Self::Orchestrator => 1,
+        }
+    }
+}
+
 impl Contract for DatabaseSetup {
     const KIND: &'static str = "DatabaseSetup";
 }

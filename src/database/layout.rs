@@ -39,3 +39,15 @@ pub async fn bring_up_to_date(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_operator_knows_of_every_version() {
+        for purpose in [Purpose::Service, Purpose::Orchestrator] {
+            assert_eq!(purpose.layout(), part(purpose).1.len(), "{purpose:?}");
+        }
+    }
+}

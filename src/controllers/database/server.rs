@@ -235,9 +235,10 @@ fn container(wanted: &Wanted<'_>, image: &str, settings: &Settings) -> Result<Co
         }]),
         resources: Some(postgres.resources.clone().unwrap_or_else(|| requests("50m", "128Mi"))),
         security_context: Some(SecurityContext { read_only_root_filesystem: Some(true), ..container_security() }),
-        // crash recovery may take minutes: nothing may end the server meanwhile. There is no liveness probe: a server that
-        // dies ends its container by itself, and one that is slow must not be killed for it.
-        startup_probe: Some(probe(wanted, 1, 600)),
+        // Crash recovery may take hours, and one that is cut short begins anew: the start-up probe looks every second and never
+        // gives up. There is no liveness probe: a server that dies ends its container by itself, and one that is slow must not
+        // be killed for it.
+        startup_probe: Some(probe(wanted, 1, i32::MAX)),
         readiness_probe: Some(probe(wanted, 5, 3)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         volume_mounts: Some(vec![

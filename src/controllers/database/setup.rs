@@ -58,13 +58,15 @@ pub(super) fn all(
     Ok(children)
 }
 
-/// The name holds a hash of everything that the Job works from, but not of the image: a new operator runs no new Job.
+/// The name holds a hash of everything that the Job works from: contract, migrations, and the version of Weft's own tables, but
+/// not the image: a new operator runs a new Job only where its data plane needs new tables.
 pub(super) fn job_name(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> String {
     // a struct of strings, numbers and paths always has a form in YAML
     let mut input = contract(wanted).to_yaml().unwrap_or_default();
     if let Some(Migrations::Found { hash, .. }) = &observed.migrations {
         input.push_str(hash);
     }
+    input.push_str(&wanted.purpose.layout().to_string());
     names::setup_job(&wanted.owner.name, &short_hash(input.as_bytes(), 8))
 }
 
