@@ -216,7 +216,8 @@ fn no_longer_planned<'a>(
     let planned: HashSet<ChildRef> = plan.children.iter().map(Child::reference).collect();
     present
         .iter()
-        .filter(move |(child, seen)| !planned.contains(child) && !plan.retained.contains(child) && !seen.deleting)
+        .filter(|(_, seen)| seen.managed && !seen.deleting)
+        .filter(move |(child, _)| !planned.contains(child) && !plan.retained.contains(child))
 }
 
 /// First 16 hex digits of the SHA-256 of the JSON (whose keys serde_json keeps in order).
@@ -337,11 +338,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_retained_is_not_pruned() {
+    fn what_is_retained_or_not_ours_is_not_pruned() {
         let child = |kind, name: &str| ChildRef { kind, name: name.to_owned() };
         let present: BTreeMap<_, _> = [child("Deployment", "orders"), child("Job", "old"), child("Service", "gone")]
             .into_iter()
-            .map(|child| (child, seen(None, "1", 0)))
+            .map(|child| (child, ChildSeen { managed: true, ..seen(None, "1", 0) }))
+            .chain([(child("Service", "exposed-by-hand"), seen(None, "2", 0))])
             .collect();
         let plan = Plan { children: Vec::new(), retained: vec![child("Deployment", "orders")] };
         let pruned: Vec<_> = no_longer_planned(&present, &plan).map(|(child, _)| child.kind).collect();

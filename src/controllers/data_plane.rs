@@ -121,10 +121,8 @@ pub fn pin_image<E>(
     // a struct of Kubernetes' own always has a form in JSON
     let hash = short_hash(&serde_json::to_vec(&template("")?).unwrap_or_default(), 16);
     let kept = live
-        .filter(|live| !upgrade && !cannot_be_pulled(&live.problems))
-        .map(|live| &live.annotations)
-        .filter(|live| live.get(TEMPLATE_HASH_ANNOTATION) == Some(&hash))
-        .and_then(|live| live.get(IMAGE_ANNOTATION));
+        .filter(|live| !upgrade && live.annotations.get(TEMPLATE_HASH_ANNOTATION) == Some(&hash))
+        .and_then(|live| live.annotations.get(IMAGE_ANNOTATION).filter(|image| !live.missing_images.contains(image)));
     let image = kept.map_or(newest, String::as_str);
     let annotations = [(IMAGE_ANNOTATION, image), (TEMPLATE_HASH_ANNOTATION, &hash)];
     Ok(Pinned {
@@ -133,7 +131,7 @@ pub fn pin_image<E>(
     })
 }
 
-/// Is an image missing among the problems of a workload or a Job?
+/// Is an image missing among the problems of a Job?
 pub fn cannot_be_pulled(problems: &[Problem]) -> bool {
     problems.iter().any(|problem| problem.reason == IMAGE_PULL_FAILED)
 }
@@ -184,10 +182,10 @@ mod tests {
     #[test]
     fn an_image_that_cannot_be_had_is_not_kept() {
         let Ok(first) = pin_image(None, "weft:1", false, template(1));
-        let problem = Problem { reason: IMAGE_PULL_FAILED.to_owned(), message: String::new() };
-        let failing = Workload { problems: vec![problem], ..live(&first) };
-        let Ok(second) = pin_image(Some(&failing), "mirror/weft:1", false, template(1));
-        assert_eq!(image(&second), "mirror/weft:1");
+        let failing = |image: &str| Workload { missing_images: vec![image.to_owned()], ..live(&first) };
+        let Ok(second) = pin_image(Some(&failing("weft:1")), "mirror/weft:1", false, template(1));
+        let Ok(third) = pin_image(Some(&failing("shop/orders:3")), "weft:2", false, template(1));
+        assert_eq!((image(&second), image(&third)), ("mirror/weft:1", "weft:1"));
     }
 
     #[test]

@@ -3,6 +3,9 @@
 //! The server and its set-up go first, and the volume with them, by the StatefulSet's own retention policy. Whoever applies the
 //! same Microservice again right away then begins anew, and does not find an old volume with new passwords. (Secrets carry no
 //! owner, so that they outlive mistakes.)
+//!
+//! What counts is what the object says when it is deleted, also if that was never applied. So it keeps the finalizer until its
+//! volume really stays.
 
 use kube::{
     Api,
@@ -14,23 +17,29 @@ use super::{
     apply::{delete, delete_secret},
     failure::{RequestError, within_deadline},
     key::Key,
-    labels::{Component, DATABASE_FINALIZER},
+    labels::{Component, DATABASE_FINALIZER, FIELD_MANAGER},
+    live::{ChildSeen, Live},
     plan::{ChildKind, ChildRef},
     runtime::{Shared, Verdict},
 };
 use crate::{
-    api::v1alpha1::{GROUP, Microservice, Retention, VERSION},
+    api::v1alpha1::{Microservice, Retention},
     domain::names,
 };
 
-/// Its own field manager: what it applies is the finalizer and nothing else.
-const MANAGER: &str = "weft-finalizer";
-
-/// Sets or removes the finalizer, if it is not as `retention` wants it.
+/// Sets the finalizer, before anything is made that is to go with the object.
 pub async fn ensure(shared: &Shared, key: &Key, object: &Microservice) -> Result<(), RequestError> {
-    let database = object.spec.database.as_ref();
-    let wanted = database.is_some_and(|database| database.retention == Retention::Delete);
-    if wanted == has(object) { Ok(()) } else { set(shared, key, object, wanted).await }
+    if retention(object) == Retention::Delete && !has(object) { set(shared, key, object, true).await } else { Ok(()) }
+}
+
+/// Takes the finalizer off an object whose data are to stay, once that is true of its volume too. To be called when all that is
+/// planned was applied.
+pub async fn release(shared: &Shared, key: &Key, object: &Microservice) -> Result<(), RequestError> {
+    if retention(object) == Retention::Delete || !has(object) || !volume_follows(shared, key, Retention::Retain).await?
+    {
+        return Ok(());
+    }
+    set(shared, key, object, false).await
 }
 
 /// The object is being deleted: deletes its Secrets if it is to, then lets it go.
@@ -40,12 +49,18 @@ pub async fn finish(shared: &Shared, key: &Key, object: &Microservice) -> Verdic
     }
     let (namespace, name) = (&key.id.namespace, &key.id.name);
     let finished = async {
-        if still_has_database(shared, key).await? {
-            // its end wakes this object
+        // the last word on it may not have been applied: the object was suspended, or its plan refused
+        if !volume_follows(shared, key, retention(object)).await? {
             return Ok(());
         }
-        for secret in [names::database(name), names::admin_secret(name), names::relay_secret(name)] {
-            delete_secret(&shared.client, namespace, &secret).await?;
+        if retention(object) == Retention::Delete {
+            if still_has_database(shared, key).await? {
+                // its end wakes this object
+                return Ok(());
+            }
+            for secret in [names::database(name), names::admin_secret(name), names::relay_secret(name)] {
+                delete_secret(&shared.client, namespace, &secret).await?;
+            }
         }
         // a Microservice of this name needs Secrets of its own
         shared.memory.forget(key);
@@ -55,9 +70,33 @@ pub async fn finish(shared: &Shared, key: &Key, object: &Microservice) -> Verdic
         Ok(()) => Verdict::Done,
         Err(error) if error.code() == Some(404) => Verdict::Done,
         Err(error) => {
-            tracing::warn!(error = error.words(), "the database could not be deleted");
+            tracing::warn!(error = error.words(), "the deletion could not be finished");
             Verdict::Failed(error.class().0)
         }
+    }
+}
+
+/// What does not say otherwise is kept.
+fn retention(object: &Microservice) -> Retention {
+    object.spec.database.as_ref().map_or(Retention::Retain, |database| database.retention)
+}
+
+/// Makes the StatefulSet's volume stay or go with it, as `retention` wants it; whether that is so by now. It is when the
+/// StatefulSet's own controller has seen it, which wakes this object: that one marks the claim as owned, or not.
+async fn volume_follows(shared: &Shared, key: &Key, retention: Retention) -> Result<bool, RequestError> {
+    let child = ChildRef { kind: ChildKind::StatefulSet.as_str(), name: names::database(&key.id.name) };
+    let Some(uid) = shared.world().child(key, &child).filter(|seen| !seen.deleting).map(|seen| seen.uid.clone()) else {
+        return Ok(true);
+    };
+    let policy = json!({"whenDeleted": retention});
+    let body = json!({"metadata": {"uid": uid}, "spec": {"persistentVolumeClaimRetentionPolicy": policy}});
+    let resource = ChildKind::StatefulSet.resource();
+    let api: Api<Live> = Api::namespaced_with(shared.client.clone(), &key.id.namespace, &resource);
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    match within_deadline(api.patch(&child.name, &params, &Patch::Merge(&body))).await {
+        Ok(live) => Ok(ChildSeen::from(live).is_observed()),
+        Err(error) if error.code() == Some(404) => Ok(true),
+        Err(error) => Err(error),
     }
 }
 
@@ -69,7 +108,7 @@ async fn still_has_database(shared: &Shared, key: &Key) -> Result<bool, RequestE
     };
     let is_database =
         |child: &ChildRef| [ChildKind::StatefulSet, ChildKind::Job].map(ChildKind::as_str).contains(&child.kind);
-    let left: Vec<_> = children.iter().filter(|(child, _)| is_database(child)).collect();
+    let left: Vec<_> = children.iter().filter(|(child, seen)| is_database(child) && seen.managed).collect();
     for (child, seen) in left.iter().filter(|(_, seen)| !seen.deleting) {
         delete(&shared.client, key, child, seen).await?;
     }
@@ -81,15 +120,13 @@ fn has(object: &Microservice) -> bool {
 }
 
 async fn set(shared: &Shared, key: &Key, object: &Microservice, wanted: bool) -> Result<(), RequestError> {
-    let finalizers = if wanted { vec![DATABASE_FINALIZER] } else { Vec::new() };
-    let body = json!({
-        "apiVersion": format!("{GROUP}/{VERSION}"),
-        "kind": "Microservice",
-        "metadata": {"name": key.id.name, "uid": object.metadata.uid, "finalizers": finalizers},
-    });
+    let others = object.metadata.finalizers.iter().flatten().filter(|finalizer| *finalizer != DATABASE_FINALIZER);
+    let finalizers: Vec<&str> = others.map(String::as_str).chain(wanted.then_some(DATABASE_FINALIZER)).collect();
+    // the whole list, whoever wrote it: with the version it was read at, nothing of another's is lost
+    let body = json!({"metadata": {"resourceVersion": object.metadata.resource_version, "finalizers": finalizers}});
     let api: Api<Microservice> = Api::namespaced(shared.client.clone(), &key.id.namespace);
-    let params = PatchParams::apply(MANAGER).force();
-    let answer = within_deadline(api.patch(&key.id.name, &params, &Patch::Apply(&body))).await?;
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let answer = within_deadline(api.patch(&key.id.name, &params, &Patch::Merge(&body))).await?;
     if answer.metadata.deletion_timestamp.is_none() {
         shared.world().set(answer);
     }

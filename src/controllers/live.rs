@@ -97,6 +97,8 @@ pub struct ChildSeen {
     /// Hash of the fields that our field manager owns. Whoever changes or removes a field that we applied takes it from us,
     /// so this moves exactly when the child drifts from what was applied, and never for a status or a stranger's label.
     pub ours: u64,
+    /// Our field manager wrote some of it. What merely carries our labels, as `kubectl expose` copies them, is not ours.
+    pub managed: bool,
     /// [`APPLIED_HASH_ANNOTATION`].
     pub applied_hash: Option<String>,
     /// Annotations under `weft.dev/`.
@@ -113,6 +115,11 @@ impl From<Live> for ChildSeen {
         annotations.retain(|name, _| name.starts_with(WEFT_PREFIX));
         Self {
             ours: owned_fields(&metadata),
+            managed: metadata
+                .managed_fields
+                .iter()
+                .flatten()
+                .any(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER)),
             version: version(&metadata),
             uid: metadata.uid.unwrap_or_default(),
             deleting: metadata.deletion_timestamp.is_some(),
@@ -126,6 +133,11 @@ impl From<Live> for ChildSeen {
 }
 
 impl ChildSeen {
+    /// Its controller has seen what its spec says.
+    pub fn is_observed(&self) -> bool {
+        self.status.observed_generation >= self.generation
+    }
+
     /// As a Deployment or StatefulSet.
     pub fn workload(&self, mut problems: Vec<Problem>) -> Workload {
         problems.extend(self.failing_replicas());
@@ -139,6 +151,7 @@ impl ChildSeen {
             ready: self.status.ready_replicas,
             available: self.status.available_replicas,
             problems,
+            missing_images: Vec::new(),
         }
     }
 

@@ -24,6 +24,8 @@ pub struct Workload {
     /// What is wrong with its pods, in words, worst first: `ImagePullFailed`, `CrashLooping`, `SecretMissing`,
     /// `Unschedulable`, `OutOfMemory`, `QuotaExceeded`, …
     pub problems: Vec<Problem>,
+    /// Images of its pods that cannot be pulled.
+    pub missing_images: Vec<String>,
 }
 
 impl Workload {

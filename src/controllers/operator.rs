@@ -193,13 +193,15 @@ impl Operator {
             tracing::info!(identity = self.identity, "leading");
             let term = stop.child_token();
             let mut leading = std::pin::pin!(self.lead(term.clone()));
-            tokio::select! {
-                () = elector.keep(renewed, stop) => {}
-                () = &mut leading => {}
-            }
+            let ended = tokio::select! {
+                () = elector.keep(renewed, stop) => false,
+                () = &mut leading => true,
+            };
             // from here on nothing is written: what still runs is cut off at its next await
             term.cancel();
-            leading.await;
+            if !ended {
+                leading.await;
+            }
         }
         elector.release().await;
     }

@@ -83,6 +83,7 @@ struct PodCondition {
 #[serde(rename_all = "camelCase", default)]
 struct ContainerStatus {
     name: String,
+    image: String,
     ready: bool,
     restart_count: i32,
     state: ContainerState,
@@ -117,6 +118,10 @@ struct Terminated {
     finished_at: String,
 }
 
+/// Why a container waits whose image cannot be had.
+const NO_IMAGE: [&str; 5] =
+    ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"];
+
 /// What the store keeps of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodSeen {
@@ -130,6 +135,8 @@ pub struct PodSeen {
     /// Where its `/status` is, while it runs.
     pub admin_address: Option<String>,
     pub problems: Vec<Problem>,
+    /// Images that cannot be pulled.
+    pub missing_images: Vec<String>,
     /// When it failed (RFC 3339, so that texts sort like times), and its termination message.
     pub last_words: Option<(String, String)>,
 }
@@ -150,6 +157,7 @@ impl From<LivePod> for PodSeen {
             creating: metadata.uid.clone().filter(|_| !deleting && status.is_creating()),
             admin_address: status.pod_ip.clone().filter(|_| has_admin && !deleting && status.is_going()),
             problems: if deleting { Vec::new() } else { status.problems(&metadata) },
+            missing_images: if deleting { Vec::new() } else { status.missing_images() },
             last_words: status.last_words(),
         }
     }
@@ -195,6 +203,14 @@ impl PodStatus {
             .collect()
     }
 
+    fn missing_images(&self) -> Vec<String> {
+        let missing = self.statuses().filter(|container| {
+            let waiting = container.state.waiting.as_ref();
+            waiting.is_some_and(|waiting| NO_IMAGE.contains(&waiting.reason.as_str()))
+        });
+        missing.map(|container| container.image.clone()).collect()
+    }
+
     fn last_words(&self) -> Option<(String, String)> {
         self.statuses()
             .filter_map(|container| container.state.terminated.as_ref().or(container.last_state.terminated.as_ref()))
@@ -213,12 +229,10 @@ impl ContainerStatus {
         let (container, waiting) = (&self.name, self.state.waiting.as_ref()?);
         let message = &waiting.message;
         match waiting.reason.as_str() {
-            "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" | "ImageInspectError" => {
-                problem(
-                    IMAGE_PULL_FAILED,
-                    format!("the image of container {container} cannot be pulled: {}", image_words(message)),
-                )
-            }
+            reason if NO_IMAGE.contains(&reason) => problem(
+                IMAGE_PULL_FAILED,
+                format!("the image of container {container} cannot be pulled: {}", image_words(message)),
+            ),
             "CreateContainerConfigError" if message.starts_with("secret ") => {
                 problem("SecretMissing", format!("container {container} of pod {pod} waits: {message}"))
             }

@@ -21,7 +21,7 @@ use super::{
     plan::{ChildKind, ChildRef, Plan, Rejection},
     runtime::{Shared, Verdict},
     saga, status,
-    world::Concerned,
+    world::{Concerned, FOR_EVER},
 };
 use crate::api::v1alpha1::{Microservice, OutboxRelay, Saga};
 
@@ -70,6 +70,12 @@ async fn reconcile_microservice(shared: &Arc<Shared>, key: &Key) -> Verdict {
             return failed(error.class().0, &error.words());
         }
         applied = carry_out(shared, key, &[object.object_ref(&())], &planned).await;
+        if planned.is_ok()
+            && applied.failures.is_empty()
+            && let Err(error) = finalizer::release(shared, key, &object).await
+        {
+            return failed(error.class().0, &error.words());
+        }
     }
     let observed = microservice::observe::look(&shared.world(), &key.id, &object, observed.database.migrations.clone());
     let status = Controller::status(&object, &observed, &planned, &applied, Timestamp::now());
@@ -159,7 +165,8 @@ async fn carry_out(
     let mut concerned: Concerned = {
         let mut world = shared.world();
         let set: Vec<_> = written.into_iter().map(|child| world.set_child(key, child.child, child.seen)).collect();
-        let removed: Vec<_> = deleted.iter().map(|(child, uid)| world.remove_child(key, child, uid)).collect();
+        let removed: Vec<_> =
+            deleted.iter().map(|(child, uid)| world.remove_child(key, child, uid, FOR_EVER)).collect();
         set.into_iter().chain(removed).collect()
     };
     // this pass goes on with what it wrote; the others that look at it are told

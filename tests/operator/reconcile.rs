@@ -123,21 +123,18 @@ async fn deletion_with_retention_delete_takes_the_secrets_and_then_lets_go() {
     reconcile(&shared, &orders()).await;
     assert_eq!(server.lines().first().unwrap(), "PATCH microservices/orders");
 
-    object.metadata.finalizers = Some(vec!["weft.dev/database".to_owned()]);
-    object.metadata.deletion_timestamp =
-        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::UNIX_EPOCH));
-    object.metadata.resource_version = Some("1000000".to_owned());
-    shared.world().set(object);
+    shared.world().set(deleted(object));
     server.refuse("DELETE secrets/orders-db-relay", 404, "secrets \"orders-db-relay\" not found");
     reconcile(&shared, &orders()).await;
     let lines = server.lines();
-    assert_eq!(lines.len(), 2, "the server and its set-up go first: {lines:?}");
-    assert!(lines[0].starts_with("DELETE jobs/orders-db-setup-") && lines[1] == "DELETE statefulsets/orders-db");
+    assert_eq!(lines.len(), 3, "the server and its set-up go first: {lines:?}");
+    assert_eq!(lines[0], "PATCH statefulsets/orders-db", "with its volume, whatever was applied last");
+    assert!(lines[1].starts_with("DELETE jobs/orders-db-setup-") && lines[2] == "DELETE statefulsets/orders-db");
     reconcile(&shared, &orders()).await;
-    assert_eq!(server.lines().len(), 2, "until they are gone, nothing else is asked for");
+    assert_eq!(server.lines().len(), 3, "until they are gone, nothing else is asked for");
     let children = shared.world().children(&orders());
     for (child, seen) in children {
-        shared.world().remove_child(&orders(), &child, &seen.uid);
+        shared.world().remove_child(&orders(), &child, &seen.uid, seen.version);
     }
     assert_eq!(reconcile(&shared, &orders()).await, Verdict::Done);
     let asked = server.asked();
@@ -150,7 +147,7 @@ async fn deletion_with_retention_delete_takes_the_secrets_and_then_lets_go() {
             "PATCH microservices/orders"
         ]
     );
-    assert_eq!(asked[3].body["metadata"]["finalizers"], json!([]));
+    assert_eq!(asked[3].body["metadata"]["finalizers"], json!(["example.com/another"]));
 
     let again: Microservice = serde_json::from_value(json!({
         "apiVersion": "weft.dev/v1alpha1", "kind": "Microservice",
@@ -164,13 +161,82 @@ async fn deletion_with_retention_delete_takes_the_secrets_and_then_lets_go() {
     assert_eq!(lines.iter().filter(|line| *line == "POST secrets").count(), 3, "it gets Secrets of its own: {lines:?}");
 }
 
+/// As it is between its deletion and its end, with a finalizer of somebody else beside ours.
+fn deleted(mut object: Microservice) -> Microservice {
+    object.metadata.finalizers = Some(vec!["example.com/another".to_owned(), "weft.dev/database".to_owned()]);
+    object.metadata.deletion_timestamp =
+        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::UNIX_EPOCH));
+    object.metadata.resource_version = Some("1000000".to_owned());
+    object
+}
+
+/// A Microservice that ran with `retention: Delete`.
+async fn ran_with_retention_delete() -> (Server, Arc<Shared>, Microservice) {
+    let mut object = microservice(&json!({"image": "shop/orders:1",
+        "database": {"postgres": {"version": "17"}, "retention": "Delete"}}));
+    let server = server(&object);
+    let shared = shared(&server);
+    shared.world().set(object.clone());
+    reconcile(&shared, &orders()).await;
+    object.metadata.finalizers = Some(vec!["weft.dev/database".to_owned()]);
+    object.metadata.resource_version = Some("500000".to_owned());
+    object.spec.database.as_mut().unwrap().retention = weft::api::v1alpha1::Retention::Retain;
+    server.lines();
+    (server, shared, object)
+}
+
+#[tokio::test]
+async fn retention_counts_as_it_was_when_the_object_was_deleted() {
+    let (server, shared, object) = ran_with_retention_delete().await;
+    // deleted before a pass over `Retain`: suspended, or both in one moment
+    shared.world().set(deleted(object));
+    assert_eq!(reconcile(&shared, &orders()).await, Verdict::Done);
+    let asked = server.asked();
+    let lines: Vec<_> = asked.iter().map(Asked::line).collect();
+    assert_eq!(lines, ["PATCH statefulsets/orders-db", "PATCH microservices/orders"]);
+    let policy = &asked[0].body["spec"]["persistentVolumeClaimRetentionPolicy"];
+    assert_eq!(*policy, json!({"whenDeleted": "Retain"}));
+}
+
+#[tokio::test]
+async fn the_object_is_held_until_its_volume_stays() {
+    let (server, shared, object) = ran_with_retention_delete().await;
+    let mut refused = object.clone();
+    refused.spec.pod_template = serde_json::from_value(json!({"spec": {"containers": "none"}})).unwrap();
+    shared.world().set(refused);
+    reconcile(&shared, &orders()).await;
+    assert!(!server.lines().contains(&"PATCH microservices/orders".to_owned()), "the volume is still to go");
+
+    server.rule(|asked| {
+        let seen_by_its_controller = json!({"metadata": {"uid": "uid-orders-db", "namespace": "shop", "name": "orders-db",
+            "generation": 2, "resourceVersion": "600000"}, "status": {"observedGeneration": 1}});
+        (asked.line() == "PATCH statefulsets/orders-db").then_some((200, seen_by_its_controller))
+    });
+    let mut mended = object;
+    mended.metadata.resource_version = Some("700000".to_owned());
+    shared.world().set(mended.clone());
+    reconcile(&shared, &orders()).await;
+    let lines = server.lines();
+    assert!(!lines.contains(&"PATCH microservices/orders".to_owned()), "its controller has not seen it yet: {lines:?}");
+
+    server.rule(|asked| {
+        let seen_by_its_controller = json!({"metadata": {"uid": "uid-orders-db", "namespace": "shop", "name": "orders-db",
+            "generation": 2, "resourceVersion": "600001"}, "status": {"observedGeneration": 2}});
+        (asked.line() == "PATCH statefulsets/orders-db").then_some((200, seen_by_its_controller))
+    });
+    reconcile(&shared, &orders()).await;
+    let asked = server.asked();
+    let released = asked.iter().find(|asked| asked.line() == "PATCH microservices/orders").unwrap();
+    assert_eq!(released.body["metadata"]["finalizers"], json!([]));
+}
+
 #[tokio::test]
 async fn an_answer_that_comes_late_does_not_bring_back_what_is_gone() {
     let object = microservice(&json!({"image": "shop/orders:1"}));
     let server = server(&object);
     let shared = shared(&server);
     shared.world().set(object.clone());
-    shared.world().remove::<Microservice>(&orders().id);
+    shared.world().remove::<Microservice>(&orders().id, 7);
     assert!(shared.world().set(object).now.is_empty());
     assert!(shared.world().get::<Microservice>(&orders().id).is_none());
 }
