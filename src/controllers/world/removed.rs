@@ -46,7 +46,6 @@ impl Removed {
 mod tests {
     use std::collections::HashSet;
 
-    use super::*;
     use crate::{
         api::v1alpha1::Microservice,
         controllers::{
