@@ -115,7 +115,7 @@ async fn a_suspended_object_is_only_told_so() {
 
 #[tokio::test]
 async fn deletion_with_retention_delete_takes_the_secrets_and_then_lets_go() {
-    let mut object = microservice(&json!({"image": "shop/orders:1",
+    let object = microservice(&json!({"image": "shop/orders:1",
         "database": {"postgres": {"version": "17"}, "retention": "Delete"}}));
     let server = server(&object);
     let shared = shared(&server);
