@@ -4,7 +4,7 @@
 
 # Every program, in the order of need: name:version.
 PROGRAMS=(
-  "kubectl:$KUBERNETES" "helm:$HELM" "kubeconform:$KUBECONFORM" "untt:$HELM_UNITTEST"
+  "kubectl:$KUBERNETES" "helm:$HELM" "untt:$HELM_UNITTEST"
   "nats-server:$NATS" "etcd:$ETCD"
   "kube-apiserver:$KUBERNETES" "kube-controller-manager:$KUBERNETES" "kube-scheduler:$KUBERNETES"
   "kubelet:$KUBERNETES" "kube-proxy:$KUBERNETES"
@@ -12,7 +12,7 @@ PROGRAMS=(
   "pause:1"
 )
 # What a machine with kind needs: kind brings the rest.
-PROGRAMS_BESIDE_KIND=" kubectl helm kubeconform untt "
+PROGRAMS_BESIDE_KIND=" kubectl helm untt "
 
 # build [PROGRAM…]: builds what is missing (of the named programs, or of all).
 build() {
@@ -86,7 +86,6 @@ need_go() {
 
 # Modules that build by themselves.
 build_helm() { go install -trimpath -ldflags "-s -w -X helm.sh/helm/v3/internal/version.version=v$1" "helm.sh/helm/v3/cmd/helm@v$1"; }
-build_kubeconform() { go install -trimpath -ldflags "-s -w -X main.version=v$1" "github.com/yannh/kubeconform/cmd/kubeconform@v$1"; }
 build_nats-server() { go install -trimpath -ldflags '-s -w' "github.com/nats-io/nats-server/v2@v$1"; }
 
 # Modules whose go.mod replaces others by folders of their own repository: those replacements
