@@ -44,11 +44,17 @@ async fn missing(client: &Client) -> Option<String> {
         Err(error) if error.code() == Some(404) => Vec::new(),
         Err(error) => return Some(format!("the API server does not say what it serves: {}", error.words())),
     };
-    let missing: Vec<_> = wanted
-        .into_iter()
-        .filter(|plural| !served.contains(plural))
-        .map(|plural| format!("{plural}.{GROUP}"))
-        .collect();
+    not_installed(wanted.into_iter().filter(|plural| !served.contains(plural)).map(|plural| name(&plural)))
+}
+
+/// The name of the definition of `plural`.
+pub fn name(plural: &str) -> String {
+    format!("{plural}.{GROUP}")
+}
+
+/// The sentence about definitions that the API server does not serve; `None` when there are none.
+pub fn not_installed(missing: impl IntoIterator<Item: Into<String>>) -> Option<String> {
+    let missing: Vec<String> = missing.into_iter().map(Into::into).collect();
     (!missing.is_empty()).then(|| {
         format!(
             "the custom resource definition {} in version {VERSION} is not installed: install the chart weft-crds",

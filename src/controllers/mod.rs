@@ -30,6 +30,7 @@ pub mod owner;
 pub mod plan;
 pub mod pods;
 pub mod queue;
+pub mod readiness;
 pub mod reconcile;
 pub mod references;
 pub mod runtime;

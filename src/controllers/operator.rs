@@ -1,11 +1,6 @@
 //! `weft operator`: waits for the definitions, becomes the leader, and then watches and reconciles until it is no longer.
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::api::resource::Quantity};
@@ -22,6 +17,7 @@ use super::{
     kind::Settings,
     leader::Elector,
     metrics::{CountRequests, OperatorMetrics},
+    readiness::Readiness,
     runtime::{self, Shared},
     streams, waits, watches,
 };
@@ -95,9 +91,6 @@ struct OperatorStatus {
     leading: bool,
 }
 
-/// Why the operator is not ready; `None` when it is.
-type Waiting = Arc<Mutex<Option<String>>>;
-
 /// Everything that the operator is made of, once its arguments are resolved.
 struct Operator {
     client: Client,
@@ -106,7 +99,7 @@ struct Operator {
     namespaces: Vec<String>,
     concurrency: usize,
     identity: String,
-    waiting: Waiting,
+    readiness: Readiness,
     status: watch::Sender<OperatorStatus>,
 }
 
@@ -142,12 +135,13 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
         pod_labels: pod_labels.into_iter().collect::<BTreeMap<_, _>>(),
         password,
     };
-    let waiting: Waiting = Arc::new(Mutex::new(Some("the operator is starting".to_owned())));
+    let readiness = Readiness::default();
+    readiness.waits_for(Some("the operator is starting".to_owned()));
     let (status, status_seen) = watch::channel(OperatorStatus { identity: identity.clone(), leading: false });
-    let ready = Arc::clone(&waiting);
+    let ready = readiness.clone();
     let admin = Admin {
         live: Arc::new(|| Ok(())),
-        ready: Arc::new(move || ready.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)),
+        ready: Arc::new(move || ready.verdict()),
         status: status_seen,
         registry: Arc::new(registry),
     };
@@ -162,7 +156,7 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
         namespaces: namespaces.into_iter().filter(|namespace| !namespace.is_empty()).collect(),
         concurrency: concurrency.into(),
         identity,
-        waiting,
+        readiness,
         status,
     };
     let served = admin::serve(admin.router(), listen, shutdown.clone());
@@ -180,7 +174,7 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
 
 impl Operator {
     async fn work(&self, lease: Option<Elector>, stop: &CancellationToken) {
-        let present = definitions::wait(&self.client, |missing| self.waits_for(missing));
+        let present = definitions::wait(&self.client, |missing| self.readiness.waits_for(missing));
         tokio::select! { () = stop.cancelled() => return, () = present => {} }
         let Some(mut elector) = lease else {
             self.lead(stop.child_token()).await;
@@ -188,7 +182,7 @@ impl Operator {
         };
         while !stop.is_cancelled() {
             // a candidate is as ready as it can be: it stands by
-            self.waits_for(None);
+            self.readiness.waits_for(None);
             let renewed = tokio::select! { () = stop.cancelled() => break, renewed = elector.acquire() => renewed };
             tracing::info!(identity = self.identity, "leading");
             let term = stop.child_token();
@@ -208,19 +202,19 @@ impl Operator {
 
     /// Watches and reconciles until `term` ends.
     async fn lead(&self, term: CancellationToken) {
-        self.waits_for(Some("the first lists of all watches are not complete".to_owned()));
+        self.readiness.waits_for(Some("the first lists of all watches are not complete".to_owned()));
         self.leading(true);
         let tasks = TaskTracker::new();
         let (events, writer) = Events::new(self.client.clone(), self.identity.clone(), term.clone());
         tasks.spawn(writer);
         let shared =
             Arc::new(Shared::new(self.client.clone(), self.settings.clone(), events, Arc::clone(&self.metrics)));
-        let synced = watches::start(&shared, &self.client, &self.namespaces, &tasks, &term);
+        let synced = watches::start(&shared, &self.client, &self.namespaces, &self.readiness, &tasks, &term);
         tokio::select! {
             () = term.cancelled() => {}
             () = synced => {
                 tracing::info!("all watches are complete");
-                self.waits_for(None);
+                self.readiness.waits_for(None);
                 tasks.spawn(streams::run(Arc::clone(&shared), term.clone()));
                 let (asking, ended) = (Arc::clone(&shared), term.clone());
                 tasks.spawn(async move {
@@ -235,10 +229,7 @@ impl Operator {
         if tokio::time::timeout(LAST_WORK, tasks.wait()).await.is_err() {
             tracing::warn!("some work did not end in time");
         }
-    }
-
-    fn waits_for(&self, why: Option<String>) {
-        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = why;
+        self.readiness.unwatched();
     }
 
     fn leading(&self, leading: bool) {

@@ -19,11 +19,13 @@ use kube::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    definitions,
     key::{Key, ObjectId},
     labels::{MANAGED_BY, MANAGED_BY_LABEL},
     live::{ChildSeen, Live, version},
     plan::{ChildKind, ChildRef},
     pods::{self, LivePod, PodSeen},
+    readiness::Readiness,
     runtime::Shared,
     world::{Concerned, Custom, Malformed, Scope},
 };
@@ -38,6 +40,10 @@ const SLOW_START: Duration = Duration::from_secs(30);
 trait Feed: Send + Sync + 'static {
     type Object: Send;
 
+    /// The custom resource definition that it lives from, and where it watches.
+    fn definition(&self) -> Option<(String, &Scope)> {
+        None
+    }
     fn id(object: &Self::Object) -> ObjectId;
     fn set(&self, shared: &Shared, object: Self::Object) -> Concerned;
     fn remove(&self, shared: &Shared, object: Self::Object) -> Concerned;
@@ -49,6 +55,7 @@ pub async fn start(
     shared: &Arc<Shared>,
     client: &Client,
     namespaces: &[String],
+    readiness: &Readiness,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) {
@@ -59,7 +66,7 @@ pub async fn start(
     };
     let (synced, mut all_synced) = tokio::sync::mpsc::channel::<()>(1);
     for scope in scopes {
-        let starter = Starter { shared, client, scope, tasks, stop, synced: &synced };
+        let starter = Starter { shared, client, scope, readiness, tasks, stop, synced: &synced };
         starter.custom::<Microservice>();
         starter.custom::<OutboxRelay>();
         starter.custom::<Saga>();
@@ -85,6 +92,7 @@ struct Starter<'a> {
     shared: &'a Arc<Shared>,
     client: &'a Client,
     scope: Scope,
+    readiness: &'a Readiness,
     tasks: &'a TaskTracker,
     stop: &'a CancellationToken,
     synced: &'a tokio::sync::mpsc::Sender<()>,
@@ -146,9 +154,10 @@ impl Starter<'_> {
         feed: F,
     ) {
         let (shared, stop, synced) = (Arc::clone(self.shared), self.stop.clone(), self.synced.clone());
+        let readiness = self.readiness.clone();
         let events = events.default_backoff();
         self.tasks.spawn(async move {
-            let followed = follow(&shared, kind, events, &feed, synced);
+            let followed = follow(&shared, &readiness, kind, events, &feed, synced);
             tokio::select! { () = stop.cancelled() => {} () = followed => {} }
         });
     }
@@ -156,6 +165,7 @@ impl Starter<'_> {
 
 async fn follow<F: Feed>(
     shared: &Shared,
+    readiness: &Readiness,
     kind: &'static str,
     events: impl Stream<Item = Result<Event<F::Object>, watcher::Error>>,
     feed: &F,
@@ -183,11 +193,34 @@ async fn follow<F: Feed>(
             Ok(Event::Apply(object)) => feed.set(shared, object),
             Ok(Event::Delete(object)) => feed.remove(shared, object),
             Err(error) => {
-                report(kind, &error, synced.is_some());
+                match feed.definition() {
+                    Some((definition, scope)) if code(&error) == Some(404) => {
+                        if readiness.deleted(&definition, scope) {
+                            tracing::warn!(definition, "the definition was deleted: waiting for it");
+                        }
+                    }
+                    _ => report(kind, &error, synced.is_some()),
+                }
                 continue;
             }
         };
+        if let Some((definition, scope)) = feed.definition()
+            && readiness.watched(&definition, scope)
+        {
+            tracing::info!(definition, "the definition is there again");
+        }
         shared.enqueue(concerned);
+    }
+}
+
+/// The API server's HTTP status, if it answered.
+fn code(error: &watcher::Error) -> Option<u16> {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => Some(status.code),
+        _ => None,
     }
 }
 
@@ -250,6 +283,10 @@ struct CustomFeed<K> {
 
 impl<K: Custom> Feed for CustomFeed<K> {
     type Object = DeserializeGuard<K>;
+
+    fn definition(&self) -> Option<(String, &Scope)> {
+        Some((definitions::name(&K::plural(&())), &self.scope))
+    }
 
     fn id(object: &Self::Object) -> ObjectId {
         id(object)

@@ -10,3 +10,4 @@ mod reconcile;
 mod server;
 #[path = "../support/settings.rs"]
 mod settings;
+mod watches;

@@ -27,7 +27,7 @@ use super::{
 
 const PASSWORD: &str = "correct-horse-battery-staple";
 
-fn shared(server: &Server) -> Arc<Shared> {
+pub fn shared(server: &Server) -> Arc<Shared> {
     let settings = Settings { password: || PASSWORD.to_owned(), ..settings() };
     let metrics = OperatorMetrics::register(&mut Registry::default());
     // events are not written: the task that would is not run

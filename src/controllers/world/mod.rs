@@ -118,7 +118,7 @@ impl FromIterator<Concerned> for Concerned {
 }
 
 /// What one watch covers: a namespace, or all of them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Scope(pub Option<String>);
 
 impl Scope {
