@@ -12,7 +12,7 @@ pub const READY: &str = "Ready";
 pub const RECONCILING: &str = "Reconciling";
 /// kstatus: work cannot go on without a person. Abnormal when true.
 pub const STALLED: &str = "Stalled";
-/// The spec makes sense; else the reason and a sentence.
+/// The spec makes sense, also to the API server, which judges the children that it becomes; else the reason and a sentence.
 pub const ACCEPTED: &str = "Accepted";
 pub const DATABASE_READY: &str = "DatabaseReady";
 pub const MIGRATED: &str = "Migrated";

@@ -80,6 +80,9 @@ impl RequestError {
     }
 }
 
+/// How a server-side apply begins to say, with a mere 500, that the child is not of its kind's form.
+const FORMLESS: [&str; 2] = ["failed to create typed patch object", "failed to convert new object"];
+
 fn class_of(status: &Status) -> (Class, &'static str) {
     let has_cause =
         |cause: &str| status.details.iter().flat_map(|details| &details.causes).any(|known| known.reason == cause);
@@ -96,6 +99,7 @@ fn class_of(status: &Status) -> (Class, &'static str) {
             (Class::Retry, "ChildConflict")
         }
         400 | 405 | 413 | 415 | 422 => (Class::Invalid, "ChildRefused"),
+        500 if FORMLESS.iter().any(|words| status.message.starts_with(words)) => (Class::Invalid, "ChildRefused"),
         _ => (Class::Retry, "ApiUnavailable"),
     }
 }
@@ -134,6 +138,18 @@ mod tests {
                 "ChildConflict",
             ),
             (422, "spec.ports[0].port: Invalid value", Class::Invalid, "ChildRefused"),
+            (
+                500,
+                "failed to convert new object (shop/orders; apps/v1, Kind=Deployment) to proper version: unable to convert unstructured object to apps/v1, Kind=Deployment: quantities must match the regular expression",
+                Class::Invalid,
+                "ChildRefused",
+            ),
+            (
+                500,
+                "failed to create typed patch object (shop/orders; apps/v1, Kind=Deployment): duplicate entries for key",
+                Class::Invalid,
+                "ChildRefused",
+            ),
             (429, "too many requests", Class::Retry, "ApiUnavailable"),
             (500, "etcdserver: request timed out", Class::Retry, "ApiUnavailable"),
         ];

@@ -7,9 +7,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde::de::DeserializeOwned;
 
 use super::{
-    kind::Settings,
+    kind::{Applied, Class, Failure, Settings},
     observed::{JobOutcome, JobState, Workload},
-    plan::{Child, Plan},
+    plan::{Child, ChildRef, Plan},
 };
 use crate::{
     api::v1alpha1::{Microservice, OutboxRelay, Saga, Storage},
@@ -142,6 +142,13 @@ pub(crate) fn said(conditions: &[Condition]) -> Vec<String> {
 /// The message of a condition, which must be there.
 pub(crate) fn message<'a>(conditions: &'a [Condition], type_: &str) -> &'a str {
     &conditions.iter().find(|condition| condition.type_ == type_).unwrap().message
+}
+
+/// The API server refuses a child, whatever is done but a change of the spec.
+pub(crate) fn refused(kind: &'static str, name: &str) -> Applied {
+    let child = ChildRef { kind, name: name.to_owned() };
+    let message = format!("cannot apply {kind} {name}: no such quantity");
+    Applied { failures: vec![Failure { child, class: Class::Invalid, reason: "ChildRefused", message }] }
 }
 
 pub(crate) fn problem(reason: &str, message: &str) -> Problem {

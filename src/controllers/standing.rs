@@ -2,7 +2,7 @@
 
 use super::{
     conditions::{ACCEPTED, Conditions, READY, RECONCILING, STALLED, Truth},
-    kind::{Applied, Class},
+    kind::{Applied, Class, Failure},
     observed::Workload,
     plan::Rejection,
 };
@@ -69,22 +69,30 @@ impl Standing {
     }
 }
 
-/// `Accepted`.
-pub fn accepted<T>(planned: &Result<T, Rejection>) -> Finding {
+/// `Accepted`: what the plan says of the spec, and then what the API server says of the children that the spec became.
+pub fn accepted<T>(planned: &Result<T, Rejection>, applied: &Applied) -> Finding {
     match planned {
-        Ok(_) => Finding::new(true, "Accepted", "the spec makes sense"),
+        Ok(_) => match first(applied, Class::Invalid) {
+            Some(Failure { reason, message, .. }) => Finding::new(false, *reason, message),
+            None => Finding::new(true, "Accepted", "the spec makes sense"),
+        },
         Err(Rejection { reason, message }) => Finding::new(false, *reason, message),
     }
 }
 
 /// Sets [`accepted`].
-pub fn set_accepted<T>(planned: &Result<T, Rejection>, conditions: &mut Conditions<'_>) {
-    accepted(planned).set(ACCEPTED, conditions);
+pub fn set_accepted<T>(planned: &Result<T, Rejection>, applied: &Applied, conditions: &mut Conditions<'_>) {
+    accepted(planned, applied).set(ACCEPTED, conditions);
+}
+
+/// The failure of that class that is told of: always the same one, whatever the order of the writes.
+fn first(applied: &Applied, class: Class) -> Option<&Failure> {
+    applied.failures.iter().filter(|failure| failure.class == class).min_by_key(|failure| &failure.child)
 }
 
 /// What could not be written: first what only a person can mend.
 pub fn not_applied(applied: &Applied) -> Option<Standing> {
-    let worst = applied.failures.iter().max_by_key(|failure| (failure.class, std::cmp::Reverse(&failure.child)))?;
+    let worst = [Class::Fatal, Class::Invalid, Class::Retry].into_iter().find_map(|class| first(applied, class))?;
     let (reason, message) = (worst.reason.to_owned(), worst.message.clone());
     Some(match worst.class {
         Class::Retry => Standing::Waiting(reason, message),

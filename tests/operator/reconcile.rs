@@ -21,7 +21,7 @@ use weft::{
 };
 
 use super::{
-    server::{Asked, Server},
+    server::{Asked, Server, failure},
     settings::settings,
 };
 
@@ -253,6 +253,34 @@ async fn a_namespace_that_goes_away_is_waited_for_and_said() {
     let status = asked.last().unwrap();
     assert_eq!(status.line(), "PATCH microservices/orders/status");
     assert!(status.body.to_string().contains("NamespaceTerminating"), "{}", status.body);
+}
+
+#[tokio::test]
+async fn a_quantity_that_is_none_is_not_accepted_until_it_is_mended() {
+    let accepted = |asked: &[Asked]| {
+        let status = asked.iter().rfind(|asked| asked.line() == "PATCH microservices/orders/status").unwrap();
+        let conditions = status.body["status"]["conditions"].as_array().unwrap().iter();
+        conditions.filter(|condition| condition["type"] == "Accepted").cloned().collect::<Value>()[0].clone()
+    };
+    let mut object = microservice(&json!({"image": "shop/orders:1", "resources": {"limits": {"cpu": "lots"}}}));
+    let server = server(&object);
+    // the words of API server 1.34, which has a mere 500 for them
+    server.rule(|asked| {
+        let odd = asked.line() == "PATCH deployments/orders" && asked.body.to_string().contains("lots");
+        odd.then(|| (500, failure(500, "failed to convert new object (shop/orders; apps/v1, Kind=Deployment) to proper version: unable to convert unstructured object to apps/v1, Kind=Deployment: quantities must match the regular expression")))
+    });
+    let shared = shared(&server);
+    shared.world().set(object.clone());
+    assert_eq!(reconcile(&shared, &orders()).await, Verdict::Failed(Class::Invalid));
+    let condition = accepted(&server.asked());
+    assert_eq!((&condition["status"], &condition["reason"]), (&json!("False"), &json!("ChildRefused")));
+    assert!(condition["message"].as_str().unwrap().contains("quantities must match"), "{condition}");
+
+    object.spec.resources = None;
+    object.metadata.resource_version = Some("1000000".to_owned());
+    shared.world().set(object);
+    reconcile(&shared, &orders()).await;
+    assert_eq!(accepted(&server.asked())["status"], "True");
 }
 
 fn relay(status: &Value) -> OutboxRelay {

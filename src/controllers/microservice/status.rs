@@ -31,7 +31,7 @@ pub fn status(
     let mut conditions = Conditions::new(previous, object.metadata.generation, now);
     plan::stage(object, observed, |stage| {
         standing(object, observed, planned, applied, stage.as_ref()).set(&mut conditions);
-        set_accepted(planned, &mut conditions);
+        set_accepted(planned, applied, &mut conditions);
         if let Some(stage) = &stage {
             database_status::server(observed.database.server.as_ref()).set(DATABASE_READY, &mut conditions);
             database_status::migrated(stage).set(MIGRATED, &mut conditions);

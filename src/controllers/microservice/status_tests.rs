@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::{super::plan::plan, *};
 use crate::controllers::{
-    fixtures::{self, job, message, microservice, now, problem, ready, said, settings},
+    fixtures::{self, job, message, microservice, now, problem, ready, refused, said, settings},
     kind::{Class, Failure},
     observed::{JobOutcome, Migrations, Workload},
     plan::ChildRef,
@@ -170,6 +170,28 @@ fn what_could_not_be_written_is_said_with_the_worst_first() {
     assert_eq!(said(&world.status().conditions)[1], "Reconciling=True ApiUnavailable");
     world.applied.failures.push(failure(Class::Fatal, "Forbidden"));
     assert_eq!(said(&world.status().conditions)[2], "Stalled=True Forbidden");
+}
+
+#[test]
+fn a_spec_that_becomes_a_child_that_is_refused_is_not_accepted_until_it_is_mended() {
+    let mut world = World::settled();
+    world.applied = refused("Deployment", "orders");
+    let conditions = world.status().conditions;
+    assert_eq!(said(&conditions)[2..4], ["Stalled=True ChildRefused", "Accepted=False ChildRefused"]);
+    assert_eq!(message(&conditions, "Accepted"), "cannot apply Deployment orders: no such quantity");
+    assert_eq!(message(&conditions, "Ready"), message(&conditions, "Accepted"));
+    world.applied = Applied::default();
+    assert_eq!(said(&world.status().conditions)[2..4], ["Stalled=False NotStalled", "Accepted=True Accepted"]);
+}
+
+#[test]
+fn what_is_no_fault_of_the_spec_leaves_it_accepted() {
+    let mut world = World::settled();
+    world.applied = refused("Deployment", "orders");
+    for (class, reason) in [(Class::Retry, "ApiUnavailable"), (Class::Fatal, "Forbidden")] {
+        world.applied.failures[0] = Failure { class, reason, ..world.applied.failures[0].clone() };
+        assert_eq!(said(&world.status().conditions)[3], "Accepted=True Accepted");
+    }
 }
 
 #[test]

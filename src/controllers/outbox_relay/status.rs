@@ -28,7 +28,7 @@ pub fn status(
     let previous = object.status.clone().unwrap_or_default();
     let mut conditions = Conditions::new(&previous.conditions, object.metadata.generation, now);
     standing(object, observed, planned, applied).set(&mut conditions);
-    set_accepted(planned, &mut conditions);
+    set_accepted(planned, applied, &mut conditions);
     if object.spec.mode == RelayMode::LogTailing {
         slot(observed).set(SLOT_AT_RISK, &mut conditions);
     }

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::{super::plan::plan, *};
 use crate::controllers::{
-    fixtures::{self, message, microservice, now, problem, ready, relay_of, said, settings},
+    fixtures::{self, message, microservice, now, problem, ready, refused, relay_of, said, settings},
     observed::Workload,
 };
 
@@ -131,6 +131,14 @@ fn a_second_relay_on_the_outbox_is_not_accepted() {
     observed.relays.push(second.clone());
     let conditions = told(&second, &observed).conditions;
     assert_eq!(said(&conditions)[2..4], ["Stalled=True OutboxTaken", "Accepted=False OutboxTaken"]);
+}
+
+#[test]
+fn a_relay_whose_contract_is_refused_is_not_accepted() {
+    let (object, observed) = settled();
+    let planned = plan(&object, &observed, &settings());
+    let status = status(&object, &observed, &planned, &refused("ConfigMap", "orders-relay"), now());
+    assert_eq!(said(&status.conditions)[2..4], ["Stalled=True ChildRefused", "Accepted=False ChildRefused"]);
 }
 
 #[test]

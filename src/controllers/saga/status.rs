@@ -32,7 +32,7 @@ pub fn status(
     let counts = observed.orchestrator.status.as_ref().and_then(|status| status.sagas.get(&name));
     let mut conditions = Conditions::new(&previous.conditions, object.metadata.generation, now);
     standing(object, observed, planned, applied, counts).set(&mut conditions);
-    set_accepted(planned, &mut conditions);
+    set_accepted(planned, applied, &mut conditions);
     database(observed).set(DATABASE_READY, &mut conditions);
     stuck(observed, counts).set(STUCK, &mut conditions);
     let conditions = conditions.finish();

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     contract::status::OrchestratorStatus,
     controllers::{
-        fixtures::{self, job, message, microservice, now, problem, ready, saga, said, settings},
+        fixtures::{self, job, message, microservice, now, problem, ready, refused, saga, said, settings},
         observed::{JobOutcome, Workload},
     },
 };
@@ -120,6 +120,14 @@ fn a_rejection_that_ends_by_itself_does_not_stall_and_another_does() {
     let invalid = told(&object, &observed);
     assert_eq!(said(&invalid.conditions)[2..4], ["Stalled=True InvalidSaga", "Accepted=False InvalidSaga"]);
     assert_eq!((invalid.running, invalid.completed), (3, 5), "its running instances are still counted");
+}
+
+#[test]
+fn a_saga_whose_orchestrator_is_refused_is_not_accepted() {
+    let (object, observed) = settled();
+    let planned = define(&object, &observed);
+    let status = status(&object, &observed, &planned, &refused("StatefulSet", "default-orchestrator-db"), now());
+    assert_eq!(said(&status.conditions)[2..4], ["Stalled=True ChildRefused", "Accepted=False ChildRefused"]);
 }
 
 #[test]
