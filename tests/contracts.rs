@@ -100,7 +100,9 @@ fn a_relay_in_both_modes() {
         let mut relay = orders_relay().as_ref().clone();
         relay.spec.mode = serde_json::from_value(mode.into()).unwrap();
         let relay = Arc::new(relay);
-        let observed = outbox_relay::Observed { relays: vec![relay.clone()], ..outbox_relay::Observed::default() };
+        let microservice = services().remove("orders");
+        let observed =
+            outbox_relay::Observed { microservice, relays: vec![relay.clone()], ..outbox_relay::Observed::default() };
         let plan = outbox_relay::Controller::plan(&relay, &observed, &settings()).unwrap();
         let contract: Relay = pinned(file, &file_of(&plan, &format!("{}-relay", relay.name_any())));
         assert_eq!(contract.service, "orders");

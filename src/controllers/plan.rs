@@ -53,6 +53,23 @@ pub struct Rejection {
     pub message: String,
 }
 
+impl Rejection {
+    /// `field` names a Microservice that does not exist.
+    pub fn microservice_not_found(field: &str, name: &str) -> Self {
+        Self {
+            reason: "MicroserviceNotFound",
+            message: format!(
+                "{field}: there is no Microservice `{name}` in this namespace yet: apply it, or correct the name"
+            ),
+        }
+    }
+
+    /// It ends by itself, once what the object names is applied too.
+    pub fn is_waited_for(&self) -> bool {
+        matches!(self.reason, "MicroserviceNotFound" | "OutboxRelayNotFound")
+    }
+}
+
 impl Child {
     /// Its kind and name.
     pub fn reference(&self) -> ChildRef {

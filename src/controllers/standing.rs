@@ -69,6 +69,14 @@ impl Standing {
     }
 }
 
+/// A rejection stalls, unless it ends by itself.
+impl From<&Rejection> for Standing {
+    fn from(rejection: &Rejection) -> Self {
+        let (reason, message) = (rejection.reason.to_owned(), rejection.message.clone());
+        if rejection.is_waited_for() { Self::Waiting(reason, message) } else { Self::Stalled(reason, message) }
+    }
+}
+
 /// `Accepted`: what the plan says of the spec, and then what the API server says of the children that the spec became.
 pub fn accepted<T>(planned: &Result<T, Rejection>, applied: &Applied) -> Finding {
     match planned {

@@ -333,6 +333,7 @@ async fn a_new_leader_listens_before_it_says_that_a_relay_is_silent() {
 async fn a_changed_contract_is_read_at_once() {
     let server = Server::default();
     let shared = shared(&server);
+    shared.world().set(microservice(&json!({"image": "shop/orders:1", "database": {"postgres": {}}})));
     set_relay_pod(&shared);
     let key = Key::new(ObjectKind::OutboxRelay, "shop", "events");
     let mut events = relay(&Value::Null);

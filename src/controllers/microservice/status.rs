@@ -59,8 +59,8 @@ fn standing(
     applied: &Applied,
     stage: Option<&Stage<'_>>,
 ) -> Standing {
-    if let Err(Rejection { reason, message }) = planned {
-        return Standing::Stalled((*reason).to_owned(), message.clone());
+    if let Err(rejection) = planned {
+        return rejection.into();
     }
     let live = observed.deployment.as_ref();
     if object.spec.suspend {

@@ -31,7 +31,6 @@ pub const OWNER_KIND: &str = "OutboxRelay";
 pub const CONTRACT_FILE: &str = "relay.yaml";
 pub const CONTRACT_FOLDER: &str = "/etc/weft/relay";
 
-/// A Microservice that does not exist yet is no reason to reject: the contract depends on names only.
 pub fn plan(object: &OutboxRelay, observed: &Observed, _settings: &Settings) -> Result<Plan, Rejection> {
     check(object, observed)?;
     let owner = Owner::of(object, OWNER_KIND);
@@ -71,7 +70,8 @@ fn check(object: &OutboxRelay, observed: &Observed) -> Result<(), Rejection> {
                 "spec.microservice: `{service}` has no database, so it has no outbox: give it spec.database, or delete this relay"
             ),
         }),
-        Some(_) | None => Ok(()),
+        Some(_) => Ok(()),
+        None => Err(Rejection::microservice_not_found("spec.microservice", service)),
     }
 }
 
@@ -120,31 +120,39 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::controllers::fixtures::{self, microservice, relay, relay_of, settings};
+    use crate::{
+        api::v1alpha1::Microservice,
+        controllers::fixtures::{self, microservice, relay, relay_of, settings},
+    };
 
     #[test]
     fn a_relay_is_one_contract() {
         let object = relay_of("orders");
-        let observed = Observed {
-            microservice: Some(Arc::new(microservice("orders", "{image: i, database: {postgres: {}}}"))),
-            relays: vec![object.clone()],
-            ..Observed::default()
-        };
+        let observed = Observed { microservice: Some(orders()), relays: vec![object.clone()], ..Observed::default() };
         insta::assert_snapshot!(fixtures::yaml(&plan(&object, &observed, &settings()).unwrap()));
     }
 
+    fn orders() -> Arc<Microservice> {
+        Arc::new(microservice("orders", "{image: i, database: {postgres: {}}}"))
+    }
+
     #[test]
-    fn a_microservice_that_is_not_there_yet_is_waited_for() {
+    fn a_microservice_that_is_not_there_is_said() {
         let object = relay_of("orders");
-        let observed = Observed { relays: vec![object.clone()], ..Observed::default() };
-        assert_eq!(plan(&object, &observed, &settings()).unwrap().children.len(), 1);
+        let mut observed = Observed { relays: vec![object.clone()], ..Observed::default() };
+        let refused = plan(&object, &observed, &settings()).unwrap_err();
+        assert_eq!(refused.reason, "MicroserviceNotFound");
+        assert!(refused.is_waited_for());
+        observed.microservice = Some(orders());
+        assert!(plan(&object, &observed, &settings()).is_ok());
     }
 
     #[test]
     fn one_outbox_has_one_relay_and_the_older_one_keeps_it() {
         let (old, new) =
             (relay_of("orders"), relay("younger", "{microservice: orders, sink: {nats: {url: 'nats://n'}}}"));
-        let observed = Observed { relays: vec![old.clone(), new.clone()], ..Observed::default() };
+        let observed =
+            Observed { microservice: Some(orders()), relays: vec![old.clone(), new.clone()], ..Observed::default() };
         assert!(plan(&old, &observed, &settings()).is_ok());
         let refused = plan(&new, &observed, &settings()).unwrap_err();
         assert_eq!(refused.reason, "OutboxTaken");

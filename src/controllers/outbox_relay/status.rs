@@ -79,16 +79,8 @@ fn standing(
     applied: &Applied,
 ) -> Standing {
     let service = &object.spec.microservice;
-    if let Err(Rejection { reason, message }) = planned {
-        return Standing::Stalled((*reason).to_owned(), message.clone());
-    }
-    if observed.microservice.is_none() {
-        return Standing::waiting(
-            "MicroserviceNotFound",
-            format!(
-                "spec.microservice: there is no Microservice `{service}` in this namespace yet: apply it, or correct the name"
-            ),
-        );
+    if let Err(rejection) = planned {
+        return rejection.into();
     }
     not_applied(applied).or_else(|| nobody_runs(service, observed)).unwrap_or_else(|| publishing(object, observed))
 }

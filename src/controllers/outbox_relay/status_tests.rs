@@ -125,6 +125,19 @@ fn what_a_relay_waits_for_is_said() {
 }
 
 #[test]
+fn an_unknown_microservice_is_not_accepted_and_ends_by_itself() {
+    let (object, mut observed) = settled();
+    let microservice = observed.microservice.take();
+    let conditions = told(&object, &observed).conditions;
+    assert_eq!(
+        said(&conditions)[1..4],
+        ["Reconciling=True MicroserviceNotFound", "Stalled=False NotStalled", "Accepted=False MicroserviceNotFound"]
+    );
+    observed.microservice = microservice;
+    assert_eq!(said(&told(&object, &observed).conditions)[3], "Accepted=True Accepted");
+}
+
+#[test]
 fn a_second_relay_on_the_outbox_is_not_accepted() {
     let (_, mut observed) = settled();
     let second = fixtures::relay("second", "{microservice: orders, sink: {nats: {url: 'nats://n'}}}");

@@ -6,7 +6,7 @@ use kube::ResourceExt;
 
 use super::{
     Defined, Observed,
-    plan::{WAITED_FOR, api_url, stage},
+    plan::{api_url, stage},
 };
 use crate::{
     api::v1alpha1::{Saga, SagaStatus, StuckSaga},
@@ -77,10 +77,7 @@ fn standing(
 ) -> Standing {
     let defined = match planned {
         Ok(defined) => defined,
-        Err(Rejection { reason, message }) if WAITED_FOR.contains(reason) => {
-            return Standing::waiting(reason, message.clone());
-        }
-        Err(Rejection { reason, message }) => return Standing::Stalled((*reason).to_owned(), message.clone()),
+        Err(rejection) => return rejection.into(),
     };
     let (namespace, orchestrator) = (object.namespace().unwrap_or_default(), &observed.orchestrator);
     let server = orchestrator.database.server.as_ref();

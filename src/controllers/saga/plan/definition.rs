@@ -20,9 +20,6 @@ use crate::{
     },
 };
 
-/// Reasons of rejections that end by themselves, once what the Saga names is applied too.
-pub const WAITED_FOR: [&str; 2] = ["MicroserviceNotFound", "OutboxRelayNotFound"];
-
 /// The definition of a Saga, or everything that is wrong with it in one sentence each.
 ///
 /// What the Saga says by itself is judged first, so that its author learns of it whatever else exists.
@@ -77,13 +74,8 @@ struct Participants<'a> {
 
 impl Participants<'_> {
     fn service(&self, field: &str, name: &str) -> Result<&Microservice, Rejection> {
-        let namespace = &self.namespace;
-        self.services.services.get(name).map(AsRef::as_ref).ok_or_else(|| Rejection {
-            reason: "MicroserviceNotFound",
-            message: format!(
-                "{field}.service: there is no Microservice `{name}` in namespace `{namespace}`: apply it, or correct the name"
-            ),
-        })
+        let found = self.services.services.get(name).map(AsRef::as_ref);
+        found.ok_or_else(|| Rejection::microservice_not_found(&format!("{field}.service"), name))
     }
 
     fn call(&self, field: &str, asked: &SagaCommand) -> Result<Call, Rejection> {

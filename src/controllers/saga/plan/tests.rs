@@ -109,7 +109,7 @@ fn what_a_saga_names_and_does_not_exist_gets_a_sentence() {
     assert_eq!(reason, "MicroserviceNotFound");
     assert_eq!(
         message,
-        "spec.steps[0].do.service: there is no Microservice `customers` in namespace `shop`: apply it, or correct the name"
+        "spec.steps[0].do.service: there is no Microservice `customers` in this namespace yet: apply it, or correct the name"
     );
 
     let (reason, message) = refused(&|saga, _| "Reserve".clone_into(&mut saga.spec.steps[0].action.command));
