@@ -173,9 +173,9 @@ pub struct Database {
 #[serde(rename_all = "camelCase")]
 #[x_kube(cel)]
 pub struct Postgres {
-    /// Major version of PostgreSQL, in quotes.
+    /// Major version of PostgreSQL, in quotes: 15, 16 or 17.
     #[serde(default = "default_postgres_version")]
-    #[schemars(regex(pattern = r"^1[4-9]$"))]
+    #[schemars(regex(pattern = r"^1[5-7]$"))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("spec.database.postgres.version cannot change: a volume of another major version is not readable; dump the data and restore it into a new Microservice"))]
     pub version: String,
     /// The volume that holds the data.
