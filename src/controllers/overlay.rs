@@ -7,7 +7,7 @@
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use serde_json::{Map, Value};
 
-use super::plan::Rejection;
+use super::{labels::WEFT_PREFIX, plan::Rejection};
 
 /// Lists that merge by a key: the list's field, the key of its elements.
 const KEYS: [(&str, &str); 11] = [
@@ -27,6 +27,14 @@ const KEYS: [(&str, &str); 11] = [
 /// `template` with `overlay` merged over it, or the sentence why that is no pod template.
 pub fn apply(template: PodTemplateSpec, overlay: Option<&Value>) -> Result<PodTemplateSpec, Rejection> {
     let Some(overlay) = overlay else { return Ok(template) };
+    if let Some((field, key)) = reserved(overlay) {
+        return Err(Rejection {
+            reason: "InvalidPodTemplate",
+            message: format!(
+                "spec.podTemplate.metadata.{field} has `{key}`: what begins with `{WEFT_PREFIX}` is Weft's own, and lets pods reach databases; leave it out"
+            ),
+        });
+    }
     let labels = template.metadata.as_ref().and_then(|metadata| metadata.labels.clone());
     let mut merged = serde_json::to_value(&template).map_err(|error| invalid(&error.to_string()))?;
     merge(&mut merged, overlay);
@@ -48,6 +56,14 @@ pub fn apply(template: PodTemplateSpec, overlay: Option<&Value>) -> Result<PodTe
         }
     }
     Ok(result)
+}
+
+/// A label or annotation of the overlay that is Weft's own, and its field. By such a label a NetworkPolicy admits pods to a database.
+fn reserved(overlay: &Value) -> Option<(&'static str, &str)> {
+    ["labels", "annotations"].into_iter().find_map(|field| {
+        let keys = overlay.get("metadata")?.get(field)?.as_object()?.keys();
+        Some((field, keys.map(String::as_str).find(|key| key.starts_with(WEFT_PREFIX))?))
+    })
 }
 
 fn invalid(why: &str) -> Rejection {
@@ -217,6 +233,19 @@ mod tests {
         assert!(message.contains("`app.kubernetes.io/instance`"), "{message}");
         let labels = merged(json!({"metadata": {"labels": {"team": "a"}}}))["metadata"]["labels"].clone();
         assert_eq!(labels, json!({"app.kubernetes.io/instance": "orders", "team": "a"}));
+    }
+
+    #[test]
+    fn what_is_wefts_own_is_left_out() {
+        let foreign = json!({"metadata": {"labels": {"team": "a", "weft.dev/database-client": "customers"}}});
+        assert_eq!(
+            refused(foreign),
+            "spec.podTemplate.metadata.labels has `weft.dev/database-client`: what begins with `weft.dev/` is Weft's own, and lets pods reach databases; leave it out"
+        );
+        let message = refused(json!({"metadata": {"annotations": {"weft.dev/contract-version": null}}}));
+        assert!(message.contains("metadata.annotations has `weft.dev/contract-version`"), "{message}");
+        let annotations = json!({"metadata": {"annotations": {"weft.devoted/x": "y"}}});
+        assert_eq!(merged(annotations)["metadata"]["annotations"], json!({"weft.devoted/x": "y"}));
     }
 
     #[test]
