@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Leader", type_ = "string", priority = 1, json_path = ".status.leader"),
     printcolumn(name = "Message", type_ = "string", priority = 1, json_path = r#".status.conditions[?(@.type=="Ready")].message"#),
     validation = Rule::new("size(self.metadata.name) <= 32").message("metadata.name is too long: at most 32 characters, so that the names of its children fit into 63"),
-    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name becomes part of a container's name: lower case letters, digits and '-', beginning with a letter, without dots")
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name becomes part of a ConfigMap's name: lower case letters, digits and '-', beginning with a letter, without dots")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct OutboxRelaySpec {
