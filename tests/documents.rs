@@ -128,6 +128,42 @@ fn every_reason_that_the_runbook_explains_exists() {
     assert_eq!(unknown, Vec::<&str>::new(), "no condition, event or problem has these reasons");
 }
 
+/// What stands in the code before a reason that is trouble, or work under way.
+const BEFORE_REASONS: [&str; 9] = [
+    "reason: ",
+    "Class::Retry, ",
+    "Class::Invalid, ",
+    "Class::Fatal, ",
+    "Standing::waiting(",
+    "Finding::new(false, ",
+    "say(SOURCE, ",
+    "say(DATABASE, ",
+    "say(&recovery(partition), ",
+];
+/// Good news in a condition whose `False` is the good half.
+const GOOD_NEWS: [&str; 2] = ["NoneStuck", "SlotSafe"];
+
+#[test]
+fn every_reason_that_is_trouble_is_in_the_runbook() {
+    let (runbook, code) = (read("docs/runbook.md"), sources(&root().join("src")));
+    let mut reasons = BTreeSet::new();
+    for before in BEFORE_REASONS {
+        let before = format!("{before}\"");
+        let found = code.split(&before).skip(1).filter_map(|rest| rest.split('"').next());
+        reasons.extend(found.filter(|word| word.starts_with(|first: char| first.is_ascii_uppercase())));
+    }
+    // those of the relay's reports have names
+    let named = code.split(": &str = \"").skip(1).filter_map(|rest| rest.split_once("\";").map(|(word, _)| word));
+    let report = read("src/relay/report.rs");
+    reasons.extend(named.filter(|word| report.contains(&format!(": &str = \"{word}\";"))));
+    assert!(reasons.len() > 35, "the reasons are written otherwise by now: {reasons:?}");
+    let silent: Vec<_> = reasons
+        .iter()
+        .filter(|reason| !GOOD_NEWS.contains(reason) && !runbook.contains(&format!("`{reason}`")))
+        .collect();
+    assert_eq!(silent, Vec::<&&str>::new(), "not in the table of docs/runbook.md");
+}
+
 #[test]
 fn the_chart_has_the_definitions_as_they_are() {
     for entry in fs::read_dir(root().join("crds")).expect("the folder is there") {
