@@ -190,8 +190,8 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (verb, kind) =
-            (verb(request.method(), request.uri().query().unwrap_or_default()), kind(request.uri().path()));
+        let (kind, all) = resource(request.uri().path());
+        let verb = verb(request.method(), request.uri().query().unwrap_or_default(), all);
         let metrics = Arc::clone(&self.metrics);
         let answer = self.inner.call(request);
         Box::pin(async move {
@@ -202,9 +202,11 @@ where
     }
 }
 
-fn verb(method: &Method, query: &str) -> &'static str {
+/// Kubernetes' own word for a request; `all`: it names a resource and no object of it.
+fn verb(method: &Method, query: &str, all: bool) -> &'static str {
     match *method {
         Method::GET if query.contains("watch=true") => "watch",
+        Method::GET if all => "list",
         Method::GET => "get",
         Method::POST => "create",
         Method::PUT => "update",
@@ -214,14 +216,18 @@ fn verb(method: &Method, query: &str) -> &'static str {
     }
 }
 
-/// The resource's plural (and sub-resource): `/apis/apps/v1/namespaces/shop/deployments/orders/status` → `deployments/status`.
-fn kind(path: &str) -> String {
+/// The resource's plural (and sub-resource), and whether all of its objects are meant:
+/// `/apis/apps/v1/namespaces/shop/deployments/orders/status` → `deployments/status`, no.
+fn resource(path: &str) -> (String, bool) {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
-    let (["api", _, rest @ ..] | ["apis", _, _, rest @ ..]) = parts.as_slice() else { return "discovery".to_owned() };
+    let (["api", _, rest @ ..] | ["apis", _, _, rest @ ..]) = parts.as_slice() else {
+        return ("discovery".to_owned(), false);
+    };
     match rest {
-        ["namespaces", _, plural, _, sub, ..] => format!("{plural}/{sub}"),
-        ["namespaces", _, plural, ..] | [plural, ..] => (*plural).to_owned(),
-        [] => "discovery".to_owned(),
+        ["namespaces", _, plural, _, sub, ..] => (format!("{plural}/{sub}"), false),
+        ["namespaces", _, plural] | [plural] => ((*plural).to_owned(), true),
+        ["namespaces", _, plural, ..] | [plural, ..] => ((*plural).to_owned(), false),
+        [] => ("discovery".to_owned(), false),
     }
 }
 
@@ -231,14 +237,22 @@ mod tests {
 
     #[test]
     fn a_path_gives_the_resource_and_never_a_name() {
-        for (path, expected) in [
-            ("/apis/apps/v1/namespaces/shop/deployments/orders", "deployments"),
-            ("/apis/weft.dev/v1alpha1/namespaces/shop/sagas/create-order/status", "sagas/status"),
-            ("/apis/weft.dev/v1alpha1/microservices", "microservices"),
-            ("/api/v1/namespaces/shop/pods", "pods"),
-            ("/apis/weft.dev/v1alpha1", "discovery"),
+        for (path, kind, all) in [
+            ("/apis/apps/v1/namespaces/shop/deployments/orders", "deployments", false),
+            ("/apis/weft.dev/v1alpha1/namespaces/shop/sagas/create-order/status", "sagas/status", false),
+            ("/apis/weft.dev/v1alpha1/microservices", "microservices", true),
+            ("/api/v1/namespaces/shop/pods", "pods", true),
+            ("/apis/weft.dev/v1alpha1", "discovery", false),
         ] {
-            assert_eq!(kind(path), expected);
+            assert_eq!(resource(path), (kind.to_owned(), all));
         }
+    }
+
+    #[test]
+    fn a_list_is_not_a_get() {
+        assert_eq!(verb(&Method::GET, "limit=200", true), "list");
+        assert_eq!(verb(&Method::GET, "watch=true&resourceVersion=7", true), "watch");
+        assert_eq!(verb(&Method::GET, "", false), "get");
+        assert_eq!(verb(&Method::POST, "", true), "create");
     }
 }
