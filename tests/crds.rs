@@ -63,6 +63,15 @@ fn unexplained(schema: &Value, path: &str, found: &mut Vec<String>) {
 }
 
 #[test]
+fn a_microservice_scales_by_the_fields_that_kubectl_and_autoscalers_ask_for() {
+    let microservices = crds::all().into_iter().find(|crd| crd.spec.names.kind == "Microservice").unwrap();
+    let scale = microservices.spec.versions[0].subresources.clone().unwrap().scale.unwrap();
+    assert_eq!(scale.spec_replicas_path, ".spec.replicas");
+    assert_eq!(scale.status_replicas_path, ".status.replicas");
+    assert_eq!(scale.label_selector_path.as_deref(), Some(".status.selector"));
+}
+
+#[test]
 fn lists_of_objects_merge_by_key_or_say_that_they_do_not() {
     for crd in crds::all() {
         let schema = serde_json::to_value(&crd.spec.versions[0].schema).unwrap();
