@@ -157,7 +157,7 @@ async fn receive(
     let new = transaction.query_one("select receive('customers', $1)", &[&message_id]).await?;
     if new.try_get(0)? {
         let count = "update customers set approved_orders = approved_orders + 1 where id = $1";
-        transaction.execute(count, &[&data["customerId"].as_str()]).await?;
+        transaction.execute(count, &[&data.get("customerId").and_then(Value::as_str)]).await?;
     }
     transaction.commit().await?;
     Ok(StatusCode::NO_CONTENT)

@@ -10,6 +10,8 @@
 //! - [`saga`]: a command takes effect once, however often it is sent, and can be undone.
 //! - `customers` handles an event once, by `weft.receive`.
 
+#![deny(unreachable_pub)]
+
 pub mod customers;
 pub mod orders;
 pub mod outbox;

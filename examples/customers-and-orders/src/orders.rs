@@ -160,13 +160,11 @@ async fn decide(
         return Ok(Reply::refused(StatusCode::CONFLICT, "OrderNotPending", "there is no such pending order"));
     };
     let (customer_id, total): (&str, i64) = (row.try_get(0)?, row.try_get(1)?);
-    let mut payload = json!({"orderId": id, "customerId": customer_id, "total": total});
-    let event_type = match reason {
+    let (event_type, payload) = match reason {
         Some(reason) => {
-            payload["reason"] = json!(reason);
-            "OrderRejected"
+            ("OrderRejected", json!({"orderId": id, "customerId": customer_id, "total": total, "reason": reason}))
         }
-        None => "OrderApproved",
+        None => ("OrderApproved", json!({"orderId": id, "customerId": customer_id, "total": total})),
     };
     emit(transaction, ("order", id), event_type, payload, &command.trace).await?;
     Ok(Reply::ok(json!({"id": id, "state": state})))

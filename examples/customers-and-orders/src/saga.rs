@@ -36,6 +36,7 @@ pub struct Command {
 }
 
 /// What a command finds.
+#[expect(missing_debug_implementations, reason = "a transaction has none")]
 pub enum Begun<'a> {
     /// It is new: act in this transaction, and finish it.
     New(Transaction<'a>),

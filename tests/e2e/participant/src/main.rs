@@ -18,6 +18,7 @@ use std::{net::Ipv4Addr, time::Duration};
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_postgres::NoTls;
 
 #[derive(Parser)]
@@ -67,14 +68,10 @@ async fn serve(Serve { database_url, port, version, writer }: Serve) -> anyhow::
         writer::start(pool.clone(), writer);
     }
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await.context("opening the port")?;
-    let ended = async {
-        let mut terminate =
-            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).expect("no handler for SIGTERM");
-        terminate.recv().await;
-    };
+    let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
     tokio::select! {
         served = async { axum::serve(listener, commands::router(pool, version)).await } => Ok(served?),
-        () = ended => Ok(()),
+        _ = terminate.recv() => Ok(()),
     }
 }
 

@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use deadpool_postgres::{Client, Pool};
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedMutRandom};
 use uuid::Uuid;
 
 /// Each lane writes the aggregates whose number it divides with this remainder.
@@ -87,8 +87,9 @@ async fn write_batch(
     let mut advanced: Vec<(String, i32)> = next.to_vec();
     let (mut aggregates, mut numbers, mut ids) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..size {
-        let (aggregate, n) = &mut advanced[random.random_range(0..next.len())];
-        if *n <= wanted {
+        if let Some((aggregate, n)) = advanced.choose_mut(random)
+            && *n <= wanted
+        {
             aggregates.push(aggregate.clone());
             numbers.push(*n);
             ids.push(Uuid::now_v7());
