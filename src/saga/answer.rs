@@ -64,11 +64,7 @@ pub(super) fn classify(raw: Raw) -> Answer {
     match status {
         200..=201 | 203..=299 => Answer::Success(body.as_deref().and_then(reply)),
         202 => unknown("the service answered 202 without a Location to look at", None),
-        408 | 425 | 429 | 500..=599 => {
-            let problem = body.as_deref().map(Problem::read).unwrap_or_default();
-            let text = problem.text().map_or_else(String::new, |text| format!(": {text}"));
-            unknown(&format!("HTTP {status}{text}"), retry_after.as_deref().and_then(retry_after_ms))
-        }
+        408 | 425 | 429 | 500..=599 => in_doubt(status, body.as_deref(), retry_after.as_deref()),
         400..=499 => {
             let problem = body.as_deref().map(Problem::read).unwrap_or_default();
             let code = problem.code().unwrap_or_else(|| format!("HTTP_{status}"));
@@ -76,6 +72,23 @@ pub(super) fn classify(raw: Raw) -> Answer {
         }
         _ => unknown(&format!("HTTP {status} is no answer to a command"), None),
     }
+}
+
+/// The answer at the `Location` of a 202. The command was accepted by then: only what is said of the command itself, 409 or
+/// 422, is a definite failure. Any other 4xx says that the look failed (the service forgot the job, or moved it) and leaves
+/// open what became of the command.
+pub(super) fn classify_accepted(raw: Raw) -> Answer {
+    match raw.status {
+        409 | 422 => classify(raw),
+        400..=499 => in_doubt(raw.status, raw.body.as_deref(), raw.retry_after.as_deref()),
+        _ => classify(raw),
+    }
+}
+
+fn in_doubt(status: u16, body: Option<&[u8]>, retry_after: Option<&str>) -> Answer {
+    let problem = body.map(Problem::read).unwrap_or_default();
+    let text = problem.text().map_or_else(String::new, |text| format!(": {text}"));
+    unknown(&format!("HTTP {status}{text}"), retry_after.and_then(retry_after_ms))
 }
 
 /// A reply that is no JSON (or too long to keep) is none: the effect is there all the same.
@@ -144,6 +157,17 @@ mod tests {
         for status in [202, 301, 302, 408, 425, 429, 500, 502, 503, 504] {
             assert_eq!(classify(raw(status, "")).outcome(), "unknown", "{status}");
         }
+    }
+
+    #[test]
+    fn once_accepted_a_command_fails_only_by_409_and_422() {
+        for status in [409, 422] {
+            assert_eq!(classify_accepted(raw(status, "")).outcome(), "failure", "{status}");
+        }
+        for status in [400, 401, 403, 404, 405, 408, 410, 429, 500, 503] {
+            assert_eq!(classify_accepted(raw(status, "")).outcome(), "unknown", "{status}");
+        }
+        assert_eq!(classify_accepted(raw(200, "")), Answer::Success(None));
     }
 
     #[test]

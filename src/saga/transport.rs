@@ -136,7 +136,7 @@ impl Transport {
             };
             let raw = self.send(host, request).await?;
             if raw.status != 202 {
-                return Ok(answer::classify(raw));
+                return Ok(answer::classify_accepted(raw));
             }
         }
     }

@@ -106,6 +106,33 @@ async fn a_step_whose_answers_are_lost_is_undone_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_accepted_step_that_the_service_forgot_is_in_doubt() {
+    let world = World::new().await;
+    let orchestrator = world.orchestrator().await;
+    let input = json!({"orderId": "o-1", "total": 1});
+    world.participant.behave("pack", Behaviour::Forgotten);
+    let view = orchestrator.to_its_end("order", &input).await;
+    assert_eq!(view["failure"]["code"], "AttemptsExhausted", "{view}");
+    assert_eq!(
+        world.participant.effects(&id(&view)),
+        ["reserve do", "pack do", "pack undo", "reserve undo", "onCompensated do"]
+    );
+    let keys: Vec<_> =
+        world.participant.calls("pack").iter().map(|(_, headers)| headers["idempotency-key"].clone()).collect();
+    assert_eq!(keys, vec![format!("{}/pack/do", id(&view)); 3], "maxAttempts under one key");
+
+    // a pivot that may have happened turns nothing round
+    world.participant.behave("pack", Behaviour::Succeed);
+    world.participant.behave("charge", Behaviour::Forgotten);
+    let (_, view) = orchestrator.start_saga("order", &input, "", None).await;
+    let id = id(&view);
+    orchestrator.until_state("order", &id, "Stuck").await;
+    world.participant.behave("charge", Behaviour::Succeed);
+    orchestrator.until_state("order", &id, "Completed").await;
+    assert_eq!(world.participant.effects(&id), ["reserve do", "pack do", "charge do", "ship do"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deadline_compensates_before_the_pivot() {
     let world = World::new().await;
     let mut definition = world.definition("order");

@@ -33,6 +33,8 @@ pub enum Behaviour {
     Slow(Duration),
     /// 202 and a Location that becomes 200 at the third look.
     Accepted,
+    /// 202 and a Location that is 404: the effect takes place, the service has forgotten the job.
+    Forgotten,
     /// 200 with this reply.
     Reply(Value),
     /// 429 with `Retry-After: 1`, without effect, the first time; then success.
@@ -161,6 +163,7 @@ async fn command(
         Behaviour::Accepted => {
             (StatusCode::ACCEPTED, [(header::LOCATION, format!("/jobs/{saga}-{step}-{operation}"))]).into_response()
         }
+        Behaviour::Forgotten => (StatusCode::ACCEPTED, [(header::LOCATION, "/forgotten")]).into_response(),
         Behaviour::TooMany => (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, "1")]).into_response(),
     }
 }
