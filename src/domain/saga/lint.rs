@@ -142,8 +142,22 @@ fn lint_undo(index: usize, step: &Step, pivot: Option<usize>, field: &str, findi
             field,
             format!("step `{name}` comes after the pivot and is never undone; remove `undo`, or move the step before the pivot"),
         ),
+        // the do's mark, by which `weft.enter` knows that there is something to undo, is in the database of its service
+        Undo::Call(undo) if elsewhere(&step.action, undo) => findings.add(
+            format!("{field}.service"),
+            format!(
+                "step `{name}` is done in `{done}` and undone in `{undone}`, whose database never saw it, so that `weft.enter` would undo nothing there; undo it in `{done}`, and give `{undone}` a step of its own",
+                done = step.action.service,
+                undone = undo.service,
+            ),
+        ),
         Undo::Missing | Undo::Nothing | Undo::Call(_) => {}
     }
+}
+
+/// Whether both name a service, and not the same one.
+fn elsewhere(action: &Call, undo: &Call) -> bool {
+    !action.service.is_empty() && !undo.service.is_empty() && action.service != undo.service
 }
 
 fn lint_times(spec: &Spec, step: &Step, field: &str, findings: &mut Findings) {

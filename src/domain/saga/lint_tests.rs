@@ -68,6 +68,20 @@ fn a_step_before_the_pivot_says_how_it_is_undone() {
 }
 
 #[test]
+fn a_step_is_undone_where_it_was_done() {
+    let said = finding(|spec| {
+        let elsewhere = Call { service: "ledger".into(), ..with("input.id") };
+        spec.steps[0].undo = Undo::Call(elsewhere);
+    });
+    assert_eq!(
+        said,
+        "spec.steps[0].undo.service: step `reserve-credit` is done in `customers` and undone in `ledger`, whose database \
+         never saw it, so that `weft.enter` would undo nothing there; undo it in `customers`, and give `ledger` a step of \
+         its own"
+    );
+}
+
+#[test]
 fn nothing_from_the_pivot_on_is_undone() {
     let said = finding(|spec| spec.steps[1].undo = Undo::Call(with("input.id")));
     assert!(said.starts_with("spec.steps[1].undo: step `charge` is the pivot"), "{said}");
