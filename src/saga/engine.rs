@@ -23,7 +23,7 @@ use super::{
 };
 use crate::domain::saga::{
     decide::{self, Command, Decision, Moment, Refusal},
-    state::{Event, Json, State, Status, codes},
+    state::{Event, Json, Phase, State, Status, codes},
 };
 
 /// Partitions of an orchestrator's instances, as many as `orchestrator.sql` makes rows.
@@ -67,6 +67,8 @@ struct Instance {
     /// Its start is in the log. Until then it may turn out that the instance exists already and ended long ago, so that
     /// nothing but its start may be queued: a second row of this life could be taken for one of the first life's.
     durable: bool,
+    /// A clone is with each of its calls, as long as that is under way.
+    calls: Arc<()>,
     /// Those who wait for its end.
     waiting: Vec<oneshot::Sender<View>>,
 }
@@ -117,6 +119,15 @@ pub(super) struct Recovered {
     pub state: State,
     pub next_seq: i32,
     pub started_at: Timestamp,
+}
+
+/// What a call needs.
+#[derive(Debug)]
+struct Prepared {
+    compiled: Arc<Compiled>,
+    facts: Facts,
+    /// The instance's [`Instance::calls`].
+    under_way: Arc<()>,
 }
 
 /// What a start came to.
@@ -217,7 +228,16 @@ impl Engine {
         };
         compiled.counts.change(id, Counted::NOTHING, definition, Some(&state));
         let due = Instant::now() + Duration::from_millis(definition.deadline_ms);
-        let instance = Instance { compiled, state, next_seq: 1, started_at, due, durable: false, waiting: vec![tell] };
+        let instance = Instance {
+            compiled,
+            state,
+            next_seq: 1,
+            started_at,
+            due,
+            durable: false,
+            calls: Arc::default(),
+            waiting: vec![tell],
+        };
         let view = instance.view(id);
         shard.insert(id, instance);
         self.queue.push(Entry { id, partition, row: Some(row), command, acknowledge: Some(acknowledge) });
@@ -238,6 +258,9 @@ impl Engine {
                 return Err(EngineError::NotHeld);
             }
             let event = event(instance.state.attempt);
+            if event == Event::Cancel {
+                instance.may_cancel().map_err(|why| EngineError::Refused { id, why })?;
+            }
             let decided = self.apply_to(id, instance, &event, Some(acknowledge));
             decided.map_err(|why| EngineError::Refused { id, why })?;
         }
@@ -370,7 +393,7 @@ impl Engine {
             let pause = tokio::time::sleep(Duration::from_millis(command.after_ms));
             tokio::select! { () = pause => {} () = self.ending.cancelled() => return }
         }
-        let Some((compiled, facts)) = self.prepare(id, command) else { return };
+        let Some(Prepared { compiled, facts, under_way }) = self.prepare(id, command) else { return };
         let Some((call, timeout_ms)) = command.at.call(&compiled.definition) else { return };
         let began = Instant::now();
         let answer = match compiled.body(command.at, &facts) {
@@ -394,10 +417,11 @@ impl Engine {
         let definition = &compiled.definition;
         self.meters.called(&definition.name, answer.outcome(), began.elapsed());
         self.happened(id, &answer.into_event(command.at, command.attempt));
+        drop(under_way);
     }
 
     /// What the call needs, if it is still the one to make.
-    fn prepare(&self, id: Uuid, command: Command) -> Option<(Arc<Compiled>, Facts)> {
+    fn prepare(&self, id: Uuid, command: Command) -> Option<Prepared> {
         let mut shard = self.shard(partition_of(id))?;
         let instance = shard.instances.get_mut(&id)?;
         if instance.state.phase != command.at || instance.state.attempt != command.attempt {
@@ -407,7 +431,11 @@ impl Engine {
             decide::hold(&mut instance.state, command);
             return None;
         }
-        Some((Arc::clone(&instance.compiled), Facts::of(&instance.state)))
+        Some(Prepared {
+            compiled: Arc::clone(&instance.compiled),
+            facts: Facts::of(&instance.state),
+            under_way: Arc::clone(&instance.calls),
+        })
     }
 
     /// Takes over a partition with its live instances, and repeats the calls that were under way.
@@ -420,8 +448,8 @@ impl Engine {
                 }
                 compiled.counts.change(id, Counted::NOTHING, &compiled.definition, Some(&state));
                 let due = due(started_at, compiled.definition.deadline_ms);
-                let (durable, waiting) = (true, Vec::new());
-                shard.insert(id, Instance { compiled, state, next_seq, started_at, due, durable, waiting });
+                let (durable, calls, waiting) = (true, Arc::default(), Vec::new());
+                shard.insert(id, Instance { compiled, state, next_seq, started_at, due, durable, calls, waiting });
             }
             shard.held = true;
         }
@@ -476,6 +504,22 @@ impl Instance {
     fn view(&self, id: Uuid) -> View {
         View::new(id, &self.compiled.definition, &self.state, self.started_at, None)
     }
+
+    /// A pivot that is stuck may be cancelled by whoever found out that it did not happen. That must stay so: no call of it may
+    /// be under way, and none may follow by itself.
+    fn may_cancel(&self) -> Result<(), Refusal> {
+        let pivot = self.compiled.definition.pivot().map(Phase::Do);
+        if self.state.stuck.is_none() || pivot != Some(self.state.phase) {
+            return Ok(());
+        }
+        if !self.state.paused {
+            return Err(Refusal::PivotTried);
+        }
+        if Arc::strong_count(&self.calls) > 1 {
+            return Err(Refusal::PivotUnderWay);
+        }
+        Ok(())
+    }
 }
 
 /// The stored deadline on this process's monotonic clock. A wall clock that jumped between two processes can bring it forward
@@ -494,8 +538,8 @@ fn body(event: &Event) -> String {
 /// W3C trace context: the saga is the trace, the attempt is the span.
 fn traceparent(id: Uuid, command: Command) -> String {
     let phase = match command.at {
-        crate::domain::saga::state::Phase::Do(index) => index as u64 * 2,
-        crate::domain::saga::state::Phase::Undo(index) => index as u64 * 2 + 1,
+        Phase::Do(index) => index as u64 * 2,
+        Phase::Undo(index) => index as u64 * 2 + 1,
         _ => u64::from(u32::MAX),
     };
     let span = (phase << 32) | u64::from(command.attempt);

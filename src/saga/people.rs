@@ -62,7 +62,7 @@ pub enum Command {
     Retry(One),
     /// Take the call that is stuck as done
     Skip(One),
-    /// Compensate, before the point of no return
+    /// Compensate, before the point of no return; a pivot that is stuck is paused first
     Cancel(One),
     /// Make no further call until told to resume
     Pause(One),

@@ -242,6 +242,39 @@ async fn verbs_pause_resume_cancel_and_skip() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stuck_pivot_is_cancelled_only_when_nothing_can_make_it_happen() {
+    let world = World::new().await;
+    let mut definition = world.definition("order");
+    definition.steps[2].retry.max_attempts = 1;
+    let orchestrator = world.run(world.contract(vec![definition.seal()], Vec::new())).await;
+    world.participant.behave("charge", Behaviour::NeverAnswer);
+    let (_, view) = orchestrator.start_saga("order", &json!({"orderId": "o-1", "total": 1}), "", None).await;
+    let id = id(&view);
+    orchestrator.until_state("order", &id, "Stuck").await;
+    let (status, problem) = orchestrator.verb("order", &id, "cancel").await;
+    assert_eq!(status, 409, "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("pause it first"), "{problem}");
+
+    // the next call has just begun: a pause does not call it back
+    let calls = world.participant.count("charge");
+    servers::until("it is tried again", async || world.participant.count("charge") > calls).await;
+    assert_eq!(orchestrator.verb("order", &id, "pause").await.0, 200);
+    let (status, problem) = orchestrator.verb("order", &id, "cancel").await;
+    assert_eq!(status, 409, "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("is under way"), "{problem}");
+    servers::until("the call has come to its end", async || orchestrator.verb("order", &id, "cancel").await.0 == 200)
+        .await;
+    let calls = world.participant.count("charge");
+    orchestrator.verb("order", &id, "resume").await;
+    orchestrator.until_state("order", &id, "Compensated").await;
+    assert_eq!(world.participant.count("charge"), calls);
+    assert_eq!(
+        world.participant.effects(&id),
+        ["reserve do", "pack do", "pack undo", "reserve undo", "onCompensated do"]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_starts_one_instance_also_after_it_has_ended() {
     let world = World::new().await;
     let mut orchestrator = world.orchestrator().await;

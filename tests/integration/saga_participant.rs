@@ -31,6 +31,8 @@ pub enum Behaviour {
     LoseTheAnswer,
     /// The answer comes after so long; the effect at once.
     Slow(Duration),
+    /// No effect, and no answer as long as it behaves so.
+    NeverAnswer,
     /// 202 and a Location that becomes 200 at the third look.
     Accepted,
     /// 202 and a Location that is 404: the effect takes place, the service has forgotten the job.
@@ -138,7 +140,11 @@ async fn command(
         inner.calls.push((command.clone(), serde_json::from_slice(&body).unwrap(), headers));
         let behaviour = inner.behaviours.get(&format!("{command}/{saga}")).or_else(|| inner.behaviours.get(&command));
         let behaviour = behaviour.cloned().unwrap_or(Behaviour::Succeed);
-        if !matches!(behaviour, Behaviour::Refuse(_) | Behaviour::Unavailable | Behaviour::TooMany) {
+        let nothing = matches!(
+            behaviour,
+            Behaviour::Refuse(_) | Behaviour::Unavailable | Behaviour::NeverAnswer | Behaviour::TooMany
+        );
+        if !nothing {
             inner.effect(saga, step, operation);
         }
         if behaviour == Behaviour::TooMany {
@@ -160,6 +166,7 @@ async fn command(
             tokio::time::sleep(time).await;
             Json(json!({"step": step})).into_response()
         }
+        Behaviour::NeverAnswer => std::future::pending().await,
         Behaviour::Accepted => {
             (StatusCode::ACCEPTED, [(header::LOCATION, format!("/jobs/{saga}-{step}-{operation}"))]).into_response()
         }

@@ -58,6 +58,11 @@ pub enum Refusal {
     Compensating,
     #[error("it is past its point of no return (its pivot), so it can only go forward")]
     PastPivot,
+    /// Of the engine, as the next one: a replay does not know what is under way.
+    #[error("its pivot is tried again by itself and may yet happen; pause it first, then cancel")]
+    PivotTried,
+    #[error("a call of its pivot is under way; cancel again when that has come to its end")]
+    PivotUnderWay,
 }
 
 /// The first state of an instance and its first call.
@@ -302,7 +307,7 @@ fn cancel(definition: &Definition, state: &mut State) -> Result<Decision, Refusa
     match state.phase {
         phase if phase.is_end() => Err(Refusal::Ended),
         Phase::Do(index) => {
-            // whoever cancels a stuck pivot has found out that it did not happen
+            // whoever cancels a stuck pivot has found out that it did not happen; the engine sees to it that it does not later
             let pivot_refused = state.stuck.is_some() && definition.pivot() == Some(index);
             let until =
                 turning_point(definition, state).or(pivot_refused.then_some(index)).ok_or(Refusal::PastPivot)?;

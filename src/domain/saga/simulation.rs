@@ -260,6 +260,18 @@ impl World {
         }
     }
 
+    /// As `Engine::change` sees to it, a pivot that is stuck is cancelled only while no call of it is under way or due; and only
+    /// by somebody who knows that it did not happen and will not: that no copy of it is in the network either.
+    fn may_cancel(&self) -> bool {
+        let pivot = self.definition.pivot().map(Phase::Do);
+        if self.state.stuck.is_none() || pivot != Some(self.state.phase) {
+            return true;
+        }
+        let call = operation(&self.definition, self.state.phase);
+        let happens = self.participants.keys.contains(&call) || self.stray.contains(&call);
+        self.state.paused && self.in_flight.is_empty() && !happens
+    }
+
     fn act(&mut self, faulty: bool) {
         let choice = self.random.below(100);
         match choice {
@@ -269,8 +281,7 @@ impl World {
             9..=10 if faulty => self.happened(Event::Pause),
             11..=14 => self.happened(Event::Resume),
             15 if faulty => self.happened(Event::Retry { after: self.state.attempt }),
-            // a pivot that is stuck is cancelled only by somebody who knows that it did not happen
-            16 if faulty && self.state.stuck.is_none() => self.happened(Event::Cancel),
+            16 if faulty && self.may_cancel() => self.happened(Event::Cancel),
             17..=22 => self.stray(),
             23..=50 if !self.pending.is_empty() => self.commit(false),
             51..=75 if !self.due.is_empty() => {
