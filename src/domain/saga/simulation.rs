@@ -312,6 +312,10 @@ impl World {
                     "stuck without a reason at {:?}",
                     self.state.phase
                 );
+                // a person comes after the last late request: the copy of one that was refused would be let in
+                while !self.stray.is_empty() {
+                    self.stray();
+                }
                 self.participants.refusing.clear();
                 self.happened(Event::Retry { after: self.state.attempt });
                 mended = true;
