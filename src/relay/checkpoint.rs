@@ -80,6 +80,9 @@ pub(crate) struct Recorder<'a> {
     pub(crate) report: &'a Arc<Report>,
     /// Whether there is a slot to look at.
     pub(crate) slot: bool,
+    /// Whether this term wrote that the rows from before the slot are published. Not what a former one wrote: this one may
+    /// have made the slot anew.
+    pub(crate) copied: bool,
     /// Published rows that were not there to be deleted, and until when that is tried.
     pub(crate) unseen: HashMap<Uuid, Instant>,
     /// The last mark that the source was not told of, because of them.
@@ -118,13 +121,14 @@ impl Recorder<'_> {
         let count = rows.len();
         let unseen = std::mem::take(&mut self.unseen);
         rows.extend(unseen.keys());
+        // marks pass in their order and only the last is handed over: transactions come after all from before the slot
+        let copied = matches!(mark, Some(Mark { point: Point::Copied(_) | Point::Committed(_), .. }));
         // an empty transaction's mark needs no record of its own
-        if rows.is_empty() && mark.as_ref().is_none_or(|mark| matches!(mark.point, Point::Committed(_))) {
+        if rows.is_empty() && (mark.is_none() || copied && self.copied) {
             self.tell(mark);
             return Ok(());
         }
         let lsn = mark.as_ref().map(|mark| mark.point.lsn().to_string());
-        let copied = matches!(mark, Some(Mark { point: Point::Copied(_), .. }));
         let statement = "with gone as (delete from weft.outbox where id = any ($2) returning id) \
              update weft.relay_checkpoint \
                 set published = published + (select count(*) from gone), \
@@ -135,6 +139,7 @@ impl Recorder<'_> {
         let doing = "recording what is published";
         let parameters: [&(dyn ToSql + Sync); 4] = [&self.relay, &rows, &lsn, &copied];
         let row = within(DELETE_DEADLINE, doing, self.client.query_one(statement, &parameters)).await?;
+        self.copied |= copied;
         let published: i64 = row.try_get(0).map_err(SourceError::query(doing))?;
         let missing: Vec<Uuid> = row.try_get(1).map_err(SourceError::query(doing))?;
         let now = Instant::now();

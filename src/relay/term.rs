@@ -68,6 +68,7 @@ pub(crate) async fn lead(
         recorded: progress,
         report,
         slot: *mode == Mode::LogTailing,
+        copied: false,
         unseen: HashMap::new(),
         held: None,
     };

@@ -308,6 +308,25 @@ async fn a_relay_that_gets_its_old_name_back_leaves_no_row_behind() {
 }
 
 #[tokio::test]
+async fn a_copy_under_traffic_is_recorded_and_the_next_leader_keeps_the_slot() {
+    let setting = Setting::new(Mode::LogTailing).await;
+    let superuser = setting.database.superuser().await;
+    let writers = Writers::start(&url(&setting), 10, 4, usize::MAX);
+    crate::database::until(&superuser, "select count(*) > 20 from weft.outbox").await;
+    let mut first = setting.start_relay();
+    crate::database::until(&superuser, "select exists (select from weft.relay_checkpoint where copied)").await;
+    first.kill9();
+    let _second = setting.start_relay();
+    crate::database::until(&superuser, "select exists (select from pg_replication_slots where active)").await;
+    writers.stop().await;
+    setting.drained().await;
+    let copied = superuser.query_one("select copied from weft.relay_checkpoint", &[]).await.unwrap();
+    assert!(copied.get::<_, bool>(0));
+    let verdict = check(&setting.committed().await, &setting.delivered().await);
+    assert!(verdict.is_kept(), "{verdict}");
+}
+
+#[tokio::test]
 async fn a_lost_slot_is_healed() {
     let setting = Setting::new(Mode::LogTailing).await;
     let superuser = setting.database.superuser().await;
