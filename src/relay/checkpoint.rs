@@ -31,7 +31,7 @@ const RECORD: Duration = Duration::from_millis(100);
 /// Deadline of one deletion.
 const DELETE_DEADLINE: Duration = Duration::from_mins(1);
 /// A row that is not seen for so long is gone: it was deleted in a former term, and its event came again.
-const UNSEEN: Duration = Duration::from_secs(5);
+pub(crate) const UNSEEN: Duration = Duration::from_secs(5);
 /// How often rows are counted (while there is work) and the slot is looked at.
 const LOOK: Duration = Duration::from_secs(10);
 

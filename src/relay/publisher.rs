@@ -14,7 +14,7 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
-    checkpoint::Done,
+    checkpoint::{Done, UNSEEN},
     report::{Report, Waiting, reason},
     sink::{Answer, Reply, Session, Sink, SinkError},
     source::{Batch, Item, Mark, SourceError},
@@ -35,8 +35,9 @@ pub(crate) const LIMITS: Limits = Limits {
 const ANSWER: Duration = Duration::from_secs(10);
 /// How often waits, deadlines and the status are looked after.
 const TICK: Duration = Duration::from_millis(200);
-/// How often it is asked whether a person has deleted the row of a refused event.
-const ASK: Duration = Duration::from_secs(5);
+/// How often it is asked whether a person has deleted the row of a refused event. One that is absent twice in a row is
+/// gone; one that is absent once may be of a transaction that others do not see yet (see [`super::checkpoint`]).
+const ASK: Duration = UNSEEN;
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// Tells which of these rows are still in the outbox.
@@ -80,7 +81,7 @@ pub(crate) struct Publisher<'a, S, R> {
     /// and then ended by what is sent would otherwise be made ten times a second, for ever.
     reconnect: Duration,
     failing: bool,
-    /// Refused events, and whether their rows were seen in the table since.
+    /// Refused events by their ids.
     refused: HashMap<Uuid, Refused>,
     ask: Instant,
 }
@@ -88,8 +89,9 @@ pub(crate) struct Publisher<'a, S, R> {
 #[derive(Debug)]
 struct Refused {
     ticket: Ticket,
-    seen: bool,
     why: String,
+    /// Its row was not in the table when it was last looked for.
+    absent: bool,
 }
 
 impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
@@ -182,6 +184,10 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
                 () = sleep_until(tick) => {
                     let next = self.look_after(session).await?;
                     tick = next;
+                    // an event that was skipped may have been the last before a mark
+                    if let Err(ended) = self.settle(&mut replies).await {
+                        return Ok(Err(ended));
+                    }
                 }
             }
         }
@@ -267,24 +273,22 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
 
     fn refuse(&mut self, id: Uuid, ticket: Ticket, why: String) {
         self.window.refused(ticket, self.begun.elapsed());
-        let seen = self.refused.get(&id).is_some_and(|refused| refused.seen);
-        self.refused.insert(id, Refused { ticket, seen, why });
-        if !seen {
-            self.ask = Instant::now();
-        }
+        let absent = self.refused.get(&id).is_some_and(|refused| refused.absent);
+        self.refused.insert(id, Refused { ticket, why, absent });
         self.tell_refused();
     }
 
     fn tell_refused(&self) {
         let first = self.refused.iter().min_by_key(|(_, refused)| refused.ticket);
-        let Some((id, Refused { why, seen, .. })) = first else {
+        let Some((id, Refused { why, .. })) = first else {
             self.report.mended(reason::EVENT_REFUSED);
             return;
         };
         let (others, parked) = (self.refused.len() - 1, self.window.parked());
         let others = if others == 0 { String::new() } else { format!(", and {others} more") };
-        let skip = if *seen { "; deleting its row from weft.outbox skips it" } else { "" };
-        let message = format!("the broker refuses event {id}{others}: {why}{skip}; {parked} events are held up");
+        let message = format!(
+            "the broker refuses event {id}{others}: {why}; deleting its row from weft.outbox skips it; {parked} events are held up"
+        );
         self.report.problem(reason::EVENT_REFUSED, message);
     }
 
@@ -313,21 +317,19 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
         Ok(due.map_or(now + TICK, |due| due.min(now + TICK)))
     }
 
-    /// A person may delete the row of a refused event: then it is skipped. A row that never was in the table (a service may
-    /// delete its rows in the transaction that inserts them) says nothing.
+    /// A person may delete the row of a refused event: then it is skipped. That may have been before this term, so the row
+    /// need not have been seen.
     async fn skip_deleted(&mut self) {
         let ids: Vec<Uuid> = self.refused.keys().copied().collect();
         let Ok(present) = self.rows.present(&ids).await else { return };
         for id in ids {
-            let is_present = present.contains(&id);
             let Some(refused) = self.refused.get_mut(&id) else { continue };
-            if !is_present && refused.seen {
+            let absent = !present.contains(&id);
+            if std::mem::replace(&mut refused.absent, absent) && absent {
                 tracing::warn!(event = %id, "its row was deleted: the refused event is skipped");
                 let ticket = refused.ticket;
                 self.refused.remove(&id);
                 self.window.acknowledged(ticket);
-            } else {
-                refused.seen |= is_present;
             }
         }
         self.tell_refused();

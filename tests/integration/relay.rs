@@ -398,6 +398,53 @@ async fn a_refused_event_blocks_its_aggregate_only_and_is_skipped_when_its_row_i
     }
 }
 
+/// Inserts an event that NATS never takes, and gives the row's id.
+async fn insert_too_large(setting: &Setting) -> String {
+    let insert = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload) \
+         values ('order', 'large', 'Changed', jsonb_build_object('n', 1, 'x', repeat('x', 2000000))) returning id::text";
+    setting.database.app().await.query_one(insert, &[]).await.unwrap().get(0)
+}
+
+fn is_refused(status: &RelayStatus) -> bool {
+    status.problems.iter().any(|problem| problem.reason == "EventRefused")
+}
+
+#[tokio::test]
+async fn a_deleted_row_of_a_refused_event_holds_no_wal_back() {
+    let setting = Setting::new(Mode::LogTailing).await;
+    let superuser = setting.database.superuser().await;
+    let relay = setting.start_relay();
+    relay.until("leading", |status| status.leading && status.ready).await;
+    insert_too_large(&setting).await;
+    relay.until("refused", is_refused).await;
+    let written: String = superuser.query_one("select pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
+    superuser.batch_execute("delete from weft.outbox").await.unwrap();
+    let confirmed =
+        format!("select exists (select from pg_replication_slots where confirmed_flush_lsn >= '{written}')");
+    crate::database::until(&superuser, &confirmed).await;
+    relay.until("mended", |status| status.problems.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_refused_event_whose_row_was_deleted_while_no_relay_ran_is_skipped() {
+    let setting = Setting::new(Mode::LogTailing).await;
+    let superuser = setting.database.superuser().await;
+    let mut first = setting.start_relay();
+    crate::database::until(&superuser, "select exists (select from weft.relay_checkpoint where copied)").await;
+    insert_too_large(&setting).await;
+    first.until("refused", is_refused).await;
+    first.kill9();
+    superuser.batch_execute("delete from weft.outbox").await.unwrap();
+    let next = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload) \
+         values ('order', 'large', 'Changed', '{\"n\": 2}')";
+    superuser.batch_execute(next).await.unwrap();
+    let second = setting.start_relay();
+    second.until("the slot brings it again", is_refused).await;
+    setting.drained().await;
+    let numbers: Vec<u64> = setting.delivered().await.iter().map(|event| event.number).collect();
+    assert_eq!(numbers, [2]);
+}
+
 #[tokio::test]
 async fn a_missing_broker_is_said_and_mended_by_its_coming() {
     let mut setting = Setting::new(Mode::LogTailing).await;
