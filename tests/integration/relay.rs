@@ -446,6 +446,29 @@ async fn a_refused_event_whose_row_was_deleted_while_no_relay_ran_is_skipped() {
 }
 
 #[tokio::test]
+async fn a_subject_that_is_added_to_the_stream_mends_a_refusal() {
+    use async_nats::jetstream::{self, stream};
+
+    let setting = Setting::new(Mode::LogTailing).await;
+    let context = jetstream::new(async_nats::connect(setting.nats.url()).await.unwrap());
+    let taking = |subjects: &[&str]| stream::Config {
+        name: "events".to_owned(),
+        subjects: subjects.iter().map(|&subject| subject.to_owned()).collect(),
+        ..stream::Config::default()
+    };
+    context.create_stream(taking(&["events.customer.>"])).await.unwrap();
+    let relay = setting.start_relay();
+    relay.until("leading", |status| status.leading && status.ready).await;
+    let insert =
+        "insert into weft.outbox (aggregate_type, aggregate_id, type, payload) values ('order', '1', 'x', '{}')";
+    setting.database.app().await.batch_execute(insert).await.unwrap();
+    relay.until("refused", is_refused).await;
+    context.update_stream(taking(&["events.customer.>", "events.order.>"])).await.unwrap();
+    setting.drained().await;
+    relay.until("mended", |status| status.problems.is_empty() && status.published == 1).await;
+}
+
+#[tokio::test]
 async fn a_missing_broker_is_said_and_mended_by_its_coming() {
     let mut setting = Setting::new(Mode::LogTailing).await;
     setting.nats.kill9();

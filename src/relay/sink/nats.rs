@@ -17,7 +17,10 @@ use async_nats::{
 };
 use futures::{FutureExt, StreamExt};
 use serde::Deserialize;
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout},
+};
 
 use super::{
     Answer, Reply, Session, Sink, SinkError,
@@ -33,6 +36,8 @@ use crate::{
 const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
 /// Deadline of connecting, and of each question about the stream.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// How often a stream is asked for its subjects anew, when it did not take one: a person may have added it.
+const SUBJECTS: Duration = Duration::from_secs(15);
 /// A silent connection is noticed within twice this.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// Answers taken at a time.
@@ -147,12 +152,12 @@ impl Sink for Nats {
         let inbox = client.new_inbox();
         let answers = client.subscribe(format!("{inbox}.>")).await.map_err(|cause| error(cause.to_string()))?;
         Ok(NatsSession {
-            max_payload: client.max_payload(),
             client,
             lost,
             url: self.url.clone(),
             stream: self.stream.clone(),
             subjects,
+            subjects_read: Instant::now(),
             inbox,
             answers,
             template: self.template.clone(),
@@ -169,17 +174,20 @@ pub struct NatsSession {
     url: String,
     stream: String,
     subjects: Vec<String>,
+    subjects_read: Instant,
     inbox: String,
     answers: Subscriber,
     template: Arc<Template>,
     source: Arc<str>,
-    max_payload: usize,
 }
 
 impl Session for NatsSession {
     async fn publish(&mut self, ticket: Ticket, event: &Event) -> Result<Option<Answer>, SinkError> {
         let subject = self.template.subject(event);
         let (headers, length) = headers(event, &self.source, &self.stream);
+        if !self.takes(&subject) && self.subjects_read.elapsed() >= SUBJECTS {
+            self.read_subjects().await;
+        }
         if let Err(why) = self.check(&subject, length, event.payload.len()) {
             return Ok(Some(Answer::Refused(why)));
         }
@@ -217,14 +225,29 @@ impl Session for NatsSession {
 }
 
 impl NatsSession {
+    fn takes(&self, subject: &str) -> bool {
+        self.subjects.iter().any(|filter| subject::matches(filter, subject))
+    }
+
+    /// Takes the stream's subjects up as they are now. Without an answer the old ones hold: a connection that is lost is
+    /// noticed elsewhere.
+    async fn read_subjects(&mut self) {
+        let mut context = jetstream::new(self.client.clone());
+        context.set_timeout(DEADLINE);
+        if let Ok(stream) = context.get_stream(&self.stream).await {
+            self.subjects.clone_from(&stream.cached_info().config.subjects);
+        }
+        self.subjects_read = Instant::now();
+    }
+
     /// Why the event cannot be sent, in a sentence. What the server answers by ending the connection is found here: the
     /// event would end the next one too, and every other event with it.
     fn check(&self, subject: &str, headers: usize, payload: usize) -> Result<(), String> {
-        let (stream, length, most) = (&self.stream, subject.len(), self.max_payload);
+        let (stream, length, most) = (&self.stream, subject.len(), self.client.max_payload());
         if length > LONGEST_SUBJECT {
             return Err(format!("its subject has {length} bytes: shorten type or aggregate_type"));
         }
-        if !self.subjects.iter().any(|filter| subject::matches(filter, subject)) {
+        if !self.takes(subject) {
             return Err(format!("the stream {stream} does not take the subject {subject}: add it to its subjects"));
         }
         if headers > MOST_HEADERS {
