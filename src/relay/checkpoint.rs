@@ -14,7 +14,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until},
 };
-use tokio_postgres::{Client, types::ToSql};
+use tokio_postgres::{Client, SimpleQueryMessage, types::ToSql};
 use uuid::Uuid;
 
 use super::{
@@ -162,16 +162,28 @@ impl Recorder<'_> {
 
     /// Looks at what the status shows, and warns in time.
     async fn look(&self) -> Result<(), SourceError> {
-        if self.report.take_busy() {
-            let doing = "counting the rows of the outbox";
-            let count = "select count(*) from (select from weft.outbox limit 1000000) rows";
-            let row = within(DELETE_DEADLINE, doing, self.client.query_one(count, &[])).await?;
-            let rows: i64 = row.try_get(0).map_err(SourceError::query(doing))?;
-            self.report.counted(rows.unsigned_abs());
+        if self.report.take_busy()
+            && let Some(rows) = self.count().await
+        {
+            self.report.counted(rows);
         }
         if self.slot {
             self.report.slot(Slot::look(self.client).await?.as_ref());
         }
         Ok(())
+    }
+
+    /// Rows of the outbox. `None` when they cannot be counted soon: everything else on this connection waits for it, and what
+    /// only the status shows may not end a term.
+    async fn count(&self) -> Option<u64> {
+        // one message, so one transaction, which also ends the setting
+        let count = "set local statement_timeout = '2s'; \
+             select count(*) from (select from weft.outbox limit 1000000) rows";
+        let counted = within(DEADLINE, "counting the rows of the outbox", self.client.simple_query(count)).await;
+        let messages = counted.inspect_err(|error| tracing::debug!(%error, "the rows are not counted")).ok()?;
+        messages.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
+            _ => None,
+        })
     }
 }

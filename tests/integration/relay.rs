@@ -469,6 +469,21 @@ async fn a_subject_that_is_added_to_the_stream_mends_a_refusal() {
 }
 
 #[tokio::test]
+async fn rows_that_take_long_to_count_hold_nothing_up() {
+    let setting = Setting::new(Mode::LogTailing).await;
+    let superuser = setting.database.superuser().await;
+    Writers::start(&url(&setting), 11, 2, 20).finished().await;
+    let slow = "alter table weft.outbox enable row level security; \
+         create policy slow on weft.outbox to relay using \
+             (case when current_query() like '%limit 1000000%' then pg_sleep(600) is not null else true end)";
+    superuser.batch_execute(slow).await.unwrap();
+    let _relay = setting.start_relay();
+    setting.drained().await;
+    let verdict = check(&setting.committed().await, &setting.delivered().await);
+    assert!(verdict.is_kept() && verdict.duplicates == 0, "{verdict}");
+}
+
+#[tokio::test]
 async fn a_missing_broker_is_said_and_mended_by_its_coming() {
     let mut setting = Setting::new(Mode::LogTailing).await;
     setting.nats.kill9();
