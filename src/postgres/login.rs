@@ -10,6 +10,9 @@ use crate::contract::{DatabaseLogin, Role};
 /// Deadline of connecting and logging in.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Session parameters for those who set deadlines themselves, whatever server, database or role set: a copy takes its time.
+pub const UNLIMITED: &str = "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0";
+
 #[derive(Debug, thiserror::Error)]
 pub enum LoginError {
     #[error("reading the password of role {role} from {path}")]

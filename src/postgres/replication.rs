@@ -295,6 +295,7 @@ impl Wire {
             ("database", login.database.as_str()),
             ("replication", "database"),
             ("application_name", application),
+            ("options", login::UNLIMITED),
             ("client_encoding", "UTF8"),
         ];
         frontend::startup_message(parameters, &mut self.output)?;

@@ -49,7 +49,8 @@ impl Control {
         let mut config = login::config(login, application).await?;
         let (idle, interval, retries) = KEEPALIVE;
         config.keepalives_idle(idle).keepalives_interval(interval).keepalives_retries(retries);
-        config.tcp_user_timeout(Duration::from_secs(10)).options(SERVER_KEEPALIVE);
+        let options = format!("{SERVER_KEEPALIVE} {}", login::UNLIMITED);
+        config.tcp_user_timeout(Duration::from_secs(10)).options(options);
         let (client, mut connection) = timeout(CONNECT_TIMEOUT, config.connect(NoTls))
             .await
             .map_err(|_elapsed| SourceError::Timeout(CONNECT_TIMEOUT.as_secs()))?

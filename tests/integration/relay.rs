@@ -483,6 +483,28 @@ async fn rows_that_take_long_to_count_hold_nothing_up() {
     assert!(verdict.is_kept() && verdict.duplicates == 0, "{verdict}");
 }
 
+/// Rows of 4 KiB, more than the window and the connection's buffers hold.
+async fn insert_backlog(setting: &Setting) {
+    let insert = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload) \
+         select 'order', n, 'Changed', jsonb_build_object('n', 1, 'x', repeat('x', 4096)) from generate_series(1, 10000) as n";
+    setting.database.superuser().await.batch_execute(insert).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_backlog_is_copied_in_one_term_whatever_timeouts_the_database_sets() {
+    let setting = Setting::new(Mode::LogTailing).await;
+    insert_backlog(&setting).await;
+    let superuser = setting.database.superuser().await;
+    superuser.batch_execute("alter database orders set statement_timeout = '200ms'").await.unwrap();
+    let relay = setting.start_relay();
+    relay.until("leading", |status| status.leading).await;
+    let leader = "select pid from pg_locks where locktype = 'advisory' and granted";
+    let leader = async || superuser.query_one(leader, &[]).await.unwrap().get::<_, i32>(0);
+    let first = leader().await;
+    setting.drained().await;
+    assert_eq!(leader().await, first, "no second term");
+}
+
 #[tokio::test]
 async fn a_missing_broker_is_said_and_mended_by_its_coming() {
     let mut setting = Setting::new(Mode::LogTailing).await;

@@ -44,7 +44,9 @@ pub(crate) struct Probe {
 impl Reader {
     /// Connects; the connection's task ends with the client.
     pub(crate) async fn connect(login: &DatabaseLogin, application: &str) -> Result<Self, SourceError> {
-        let (client, connection) = login::connect(login, application).await?;
+        let mut config = login::config(login, application).await?;
+        config.options(login::UNLIMITED);
+        let (client, connection) = login::open(login, &config).await?;
         tokio::spawn(connection);
         // rows to come are found by (txid, seq), however many dead rows the table has
         let settings = "set enable_seqscan = off; set work_mem = '16MB'; set jit = off";
