@@ -142,6 +142,14 @@ impl Replication {
         }
     }
 
+    /// Lets go of the snapshot that was exported, which keeps the server from removing dead rows: the next command ends it.
+    pub async fn release_snapshot(&mut self) -> Result<(), ReplicationError> {
+        timeout(COMMAND_TIMEOUT, self.wire.query("IDENTIFY_SYSTEM"))
+            .await
+            .map_err(|_elapsed| ReplicationError::Timeout(COMMAND_TIMEOUT))??;
+        Ok(())
+    }
+
     /// Begins to stream from where the slot was last confirmed.
     pub async fn stream(mut self, slot: &str, publication: &str) -> Result<WalStream, ReplicationError> {
         let command = format!(

@@ -158,6 +158,8 @@ impl Source<'_> {
         let slot = Slot::make(&control.client, replication, report).await?;
         let reader = Reader::connect(&contract.source, &application(&contract.name)).await?;
         let snapshot = reader.import(&slot.snapshot).await?;
+        // the copy may take as long as the broker is away, or a person pauses it
+        replication.release_snapshot().await?;
         tracing::info!(consistent_point = %slot.consistent_point, "made the slot; publishing the rows from before it");
         let before = Lsn(slot.consistent_point.0.saturating_sub(1));
         reader.rows(None, &snapshot, before, batches).await?;

@@ -506,6 +506,19 @@ async fn a_backlog_is_copied_in_one_term_whatever_timeouts_the_database_sets() {
 }
 
 #[tokio::test]
+async fn a_paused_copy_lets_the_database_remove_dead_rows() {
+    let mut setting = Setting::new(Mode::LogTailing).await;
+    setting.contract.paused = true;
+    setting.write_contract();
+    insert_backlog(&setting).await;
+    let _relay = setting.start_relay();
+    let released = "select count(*) filter (where query like 'select id, aggregate_type%') = 1 \
+             and count(*) filter (where backend_type = 'walsender') = 1 and count(backend_xmin) = 0 \
+         from pg_stat_activity where application_name like 'weft relay%'";
+    crate::database::until(&setting.database.superuser().await, released).await;
+}
+
+#[tokio::test]
 async fn a_missing_broker_is_said_and_mended_by_its_coming() {
     let mut setting = Setting::new(Mode::LogTailing).await;
     setting.nats.kill9();
