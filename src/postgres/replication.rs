@@ -1,7 +1,7 @@
 //! A thin client of PostgreSQL's streaming replication protocol, for logical slots read through `pgoutput`.
 //!
 //! The query driver has no replication mode (no CopyBoth), so start-up, authentication and framing are done here on
-//! `postgres-protocol`. Data comes as slices of the receive buffer: no copy, no allocation per row.
+//! `postgres-protocol`. Data comes as slices of the receive buffer, which whoever keeps them copies.
 //! Source: PostgreSQL documentation, "Streaming Replication Protocol" and "Logical Streaming Replication Protocol".
 
 pub mod pgoutput;
@@ -27,7 +27,7 @@ use tokio::{
 use super::login::{self, CONNECT_TIMEOUT, LoginError};
 use crate::contract::DatabaseLogin;
 
-/// Receive buffer that is allocated at a time. Events share it, so the oldest one keeps at most this much alive.
+/// Receive buffer that is allocated at a time, and used again when no frame of it is left.
 const CHUNK: usize = 64 * 1024;
 /// Deadline of a command's answer.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);

@@ -74,8 +74,18 @@ impl Layout {
                 Value::Null => return Err(SourceError::Layout("a value is null")),
             };
         }
-        event_of(values, position)
+        event_of(owned(values.each_ref().map(|value| &value[..])), position)
     }
+}
+
+/// Copies, in one allocation: an event that waits keeps nothing alive but itself, least of all the buffer that it came in.
+fn owned(values: [&[u8]; COLUMNS.len()]) -> [Bytes; COLUMNS.len()] {
+    let mut buffer = BytesMut::with_capacity(values.iter().map(|value| value.len()).sum());
+    for value in values {
+        buffer.extend_from_slice(value);
+    }
+    let mut buffer = buffer.freeze();
+    values.map(|value| buffer.split_to(value.len()))
 }
 
 /// The event of a row whose [`COLUMNS`] have these values.
@@ -121,19 +131,13 @@ impl<'a> FromSql<'a> for Raw<'a> {
     }
 }
 
-/// The event of a row of [`SELECT_COLUMNS`]; one allocation. `lsn` is where in the WAL the row was seen.
+/// The event of a row of [`SELECT_COLUMNS`]. `lsn` is where in the WAL the row was seen.
 pub(crate) fn event(row: &Row, lsn: u64) -> Result<(Event, i64), SourceError> {
     let mut raws: [&[u8]; COLUMNS.len()] = Default::default();
     for (index, raw) in raws.iter_mut().enumerate() {
         *raw = row.try_get::<_, Raw<'_>>(index).map_err(SourceError::query("reading a row of the outbox"))?.0;
     }
-    let mut buffer = BytesMut::with_capacity(raws.iter().map(|raw| raw.len()).sum());
-    let mut shared = raws.map(|raw| {
-        buffer.extend_from_slice(raw);
-        raw.len()
-    });
-    let mut buffer = buffer.freeze();
-    let values = shared.each_mut().map(|length| buffer.split_to(*length));
+    let values = owned(raws);
     let [.., seq] = &values;
     let seq = number(seq.clone())?;
     Ok((event_of(values, Position { lsn, index: seq.unsigned_abs() })?, seq))
@@ -141,8 +145,10 @@ pub(crate) fn event(row: &Row, lsn: u64) -> Result<(Event, i64), SourceError> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::BufMut;
+
     use super::*;
-    use crate::postgres::replication::pgoutput::Column;
+    use crate::postgres::replication::pgoutput::{Column, Message};
 
     fn relation(columns: &[(&str, u32)]) -> Relation {
         let columns = columns.iter().map(|&(name, type_oid)| Column { name: name.to_owned(), type_oid }).collect();
@@ -163,6 +169,24 @@ mod tests {
         let mut columns = COLUMNS.to_vec();
         columns[4].1 = 17;
         assert!(Layout::of(&relation(&columns)).is_err());
+    }
+
+    #[test]
+    fn an_event_keeps_no_receive_buffer_alive() {
+        let mut message = BytesMut::from(&b"I\0\0\0\x01N\0\x08"[..]);
+        let values: [&[u8]; COLUMNS.len()] =
+            [&[7; 16], b"order", b"42", b"Changed", b"\x01{\"n\": 1}", b"\x01{}", &[0; 8], &[0; 8]];
+        for value in values {
+            message.put_u8(b'b');
+            message.put_u32(u32::try_from(value.len()).unwrap());
+            message.put_slice(value);
+        }
+        let chunk = message.freeze();
+        let layout = Layout::of(&relation(&COLUMNS)).unwrap().unwrap();
+        let Message::Insert(insert) = Message::decode(chunk.clone()).unwrap() else { panic!("an insert") };
+        let event = layout.event(insert.columns, Position { lsn: 1, index: 0 }).unwrap();
+        assert_eq!((event.aggregate_id.as_str(), &event.payload[..]), ("42", &b"{\"n\": 1}"[..]));
+        assert!(chunk.is_unique());
     }
 
     #[test]
