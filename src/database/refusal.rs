@@ -21,7 +21,7 @@ impl Refusal {
             Some(ErrorPosition::Internal { .. }) | None => None,
         };
         let code = error.code().code();
-        Self { message: without_values(code, error.message()).to_owned(), code: code.to_owned(), position }
+        Self { message: without_values(code, error.message()), code: code.to_owned(), position }
     }
 
     /// The line of `sql` that the position is in, from 1.
@@ -37,11 +37,12 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Messages of class 22 (data exception) quote the value that was wrong: `invalid input syntax for type integer: "x"`.
-fn without_values<'a>(code: &str, message: &'a str) -> &'a str {
-    match message.split_once(": \"") {
-        Some((kind, _value)) if code.starts_with("22") => kind,
-        _ => message,
+/// Messages of class 22 (data exception) quote the value that was wrong: `invalid input syntax for type integer: "x"`. From
+/// the first quote to the last nothing stays: a value may have quotes in it, and a message more than one value.
+fn without_values(code: &str, message: &str) -> String {
+    match (message.split_once('"'), message.rsplit_once('"')) {
+        (Some((before, _)), Some((_, after))) if code.starts_with("22") => format!("{before}\"…\"{after}"),
+        _ => message.to_owned(),
     }
 }
 
@@ -107,8 +108,23 @@ mod tests {
 
     #[test]
     fn values_of_rows_are_left_out() {
-        let message = "invalid input syntax for type integer: \"4111 1111\"";
-        assert_eq!(without_values("22P02", message), "invalid input syntax for type integer");
+        for (code, message, shown) in [
+            (
+                "22P02",
+                "invalid input syntax for type integer: \"4111 1111\"",
+                "invalid input syntax for type integer: \"…\"",
+            ),
+            (
+                "22003",
+                "value \"41111111111111111\" is out of range for type integer",
+                "value \"…\" is out of range for type integer",
+            ),
+            ("22007", "invalid value \"4111\" for \"YYYY\"", "invalid value \"…\""),
+            ("22P02", "invalid input syntax for type uuid: \"4\"11\"1\"", "invalid input syntax for type uuid: \"…\""),
+            ("22012", "division by zero", "division by zero"),
+        ] {
+            assert_eq!(without_values(code, message), shown);
+        }
         let column = "column \"limit\" does not exist";
         assert_eq!(without_values("42703", column), column);
     }
