@@ -18,7 +18,7 @@ use super::{
     counts::Counted,
     log::{self, Acknowledge, CONGESTED, Entry, Queue, Recorded, Row, Unrecorded},
     meters::Meters,
-    transport::{self, Transport},
+    transport::{self, Place, Transport},
     view::View,
 };
 use crate::domain::saga::{
@@ -393,6 +393,7 @@ impl Engine {
             let pause = tokio::time::sleep(Duration::from_millis(command.after_ms));
             tokio::select! { () = pause => {} () = self.ending.cancelled() => return }
         }
+        let Some(place) = self.place(id, command).await else { return };
         let Some(Prepared { compiled, facts, under_way }) = self.prepare(id, command) else { return };
         let Some((call, timeout_ms)) = command.at.call(&compiled.definition) else { return };
         let began = Instant::now();
@@ -402,7 +403,6 @@ impl Engine {
                 let step = command.at.step(&compiled.definition).unwrap_or_default();
                 let operation = command.at.operation().unwrap_or_default();
                 let call = transport::Call {
-                    service: &call.service,
                     method: &call.method,
                     url: &call.url,
                     body,
@@ -411,13 +411,25 @@ impl Engine {
                     correlation_id: id.to_string(),
                     timeout: Duration::from_millis(timeout_ms),
                 };
-                self.transport.call(&call).await
+                self.transport.call(&call, place).await
             }
         };
         let definition = &compiled.definition;
         self.meters.called(&definition.name, answer.outcome(), began.elapsed());
         self.happened(id, &answer.into_event(command.at, command.attempt));
         drop(under_way);
+    }
+
+    /// A place among the requests to the service that `command` calls. What happens while it is waited for is seen by
+    /// [`Self::prepare`]; at the end of the process there is none.
+    async fn place(&self, id: Uuid, command: Command) -> Option<Place> {
+        let compiled = Arc::clone(&self.shard(partition_of(id))?.instances.get(&id)?.compiled);
+        let (call, _) = command.at.call(&compiled.definition)?;
+        tokio::select! {
+            biased; // a place that is free costs no look at the end
+            place = self.transport.place(&call.service) => (!self.ending.is_cancelled()).then_some(place),
+            () = self.ending.cancelled() => None,
+        }
     }
 
     /// What the call needs, if it is still the one to make.

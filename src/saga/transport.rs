@@ -18,11 +18,14 @@ use hyper::{
     header,
 };
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, sync::Semaphore};
+use tokio::{
+    net::TcpStream,
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 
 use super::answer::{self, Answer, MAX_REPLY, Raw};
 
-/// Requests to one service at a time; more wait, before their time-out begins.
+/// Requests to one service at a time; more wait for a [`Place`], before their time-out begins.
 const IN_FLIGHT: usize = 256;
 /// Idle connections kept per address.
 const IDLE: usize = 256;
@@ -34,7 +37,6 @@ const POLL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_s
 /// One call, ready to be sent.
 #[derive(Debug)]
 pub(super) struct Call<'a> {
-    pub service: &'a str,
     pub method: &'a str,
     pub url: &'a str,
     pub body: String,
@@ -73,13 +75,36 @@ struct Connection {
     since: Instant,
 }
 
-impl Transport {
-    /// Makes the call and says what came of it. Never fails: whatever goes wrong is an answer of its own.
-    pub(super) async fn call(&self, call: &Call<'_>) -> Answer {
-        let bound = self.bound(call.service);
+/// A place among the requests to one service, had before it is settled whether the call is still wanted: the wait for it may
+/// be long.
+#[derive(Debug)]
+pub(super) struct Place {
+    bound: Arc<Semaphore>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Place {
+    fn leave(&mut self) {
+        self.permit = None;
+    }
+
+    async fn take(&mut self) {
         // the semaphore is never closed
-        let _permit = bound.acquire().await;
-        match tokio::time::timeout(call.timeout, self.exchange(call)).await {
+        self.permit = Arc::clone(&self.bound).acquire_owned().await.ok();
+    }
+}
+
+impl Transport {
+    /// Waits for a place among the requests to `service`.
+    pub(super) async fn place(&self, service: &str) -> Place {
+        let mut place = Place { bound: self.bound(service), permit: None };
+        place.take().await;
+        place
+    }
+
+    /// Makes the call and says what came of it. Never fails: whatever goes wrong is an answer of its own.
+    pub(super) async fn call(&self, call: &Call<'_>, place: Place) -> Answer {
+        match tokio::time::timeout(call.timeout, self.exchange(call, place)).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => answer::unknown(&with_causes(&error), None),
             Err(_elapsed) => answer::unknown(&format!("no answer within {} ms", call.timeout.as_millis()), None),
@@ -94,7 +119,7 @@ impl Transport {
         Arc::clone(bounds.entry(service.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(IN_FLIGHT))))
     }
 
-    async fn exchange(&self, call: &Call<'_>) -> Result<Answer, TransportError> {
+    async fn exchange(&self, call: &Call<'_>, place: Place) -> Result<Answer, TransportError> {
         let url: Uri = call.url.parse().map_err(|_| TransportError::Address(call.url.to_owned()))?;
         let host = authority(&url)?;
         let request = || {
@@ -112,20 +137,30 @@ impl Transport {
         };
         let raw = self.send(&host, request).await?;
         match raw.location.as_deref() {
-            Some(location) if raw.status == 202 => self.poll(&url, &host, location, call).await,
+            Some(location) if raw.status == 202 => self.poll(&url, &host, location, call, place).await,
             _ => Ok(answer::classify(raw)),
         }
     }
 
-    /// Looks at where a 202 points to until it says something else; the attempt's time-out ends it.
-    async fn poll(&self, url: &Uri, host: &str, location: &str, call: &Call<'_>) -> Result<Answer, TransportError> {
+    /// Looks at where a 202 points to until it says something else; the attempt's time-out ends it. Between two looks the
+    /// place is others', so that jobs that take long keep no call from going out.
+    async fn poll(
+        &self,
+        url: &Uri,
+        host: &str,
+        location: &str,
+        call: &Call<'_>,
+        mut place: Place,
+    ) -> Result<Answer, TransportError> {
         let Some(path) = same_origin(url, location) else {
             return Ok(answer::unknown("the service answered 202 with a Location on another host", None));
         };
         let mut pause = POLL.0;
         loop {
+            place.leave();
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(POLL.1);
+            place.take().await;
             let request = || {
                 Request::get(&path)
                     .header(header::HOST, url.authority().map_or("", hyper::http::uri::Authority::as_str))

@@ -247,7 +247,7 @@ async fn a_stuck_pivot_is_cancelled_only_when_nothing_can_make_it_happen() {
     let mut definition = world.definition("order");
     definition.steps[2].retry.max_attempts = 1;
     let orchestrator = world.run(world.contract(vec![definition.seal()], Vec::new())).await;
-    world.participant.behave("charge", Behaviour::NeverAnswer);
+    world.participant.behave("charge", Behaviour::NoAnswer);
     let (_, view) = orchestrator.start_saga("order", &json!({"orderId": "o-1", "total": 1}), "", None).await;
     let id = id(&view);
     orchestrator.until_state("order", &id, "Stuck").await;

@@ -31,10 +31,12 @@ pub enum Behaviour {
     LoseTheAnswer,
     /// The answer comes after so long; the effect at once.
     Slow(Duration),
-    /// No effect, and no answer as long as it behaves so.
-    NeverAnswer,
+    /// No effect, and no answer as long as it behaves so; then 503.
+    NoAnswer,
     /// 202 and a Location that becomes 200 at the third look.
     Accepted,
+    /// 202 and a Location that is 202 for ever.
+    Unfinished,
     /// 202 and a Location that is 404: the effect takes place, the service has forgotten the job.
     Forgotten,
     /// 200 with this reply.
@@ -74,6 +76,7 @@ impl Participant {
         let router = Router::new()
             .route("/commands/{command}", post(command))
             .route("/jobs/{job}", get(job))
+            .route("/unfinished", get(|| async { StatusCode::ACCEPTED }))
             .with_state(participant.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
         participant
@@ -142,7 +145,7 @@ async fn command(
         let behaviour = behaviour.cloned().unwrap_or(Behaviour::Succeed);
         let nothing = matches!(
             behaviour,
-            Behaviour::Refuse(_) | Behaviour::Unavailable | Behaviour::NeverAnswer | Behaviour::TooMany
+            Behaviour::Refuse(_) | Behaviour::Unavailable | Behaviour::NoAnswer | Behaviour::TooMany
         );
         if !nothing {
             inner.effect(saga, step, operation);
@@ -166,10 +169,16 @@ async fn command(
             tokio::time::sleep(time).await;
             Json(json!({"step": step})).into_response()
         }
-        Behaviour::NeverAnswer => std::future::pending().await,
+        Behaviour::NoAnswer => {
+            while participant.inner.lock().unwrap().behaviours.get(&command) == Some(&Behaviour::NoAnswer) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            StatusCode::SERVICE_UNAVAILABLE.into_response()
+        }
         Behaviour::Accepted => {
             (StatusCode::ACCEPTED, [(header::LOCATION, format!("/jobs/{saga}-{step}-{operation}"))]).into_response()
         }
+        Behaviour::Unfinished => (StatusCode::ACCEPTED, [(header::LOCATION, "/unfinished")]).into_response(),
         Behaviour::Forgotten => (StatusCode::ACCEPTED, [(header::LOCATION, "/forgotten")]).into_response(),
         Behaviour::TooMany => (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, "1")]).into_response(),
     }
