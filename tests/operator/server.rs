@@ -87,6 +87,11 @@ impl Server {
         std::mem::take(&mut self.0.lock().unwrap().asked)
     }
 
+    /// What was applied or made, as it was answered with.
+    pub fn objects(&self) -> Vec<Value> {
+        self.0.lock().unwrap().objects.values().map(|known| known["object"].clone()).collect()
+    }
+
     fn answer(&self, asked: Asked) -> (u16, Value) {
         let mut state = self.0.lock().unwrap();
         state.asked.push(asked.clone());
@@ -104,7 +109,9 @@ impl Server {
 
 impl State {
     fn store(&mut self, asked: &Asked) -> Value {
-        let known = self.objects.get(&asked.path).cloned();
+        let name = asked.body["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let path = if asked.method == "POST" { format!("{}/{name}", asked.path) } else { asked.path.clone() };
+        let known = self.objects.get(&path).cloned();
         if let Some(known) = &known
             && known["asked"] == asked.body
         {
@@ -113,15 +120,14 @@ impl State {
         self.version += 1;
         let mut object = asked.body.clone();
         let metadata = object["metadata"].as_object_mut().expect("metadata");
-        let name = metadata.get("name").cloned().unwrap_or_default();
-        metadata.entry("uid").or_insert_with(|| json!(format!("uid-{}", name.as_str().unwrap_or_default())));
+        metadata.entry("uid").or_insert_with(|| json!(format!("uid-{name}")));
         metadata.insert("namespace".into(), json!("shop"));
         metadata.insert("resourceVersion".into(), json!(self.version.to_string()));
         metadata.insert(
             "managedFields".into(),
             json!([{"manager": "weft", "operation": "Apply", "fieldsV1": fields(&asked.body)}]),
         );
-        self.objects.insert(asked.path.clone(), json!({"asked": asked.body, "object": object}));
+        self.objects.insert(path, json!({"asked": asked.body, "object": object}));
         object
     }
 }
