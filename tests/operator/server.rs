@@ -88,6 +88,7 @@ impl Server {
     }
 
     /// What was applied or made, as it was answered with.
+    #[allow(dead_code, reason = "the benchmark uses it")]
     pub fn objects(&self) -> Vec<Value> {
         self.0.lock().unwrap().objects.values().map(|known| known["object"].clone()).collect()
     }
