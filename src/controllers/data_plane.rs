@@ -16,9 +16,7 @@ use sha2::{Digest, Sha256};
 use super::{
     labels::{IMAGE_ANNOTATION, TEMPLATE_HASH_ANNOTATION, UPGRADE_ANNOTATION},
     observed::Workload,
-    pods::IMAGE_PULL_FAILED,
 };
-use crate::contract::status::Problem;
 
 /// User and group of Weft's own containers, as in its image.
 pub const WEFT_USER: i64 = 65532;
@@ -129,11 +127,6 @@ pub fn pin_image<E>(
         template: template(image)?,
         annotations: annotations.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
     })
-}
-
-/// Is an image missing among the problems of a Job?
-pub fn cannot_be_pulled(problems: &[Problem]) -> bool {
-    problems.iter().any(|problem| problem.reason == IMAGE_PULL_FAILED)
 }
 
 /// Does the custom resource ask for the operator's own data-plane image at once?

@@ -92,8 +92,7 @@ async fn volume_follows(shared: &Shared, key: &Key, retention: Retention) -> Res
     let body = json!({"metadata": {"uid": uid}, "spec": {"persistentVolumeClaimRetentionPolicy": policy}});
     let resource = ChildKind::StatefulSet.resource();
     let api: Api<Live> = Api::namespaced_with(shared.client.clone(), &key.id.namespace, &resource);
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    match within_deadline(api.patch(&child.name, &params, &Patch::Merge(&body))).await {
+    match within_deadline(api.patch(&child.name, &by_us(), &Patch::Merge(&body))).await {
         Ok(live) => Ok(ChildSeen::from(live).is_observed()),
         Err(error) if error.code() == Some(404) => Ok(true),
         Err(error) => Err(error),
@@ -125,10 +124,13 @@ async fn set(shared: &Shared, key: &Key, object: &Microservice, wanted: bool) ->
     // the whole list, whoever wrote it: with the version it was read at, nothing of another's is lost
     let body = json!({"metadata": {"resourceVersion": object.metadata.resource_version, "finalizers": finalizers}});
     let api: Api<Microservice> = Api::namespaced(shared.client.clone(), &key.id.namespace);
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    let answer = within_deadline(api.patch(&key.id.name, &params, &Patch::Merge(&body))).await?;
+    let answer = within_deadline(api.patch(&key.id.name, &by_us(), &Patch::Merge(&body))).await?;
     if answer.metadata.deletion_timestamp.is_none() {
         shared.world().set(answer);
     }
     Ok(())
+}
+
+fn by_us() -> PatchParams {
+    PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() }
 }

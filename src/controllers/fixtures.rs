@@ -76,7 +76,7 @@ pub(crate) fn ready(pods: i32) -> Workload {
 }
 
 pub(crate) fn job(outcome: JobOutcome) -> JobState {
-    JobState { annotations: BTreeMap::default(), outcome, problems: Vec::new() }
+    JobState { annotations: BTreeMap::default(), outcome, problems: Vec::new(), missing_images: Vec::new() }
 }
 
 /// The children as one YAML stream, for snapshots.

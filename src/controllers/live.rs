@@ -167,7 +167,7 @@ impl ChildSeen {
             problems.extend(last_words.map(again));
             JobOutcome::Running
         };
-        JobState { annotations: self.annotations.clone(), outcome, problems }
+        JobState { annotations: self.annotations.clone(), outcome, problems, missing_images: Vec::new() }
     }
 
     /// Pods that cannot even be made: a quota, a policy, an admission webhook.

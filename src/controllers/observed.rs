@@ -46,6 +46,8 @@ pub struct JobState {
     pub outcome: JobOutcome,
     /// What is wrong with its pods, in words; the last attempt's own message among it (`SetupFailed`).
     pub problems: Vec<Problem>,
+    /// Images of its pods that cannot be pulled.
+    pub missing_images: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -26,7 +26,7 @@ const JOB_LABEL: &str = "batch.kubernetes.io/job-name";
 const MANY_RESTARTS: i32 = 2;
 const MAX_LAST_WORDS: usize = 512;
 /// Reason of a problem: an image does not exist, or may not be pulled.
-pub const IMAGE_PULL_FAILED: &str = "ImagePullFailed";
+const IMAGE_PULL_FAILED: &str = "ImagePullFailed";
 /// What a program says (`ENOSPC`) when its volume is full.
 const FULL: &str = "No space left on device";
 

@@ -19,8 +19,7 @@ use crate::{
     },
     controllers::{
         data_plane::{
-            PASSWORD, cannot_be_pulled, config_map_volume, mount, password_volume, pod_security, requests, short_hash,
-            weft_security,
+            PASSWORD, config_map_volume, mount, password_volume, pod_security, requests, short_hash, weft_security,
         },
         kind::Settings,
         labels::{Component, DATABASE_CLIENT_LABEL, IMAGE_ANNOTATION},
@@ -48,7 +47,7 @@ pub(super) fn all(
         Stage::MigrationsMissing { .. } | Stage::MigrationsEmpty { .. } => true,
         // a Job cannot be changed: this one goes, and the next pass makes another
         Stage::Running(job) => {
-            cannot_be_pulled(&job.problems) && job.annotations.get(IMAGE_ANNOTATION) != Some(&settings.image)
+            !job.missing_images.is_empty() && job.annotations.get(IMAGE_ANNOTATION) != Some(&settings.image)
         }
         Stage::Pending | Stage::Failed { .. } | Stage::Done => false,
     };

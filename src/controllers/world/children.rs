@@ -75,8 +75,7 @@ impl World {
         let is_ours = |component: &str, job: Option<&str>| {
             job.is_none() && (component == database) == (kind == ChildKind::StatefulSet)
         };
-        let pods = self.pods_of(owner).filter(|(_, pod)| is_ours(&pod.component, pod.job.as_deref()));
-        let missing_images = pods.flat_map(|(_, pod)| pod.missing_images.clone()).collect();
+        let missing_images = self.missing_images(owner, is_ours);
         Some(Workload { missing_images, ..seen.workload(self.problems(owner, is_ours)) })
     }
 
@@ -91,9 +90,16 @@ impl World {
                     .filter(|(_, pod)| pod.job.as_deref() == Some(child.name.as_str()))
                     .filter_map(|(_, pod)| pod.last_words.clone())
                     .max();
-                (child.name.clone(), seen.job(self.problems(owner, of_job), last_words.map(|(_, words)| words)))
+                let missing_images = self.missing_images(owner, of_job);
+                let state = seen.job(self.problems(owner, of_job), last_words.map(|(_, words)| words));
+                (child.name.clone(), JobState { missing_images, ..state })
             })
             .collect()
+    }
+
+    fn missing_images(&self, owner: &Key, is_ours: impl Fn(&str, Option<&str>) -> bool) -> Vec<String> {
+        let pods = self.pods_of(owner).filter(|(_, pod)| is_ours(&pod.component, pod.job.as_deref()));
+        pods.flat_map(|(_, pod)| pod.missing_images.clone()).collect()
     }
 
     fn problems(&self, owner: &Key, is_ours: impl Fn(&str, Option<&str>) -> bool) -> Vec<Problem> {

@@ -112,6 +112,28 @@ fn another_operator_makes_no_other_job_and_restarts_nothing() {
 }
 
 #[test]
+fn a_set_up_whose_image_cannot_be_had_gives_way_to_one_of_another_image() {
+    let mut observed = settled(&orders());
+    for job in observed.database.jobs.values_mut() {
+        job.outcome = JobOutcome::Running;
+        job.annotations = [("weft.dev/image".to_owned(), "localhost/weft:0".to_owned())].into();
+    }
+    let has_job = |observed: &Observed| {
+        let plan = plan(&orders(), observed, &settings()).unwrap();
+        fixtures::names(&plan).iter().any(|name| name.starts_with("Job/"))
+    };
+    assert!(has_job(&observed), "it may only be slow");
+    for job in observed.database.jobs.values_mut() {
+        job.missing_images = vec!["localhost/weft:0".to_owned()];
+    }
+    assert!(!has_job(&observed));
+    for job in observed.database.jobs.values_mut() {
+        job.annotations = [("weft.dev/image".to_owned(), settings().image)].into();
+    }
+    assert!(has_job(&observed), "another would be the same");
+}
+
+#[test]
 fn missing_migrations_make_no_job() {
     for missing in [
         None,
