@@ -294,11 +294,10 @@ async fn a_relay_that_gets_its_old_name_back_leaves_no_row_behind() {
     first.kill9();
     setting.nats.kill9();
     Writers::start(&url(&setting), 7, 2, 20).finished().await;
-    let written: String = superuser.query_one("select pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
+    let written = wal_position(&superuser).await;
     // makes the slot anew, behind the rows, and does not get to publish them
     let mut second = setting.start_relay_as("second");
-    let anew = format!("select exists (select from pg_replication_slots where confirmed_flush_lsn >= '{written}')");
-    crate::database::until(&superuser, &anew).await;
+    confirmed(&superuser, &written).await;
     second.kill9();
     setting.nats.restart();
     let _first = setting.start_relay_as("first");
@@ -351,10 +350,8 @@ async fn an_idle_outbox_in_a_busy_database_holds_no_wal_back() {
     let relay = setting.start_relay();
     relay.until("leading", |status| status.leading && status.ready).await;
     superuser.batch_execute("create table noise as select generate_series(1, 10000) as n").await.unwrap();
-    let written: String = superuser.query_one("select pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
-    let confirmed =
-        format!("select exists (select from pg_replication_slots where confirmed_flush_lsn >= '{written}')");
-    crate::database::until(&superuser, &confirmed).await;
+    let written = wal_position(&superuser).await;
+    confirmed(&superuser, &written).await;
 }
 
 #[tokio::test]
@@ -371,9 +368,7 @@ async fn a_refused_event_blocks_its_aggregate_only_and_is_skipped_when_its_row_i
         for (aggregate, number) in [("large", 2_i64), ("other", 1), ("other", 2)] {
             app.query_one(insert, &[&aggregate, &number, &1_i32]).await.unwrap();
         }
-        let status = relay
-            .until("refused", |status| status.problems.iter().any(|problem| problem.reason == "EventRefused"))
-            .await;
+        let status = relay.until("refused", is_refused).await;
         let message = &status.problems[0].message;
         assert!(message.contains(&large) && message.contains("max_payload"), "{message}");
         assert!(!message.contains("xxx"), "no payload in a message");
@@ -398,6 +393,18 @@ async fn a_refused_event_blocks_its_aggregate_only_and_is_skipped_when_its_row_i
     }
 }
 
+/// Where the WAL is.
+async fn wal_position(superuser: &tokio_postgres::Client) -> String {
+    superuser.query_one("select pg_current_wal_lsn()::text", &[]).await.unwrap().get(0)
+}
+
+/// Waits until the slot needs nothing from before `position` any more.
+async fn confirmed(superuser: &tokio_postgres::Client, position: &str) {
+    let confirmed =
+        format!("select exists (select from pg_replication_slots where confirmed_flush_lsn >= '{position}')");
+    crate::database::until(superuser, &confirmed).await;
+}
+
 /// Inserts an event that NATS never takes, and gives the row's id.
 async fn insert_too_large(setting: &Setting) -> String {
     let insert = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload) \
@@ -417,11 +424,9 @@ async fn a_deleted_row_of_a_refused_event_holds_no_wal_back() {
     relay.until("leading", |status| status.leading && status.ready).await;
     insert_too_large(&setting).await;
     relay.until("refused", is_refused).await;
-    let written: String = superuser.query_one("select pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
+    let written = wal_position(&superuser).await;
     superuser.batch_execute("delete from weft.outbox").await.unwrap();
-    let confirmed =
-        format!("select exists (select from pg_replication_slots where confirmed_flush_lsn >= '{written}')");
-    crate::database::until(&superuser, &confirmed).await;
+    confirmed(&superuser, &written).await;
     relay.until("mended", |status| status.problems.is_empty()).await;
 }
 
