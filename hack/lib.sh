@@ -21,24 +21,24 @@ have() { command -v "$1" >/dev/null 2>&1; }
 
 # stage NAME COMMAND…: runs one, with its number of STAGES and its time:
 #   [3/9] the operator … 12 s
-# The output goes to a log, of which a failing stage shows the end. Returns the command's status.
+# The output goes to $STAGE_LOG, of which a failing stage shows the end. Returns the command's status.
 # With LIVE=1 the output is shown as well, for what takes minutes the first time.
 # Not to be called before `||` or in a condition, where bash ignores `set -e` in all that is called: use `try_stage`.
 STAGES=0 STAGE=0
 stage() {
-  local what=$1 begun=$SECONDS log status seen='' options=$-
+  local what=$1 begun=$SECONDS status seen='' options=$-
   shift
   STAGE=$((STAGE + 1))
   mkdir -p "$ROOT/.run/log"
-  log=$ROOT/.run/log/$(basename "$0")-$STAGE.log
+  STAGE_LOG=$ROOT/.run/log/$(basename "$0")-$STAGE.log
   printf '[%d/%d] %s … ' "$STAGE" "$STAGES" "$what"
   set +e
   if [ -n "${LIVE:-}" ]; then
-    (trap - EXIT && set -e && "$@") 2>&1 | tee "$log" | sed -u 's/^/      /; 1s/^/\n/'
+    (trap - EXIT && set -e && "$@") 2>&1 | tee "$STAGE_LOG" | sed -u 's/^/      /; 1s/^/\n/'
     status=${PIPESTATUS[0]}
-    [ ! -s "$log" ] || seen=$(printf '      %s: ' "$what")
+    [ ! -s "$STAGE_LOG" ] || seen=$(printf '      %s: ' "$what")
   else
-    (trap - EXIT && set -e && "$@") >"$log" 2>&1
+    (trap - EXIT && set -e && "$@") >"$STAGE_LOG" 2>&1
     status=$?
   fi
   case $options in *e*) set -e ;; esac
@@ -46,8 +46,8 @@ stage() {
     printf '%s%d s\n' "$seen" $((SECONDS - begun))
   else
     printf '%sFAILED after %d s\n' "$seen" $((SECONDS - begun))
-    tail -n "${STAGE_TAIL:-40}" "$log"
-    say "the whole output: $log"
+    [ -n "${LIVE:-}" ] || tail -n "${STAGE_TAIL:-40}" "$STAGE_LOG"
+    say "the whole output: $STAGE_LOG"
   fi
   return "$status"
 }

@@ -13,6 +13,7 @@ use super::{
     apply::{self, Outcome, Written},
     contract_readers,
     events::Notice,
+    failure::RequestError,
     finalizer,
     key::{Key, ObjectId, ObjectKind},
     kind::{Applied, Class, Kind},
@@ -142,7 +143,7 @@ async fn reconcile_orchestrator(shared: &Arc<Shared>, key: &Key) -> Verdict {
         let sagas = members.map(|name| Key::new(ObjectKind::Saga, &key.id.namespace, name)).collect();
         shared.enqueue(Concerned { now: sagas, gently: Vec::new() });
     }
-    verdict(&applied, Ok(None))
+    verdict(&applied, Ok(()))
 }
 
 fn results(shared: &Shared) -> std::sync::MutexGuard<'_, HashMap<ObjectId, OrchestratorResult>> {
@@ -222,12 +223,11 @@ fn failed(class: Class, error: &str) -> Verdict {
     Verdict::Failed(class)
 }
 
-fn verdict(applied: &Applied, status: status::Write) -> Verdict {
+fn verdict(applied: &Applied, status: Result<(), RequestError>) -> Verdict {
     let class = applied.failures.iter().map(|failure| failure.class).min();
     match (class, status) {
         (Some(class), _) => Verdict::Failed(class),
         (None, Err(error)) => failed(error.class().0, &error.words()),
-        (None, Ok(Some(later))) => Verdict::At(later),
-        (None, Ok(None)) => Verdict::Done,
+        (None, Ok(())) => Verdict::Done,
     }
 }

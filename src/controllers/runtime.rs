@@ -63,7 +63,7 @@ impl std::fmt::Debug for Shared {
 pub enum Verdict {
     /// Nothing to do until something changes.
     Done,
-    /// Look again then (a status that had to wait).
+    /// Not done: look again then.
     At(Instant),
     /// Try again after a growing pause.
     Failed(Class),
@@ -102,6 +102,11 @@ impl Shared {
             let at = self.gate.next(&key, now).max(now + DEBOUNCE);
             self.queue.add(key, at);
         }
+    }
+
+    /// To be looked at then, if not before.
+    pub fn enqueue_at(&self, key: &Key, at: Instant) {
+        self.queue.add(key.clone(), at);
     }
 
     /// Until when a pod that was not heard of proves nothing, because this process has only begun to listen.

@@ -17,27 +17,31 @@ use super::{
     key::Key,
     labels::STATUS_MANAGER,
     runtime::{Shared, Verdict},
+    status_gate::News,
     world::{Custom, Malformed},
 };
 
-/// `Some`: it has to wait until then.
-pub type Write = Result<Option<Instant>, RequestError>;
-
-/// Writes `status` if it is not what the object has.
-pub async fn write<K: Custom>(shared: &Shared, key: &Key, object: &K, status: K::Status) -> Write {
+/// Writes `status` if it is not what the object has. If it has to wait, the object comes again when it may be written.
+pub async fn write<K: Custom>(shared: &Shared, key: &Key, object: &K, status: K::Status) -> Result<(), RequestError> {
     let before = object.status();
     if before == Some(&status) {
-        return Ok(None);
+        return Ok(());
     }
     let was = before.map(K::conditions).unwrap_or_default();
-    let moved = essence(was) != essence(K::conditions(&status))
-        || before.and_then(K::observed_generation) != K::observed_generation(&status);
-    if let Err(later) = shared.gate.enter(key, moved, Instant::now()) {
-        return Ok(Some(later));
+    let news = if before.and_then(K::observed_generation) != K::observed_generation(&status) {
+        News::Answer
+    } else if essence(was) != essence(K::conditions(&status)) {
+        News::Condition
+    } else {
+        News::Numbers
+    };
+    if let Err(later) = shared.gate.enter(key, news, Instant::now()) {
+        shared.enqueue_at(key, later);
+        return Ok(());
     }
     let answer = match patch::<K>(shared, key, object.meta().uid.as_deref(), &json!(status)).await {
         // deleted meanwhile (404), or another object of this name by now (409): its own events will tell
-        Err(error) if matches!(error.code(), Some(404 | 409)) => return Ok(None),
+        Err(error) if matches!(error.code(), Some(404 | 409)) => return Ok(()),
         answer => answer?,
     };
     for notice in events::of_change(was, K::conditions(&status)) {
@@ -46,7 +50,7 @@ pub async fn write<K: Custom>(shared: &Shared, key: &Key, object: &K, status: K:
     if let Ok(object) = answer.0 {
         shared.world().set(object);
     }
-    Ok(None)
+    Ok(())
 }
 
 /// `Accepted=False` on an object that does not have its type's form.

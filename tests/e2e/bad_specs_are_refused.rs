@@ -1,12 +1,14 @@
 //! Bad specs get the sentence that stands beside them in `bad_specs/`: from the API server when they are applied, or from
 //! the operator in the condition `Accepted`.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 use weft::api::v1alpha1::{Microservice, OutboxRelay, Saga};
 
-use crate::harness::{Company, Scenario, merged, progress, scenario};
+use crate::harness::{Company, Conditions, Scenario, merged, progress, scenario};
 
 const FILES: [&str; 3] = [
     include_str!("bad_specs/microservice.yaml"),
@@ -110,18 +112,34 @@ async fn by_the_operator(world: &Scenario, base: &Value, bad: &Bad) -> Result<()
     let object = merged(base, &bad.change);
     world.apply(&object).await.context("the API server refuses it already")?;
     let name = object["metadata"]["name"].as_str().unwrap_or_default();
-    let condition = match object["kind"].as_str().unwrap_or_default() {
-        "Microservice" => world.says::<Microservice>(name, "Accepted", "False", 30).await?,
-        "OutboxRelay" => world.says::<OutboxRelay>(name, "Accepted", "False", 30).await?,
-        "Saga" => world.says::<Saga>(name, "Accepted", "False", 30).await?,
+    let refused = match object["kind"].as_str().unwrap_or_default() {
+        "Microservice" => refused::<Microservice>(world, name, bad).await,
+        "OutboxRelay" => refused::<OutboxRelay>(world, name, bad).await,
+        "Saga" => refused::<Saga>(world, name, bad).await,
         other => bail!("what is a {other}?"),
     };
     world.remove(&object).await?;
     for object in &bad.with {
         world.remove(object).await?;
     }
-    ensure!(bad.reason.as_ref().is_none_or(|reason| *reason == condition.reason), "the reason is {}", condition.reason);
-    said(&condition.message, &bad.says)
+    refused
+}
+
+/// Waits for the sentence, not for the first refusal: what was applied a moment before may not be known yet.
+async fn refused<K: Conditions>(world: &Scenario, name: &str, bad: &Bad) -> Result<()> {
+    let what = format!("{name} is refused with its sentence");
+    world
+        .until(&what, Duration::from_secs(10), async || {
+            let condition = world.now_says::<K>(name, "Accepted").await?;
+            ensure!(condition.status == "False", "Accepted is {}", condition.status);
+            ensure!(
+                bad.reason.as_ref().is_none_or(|reason| *reason == condition.reason),
+                "the reason is {}",
+                condition.reason
+            );
+            said(&condition.message, &bad.says).map(Some)
+        })
+        .await
 }
 
 fn said(message: &str, wanted: &str) -> Result<()> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weft::{
     api::v1alpha1::{Microservice, OutboxRelay},
@@ -16,6 +17,7 @@ use weft::{
         pods::LivePod,
         reconcile::reconcile,
         runtime::{Shared, Verdict},
+        status_gate::News,
         world::Malformed,
     },
 };
@@ -55,6 +57,7 @@ fn server(object: &Microservice) -> Server {
         let mut answer = object.clone();
         if asked.line().ends_with("/status") {
             answer["status"] = asked.body["status"].clone();
+            answer["metadata"]["uid"] = asked.body["metadata"]["uid"].clone();
         } else if asked.line().starts_with("PATCH microservices") {
             answer["metadata"]["finalizers"] = asked.body["metadata"]["finalizers"].clone();
         } else {
@@ -281,6 +284,39 @@ async fn a_quantity_that_is_none_is_not_accepted_until_it_is_mended() {
     shared.world().set(object);
     reconcile(&shared, &orders()).await;
     assert_eq!(accepted(&server.asked())["status"], "True");
+}
+
+/// Its Deployment is refused.
+fn refused_service() -> (Server, Microservice) {
+    let object = microservice(&json!({"image": "shop/orders:1"}));
+    let server = server(&object);
+    server.refuse("PATCH deployments", 422, "volumeMounts[0].name: Not found");
+    (server, object)
+}
+
+#[tokio::test]
+async fn whoever_applies_again_and_again_is_answered_each_time() {
+    let (server, mut object) = refused_service();
+    let shared = shared(&server);
+    for count in 1..=10 {
+        object.metadata.uid = Some(format!("uid-{count}"));
+        shared.world().set(object.clone());
+        assert_eq!(reconcile(&shared, &orders()).await, Verdict::Failed(Class::Invalid));
+        let told = server.lines().iter().filter(|line| line.ends_with("/status")).count();
+        assert_eq!(told, 1, "applied for the {count}th time, it waits for its status");
+    }
+}
+
+#[tokio::test]
+async fn a_status_that_has_to_wait_does_not_wait_for_the_next_attempt() {
+    let (server, mut object) = refused_service();
+    let shared = shared(&server);
+    object.status = serde_json::from_value(json!({"observedGeneration": 1})).unwrap();
+    shared.world().set(object);
+    while shared.gate.enter(&orders(), News::Condition, Instant::now()).is_ok() {}
+    assert_eq!(reconcile(&shared, &orders()).await, Verdict::Failed(Class::Invalid));
+    assert!(!server.lines().iter().any(|line| line.ends_with("/status")), "{:?}", server.lines());
+    assert_eq!(shared.backlog(), 1, "it comes again at its pace, whatever the pause after the failure");
 }
 
 fn relay(status: &Value) -> OutboxRelay {

@@ -2,9 +2,9 @@
 
 use std::{fmt::Debug, time::Duration};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::Condition};
-use kube::{Resource, ResourceExt};
+use kube::Resource;
 use serde::de::DeserializeOwned;
 use weft::api::v1alpha1::{Microservice, OutboxRelay, Saga};
 
@@ -41,20 +41,24 @@ fn condition<'a, K: Conditions>(object: &'a K, type_: &str) -> Option<&'a Condit
 }
 
 impl Scenario {
+    /// What the object says of `type_` for its present spec.
+    pub async fn now_says<K: Conditions>(&self, name: &str, type_: &str) -> Result<Condition> {
+        let kind = K::kind(&());
+        let object = self.get::<K>(name).await?.with_context(|| format!("{kind} {name} does not exist"))?;
+        let condition = condition(&object, type_).cloned();
+        condition.with_context(|| format!("{kind} {name} does not say anything of {type_} for its present spec"))
+    }
+
     /// Waits until the object's condition has this status, and gives the condition.
     pub async fn says<K: Conditions>(&self, name: &str, type_: &str, status: &str, within: u64) -> Result<Condition> {
-        let kind = K::kind(&());
-        let what = format!("{kind} {name} says {type_}={status}");
+        let what = format!("{} {name} says {type_}={status}", K::kind(&()));
         self.until(&what, Duration::from_secs(within), async || {
-            let Some(object) = self.get::<K>(name).await? else { bail!("{kind} {name} does not exist") };
-            let condition = condition(&object, type_);
-            match condition {
-                Some(condition) if condition.status == status => Ok(Some(condition.clone())),
-                Some(Condition { status, reason, message, .. }) => {
-                    bail!("{} says {status}, {reason}: {message}", object.name_any())
-                }
-                None => bail!("it does not say anything of {type_} for its present spec"),
+            let condition = self.now_says::<K>(name, type_).await?;
+            if condition.status != status {
+                let Condition { status, reason, message, .. } = condition;
+                bail!("{name} says {status}, {reason}: {message}");
             }
+            Ok(Some(condition))
         })
         .await
     }

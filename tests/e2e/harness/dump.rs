@@ -4,8 +4,9 @@ use std::{fmt::Write, path::PathBuf};
 
 use super::{Scenario, root, shell};
 
-/// Lines of the dump that go into the failure's message; the file has all.
-const SHOWN: usize = 150;
+/// Lines of the dump that go into the failure's message; the file has all. Whoever has only the output of a CI sees the end
+/// of it, so the failures of several scenarios must fit there.
+const SHOWN: usize = 50;
 
 impl Scenario {
     /// The file that has all of it, and the part to show.
@@ -15,10 +16,12 @@ impl Scenario {
         namespaces.extend(self.others.lock().map(|others| others.clone()).unwrap_or_default());
         for namespace in &namespaces {
             for (title, args) in [
-                ("custom resources", "get microservices,outboxrelays,sagas -o wide"),
-                ("pods", "get pods,pvc,jobs -o wide"),
-                ("events", "get events --sort-by=.lastTimestamp"),
                 ("conditions", CONDITIONS),
+                ("pods", "get pods,jobs"),
+                ("warnings", "get events --field-selector type=Warning --sort-by=.lastTimestamp"),
+                ("custom resources", "get microservices,outboxrelays,sagas -o wide"),
+                ("volumes", "get pvc"),
+                ("events", "get events --sort-by=.lastTimestamp"),
                 ("logs of the operator", "logs --selector app.kubernetes.io/component=operator --tail 60 --prefix"),
             ] {
                 section(&mut text, namespace, title, args).await;

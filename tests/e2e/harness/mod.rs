@@ -30,6 +30,7 @@ use kube::{
 
 pub use audit::Request;
 pub use chaos::{Kill, Victim, seed};
+pub use checks::Conditions;
 pub use manifests::{configmap, microservice, relay, saga};
 pub use objects::merged;
 pub use operator::{Release, make_image_next};
@@ -102,7 +103,7 @@ where
             if std::env::var_os("WEFT_E2E_KEEP").is_none() {
                 let _ = scenario.clean_up().await;
             }
-            panic!("{name}: {error:#}\n\n{dump}\nthe whole of it: {}", file.display());
+            panic!("{dump}\nthe whole of it: {}\n\n{name}: {error:#}", file.display());
         }
     }
 }
