@@ -54,14 +54,10 @@ async fn loses_nothing(world: &Scenario, mode: &str) -> Result<()> {
     ]);
     writing["spec"]["replicas"] = json!(2);
     world.apply(&writing).await?;
-    let written = async {
-        world
-            .until("every event is written", Duration::from_mins(6), async || {
-                let rows = world.psql(SERVICE, "select count(*) from ledger").await?;
-                Ok((rows == [EVENTS.to_string()]).then_some(()))
-            })
-            .await
-    };
+    let written = world.until("every event is written", Duration::from_mins(6), async || {
+        let rows = world.psql(SERVICE, "select count(*) from ledger").await?;
+        Ok((rows == [EVENTS.to_string()]).then_some(()))
+    });
     world.while_killing(&victims(), Duration::from_secs(3), seed, written).await?;
 
     world
@@ -73,7 +69,10 @@ async fn loses_nothing(world: &Scenario, mode: &str) -> Result<()> {
         .await
         .with_context(|| format!("repeat it with WEFT_SEED={seed}"))?;
     let committed = committed(world).await?;
-    let delivered = delivered(world).await?;
+    let delivered = world
+        .until("the stream can be read", Duration::from_mins(1), async || delivered(world).await.map(Some))
+        .await
+        .with_context(|| format!("repeat it with WEFT_SEED={seed}"))?;
     let counters = committed.iter().fold(BTreeMap::new(), |mut counters, ((aggregate, n), _)| {
         let highest: &mut u64 = counters.entry(aggregate.clone()).or_default();
         *highest = (*highest).max(*n);
@@ -144,9 +143,8 @@ async fn delivered(world: &Scenario) -> Result<Vec<Delivered>> {
     let mut events = Vec::with_capacity(total);
     while events.len() < total {
         let message = tokio::time::timeout(Duration::from_secs(20), messages.next()).await;
-        let message = message.with_context(|| format!("{} of {total} messages came", events.len()))?;
-        let Some(message) = message else { break };
-        let message = message?;
+        let came = || format!("{} of {total} messages came", events.len());
+        let message = message.ok().flatten().with_context(came)?.with_context(came)?;
         let headers = message.headers.clone().unwrap_or_default();
         let header = |name: &str| headers.get(name).map(|value| value.as_str().to_owned());
         let payload: Payload = serde_json::from_slice(&message.payload)?;

@@ -31,11 +31,7 @@ async fn saga_ends() {
         }
         world.apply(&starter(&world.namespace)).await?;
         let seed = seed();
-        let all = async {
-            all_are_accepted(world).await?;
-            Ok(())
-        };
-        world.while_killing(&victims(), Duration::from_secs(2), seed, all).await?;
+        world.while_killing(&victims(), Duration::from_secs(2), seed, all_are_accepted(world)).await?;
         all_have_ended(world).await.with_context(|| format!("repeat it with WEFT_SEED={seed}"))?;
         effects_are_right(world).await.with_context(|| format!("repeat it with WEFT_SEED={seed}"))
     })

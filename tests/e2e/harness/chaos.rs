@@ -35,8 +35,9 @@ pub struct Victim {
 pub enum Kill {
     /// The process dies, or the pod is deleted by force.
     ProcessOrPod,
-    /// The process dies; half of the time the pod is deleted by force right after. NATS must be dead before its successor
-    /// starts, which a deletion by force does not see to, and has no lock on its volume.
+    /// The process dies; half of the time the pod is deleted right after, and its successor starts when it has ended. Not by
+    /// force: the kubelet may have started the process again, and two NATS would then write to one volume, on which it has
+    /// no lock.
     ProcessThenPod,
 }
 
@@ -50,7 +51,7 @@ impl Victim {
 impl Scenario {
     /// Kills one of `victims` after another until `work` is done, and gives what `work` gave: each of them once, then any.
     /// Most times all are ready again, and have been for `respite` (half of it to one and a half), before the next dies.
-    /// Fails when the work was done before each of them had died.
+    /// The last death may be but a moment ago. Fails when the work was done before each of them had died.
     pub async fn while_killing<T>(
         &self,
         victims: &[Victim],
@@ -127,7 +128,11 @@ impl Scenario {
             killed = kill_process(pod, victim.container).await?;
         }
         if delete {
-            self.delete_by_force(pod.metadata.name.as_deref().unwrap_or_default()).await?;
+            let name = pod.metadata.name.as_deref().unwrap_or_default();
+            match victim.kill {
+                Kill::ProcessOrPod => self.delete_by_force(name).await?,
+                Kill::ProcessThenPod => drop(self.api::<Pod>().delete(name, &DeleteParams::default()).await?),
+            }
             killed = true;
         }
         Ok(killed)
