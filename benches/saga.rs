@@ -23,7 +23,7 @@ mod servers;
 
 use std::{
     fs,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     process::{Child, Command, Stdio},
     sync::{
         Arc,
@@ -60,10 +60,6 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |text| text.parse().unwrap())
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 /// Ends with the benchmark.
 struct Process(Child);
 
@@ -80,7 +76,7 @@ async fn measure() {
         Postgres::start_with(&["fsync=on", "synchronous_commit=on", "shared_buffers=256MB", "max_wal_size=4GB"]);
     let database = Database::on(server, Purpose::Orchestrator).await;
     database.set_up_well();
-    let (port, api_port, admin_port) = (free_port(), free_port(), free_port());
+    let (port, api_port, admin_port) = (servers::free_port(), servers::free_port(), servers::free_port());
     let participant =
         Process(Command::new(std::env::current_exe().unwrap()).env(PARTICIPANT, port.to_string()).spawn().unwrap());
     let folder = tempfile::tempdir().unwrap();

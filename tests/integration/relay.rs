@@ -182,7 +182,7 @@ async fn a_change_of_the_mode_loses_nothing_and_leaves_no_slot() {
     let mut setting = Setting::new(Mode::LogTailing).await;
     let superuser = setting.database.superuser().await;
     let relay = setting.start_relay();
-    let writers = Writers::start(&url(&setting), 3, 4, 200);
+    let writers = Writers::start(&url(&setting), 3, 4, usize::MAX);
     relay.until("published some", |status| status.published > 20).await;
     setting.contract.mode = Mode::Polling;
     setting.write_contract();
@@ -192,7 +192,7 @@ async fn a_change_of_the_mode_loses_nothing_and_leaves_no_slot() {
     setting.contract.mode = Mode::LogTailing;
     setting.write_contract();
     crate::database::until(&superuser, "select exists (select from pg_replication_slots where active)").await;
-    writers.finished().await;
+    writers.stop().await;
     setting.drained().await;
     let verdict = check(&setting.committed().await, &setting.delivered().await);
     assert!(verdict.is_kept(), "{verdict}");
@@ -500,7 +500,8 @@ async fn a_backlog_is_copied_in_one_term_whatever_timeouts_the_database_sets() {
     let setting = Setting::new(Mode::LogTailing).await;
     insert_backlog(&setting).await;
     let superuser = setting.database.superuser().await;
-    superuser.batch_execute("alter database orders set statement_timeout = '200ms'").await.unwrap();
+    let hasty = "alter database orders set statement_timeout = '200ms'; alter role postgres set statement_timeout = 0";
+    superuser.batch_execute(hasty).await.unwrap();
     let relay = setting.start_relay();
     relay.until("leading", |status| status.leading).await;
     let leader = "select pid from pg_locks where locktype = 'advisory' and granted";

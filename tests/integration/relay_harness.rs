@@ -5,7 +5,6 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::TcpListener,
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{
@@ -167,7 +166,7 @@ impl RelayProcess {
     pub fn start(contract: &std::path::Path) -> Self {
         // for the HTTP client below; an error means that it is installed already
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = servers::free_port();
         // a benchmark may measure a binary that was built elsewhere
         let program = std::env::var_os("WEFT_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_weft").into());
         let child = Command::new(program)

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use weft::domain::saga::definition::Definition;
 
 use crate::{
     saga_participant::Behaviour,
@@ -135,11 +136,11 @@ async fn an_accepted_step_that_the_service_forgot_is_in_doubt() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deadline_compensates_before_the_pivot() {
     let world = World::new().await;
-    let mut definition = world.definition("order");
-    definition.deadline_ms = 300;
-    definition.steps[1].timeout_ms = 60_000;
-    let contract = world.contract(vec![definition.seal()], Vec::new());
-    let orchestrator = world.run(contract).await;
+    let deadline = |order: &mut Definition| {
+        order.deadline_ms = 3_000;
+        order.steps[1].timeout_ms = 60_000;
+    };
+    let orchestrator = world.orchestrator_of(deadline).await;
     world.participant.behave("pack", Behaviour::Slow(Duration::from_secs(30)));
     let view = orchestrator.to_its_end("order", &json!({"orderId": "o-1", "total": 1})).await;
     assert_eq!(view["failure"]["code"], "DeadlineExceeded", "{view}");
@@ -201,9 +202,9 @@ async fn an_outage_of_a_participant_heals_by_itself() {
 #[tokio::test(flavor = "multi_thread")]
 async fn verbs_pause_resume_cancel_and_skip() {
     let world = World::new().await;
-    let orchestrator = world.orchestrator().await;
+    let orchestrator = world.orchestrator_of(|order| order.steps[1].timeout_ms = 60_000).await;
     let input = json!({"orderId": "o-1", "total": 1});
-    world.participant.behave("pack", Behaviour::Slow(Duration::from_millis(300)));
+    world.participant.behave("pack", Behaviour::Slow(Duration::from_secs(2)));
     let (_, view) = orchestrator.start_saga("order", &input, "", None).await;
     let one = id(&view);
     servers::until("pack is called", async || world.participant.count("pack") == 1).await;

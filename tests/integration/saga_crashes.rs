@@ -96,7 +96,7 @@ async fn a_stopped_orchestrator_cannot_write_after_it_was_taken_over_from() {
     servers::until("some calls are made", async || world.participant.count("pack") > SAGAS / 6).await;
     first.signal("-STOP");
     let mut contract = first.contract.clone();
-    contract.api_port = crate::saga_world::free_port();
+    contract.api_port = servers::free_port();
     // ready once the lease of the stopped one is over
     let second = world.run(contract).await;
     until_all_ended(&second).await;
@@ -123,7 +123,7 @@ async fn an_orchestrator_that_ends_in_order_hands_over_at_once() {
     let mut first = two_sagas(&world).await;
     let started = start_all(&world, &first).await;
     let mut contract = first.contract.clone();
-    contract.api_port = crate::saga_world::free_port();
+    contract.api_port = servers::free_port();
     let second = world.spawn(contract);
     servers::until("the second one stands by", async || {
         second.status().await["problems"][0]["reason"] == "Standby" && !second.is_ready().await
@@ -178,9 +178,10 @@ async fn start_all_patiently(orchestrator: &Running) -> Vec<(String, bool)> {
 async fn a_start_repeated_while_the_database_stalls_stops_nothing() {
     let world = World::new().await;
     let mut hasty = world.definition("hasty");
-    hasty.deadline_ms = 300;
+    hasty.deadline_ms = 3_000;
     let mut patient = world.definition("patient");
-    patient.deadline_ms = 2_000;
+    patient.deadline_ms = 6_000;
+    patient.steps[0].timeout_ms = 60_000;
     patient.steps[0].action.url = world.participant.url("reserve-slowly");
     world.participant.behave("reserve-slowly", Behaviour::Slow(Duration::from_secs(30)));
     let orchestrator = world.run(world.contract(vec![hasty.seal(), patient.seal()], Vec::new())).await;
@@ -220,7 +221,7 @@ async fn a_start_repeated_while_the_database_stalls_stops_nothing() {
 async fn a_start_repeated_while_the_database_is_down_stops_nothing() {
     let mut world = World::new().await;
     let mut hasty = world.definition("hasty");
-    hasty.deadline_ms = 300;
+    hasty.deadline_ms = 3_000;
     let orchestrator = world.run(world.contract(vec![hasty.seal()], Vec::new())).await;
     let input = json!({"orderId": "o-1", "total": 1});
     let (_, first) = orchestrator.start_saga("hasty", &input, "?wait=true", Some("k-1")).await;
@@ -228,7 +229,7 @@ async fn a_start_repeated_while_the_database_is_down_stops_nothing() {
     let (again, ()) = tokio::join!(orchestrator.start_saga("hasty", &input, "", Some("k-1")), async {
         servers::until("the status says so", async || orchestrator.status().await["problems"][0].is_object()).await;
         // longer than the deadline, and than what it is put off by
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        tokio::time::sleep(Duration::from_secs(4)).await;
         world.database.server.restart();
     });
     assert_eq!((again.0, &again.1["id"], &again.1["state"]), (200, &first["id"], &json!("Completed")));
@@ -249,7 +250,7 @@ async fn goes_on(world: &World, orchestrator: &Running, first: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_that_cannot_be_read_keeps_no_other_one_from_going_on() {
     let world = World::new().await;
-    let mut orchestrator = world.orchestrator().await;
+    let mut orchestrator = world.orchestrator_of(|order| order.steps[1].timeout_ms = 60_000).await;
     world.participant.behave("pack", Behaviour::Slow(Duration::from_secs(30)));
     let mut started = Vec::new();
     for number in 0..20 {

@@ -4,7 +4,6 @@
 
 use std::{
     fs,
-    net::TcpListener,
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
 };
@@ -83,7 +82,7 @@ impl World {
         Orchestrator {
             name: "default".into(),
             namespace: "shop".into(),
-            api_port: free_port(),
+            api_port: servers::free_port(),
             database: self.database.login("app"),
             sagas,
             starts,
@@ -92,8 +91,14 @@ impl World {
 
     /// Starts an orchestrator and waits until it holds its partitions.
     pub async fn orchestrator(&self) -> Running {
-        let contract = self.contract(vec![self.definition("order")], Vec::new());
-        self.run(contract).await
+        self.orchestrator_of(|_| {}).await
+    }
+
+    /// As [`World::orchestrator`], its saga changed.
+    pub async fn orchestrator_of(&self, change: impl FnOnce(&mut Definition)) -> Running {
+        let mut definition = self.definition("order");
+        change(&mut definition);
+        self.run(self.contract(vec![definition.seal()], Vec::new())).await
     }
 
     pub async fn run(&self, contract: Orchestrator) -> Running {
@@ -106,14 +111,10 @@ impl World {
         let config = self.folder.path().join(format!("{}.yaml", contract.api_port));
         fs::write(&config, contract.to_yaml().unwrap()).unwrap();
         let mut running =
-            Running { config, contract, admin_port: free_port(), process: None, client: self.client.clone() };
+            Running { config, contract, admin_port: servers::free_port(), process: None, client: self.client.clone() };
         running.start();
         running
     }
-}
-
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A process that dies with the test.

@@ -11,13 +11,14 @@
 #![allow(dead_code, reason = "each test uses what it needs")]
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::OnceLock,
+    sync::{Mutex, OnceLock, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -136,8 +137,11 @@ impl Postgres {
 }
 
 impl Drop for Postgres {
+    /// By an immediate shutdown, which gives its shared memory back; a killed server leaves it behind for good.
     fn drop(&mut self) {
-        self.kill9();
+        if let Some(process) = self.process.take() {
+            process.end("-QUIT");
+        }
     }
 }
 
@@ -364,12 +368,29 @@ impl Process {
         }
     }
 
+    /// Asks it to end by a signal, and kills it if it does not.
+    fn end(mut self, signal: &str) {
+        send(signal, self.child.id());
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < deadline && matches!(self.child.try_wait(), Ok(None)) {
+            thread::sleep(POLL);
+        }
+        self.kill9();
+    }
+
     fn kill9(mut self) {
+        // stopped, it has no more children after they were counted
+        send("-STOP", self.child.id());
+        let deadline = Instant::now() + START_DEADLINE;
+        while is_running(self.child.id()) && stat(self.child.id()).is_some_and(|(state, _)| state != 'T') {
+            assert!(Instant::now() < deadline, "a process does not stop");
+            thread::sleep(POLL);
+        }
         let backends = children_of(self.child.id());
         let _ = self.child.kill();
         let _ = self.child.wait();
-        for backend in &backends {
-            let _ = Command::new("kill").args(["-9", &backend.to_string()]).stderr(Stdio::null()).status();
+        for &backend in &backends {
+            send("-KILL", backend);
         }
         let deadline = Instant::now() + START_DEADLINE;
         while backends.iter().any(|&backend| is_running(backend)) {
@@ -379,6 +400,10 @@ impl Process {
         drop(self.guard.stdin.take());
         let _ = self.guard.wait();
     }
+}
+
+fn send(signal: &str, pid: u32) {
+    let _ = Command::new("kill").args([signal, &pid.to_string()]).stderr(Stdio::null()).status();
 }
 
 /// State and parent of a process, from `/proc/PID/stat`: `PID (NAME) STATE PPID …`, where NAME may hold anything.
@@ -409,11 +434,14 @@ fn answers(port: u16, message: &[u8], beginning: &[u8]) -> bool {
         && answer == beginning
 }
 
-/// A port below the range that outgoing connections are given, so that a killed server finds its port free again.
-fn free_port() -> u16 {
+/// A port below the range that outgoing connections are given, so that a killed server finds its port free again; never
+/// given twice, as whoever has it may not listen yet.
+pub fn free_port() -> u16 {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     (0..1000)
         .map(|_| rand::random_range(12_000..32_000))
-        .find(|&port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok())
+        .find(|&port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() && given.insert(port))
         .expect("one of a thousand ports is free")
 }
 

@@ -66,6 +66,7 @@ program_build() {
   (
     cd "$tmp/module" || exit
     export CGO_ENABLED=0 GOFLAGS=-mod=mod GOBIN=$tmp/bin GOWORK=off
+    go() { command go "$@" || (sleep 10 && command go "$@") || (sleep 60 && command go "$@"); } # hundreds of downloads
     "build_$name" "$version" "$tmp/bin/$name"
   )
   [ -x "$tmp/bin/$name" ]

@@ -15,10 +15,10 @@ base_images() {
 images() {
   backend
   [ "$WEFT_BACKEND" = local ] || return 0
-  [ ! -d "$(image_store)" ] || return 0
   need_root images
   build
-  debian_install "${DEBIAN_IMAGES[@]}" "${DEBIAN_NODE[@]}"
+  debian_install "${DEBIAN_IMAGES[@]}" "${DEBIAN_NODE[@]}" # also beside a cache that came from elsewhere
+  [ ! -d "$(image_store)" ] || return 0
   lock images
   rm -rf "$IMAGES"/.root.* "$IMAGES"/*.oci.tar.* # of a run that was killed
   local name missing=()
@@ -209,7 +209,7 @@ base_rootfs_make() {
   rm -rf "$tmp"
   mkdir -p "$tmp" "$root"/{etc/ssl/certs,home/nonroot,tmp}
   chmod 0755 "$root"
-  (cd "$tmp" && apt-get download libc6 libgcc-s1 ca-certificates)
+  (cd "$tmp" && with_package_lists apt-get download libc6 libgcc-s1 ca-certificates)
   for deb in "$tmp"/*.deb; do dpkg-deb -x "$deb" "$root"; done
   # ca-certificates puts its file together when it is installed
   find "$root/usr/share/ca-certificates" -name '*.crt' | sort | xargs cat >"$root/etc/ssl/certs/ca-certificates.crt"
