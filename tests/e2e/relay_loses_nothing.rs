@@ -68,9 +68,10 @@ async fn loses_nothing(world: &Scenario, mode: &str) -> Result<()> {
         })
         .await
         .with_context(|| format!("repeat it with WEFT_SEED={seed}"))?;
-    let committed = committed(world).await?;
-    let delivered = world
-        .until("the stream can be read", Duration::from_mins(1), async || delivered(world).await.map(Some))
+    let (committed, delivered) = world
+        .until("database and stream can be read", Duration::from_mins(1), async || {
+            Ok(Some((committed(world).await?, delivered(world).await?)))
+        })
         .await
         .with_context(|| format!("repeat it with WEFT_SEED={seed}"))?;
     let counters = committed.iter().fold(BTreeMap::new(), |mut counters, ((aggregate, n), _)| {

@@ -21,15 +21,20 @@ async fn saga_gets_stuck_loudly() {
             world.apply_service(&microservice(service)).await?;
         }
         let mut trip = saga("trip", "stock", "travel");
-        // only of the step whose undo will fail, lest a slow machine exhausts another one's attempts
+        // Only of the step whose undo will fail, lest a slow machine exhausts another one's attempts. The pauses are long, so
+        // that a Service that is not everywhere known yet costs no second attempt, and that it is `retry` which mends it.
         let book = &mut trip["spec"]["steps"][1];
-        book["retry"] = json!({"maxAttempts": 2, "initialBackoff": "50ms", "maxBackoff": "30s"});
+        book["retry"] = json!({"maxAttempts": 2, "initialBackoff": "10s", "maxBackoff": "10m"});
         world.apply(&trip).await?;
         world.ready::<Saga>("trip").await?;
         for service in ["stock", "travel"] {
             world.ready::<Microservice>(service).await?;
         }
-        world.http(Method::PUT, "services/travel:8080", "/switches/fail-undo", None).await?.ok()?;
+        world
+            .until("travel's database takes the switch", Duration::from_secs(20), async || {
+                world.http(Method::PUT, "services/travel:8080", "/switches/fail-undo", None).await?.ok().map(Some)
+            })
+            .await?;
         world.http(Method::POST, ORCHESTRATOR, "/sagas/trip", Some(json!({"refuse": true}))).await?.ok()?;
 
         let status = in_the_columns(world).await?;

@@ -51,9 +51,7 @@ async fn each_has_its_own(one: &Scenario, two: &Scenario) -> Result<()> {
     let there = format!("stock-db.{}:5432", one.namespace);
     let reached = two.in_service("stock", &["connect", &there]).await?;
     ensure!(reached != "connected", "a service reached the database of its namesake in another namespace");
-    let entered = two.in_service("stock", &["log-in"]).await?;
-    ensure!(entered == "entered", "{entered}");
-    Ok(())
+    two.service_says("stock", &["log-in"], "entered").await
 }
 
 async fn only_the_named_one(one: &Scenario, two: &Scenario) -> Result<()> {

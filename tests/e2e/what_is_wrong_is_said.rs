@@ -117,18 +117,17 @@ async fn a_volume_that_is_full(world: &Scenario, small: &SmallVolume) -> Result<
     world.ready::<Microservice>("full").await?;
     small.shell("dd if=/dev/zero of=$0/filler bs=64k 2>/dev/null || :").await?;
     // the server goes on until it needs one more file for its log
-    let next_file = ["select pg_logical_emit_message(false, 'e2e', 'x')", "select pg_switch_wal()"];
-    world
-        .until("the server finds no room", Duration::from_mins(1), async || {
-            for sql in next_file {
-                if world.psql("full", sql).await.is_err() {
-                    return Ok(Some(()));
-                }
+    let filling = async {
+        loop {
+            for sql in ["select pg_logical_emit_message(false, 'e2e', 'x')", "select pg_switch_wal()"] {
+                let _ = world.psql("full", sql).await;
             }
-            Ok(None)
-        })
-        .await?;
-    says(world, "full", "VolumeFull", &["full-db-0", "No space left on device", "make room"]).await?;
+        }
+    };
+    tokio::select! {
+        said = says(world, "full", "VolumeFull", &["full-db-0", "No space left on device", "make room"]) => said?,
+        () = filling => {}
+    }
     small.shell("rm $0/filler").await?;
     world.ready::<Microservice>("full").await
 }

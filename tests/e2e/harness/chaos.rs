@@ -2,7 +2,7 @@
 
 use std::{future::Future, time::Duration};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, ListParams};
 use rand::{
@@ -10,6 +10,8 @@ use rand::{
     rngs::StdRng,
     seq::{IndexedRandom, SliceRandom},
 };
+
+use tokio_util::sync::CancellationToken;
 
 use super::{Scenario, objects::is_ready, progress, shell};
 
@@ -49,9 +51,9 @@ impl Victim {
 }
 
 impl Scenario {
-    /// Kills one of `victims` after another until `work` is done, and gives what `work` gave: each of them once, then any.
-    /// Most times all are ready again, and have been for `respite` (half of it to one and a half), before the next dies.
-    /// The last death may be but a moment ago. Fails when the work was done before each of them had died.
+    /// Kills one of `victims` after another until `work` is done, and gives what `work` gave: each of them once at the pace
+    /// of `respite` (half of it to one and a half), then any, when most times all are ready again before. The last death may
+    /// be but a moment ago. Fails when the work was done before each of them had died.
     pub async fn while_killing<T>(
         &self,
         victims: &[Victim],
@@ -61,19 +63,26 @@ impl Scenario {
     ) -> Result<T> {
         progress(&format!("{}: killing by WEFT_SEED={seed}", self.name));
         let mut deaths = vec![0_u32; victims.len()];
+        let done = CancellationToken::new();
         let killing = async {
             let mut random = StdRng::seed_from_u64(seed);
             let mut next: Vec<usize> = (0..victims.len()).collect();
             next.shuffle(&mut random);
             while deaths.iter().sum::<u32>() < MOST {
-                let (patient, respite) = (random.random_ratio(3, 4), respite.mul_f64(random.random_range(0.5..1.5)));
-                if patient && let Err(error) = self.all_are_ready(victims).await {
-                    return error;
-                }
-                tokio::time::sleep(respite).await;
+                let patient = next.is_empty() && random.random_ratio(3, 4);
+                let respite = respite.mul_f64(random.random_range(0.5..1.5));
+                let pause = async {
+                    if patient {
+                        self.all_are_ready(victims).await?;
+                    }
+                    tokio::time::sleep(respite).await;
+                    anyhow::Ok(())
+                };
+                // a kill that is under way is not cut off, lest it comes after the work's end
+                tokio::select! { () = done.cancelled() => break, paused = pause => paused? }
                 let chosen = next.last().copied().unwrap_or_else(|| random.random_range(0..victims.len()));
                 let (Some(victim), Some(deaths)) = (victims.get(chosen), deaths.get_mut(chosen)) else {
-                    return anyhow!("nobody to kill");
+                    bail!("nobody to kill");
                 };
                 match self.kill(victim, &mut random).await {
                     Ok(true) => {
@@ -84,12 +93,14 @@ impl Scenario {
                     Err(error) => progress(&format!("{}: could not kill {}: {error:#}", self.name, victim.labels)),
                 }
             }
-            std::future::pending().await
+            Ok(())
         };
-        let worked = tokio::select! {
-            worked = work => worked,
-            error = killing => Err(error),
+        let working = async {
+            let worked = work.await?;
+            done.cancel();
+            Ok(worked)
         };
+        let worked = tokio::try_join!(working, killing).map(|(worked, ())| worked);
         for (victim, deaths) in victims.iter().zip(&deaths) {
             progress(&format!("{}: {deaths} times {} of {}", self.name, victim.container, victim.labels));
         }
@@ -125,7 +136,7 @@ impl Scenario {
         };
         let mut killed = false;
         if process {
-            killed = kill_process(pod, victim.container).await?;
+            killed = signal(pod, victim.container, "SIGKILL").await?;
         }
         if delete {
             let name = pod.metadata.name.as_deref().unwrap_or_default();
@@ -138,11 +149,14 @@ impl Scenario {
         Ok(killed)
     }
 
-    /// The process of an operator's pod, then the pod.
+    /// From one moment to the next an operator does nothing more, and its pod does not start another one.
     pub async fn kill_operator(&self, pod: &str) -> Result<()> {
         let object = self.api::<Pod>().get(pod).await?;
-        ensure!(kill_process(&object, "operator").await?, "no operator runs in {pod}");
-        self.delete_by_force(pod).await
+        ensure!(signal(&object, "operator", "SIGSTOP").await?, "no operator runs in {pod}");
+        self.delete_by_force(pod).await?;
+        // the kubelet may have been faster
+        let _ = signal(&object, "operator", "SIGKILL").await;
+        Ok(())
     }
 
     pub async fn delete_by_force(&self, pod: &str) -> Result<()> {
@@ -153,9 +167,9 @@ impl Scenario {
 }
 
 /// From outside: inside, the first process of a container is immune against its own kind. False when it does not run.
-async fn kill_process(pod: &Pod, container: &str) -> Result<bool> {
+async fn signal(pod: &Pod, container: &str, signal: &str) -> Result<bool> {
     let Some(id) = container_id(pod, container) else { return Ok(false) };
-    shell::cluster(&["exec-node", "ctr", "--namespace", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", &id]).await?;
+    shell::cluster(&["exec-node", "ctr", "--namespace", "k8s.io", "tasks", "kill", "--signal", signal, &id]).await?;
     Ok(true)
 }
 

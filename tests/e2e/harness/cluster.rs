@@ -9,6 +9,7 @@ use kube::{
     api::{DeleteParams, ListParams},
 };
 use tokio::sync::OnceCell;
+use weft::api::v1alpha1::{Microservice, OutboxRelay, Saga};
 
 use super::{LABEL, progress, root, shell};
 
@@ -53,6 +54,21 @@ async fn prepare(client: &Client) -> Result<()> {
     let charts = root().join("charts/weft-crds").display().to_string();
     let options = ["--namespace", "weft-crds", "--create-namespace", "--wait"];
     shell::helm(&[&["upgrade", "--install", "weft-crds", &charts], &options[..]].concat()).await?;
+    // established is not yet served
+    let served = async || {
+        let one = ListParams::default().limit(1);
+        Api::<Microservice>::all(client.clone()).list(&one).await?;
+        Api::<OutboxRelay>::all(client.clone()).list(&one).await?;
+        Api::<Saga>::all(client.clone()).list(&one).await
+    };
+    let mut tries = 60;
+    while let Err(error) = served().await {
+        tries -= 1;
+        if tries == 0 {
+            return Err(error).context("the definitions are installed and not served");
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
     Ok(())
 }
 

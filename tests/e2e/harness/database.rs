@@ -1,6 +1,8 @@
 //! Looking into databases and pods, past everything that guards them.
 
-use anyhow::{Context, Result};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
 
 use super::{Scenario, shell};
 
@@ -24,5 +26,15 @@ impl Scenario {
         let pod = self.ready_pod(service, "service").await?;
         let said = self.exec(&pod, &[&["/usr/bin/weft-e2e"], args].concat()).await?;
         Ok(said.trim().to_owned())
+    }
+
+    /// As [`Scenario::in_service`], until it says `wanted`: a new pod's address has to reach the network policies first.
+    pub async fn service_says(&self, service: &str, args: &[&str], wanted: &str) -> Result<()> {
+        self.until(&format!("{service} says {wanted} to {args:?}"), Duration::from_secs(20), async || {
+            let said = self.in_service(service, args).await?;
+            ensure!(said == wanted, "it says: {said}");
+            Ok(Some(()))
+        })
+        .await
     }
 }

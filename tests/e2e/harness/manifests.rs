@@ -17,7 +17,7 @@ pub fn microservice(name: &str) -> Value {
             "command": ["/usr/bin/weft-e2e"],
             "args": ["serve"],
             "ports": [{"name": "http", "port": 8080, "protocol": "http"}],
-            "probes": {"readiness": {"httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 1}},
+            "probes": {"readiness": {"httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 1, "timeoutSeconds": 5}},
             "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}},
             "database": {
                 "postgres": {

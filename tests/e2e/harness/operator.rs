@@ -40,7 +40,7 @@ impl Scenario {
         let values = values.as_object().into_iter().flatten().map(|(key, value)| format!("{key}={value}"));
         let values: Vec<String> = values.flat_map(|value| ["--set-json".to_owned(), value]).collect();
         let mut args = vec!["upgrade", "--install", NAME, &chart, "--namespace", &self.namespace];
-        args.extend(["--wait", "--timeout", "3m"]);
+        args.extend(["--wait", "--timeout", "9m"]);
         args.extend(values.iter().map(String::as_str));
         shell::helm(&args).await.context("installing the operator")?;
         Ok(())

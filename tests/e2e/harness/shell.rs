@@ -18,9 +18,9 @@ pub async fn run(program: impl AsRef<Path>, args: &[&str]) -> Result<String> {
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
-    let output = tokio::time::timeout(std::time::Duration::from_mins(5), command)
+    let output = tokio::time::timeout(std::time::Duration::from_mins(10), command)
         .await
-        .with_context(|| format!("{} took more than 300 s", said()))?
+        .with_context(|| format!("{} took more than ten minutes", said()))?
         .with_context(|| format!("starting {}", said()))?;
     if !output.status.success() {
         let errors = String::from_utf8_lossy(&output.stderr);
