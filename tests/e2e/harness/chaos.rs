@@ -21,7 +21,7 @@ pub fn seed() -> u64 {
 }
 
 /// So many deaths, then peace: on a slow machine, work that is killed at the same pace would never end.
-const MOST: u32 = 25;
+const MOST: u32 = 18;
 
 /// Pods that may be killed, by a label selector.
 #[derive(Clone, Debug)]
