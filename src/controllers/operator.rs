@@ -40,7 +40,7 @@ pub struct Args {
     /// Image of weft that relays, orchestrators and set-up Jobs run: the operator's own
     #[arg(long, env = "WEFT_IMAGE")]
     image: String,
-    /// imagePullPolicy of the containers that Weft adds; Kubernetes' default when left out
+    /// imagePullPolicy of the containers that Weft adds, and of PostgreSQL; Kubernetes' default when left out
     #[arg(long, env = "WEFT_IMAGE_PULL_POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
     image_pull_policy: Option<String>,
     /// Image of PostgreSQL; `{version}` stands for the major version
@@ -55,7 +55,7 @@ pub struct Args {
     /// Name of the Lease by which several replicas agree on a leader; without it this process leads unasked
     #[arg(long, env = "WEFT_LEADER_ELECT", value_name = "LEASE")]
     leader_elect: Option<String>,
-    /// Namespace of the operator: of its Lease, and what databases' NetworkPolicies admit its status streams from
+    /// Namespace of the operator: of its Lease, and what orchestrators' NetworkPolicies admit its status streams from
     #[arg(long, env = "POD_NAMESPACE", default_value = "weft-system")]
     namespace: String,
     /// This process's name among the replicas: the pod's
@@ -229,6 +229,7 @@ impl Operator {
         if tokio::time::timeout(LAST_WORK, tasks.wait()).await.is_err() {
             tracing::warn!("some work did not end in time");
         }
+        self.metrics.unobserve();
         self.readiness.unwatched();
     }
 

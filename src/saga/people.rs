@@ -45,7 +45,7 @@ pub enum Command {
     },
     /// Show an instance with its history
     Show(One),
-    /// Start an instance and wait for its end
+    /// Start an instance and wait for its end, for a minute at most
     Start {
         /// The saga's name
         saga: String,

@@ -163,7 +163,7 @@ pub struct Database {
     /// How the schema is brought up to date before a new version of the service starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migrations: Option<Migrations>,
-    /// What becomes of the volume and the passwords when the Microservice is deleted.
+    /// What becomes of the volume and the passwords when the Microservice is deleted. By `Delete` the volume also goes with the StatefulSet, whoever deletes that.
     #[serde(default)]
     pub retention: Retention,
 }

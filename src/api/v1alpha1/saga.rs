@@ -175,7 +175,7 @@ pub struct Undo {
 #[serde(rename_all = "camelCase")]
 #[x_kube(cel)]
 pub struct Retry {
-    /// Attempts before the saga compensates; an undo, and a step after the pivot, is `Stuck` after as many and waits for a person.
+    /// Attempts without an answer before the saga compensates; an undo, and a step from the pivot on, is `Stuck` after as many and goes on at the longest pause.
     #[serde(default = "default_attempts")]
     #[schemars(range(min = 1, max = 1000))]
     pub max_attempts: i32,
