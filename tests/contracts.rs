@@ -106,6 +106,12 @@ fn a_relay_in_both_modes() {
         let plan = outbox_relay::Controller::plan(&relay, &observed, &settings()).unwrap();
         let contract: Relay = pinned(file, &file_of(&plan, &format!("{}-relay", relay.name_any())));
         assert_eq!(contract.service, "orders");
+        assert_eq!(contract.clone().seal(), contract, "a version is of the content");
+        assert_eq!(
+            Relay { paused: true, ..contract.clone() }.seal().version,
+            contract.version,
+            "a pause is told apart"
+        );
     }
 }
 
@@ -135,6 +141,7 @@ fn what_the_data_plane_tells() {
     let problem = Problem { reason: "BrokerUnreachable".into(), message: "nats://n:4222 does not answer".into() };
     let relay = RelayStatus {
         relay: "orders".into(),
+        contract: "7c0e5b1d2f3a4968".into(),
         leading: true,
         ready: false,
         paused: false,

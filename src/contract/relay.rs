@@ -3,12 +3,16 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Contract, DatabaseLogin};
+use crate::domain::version;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Relay {
     /// The `OutboxRelay`'s name; also names its checkpoint in the database.
     pub name: String,
+    /// Of the content but `paused`, by [`Relay::seal`]; the relay tells it in its status.
+    #[serde(default)]
+    pub version: String,
     pub namespace: String,
     /// The `Microservice` whose outbox it is; CloudEvents `source` is `/NAMESPACE/SERVICE`.
     pub service: String,
@@ -62,6 +66,15 @@ fn default_max_age() -> u64 {
 pub enum Retention {
     #[default]
     AfterPublish,
+}
+
+impl Relay {
+    /// Sets [`Relay::version`].
+    #[must_use]
+    pub fn seal(self) -> Self {
+        let content = Self { version: String::new(), paused: false, ..self.clone() };
+        Self { version: version::of(&content), ..self }
+    }
 }
 
 impl Contract for Relay {

@@ -22,6 +22,9 @@ pub struct Problem {
 #[serde(rename_all = "camelCase")]
 pub struct RelayStatus {
     pub relay: String,
+    /// Version of the contract that it works by.
+    #[serde(default)]
+    pub contract: String,
     /// This process holds the outbox; the others stand by.
     pub leading: bool,
     /// Connected to source and sink and publishing (or paused on purpose).

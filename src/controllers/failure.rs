@@ -92,6 +92,10 @@ fn class_of(status: &Status) -> (Class, &'static str) {
         }
         403 if status.message.contains("exceeded quota") => (Class::Retry, "QuotaExceeded"),
         401 => (Class::Fatal, "Unauthorized"),
+        // a webhook's words, and those of a ValidatingAdmissionPolicy
+        403 if ["denied the request", "denied request"].iter().any(|words| status.message.contains(words)) => {
+            (Class::Invalid, "ChildRefused")
+        }
         403 => (Class::Fatal, "Forbidden"),
         404 => (Class::Retry, "NotFound"),
         409 => (Class::Retry, "ChildConflict"),
@@ -130,6 +134,13 @@ mod tests {
                 "NamespaceTerminating",
             ),
             (403, "services is forbidden: User cannot patch", Class::Fatal, "Forbidden"),
+            (403, "admission webhook \"policy.example\" denied the request: no owner", Class::Invalid, "ChildRefused"),
+            (
+                403,
+                "deployments.apps \"orders\" is forbidden: ValidatingAdmissionPolicy 'owners' with binding 'all' denied request: no owner",
+                Class::Invalid,
+                "ChildRefused",
+            ),
             (409, "Apply failed with 1 conflict", Class::Retry, "ChildConflict"),
             (
                 422,

@@ -29,6 +29,8 @@ use crate::{
 
 /// How long running reconciles may take to end, once asked to.
 const LAST_WORK: Duration = Duration::from_secs(5);
+/// A connection on which the API server says nothing for so long is dead. A watch gets a bookmark about once a minute.
+const SILENCE: Duration = Duration::from_mins(3);
 /// How often the gauges about the world are brought up to date.
 const GAUGES: Duration = Duration::from_secs(5);
 
@@ -120,7 +122,9 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     } = args;
     let mut registry = Registry::default();
     let metrics = OperatorMetrics::register(&mut registry);
-    let config = Config::infer().await.context("finding the cluster: neither in a pod nor with a kubeconfig")?;
+    let mut config = Config::infer().await.context("finding the cluster: neither in a pod nor with a kubeconfig")?;
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
     let client = ClientBuilder::try_from(config)?.with_layer(&CountRequests(Arc::clone(&metrics))).build();
     let identity = identity.unwrap_or_else(|| format!("weft-{:08x}", rand::random::<u32>()));
     let settings = Settings {

@@ -147,6 +147,7 @@ impl From<LivePod> for PodSeen {
         let status = status.unwrap_or_default();
         let labels = metadata.labels.as_ref();
         let deleting = metadata.deletion_timestamp.is_some();
+        let lives = !deleting && status.is_going();
         let admin = spec.init_containers.iter().chain(&spec.containers).flat_map(|container| &container.ports);
         let has_admin = admin.into_iter().any(|port| port.container_port == ADMIN_PORT);
         Self {
@@ -155,9 +156,9 @@ impl From<LivePod> for PodSeen {
             job: label(labels, JOB_LABEL),
             deleting,
             creating: metadata.uid.clone().filter(|_| !deleting && status.is_creating()),
-            admin_address: status.pod_ip.clone().filter(|_| has_admin && !deleting && status.is_going()),
-            problems: if deleting { Vec::new() } else { status.problems(&metadata) },
-            missing_images: if deleting { Vec::new() } else { status.missing_images() },
+            admin_address: status.pod_ip.clone().filter(|_| has_admin && lives),
+            problems: if lives { status.problems(&metadata) } else { Vec::new() },
+            missing_images: if lives { status.missing_images() } else { Vec::new() },
             last_words: status.last_words(),
         }
     }
@@ -168,7 +169,7 @@ fn label(labels: Option<&BTreeMap<String, String>>, name: &str) -> Option<String
 }
 
 impl PodStatus {
-    /// Some container has started: with a sidecar that runs, a pod may still be `Pending`.
+    /// It has not ended: with a sidecar that runs, a pod may still be `Pending`.
     fn is_going(&self) -> bool {
         self.phase == "Running" || self.phase == "Pending"
     }
@@ -380,6 +381,16 @@ mod tests {
             pod(json!({"phase": "Running", "containerStatuses": [{"name": "service", "restartCount": 4, "ready": true,
             "lastState": {"terminated": crashed}}]}));
         assert!(ready.problems.is_empty());
+    }
+
+    #[test]
+    fn a_pod_that_has_ended_has_no_problem_any_more() {
+        let crashed = |phase: &str| {
+            pod(json!({"phase": phase, "containerStatuses": [{"name": "service", "restartCount": 5,
+                "state": {"terminated": {"exitCode": 3, "reason": "Error", "finishedAt": "2026-01-01T00:00:00Z"}}}]}))
+        };
+        assert_eq!(crashed("Running").problems.len(), 1);
+        assert!(crashed("Failed").problems.is_empty(), "evicted, it stays as an object");
     }
 
     #[test]

@@ -109,7 +109,12 @@ async fn reconcile_saga(shared: &Arc<Shared>, key: &Key) -> Verdict {
         return Verdict::Done;
     }
     let orchestrator = ObjectId::new(&key.id.namespace, &object.spec.orchestrator);
-    let result = results(shared).get(&orchestrator).cloned().unwrap_or_default();
+    let result = results(shared).get(&orchestrator).cloned();
+    if result.is_none() && object.status.is_some() {
+        // a new leader knows no better than the old one before its first pass over the orchestrator, which tells all its Sagas
+        return Verdict::Done;
+    }
+    let result = result.unwrap_or_default();
     let observed = saga::observe::observe(&shared.world(), &key.id, &object, result.rejection);
     if object.status.is_some()
         && observed.orchestrator.deployment.is_some()

@@ -1,7 +1,7 @@
 //! Runs the reconciles: takes keys from the queue, a bounded number at a time, and decides when each comes again.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -49,7 +49,8 @@ pub struct Shared {
     queue: Queue,
     backoff: Backoff,
     pods_changed: Notify,
-    started: Instant,
+    /// Since when the data plane can be heard.
+    listens: OnceLock<Instant>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -84,7 +85,7 @@ impl Shared {
             queue: Queue::default(),
             backoff: Backoff::default(),
             pods_changed: Notify::new(),
-            started: Instant::now(),
+            listens: OnceLock::new(),
         }
     }
 
@@ -111,7 +112,7 @@ impl Shared {
 
     /// Until when a pod that was not heard of proves nothing, because this process has only begun to listen.
     pub fn still_listening(&self) -> Option<Instant> {
-        let until = self.started + LISTENING;
+        let until = *self.listens.get_or_init(Instant::now) + LISTENING;
         (Instant::now() < until).then_some(until)
     }
 
@@ -153,6 +154,7 @@ impl Shared {
 
 /// Reconciles what the queue says until `stop`; then waits for nothing: a reconcile that is cut off is simply done again.
 pub async fn run(shared: Arc<Shared>, concurrency: usize, tasks: TaskTracker, stop: CancellationToken) {
+    shared.listens.get_or_init(Instant::now);
     let permits = Arc::new(Semaphore::new(concurrency.max(1)));
     loop {
         let next = async {

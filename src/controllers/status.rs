@@ -48,7 +48,9 @@ pub async fn write<K: Custom>(shared: &Shared, key: &Key, object: &K, status: K:
         shared.events.publish(notice, object.object_ref(&()));
     }
     if let Ok(object) = answer.0 {
-        shared.world().set(object);
+        // a change of the spec, or a deletion, may have come before the answer, which is then the first to tell of it
+        let concerned = shared.world().set(object);
+        shared.enqueue(concerned);
     }
     Ok(())
 }

@@ -76,9 +76,11 @@ async fn follow(shared: Arc<Shared>, http: reqwest::Client, pod: ObjectId, kind:
     let url = format!("http://{host}:{ADMIN_PORT}/status?watch=true");
     let (mut pause, mut heard) = (FIRST_PAUSE, Instant::now());
     loop {
+        let before = heard;
         let error = read(&shared, &http, &url, &pod, kind, &mut heard).await;
-        if heard.elapsed() < pause {
-            pause = FIRST_PAUSE;
+        // a stream that spoke, and broke without having fallen silent, was alive until now, long as its last word may be ago
+        if heard != before && !matches!(error, Err(StreamError::Silent)) {
+            (pause, heard) = (FIRST_PAUSE, Instant::now());
         }
         tracing::debug!(
             pod = pod.name,

@@ -3,3 +3,4 @@
 pub mod event;
 pub mod names;
 pub mod saga;
+pub mod version;

@@ -117,7 +117,7 @@ async fn terms(mut contracts: watch::Receiver<Relay>, report: &Arc<Report>) {
     loop {
         let contract = contracts.borrow_and_update().clone();
         pause.send_replace(contract.paused);
-        report.paused(contract.paused);
+        report.contract(&contract);
         let begun = Instant::now();
         let ended = tokio::select! {
             ended = Box::pin(term(&contract, paused.clone(), report)) => Some(ended),
@@ -156,13 +156,13 @@ async fn replaced(
 ) {
     while contracts.changed().await.is_ok() {
         let new = contracts.borrow_and_update().clone();
-        if (Relay { paused: contract.paused, ..new.clone() }) != *contract {
+        if (Relay { paused: contract.paused, version: contract.version.clone(), ..new.clone() }) != *contract {
             // seen here, to be taken up by the next term
             contracts.mark_changed();
             return;
         }
         pause.send_replace(new.paused);
-        report.paused(new.paused);
+        report.contract(&new);
     }
     std::future::pending::<()>().await;
 }

@@ -21,7 +21,10 @@ use super::{
     source::{Point, wal::Tail},
 };
 use crate::{
-    contract::status::{Problem, RelayStatus},
+    contract::{
+        relay::Relay,
+        status::{Problem, RelayStatus},
+    },
     metrics::relay as names,
 };
 
@@ -61,6 +64,8 @@ struct State {
     /// The database answers, and so does the broker (only asked while leading).
     database: bool,
     broker: bool,
+    /// Version of the contract.
+    contract: String,
     paused: bool,
     problems: BTreeMap<&'static str, String>,
     /// Published as the checkpoint has it, and acknowledged but not yet recorded.
@@ -140,6 +145,7 @@ impl Report {
                 leading: false,
                 database: false,
                 broker: false,
+                contract: String::new(),
                 paused: false,
                 problems: BTreeMap::new(),
                 recorded: 0,
@@ -227,9 +233,11 @@ impl Report {
         });
     }
 
-    pub(crate) fn paused(&self, paused: bool) {
+    /// What it works by from now on.
+    pub(crate) fn contract(&self, contract: &Relay) {
         self.change(|state| {
-            state.paused = paused;
+            state.contract.clone_from(&contract.version);
+            state.paused = contract.paused;
             state.progressed = Instant::now();
         });
     }
@@ -376,6 +384,7 @@ impl State {
     fn status(&self, relay: &str) -> RelayStatus {
         RelayStatus {
             relay: relay.to_owned(),
+            contract: self.contract.clone(),
             leading: self.leading,
             ready: self.is_ready(),
             paused: self.paused,

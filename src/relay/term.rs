@@ -47,7 +47,7 @@ pub(crate) async fn lead(
     paused: watch::Receiver<bool>,
     report: &Arc<Report>,
 ) -> Result<(), TermError> {
-    let Relay { name, namespace, service, mode, source: _, sink, retention, paused: _ } = contract;
+    let Relay { name, namespace, service, mode, source: _, sink, retention, paused: _, version: _ } = contract;
     // the only retention so far; the recorder deletes
     let Retention::AfterPublish = retention;
     let Sink::Nats(nats) = sink;

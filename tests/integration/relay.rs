@@ -187,7 +187,9 @@ async fn a_change_of_the_mode_loses_nothing_and_leaves_no_slot() {
     setting.contract.mode = Mode::Polling;
     setting.write_contract();
     crate::database::until(&superuser, "select not exists (select from pg_replication_slots)").await;
-    let published = relay.until("leading", |status| status.leading).await.published;
+    let version = setting.contract.clone().seal().version;
+    let by_the_new_one = |status: &RelayStatus| status.leading && status.contract == version;
+    let published = relay.until("leading by the changed contract", by_the_new_one).await.published;
     relay.until("published more", |status| status.published > published).await;
     setting.contract.mode = Mode::LogTailing;
     setting.write_contract();

@@ -70,6 +70,7 @@ impl Setting {
             }),
             retention: Retention::AfterPublish,
             paused: false,
+            version: String::new(),
         };
         let setting = Self { database, nats, folder: tempfile::tempdir().unwrap(), contract };
         setting.write_contract();
@@ -83,7 +84,7 @@ impl Setting {
     /// As a ConfigMap's volume does: whole or not at all.
     pub fn write_contract(&self) {
         let new = self.folder.path().join("relay.yaml.new");
-        fs::write(&new, self.contract.to_yaml().unwrap()).unwrap();
+        fs::write(&new, self.contract.clone().seal().to_yaml().unwrap()).unwrap();
         fs::rename(new, self.contract_file()).unwrap();
     }
 

@@ -118,6 +118,7 @@ impl System {
                 sink: sink(&nats.url()),
                 retention: Retention::AfterPublish,
                 paused: false,
+                version: String::new(),
                 name: name.clone(),
             };
             let file = folder.path().join(format!("{name}.yaml"));

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weft::{
     api::v1alpha1::{Microservice, OutboxRelay},
+    contract::status::RelayStatus,
     controllers::{
         events::Events,
         key::{Key, ObjectId, ObjectKind},
@@ -18,7 +19,7 @@ use weft::{
         reconcile::reconcile,
         runtime::{Shared, Verdict},
         status_gate::News,
-        world::Malformed,
+        world::{DataPlaneStatus, Malformed},
     },
 };
 
@@ -319,6 +320,22 @@ async fn a_status_that_has_to_wait_does_not_wait_for_the_next_attempt() {
     assert_eq!(shared.backlog(), 1, "it comes again at its pace, whatever the pause after the failure");
 }
 
+/// The API server answers to a status with the whole object as it is by then.
+#[tokio::test]
+async fn a_change_that_the_answer_to_a_status_tells_first_is_reconciled() {
+    let object = microservice(&json!({"image": "shop/orders:1"}));
+    let mut changed = object.clone();
+    changed.metadata.generation = Some(2);
+    let server = server(&changed);
+    let shared = shared(&server);
+    shared.world().set(object);
+    reconcile(&shared, &orders()).await;
+    assert_eq!(shared.backlog(), 1);
+    let known = shared.world().get::<Microservice>(&orders().id).unwrap();
+    assert_eq!(known.metadata.generation, Some(2));
+    assert!(shared.world().set(known.as_ref().clone()).now.is_empty(), "the watch has no news for it");
+}
+
 fn relay(status: &Value) -> OutboxRelay {
     serde_json::from_value(json!({
         "apiVersion": "weft.dev/v1alpha1", "kind": "OutboxRelay",
@@ -331,13 +348,29 @@ fn relay(status: &Value) -> OutboxRelay {
 
 /// The pod `orders-1` of the service, whose relay runs.
 fn set_relay_pod(shared: &Shared) {
+    set_relay_pod_as(shared, json!({"phase": "Running", "podIP": "10.0.0.1"}));
+}
+
+fn set_relay_pod_as(shared: &Shared, status: Value) {
     let pod: LivePod = serde_json::from_value(json!({
         "metadata": {"name": "orders-1", "namespace": "shop"},
         "spec": {"containers": [{"name": "relay", "ports": [{"containerPort": 9464}]}]},
-        "status": {"phase": "Running", "podIP": "10.0.0.1"},
+        "status": status,
     }))
     .unwrap();
     shared.world().set_pod(&orders(), "orders-1".to_owned(), pod.into());
+}
+
+/// As after an eviction: the object stays for long.
+#[tokio::test]
+async fn a_dead_pod_tells_nothing_more() {
+    let shared = shared(&Server::default());
+    set_relay_pod(&shared);
+    let told = RelayStatus { leading: true, pending: 5, ..RelayStatus::default() };
+    shared.world().set_status(&ObjectId::new("shop", "orders-1"), Some(DataPlaneStatus::Relay(told)));
+    assert_eq!(shared.world().totals().pending, 5);
+    set_relay_pod_as(&shared, json!({"phase": "Failed", "podIP": "10.0.0.1"}));
+    assert_eq!(shared.world().totals().pending, 0);
 }
 
 #[tokio::test]

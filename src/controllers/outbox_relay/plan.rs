@@ -98,9 +98,11 @@ pub(super) fn contract(object: &OutboxRelay) -> Relay {
             DeleteWhen::AfterPublish => Retention::AfterPublish,
         },
         paused: spec.paused,
+        version: String::new(),
         namespace,
         service,
     }
+    .seal()
 }
 
 /// The sink as the data plane reads it.

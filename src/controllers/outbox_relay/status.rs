@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::Observed;
+use super::{Observed, plan::contract};
 use crate::{
     api::v1alpha1::{Lag, OutboxRelay, OutboxRelayStatus, RelayMode, RelaySink},
     contract::status::{Problem, RelayStatus},
@@ -117,14 +117,19 @@ fn publishing(object: &OutboxRelay, observed: &Observed) -> Standing {
             None => Standing::waiting("NoLeader", "the relays are settling which of them publishes"),
         };
     };
+    // one of an older version tells none
+    let other = !relay.contract.is_empty() && relay.contract != contract(object).version;
+    if other || object.spec.paused != relay.paused {
+        return match relay.problems.iter().find(|problem| problem.reason == "ContractInvalid") {
+            Some(Problem { reason, message }) => Standing::waiting(reason, message.clone()),
+            None => Standing::waiting("Loading", format!("the relay of pod {pod} has not read the newest spec yet")),
+        };
+    }
     if !relay.ready {
         return match relay.problems.first() {
             Some(Problem { reason, message }) => Standing::waiting(reason, message.clone()),
             None => Standing::waiting("Starting", format!("the relay of pod {pod} is connecting")),
         };
-    }
-    if object.spec.paused != relay.paused {
-        return Standing::waiting("Loading", format!("the relay of pod {pod} has not read the newest spec yet"));
     }
     if relay.paused {
         return Standing::ready("Paused", "spec.paused is true: events wait in the outbox");

@@ -65,6 +65,20 @@ fn a_broker_that_is_away_is_said_and_goes_away_by_itself() {
 }
 
 #[test]
+fn another_contract_s_word_does_not_count() {
+    let (object, _) = settled();
+    let version = super::super::plan::contract(&object).version;
+    assert_eq!(said(&with(|leader| leader.contract = version).conditions)[0], "Ready=True Publishing");
+    let older = with(|leader| leader.contract = "another".to_owned());
+    assert_eq!(said(&older.conditions)[..2], ["Ready=False Loading", "Reconciling=True Loading"]);
+    let unread = with(|leader| {
+        leader.contract = "another".to_owned();
+        leader.problems = vec![problem("ContractInvalid", "no such field")];
+    });
+    assert_eq!(message(&unread.conditions, "Ready"), "no such field");
+}
+
+#[test]
 fn a_slot_at_risk_has_its_own_condition() {
     let risky = with(|leader| leader.problems = vec![problem("SlotAtRisk", "the server will drop log in 10 MiB")]);
     assert_eq!(said(&risky.conditions)[0], "Ready=True Publishing");

@@ -19,6 +19,10 @@ impl World {
         if seen.creating.is_none() {
             self.waits.remove(&id);
         }
+        // the object of a dead pod may stay for long
+        if seen.admin_address.is_none() {
+            self.statuses.remove(&id);
+        }
         self.pod_owners.insert(id, owner.clone());
         let known = self.pods.entry(owner.clone()).or_default().insert(name, seen.clone());
         // new pods are news only by what they say; the workload's counts come with the workload

@@ -3,10 +3,11 @@
 //! The operator makes it from a `Saga` object and the `Microservice`s that it names; an instance keeps the definition that
 //! it started with, so a definition is identified by the hash of its content ([`Definition::version`]).
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+
+use crate::domain::version;
 
 /// One saga, ready to run. Steps run in order; compensation undoes them in reverse.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,11 +32,7 @@ impl Definition {
     #[must_use]
     pub fn seal(mut self) -> Self {
         self.version.clear();
-        // a struct of strings, numbers and string-keyed maps always has a form in JSON
-        let canonical = serde_json::to_vec(&self).unwrap_or_default();
-        for byte in Sha256::digest(&canonical).iter().take(8) {
-            let _ = write!(self.version, "{byte:02x}");
-        }
+        self.version = version::of(&self);
         self
     }
 
