@@ -7,6 +7,7 @@
 //! What counts is what the object says when it is deleted, also if that was never applied. So it keeps the finalizer until its
 //! volume really stays.
 
+use jiff::Timestamp;
 use kube::{
     Api,
     api::{Patch, PatchParams},
@@ -15,15 +16,18 @@ use serde_json::json;
 
 use super::{
     apply::{delete, delete_secret},
+    conditions::{Conditions, status_of},
     failure::{RequestError, within_deadline},
     key::Key,
     labels::{Component, DATABASE_FINALIZER, FIELD_MANAGER},
     live::{ChildSeen, Live},
     plan::{ChildKind, ChildRef},
     runtime::{Shared, Verdict},
+    standing::Standing,
+    status,
 };
 use crate::{
-    api::v1alpha1::{Microservice, Retention},
+    api::v1alpha1::{Microservice, MicroserviceStatus, Retention},
     domain::names,
 };
 
@@ -42,38 +46,61 @@ pub async fn release(shared: &Shared, key: &Key, object: &Microservice) -> Resul
     set(shared, key, object, false).await
 }
 
-/// The object is being deleted: deletes its Secrets if it is to, then lets it go.
+/// The object is being deleted: deletes its Secrets if it is to, then lets it go; or says what that waits for.
 pub async fn finish(shared: &Shared, key: &Key, object: &Microservice) -> Verdict {
     if !has(object) {
         return Verdict::Done;
     }
-    let (namespace, name) = (&key.id.namespace, &key.id.name);
-    let finished = async {
-        // the last word on it may not have been applied: the object was suspended, or its plan refused
-        if !volume_follows(shared, key, retention(object)).await? {
-            return Ok(());
-        }
-        if retention(object) == Retention::Delete {
-            if still_has_database(shared, key).await? {
-                // its end wakes this object
-                return Ok(());
-            }
-            for secret in [names::database(name), names::admin_secret(name), names::relay_secret(name)] {
-                delete_secret(&shared.client, namespace, &secret).await?;
-            }
-        }
-        // a Microservice of this name needs Secrets of its own
-        shared.memory.forget(key);
-        set(shared, key, object, false).await
-    };
-    match finished.await {
-        Ok(()) => Verdict::Done,
-        Err(error) if error.code() == Some(404) => Verdict::Done,
+    let (standing, verdict) = match let_go(shared, key, object).await {
+        Ok(None) => return Verdict::Done,
+        Err(error) if error.code() == Some(404) => return Verdict::Done,
+        Ok(Some(waits)) => (Standing::waiting("Deleting", waits), Verdict::Done),
         Err(error) => {
             tracing::warn!(error = error.words(), "the deletion could not be finished");
-            Verdict::Failed(error.class().0)
+            let (class, reason) = error.class();
+            let message = format!("the deletion could not be finished: {}", error.words());
+            (Standing::waiting(reason, message), Verdict::Failed(class))
+        }
+    };
+    match status::write(shared, key, object, being_deleted(object, &standing)).await {
+        Ok(()) => verdict,
+        Err(error) => Verdict::Failed(error.class().0),
+    }
+}
+
+/// Takes the finalizer off when its time has come; else what it waits for, whose end wakes the object.
+async fn let_go(shared: &Shared, key: &Key, object: &Microservice) -> Result<Option<String>, RequestError> {
+    let (namespace, name) = (&key.id.namespace, &key.id.name);
+    // the last word on it may not have been applied: the object was suspended, or its plan refused
+    if !volume_follows(shared, key, retention(object)).await? {
+        return Ok(Some("Kubernetes has yet to take note of what becomes of the volume".to_owned()));
+    }
+    if retention(object) == Retention::Delete {
+        let left = left_of_database(shared, key).await?;
+        if !left.is_empty() {
+            return Ok(Some(format!("these end first: {}", left.join(", "))));
+        }
+        for secret in [names::database(name), names::admin_secret(name), names::relay_secret(name)] {
+            delete_secret(&shared.client, namespace, &secret).await?;
         }
     }
+    // a Microservice of this name needs Secrets of its own
+    shared.memory.forget(key);
+    set(shared, key, object, false).await?;
+    Ok(None)
+}
+
+/// The status that the object had, but for where it stands.
+fn being_deleted(object: &Microservice, standing: &Standing) -> MicroserviceStatus {
+    let previous = object.status.clone().unwrap_or_default();
+    let generation = object.metadata.generation;
+    let mut conditions = Conditions::new(&previous.conditions, generation, Timestamp::now());
+    standing.set(&mut conditions);
+    let mut conditions = conditions.finish();
+    let others = previous.conditions.iter().filter(|known| status_of(&conditions, &known.type_).is_none());
+    let others: Vec<_> = others.cloned().collect();
+    conditions.extend(others);
+    MicroserviceStatus { observed_generation: generation, conditions, ..previous }
 }
 
 /// What does not say otherwise is kept.
@@ -99,8 +126,8 @@ async fn volume_follows(shared: &Shared, key: &Key, retention: Retention) -> Res
     }
 }
 
-/// Asks for the deletion of the StatefulSet and the Jobs; whether anything of them, pods included, is still there.
-async fn still_has_database(shared: &Shared, key: &Key) -> Result<bool, RequestError> {
+/// Asks for the deletion of the StatefulSet and the Jobs; what of them, pods included, is still there.
+async fn left_of_database(shared: &Shared, key: &Key) -> Result<Vec<String>, RequestError> {
     let (children, pods) = {
         let world = shared.world();
         (world.children(key), world.has_pods(key, Component::Database))
@@ -111,7 +138,8 @@ async fn still_has_database(shared: &Shared, key: &Key) -> Result<bool, RequestE
     for (child, seen) in left.iter().filter(|(_, seen)| !seen.deleting) {
         delete(&shared.client, key, child, seen).await?;
     }
-    Ok(pods || !left.is_empty())
+    let children = left.iter().map(|(child, _)| format!("{} {}", child.kind, child.name));
+    Ok(children.chain(pods.then(|| format!("the pod of {}", names::database(&key.id.name)))).collect())
 }
 
 fn has(object: &Microservice) -> bool {

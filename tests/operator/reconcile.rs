@@ -130,12 +130,19 @@ async fn deletion_with_retention_delete_takes_the_secrets_and_then_lets_go() {
     shared.world().set(deleted(object));
     server.refuse("DELETE secrets/orders-db-relay", 404, "secrets \"orders-db-relay\" not found");
     reconcile(&shared, &orders()).await;
-    let lines = server.lines();
-    assert_eq!(lines.len(), 3, "the server and its set-up go first: {lines:?}");
+    let asked = server.asked();
+    let lines: Vec<_> = asked.iter().map(Asked::line).collect();
+    assert_eq!(lines.len(), 4, "the server and its set-up go first: {lines:?}");
     assert_eq!(lines[0], "PATCH statefulsets/orders-db", "with its volume, whatever was applied last");
     assert!(lines[1].starts_with("DELETE jobs/orders-db-setup-") && lines[2] == "DELETE statefulsets/orders-db");
+    assert_eq!(lines[3], "PATCH microservices/orders/status");
+    let ready = &asked[3].body["status"]["conditions"][0];
+    assert_eq!((&ready["status"], &ready["reason"]), (&json!("False"), &json!("Deleting")));
+    let message = ready["message"].as_str().unwrap();
+    assert!(message.starts_with("these end first: Job orders-db-setup-"), "{message}");
+    assert!(message.ends_with("StatefulSet orders-db"), "{message}");
     reconcile(&shared, &orders()).await;
-    assert_eq!(server.lines().len(), 3, "until they are gone, nothing else is asked for");
+    assert_eq!(server.lines()[..3], lines[..3], "until they are gone, nothing else is asked for");
     let children = shared.world().children(&orders());
     for (child, seen) in children {
         shared.world().remove_child(&orders(), &child, &seen.uid, seen.version);
