@@ -24,33 +24,32 @@ pub async fn run(shared: Arc<Shared>) {
         tokio::time::sleep(PERIOD).await;
         let waiting = shared.world().pods_being_created();
         for (pod, uid) in waiting.iter().filter(|(pod, uid)| before.get(*pod) == Some(*uid)) {
-            if let Some(problem) = ask(&shared, pod, uid).await {
-                let concerned = shared.world().set_wait(pod, problem);
-                shared.enqueue(concerned);
-            }
+            ask(&shared, pod, uid).await;
         }
         before = waiting;
     }
 }
 
-/// The newest of the pod's Events that explains the wait.
-async fn ask(shared: &Shared, pod: &ObjectId, uid: &str) -> Option<Problem> {
+async fn ask(shared: &Shared, pod: &ObjectId, uid: &str) {
     let api: Api<Event> = Api::namespaced(shared.client.clone(), &pod.namespace);
-    let about = ListParams::default().fields(&format!("regarding.uid={uid},type=Warning"));
+    let about = ListParams::default().fields(&format!("regarding.uid={uid}"));
     match within_deadline(api.list(&about)).await {
-        Ok(events) => explanation(&pod.name, events.items),
-        Err(error) => {
-            tracing::debug!(pod = pod.name, %error, "cannot ask what a pod waits for");
-            None
+        Ok(events) => {
+            let concerned = shared.world().set_wait(pod, explanation(&pod.name, events.items));
+            shared.enqueue(concerned);
         }
+        Err(error) => tracing::debug!(pod = pod.name, %error, "cannot ask what a pod waits for"),
     }
 }
 
+/// The newest of the pod's Events about volumes, unless the kubelet got further since.
 fn explanation(pod: &str, mut events: Vec<Event>) -> Option<Problem> {
     // the version moves when an Event is repeated
     events.sort_by_key(|event| event.resource_version().and_then(|version| version.parse::<u64>().ok()));
-    let volume = |event: &Event| matches!(event.reason.as_deref(), Some("FailedMount" | "FailedAttachVolume"));
-    let note = events.into_iter().rev().find(volume)?.note?;
+    let telling = ["FailedMount", "FailedAttachVolume", "SuccessfulAttachVolume", "Pulling", "Pulled"];
+    let reason = |event: &Event| event.reason.clone().unwrap_or_default();
+    let newest = events.into_iter().rev().find(|event| telling.contains(&reason(event).as_str()))?;
+    let note = newest.note.clone().filter(|_| reason(&newest).starts_with("Failed"))?;
     let missing = |what: &str| note.contains(&format!("{what} \"")) && note.contains("not found");
     let reason = match () {
         () if missing("secret") => "SecretMissing",
@@ -86,6 +85,8 @@ mod tests {
         assert!(problem.message.contains("pod orders-1 waits") && problem.message.contains("\"orders-tls\""));
         let problem = explanation("orders-1", vec![event(9, "FailedAttachVolume", attached)]).unwrap();
         assert_eq!(problem.reason, "VolumeNotMounted");
+        let mended = vec![event(10, "FailedMount", missing), event(12, "Pulling", "Pulling image \"shop/orders:1\"")];
+        assert_eq!(explanation("orders-1", mended), None, "it waits for its image now");
         assert_eq!(explanation("orders-1", vec![event(11, "Unhealthy", "else")]), None);
     }
 }

@@ -16,7 +16,8 @@ use crate::{
 impl World {
     pub fn set_pod(&mut self, owner: &Key, name: String, seen: PodSeen) -> Concerned {
         let id = ObjectId::new(&owner.id.namespace, &name);
-        if seen.creating.is_none() {
+        let known = self.pods.get(owner).and_then(|pods| pods.get(&name));
+        if seen.creating.is_none() || known.is_none_or(|known| known.creating != seen.creating) {
             self.waits.remove(&id);
         }
         // the object of a dead pod may stay for long
@@ -66,9 +67,13 @@ impl World {
     }
 
     /// What a pod that is being created waits for.
-    pub fn set_wait(&mut self, pod: &ObjectId, problem: Problem) -> Concerned {
+    pub fn set_wait(&mut self, pod: &ObjectId, problem: Option<Problem>) -> Concerned {
         let Some(owner) = self.pod_owners.get(pod).cloned() else { return Concerned::default() };
-        if self.waits.insert(pod.clone(), problem.clone()) == Some(problem) {
+        let known = match problem.clone() {
+            Some(problem) => self.waits.insert(pod.clone(), problem),
+            None => self.waits.remove(pod),
+        };
+        if known == problem {
             return Concerned::default();
         }
         self.concerned_by_pod(&owner)
