@@ -98,7 +98,8 @@ where
             }
         }
         Err(error) => {
-            progress(&format!("{name}: FAILED after {seconds} s: {error:#}"));
+            // in one line, for the summary of `make test`
+            progress(&format!("{name}: FAILED after {seconds} s: {}", format!("{error:#}").replace('\n', " | ")));
             let (file, dump) = scenario.dump(&error).await;
             if std::env::var_os("WEFT_E2E_KEEP").is_none() {
                 let _ = scenario.clean_up().await;
