@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
 
 use super::{Observed, plan::contract};
 use crate::{
@@ -117,6 +118,18 @@ fn publishing(object: &OutboxRelay, observed: &Observed) -> Standing {
             None => Standing::waiting("NoLeader", "the relays are settling which of them publishes"),
         };
     };
+    if relay.relay != object.name_any() {
+        return match observed.deployment.as_ref().and_then(|live| live.problems.first()) {
+            Some(Problem { reason, message }) => Standing::waiting(reason, message.clone()),
+            None => Standing::waiting(
+                "RollingOut",
+                format!(
+                    "pod {pod} still runs the relay `{}`: that ends when Microservice `{}` rolls",
+                    relay.relay, object.spec.microservice
+                ),
+            ),
+        };
+    }
     // one of an older version tells none
     let other = !relay.contract.is_empty() && relay.contract != contract(object).version;
     if other || object.spec.paused != relay.paused {

@@ -71,6 +71,9 @@ fn another_contract_s_word_does_not_count() {
     assert_eq!(said(&with(|leader| leader.contract = version).conditions)[0], "Ready=True Publishing");
     let older = with(|leader| leader.contract = "another".to_owned());
     assert_eq!(said(&older.conditions)[..2], ["Ready=False Loading", "Reconciling=True Loading"]);
+    let another = with(|leader| leader.relay = "predecessor".to_owned());
+    assert_eq!(said(&another.conditions)[0], "Ready=False RollingOut");
+    assert!(message(&another.conditions, "Ready").contains("`predecessor`"));
     let unread = with(|leader| {
         leader.contract = "another".to_owned();
         leader.problems = vec![problem("ContractInvalid", "no such field")];

@@ -220,19 +220,34 @@ struct Essence<'a> {
     ready: bool,
     leading: bool,
     paused: bool,
+    /// Version of a relay's.
+    contract: &'a str,
     problems: Vec<&'a str>,
     /// Per saga: stuck instances, and the version of the definition.
     sagas: Vec<(u64, &'a str)>,
 }
 
 fn essence(status: Option<&DataPlaneStatus>) -> Option<Essence<'_>> {
-    let (ready, leading, paused, problems, sagas) = match status? {
-        DataPlaneStatus::Relay(status) => (status.ready, status.leading, status.paused, &status.problems, Vec::new()),
-        DataPlaneStatus::Orchestrator(status) => {
-            let sagas = status.sagas.values().map(|counts| (counts.stuck, counts.version.as_str())).collect();
-            (status.ready, true, false, &status.problems, sagas)
-        }
-    };
-    let problems = problems.iter().map(|problem| problem.reason.as_str()).collect();
-    Some(Essence { ready, leading, paused, problems, sagas })
+    Some(match status? {
+        DataPlaneStatus::Relay(RelayStatus { ready, leading, paused, contract, problems, .. }) => Essence {
+            ready: *ready,
+            leading: *leading,
+            paused: *paused,
+            contract,
+            problems: reasons(problems),
+            sagas: Vec::new(),
+        },
+        DataPlaneStatus::Orchestrator(OrchestratorStatus { ready, sagas, problems, .. }) => Essence {
+            ready: *ready,
+            leading: true,
+            paused: false,
+            contract: "",
+            problems: reasons(problems),
+            sagas: sagas.values().map(|counts| (counts.stuck, counts.version.as_str())).collect(),
+        },
+    })
+}
+
+fn reasons(problems: &[Problem]) -> Vec<&str> {
+    problems.iter().map(|problem| problem.reason.as_str()).collect()
 }
