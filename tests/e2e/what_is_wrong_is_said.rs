@@ -20,7 +20,7 @@ async fn what_is_wrong_is_said() {
             a_secret_that_a_variable_needs(world),
             a_secret_that_a_volume_needs(world),
             a_broker_that_is_not_there(world),
-            a_volume_that_is_full(world, &small),
+            Box::pin(a_volume_that_is_full(world, &small)),
         );
         small.remove(world).await?;
         outcome.map(drop)
