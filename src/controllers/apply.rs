@@ -15,7 +15,6 @@ use kube::{
     core::Request,
 };
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use super::{
     failure::{RequestError, within_deadline},
@@ -25,6 +24,7 @@ use super::{
     live::{ChildSeen, Live},
     plan::{Child, ChildKind, ChildRef, Plan},
 };
+use crate::domain::version::short_hash;
 
 /// What this process applied, and which Secrets it knows to exist.
 #[derive(Debug, Default)]
@@ -222,9 +222,7 @@ fn no_longer_planned<'a>(
 
 /// First 16 hex digits of the SHA-256 of the JSON (whose keys serde_json keeps in order).
 fn hash(json: &Value) -> String {
-    let mut hash = format!("{:x}", Sha256::digest(json.to_string().as_bytes()));
-    hash.truncate(16);
-    hash
+    short_hash(json.to_string().as_bytes(), 16)
 }
 
 fn marked(mut json: Value, hash: &str) -> Value {

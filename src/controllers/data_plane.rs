@@ -11,12 +11,12 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity,
 };
 use kube::ResourceExt;
-use sha2::{Digest, Sha256};
 
 use super::{
     labels::{IMAGE_ANNOTATION, TEMPLATE_HASH_ANNOTATION, UPGRADE_ANNOTATION},
     observed::Workload,
 };
+use crate::domain::version;
 
 /// User and group of Weft's own containers, as in its image.
 pub const WEFT_USER: i64 = 65532;
@@ -92,14 +92,6 @@ pub fn mount(volume: &str, path: &str) -> VolumeMount {
     }
 }
 
-/// First `digits` hex digits of the SHA-256 of `text`.
-pub fn short_hash(text: &[u8], digits: usize) -> String {
-    let hex = |hex: String, byte: &u8| hex + &format!("{byte:02x}");
-    let mut hash = Sha256::digest(text).iter().fold(String::new(), hex);
-    hash.truncate(digits);
-    hash
-}
-
 /// A pod template with the image that it is to have, and the annotations by which the next plan finds out.
 #[derive(Debug)]
 pub struct Pinned {
@@ -117,7 +109,7 @@ pub fn pin_image<E>(
     template: impl Fn(&str) -> Result<PodTemplateSpec, E>,
 ) -> Result<Pinned, E> {
     // a struct of Kubernetes' own always has a form in JSON
-    let hash = short_hash(&serde_json::to_vec(&template("")?).unwrap_or_default(), 16);
+    let hash = version::of(&template("")?);
     let kept = live
         .filter(|live| !upgrade && live.annotations.get(TEMPLATE_HASH_ANNOTATION) == Some(&hash))
         .and_then(|live| live.annotations.get(IMAGE_ANNOTATION).filter(|image| !live.missing_images.contains(image)));

@@ -143,14 +143,6 @@ impl OperatorMetrics {
         self.published.set(totals.published);
     }
 
-    /// What is no longer looked at is not told of: alerts go by the leader's gauges.
-    pub fn unobserve(&self) {
-        self.objects.clear();
-        self.sagas.clear();
-        self.pending.set(0);
-        self.published.set(0);
-    }
-
     fn set_objects(&self, counts: &ReadyCounts) {
         self.objects.clear();
         for ((kind, ready), count) in counts {

@@ -20,6 +20,7 @@ use super::{
     readiness::Readiness,
     runtime::{self, Shared},
     streams, waits, watches,
+    world::World,
 };
 use crate::{
     admin::{self, Admin},
@@ -233,7 +234,8 @@ impl Operator {
         if tokio::time::timeout(LAST_WORK, tasks.wait()).await.is_err() {
             tracing::warn!("some work did not end in time");
         }
-        self.metrics.unobserve();
+        // alerts go by the leader's gauges
+        self.metrics.observe(&World::default());
         self.readiness.unwatched();
     }
 

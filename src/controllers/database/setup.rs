@@ -18,15 +18,16 @@ use crate::{
         database_setup::{DatabaseSetup, EXIT_DEFINITE, Purpose},
     },
     controllers::{
-        data_plane::{
-            PASSWORD, config_map_volume, mount, password_volume, pod_security, requests, short_hash, weft_security,
-        },
+        data_plane::{PASSWORD, config_map_volume, mount, password_volume, pod_security, requests, weft_security},
         kind::Settings,
         labels::{Component, DATABASE_CLIENT_LABEL, IMAGE_ANNOTATION},
         observed::{DatabaseObserved, Migrations},
         plan::{Child, Rejection},
     },
-    domain::names::{self, POSTGRES_PORT},
+    domain::{
+        names::{self, POSTGRES_PORT},
+        version::short_hash,
+    },
 };
 
 const CONTRACT: (&str, &str) = ("weft-setup", "/etc/weft/setup");

@@ -67,7 +67,7 @@ fn a_broker_that_is_away_is_said_and_goes_away_by_itself() {
 #[test]
 fn another_contract_s_word_does_not_count() {
     let (object, _) = settled();
-    let version = super::super::plan::contract(&object).version;
+    let version = contract(&object).version;
     assert_eq!(said(&with(|leader| leader.contract = version).conditions)[0], "Ready=True Publishing");
     let older = with(|leader| leader.contract = "another".to_owned());
     assert_eq!(said(&older.conditions)[..2], ["Ready=False Loading", "Reconciling=True Loading"]);
