@@ -30,20 +30,20 @@ use tokio_util::sync::CancellationToken;
 use weft::{
     api::v1alpha1::Microservice,
     controllers::{
-        events::Events,
-        key::{Key, ObjectKind},
-        live::Live,
-        metrics::OperatorMetrics,
-        plan::{ChildKind, ChildRef},
-        reconcile::reconcile,
-        runtime::Shared,
+        kinds::reconcile,
+        resources::{
+            child::{ChildKind, ChildRef},
+            key::{Key, ObjectKind},
+        },
+        runtime::{Context, events::Events, metrics::OperatorMetrics},
+        store::live::Live,
     },
 };
 
-fn shared(server: &Server) -> Arc<Shared> {
+fn context(server: &Server) -> Arc<Context> {
     let settings = settings();
     let (events, _) = Events::new(server.client(), "bench".to_owned(), CancellationToken::new());
-    Arc::new(Shared::new(server.client(), settings, events, OperatorMetrics::register(&mut Registry::default())))
+    Arc::new(Context::new(server.client(), settings, events, OperatorMetrics::register(&mut Registry::default())))
 }
 
 fn object(number: usize, generation: usize) -> Value {
@@ -71,7 +71,7 @@ fn server() -> Server {
 }
 
 /// What the cluster's own controllers make of the children: every Job succeeds, all pods become ready. `version`: of the objects.
-fn settle(shared: &Shared, server: &Server, version: u64) {
+fn settle(context: &Context, server: &Server, version: u64) {
     for mut child in server.objects() {
         let kind = match child["kind"].as_str() {
             Some("Job") => ChildKind::Job,
@@ -85,21 +85,21 @@ fn settle(shared: &Shared, server: &Server, version: u64) {
         child["metadata"]["resourceVersion"] = version.to_string().into();
         let live: Live = serde_json::from_value(child).unwrap();
         let owner = Key::of_owner("shop", live.metadata.labels.as_ref().unwrap()).unwrap();
-        let child = ChildRef { kind: kind.as_str(), name: live.metadata.name.clone().unwrap() };
-        shared.world().set_child(&owner, child, live.into());
+        let child = ChildRef::new(kind, live.metadata.name.clone().unwrap());
+        context.store().set_child(&owner, child, live.into());
     }
 }
 
 /// A status is written so often at most.
 const PACE: Duration = Duration::from_secs(10);
 
-async fn pass(name: &str, shared: &Arc<Shared>, server: &Server, objects: usize) {
+async fn pass(name: &str, context: &Arc<Context>, server: &Server, objects: usize) {
     tokio::time::sleep(PACE).await;
     let (started, cpu_before) = (Instant::now(), cpu());
     let (mut requests, mut seconds) = (0, Vec::with_capacity(objects));
     for number in 0..objects {
         let one = Instant::now();
-        reconcile(shared, &Key::new(ObjectKind::Microservice, "shop", format!("service-{number}"))).await;
+        reconcile(context, &Key::new(ObjectKind::Microservice, "shop", format!("service-{number}"))).await;
         seconds.push(one.elapsed().as_secs_f64());
         requests += server.lines().len();
     }
@@ -119,11 +119,11 @@ async fn pass(name: &str, shared: &Arc<Shared>, server: &Server, objects: usize)
 async fn main() {
     let objects: usize = std::env::var("WEFT_BENCH_OBJECTS").ok().map_or(2000, |count| count.parse().unwrap());
     let server = server();
-    let first = shared(&server);
-    let set = |shared: &Shared, generation| {
+    let first = context(&server);
+    let set = |context: &Context, generation| {
         for number in 0..objects {
             let object: Microservice = serde_json::from_value(object(number, generation)).unwrap();
-            shared.world().set(object);
+            context.store().set(object);
         }
     };
     println!("{objects} Microservices with a database; the scripted API server's own cost and memory are included");

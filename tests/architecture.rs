@@ -120,6 +120,43 @@ fn modules_depend_on_each_other_in_one_direction_only() {
     assert!(wrong.is_empty(), "{}", wrong.into_iter().collect::<Vec<_>>().join("\n"));
 }
 
+/// The parts of the operator, from the ground up: each may use those before it. `fixtures` is for tests.
+const OPERATOR: [&str; 11] =
+    ["resources", "status", "render", "database", "store", "request", "apply", "runtime", "watch", "kinds", "operator"];
+
+#[test]
+fn the_parts_of_the_operator_depend_on_each_other_in_one_direction_only() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/controllers");
+    let rank = |part: &str| OPERATOR.iter().position(|known| *known == part);
+    let mut wrong = BTreeSet::new();
+    for (_, path) in files().into_iter().filter(|(module, _)| module == "controllers") {
+        let inside = path.strip_prefix(&root).unwrap();
+        let part = Path::new(inside.components().next().unwrap().as_os_str()).file_stem().unwrap().to_str().unwrap();
+        if ["mod", "fixtures"].contains(&part) {
+            continue;
+        }
+        let own = rank(part).unwrap_or_else(|| panic!("src/controllers/{part} is not in this test's list"));
+        let code = production(&path);
+        let mut used = first_segments(&code, "crate::controllers");
+        used.extend(first_segments(&code, "controllers"));
+        if inside.components().count() == 1 || inside.ends_with(Path::new(part).join("mod.rs")) {
+            used.extend(first_segments(&code, "super"));
+        }
+        let against = used.iter().filter(|used| rank(used).is_some_and(|used| used > own));
+        wrong.extend(against.map(|used| format!("{part} uses {used} in {}", path.display())));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.into_iter().collect::<Vec<_>>().join("\n"));
+}
+
+/// The code without its tests, which stand at the end of a file.
+fn production(path: &Path) -> String {
+    if path.file_stem().is_some_and(|stem| stem.to_string_lossy().ends_with("tests")) {
+        return String::new();
+    }
+    let code = code(path);
+    code.split_once("#[cfg(test)]").map_or(code.clone(), |(production, _)| production.to_owned())
+}
+
 #[test]
 fn the_table_itself_has_no_cycle() {
     let allowed = allowed();

@@ -17,8 +17,9 @@ use settings::settings;
 use weft::{
     api::v1alpha1::{Microservice, OutboxRelay, Saga},
     controllers::{
-        kind::{Applied, Kind},
-        microservice, outbox_relay, saga,
+        kinds::{microservice, outbox_relay, saga},
+        resources::outcome::Applied,
+        runtime::driver::Kind,
     },
 };
 

@@ -29,12 +29,9 @@ use weft::{
         status::{OrchestratorStatus, Problem, RelayStatus, SagaCounts, StuckInstance},
     },
     controllers::{
-        kind::Kind,
-        microservice,
-        observed::Migrations,
-        outbox_relay,
-        plan::{Child, Plan},
-        saga,
+        kinds::{microservice, outbox_relay, saga},
+        resources::{child::Child, observed::Migrations, plan::Plan},
+        runtime::driver::Kind,
     },
 };
 

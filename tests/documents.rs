@@ -134,7 +134,7 @@ const BEFORE_REASONS: [&str; 9] = [
     "Class::Retry, ",
     "Class::Invalid, ",
     "Class::Fatal, ",
-    "Standing::waiting(",
+    "Progress::waiting(",
     "Finding::new(false, ",
     "say(SOURCE, ",
     "say(DATABASE, ",

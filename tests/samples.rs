@@ -20,7 +20,10 @@ use serde_json::Value;
 use settings::settings;
 use weft::{
     api::v1alpha1::{Microservice, OutboxRelay, Saga, SagaCommand},
-    controllers::{kind::Kind, microservice, outbox_relay, saga},
+    controllers::{
+        kinds::{microservice, outbox_relay, saga},
+        runtime::driver::Kind,
+    },
 };
 
 fn at(path: &str) -> PathBuf {

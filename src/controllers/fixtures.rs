@@ -6,14 +6,16 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde::de::DeserializeOwned;
 
-use super::{
-    kind::{Applied, Class, Failure, Settings},
-    observed::{JobOutcome, JobState, Workload},
-    plan::{Child, ChildRef, Plan},
-};
 use crate::{
     api::v1alpha1::{Microservice, OutboxRelay, Saga, Storage},
     contract::status::Problem,
+    controllers::resources::{
+        child::{Child, ChildKind, ChildRef},
+        observed::{JobOutcome, JobState, Workload},
+        outcome::{Applied, Class, Failure},
+        plan::Plan,
+        settings::Settings,
+    },
 };
 
 pub(crate) fn settings() -> Settings {
@@ -87,18 +89,7 @@ pub(crate) fn yaml(plan: &Plan) -> String {
 
 /// A child as JSON, with its kind.
 pub(crate) fn value(child: &Child) -> serde_json::Value {
-    match child {
-        Child::ServiceAccount(child) => serde_json::to_value(child),
-        Child::Secret(child) => serde_json::to_value(child),
-        Child::ConfigMap(child) => serde_json::to_value(child),
-        Child::Service(child) => serde_json::to_value(child),
-        Child::StatefulSet(child) => serde_json::to_value(child),
-        Child::Job(child) => serde_json::to_value(child),
-        Child::Deployment(child) => serde_json::to_value(child),
-        Child::NetworkPolicy(child) => serde_json::to_value(child),
-        Child::PodDisruptionBudget(child) => serde_json::to_value(child),
-    }
-    .unwrap()
+    child.to_json().unwrap()
 }
 
 /// `KIND/NAME` of each child, in order.
@@ -145,9 +136,9 @@ pub(crate) fn message<'a>(conditions: &'a [Condition], type_: &str) -> &'a str {
 }
 
 /// The API server refuses a child, whatever is done but a change of the spec.
-pub(crate) fn refused(kind: &'static str, name: &str) -> Applied {
-    let child = ChildRef { kind, name: name.to_owned() };
-    let message = format!("cannot apply {kind} {name}: no such quantity");
+pub(crate) fn refused(kind: ChildKind, name: &str) -> Applied {
+    let child = ChildRef::new(kind, name);
+    let message = format!("cannot apply {child}: no such quantity");
     Applied { failures: vec![Failure { child, class: Class::Invalid, reason: "ChildRefused", message }] }
 }
 

@@ -1,44 +1,33 @@
-//! The control plane: one controller for three kinds.
+//! The control plane: one driver for every kind of object.
 //!
-//! Each kind is four words: `observe` (reads only) → `plan` (pure) → `apply` (server-side apply, in the runtime) →
-//! `status` (pure). Only `observe` and `apply` hold a client.
+//! A reconcile is four words: `observe` (reads only) → `plan` (pure) → `apply` (server-side apply) → `status` (pure). Only
+//! what observes, applies and reports holds a client.
+//!
+//! ```text
+//! resources   what is reconciled, and what it becomes: keys, children, plans, labels, settings    (pure)
+//! status      conditions, progress, reasons, and the Events that a change is worth                (pure)
+//! render      building blocks of objects: owners, pods, overlays                                  (pure)
+//! database    a database's objects and how far it is, whoever owns it                             (pure)
+//! store       what is known of the cluster                                                        (pure)
+//! request     one request to the API server: its deadline, and what its failure means
+//! apply       makes a plan true
+//! runtime     queue, back-off, leader election, and the driver; it knows no kind
+//! watch       feeds the store: watches, and the status streams of the data plane
+//! kinds       per kind: observe, plan, status
+//! operator    `weft operator`: ties all of it together
+//! ```
+//! Each may use what stands above it, and nothing below it. `tests/architecture.rs` holds this.
 
 pub mod apply;
-pub mod backoff;
-pub mod conditions;
-pub mod contract_readers;
-pub mod data_plane;
 pub mod database;
-pub mod definitions;
-pub mod events;
-pub mod failure;
-pub mod finalizer;
 #[cfg(test)]
 mod fixtures;
-pub mod key;
-pub mod kind;
-pub mod labels;
-pub mod leader;
-pub mod live;
-pub mod metrics;
-pub mod microservice;
-pub mod observed;
+pub mod kinds;
 pub mod operator;
-pub mod outbox_relay;
-pub mod overlay;
-pub mod owner;
-pub mod plan;
-pub mod pods;
-pub mod queue;
-pub mod readiness;
-pub mod reconcile;
-pub mod references;
+pub mod render;
+pub mod request;
+pub mod resources;
 pub mod runtime;
-pub mod saga;
-pub mod standing;
 pub mod status;
-pub mod status_gate;
-pub mod streams;
-pub mod waits;
-pub mod watches;
-pub mod world;
+pub mod store;
+pub mod watch;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
-use anyhow::Context;
+use anyhow::Context as _;
 use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::api::resource::Quantity};
 use kube::{Api, Client, Config, client::ClientBuilder};
 use prometheus_client::registry::Registry;
@@ -11,20 +11,21 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{
-    definitions,
-    events::Events,
-    kind::Settings,
-    leader::Elector,
-    metrics::{CountRequests, OperatorMetrics},
-    readiness::Readiness,
-    runtime::{self, Shared},
-    streams, waits, watches,
-    world::World,
-};
 use crate::{
     admin::{self, Admin},
     api::v1alpha1::Storage,
+    controllers::{
+        kinds,
+        resources::settings::Settings,
+        runtime::{
+            self, Context,
+            events::Events,
+            leader::Elector,
+            metrics::{CountRequests, OperatorMetrics},
+        },
+        store::Store,
+        watch::{self as watches, definitions, pod_events, readiness::Readiness, streams},
+    },
     shutdown::Shutdown,
 };
 
@@ -32,7 +33,7 @@ use crate::{
 const LAST_WORK: Duration = Duration::from_secs(5);
 /// A connection on which the API server says nothing for so long is dead. A watch gets a bookmark about once a minute.
 const SILENCE: Duration = Duration::from_mins(3);
-/// How often the gauges about the world are brought up to date.
+/// How often the gauges about the store are brought up to date.
 const GAUGES: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
@@ -212,21 +213,21 @@ impl Operator {
         let tasks = TaskTracker::new();
         let (events, writer) = Events::new(self.client.clone(), self.identity.clone(), term.clone());
         tasks.spawn(writer);
-        let shared =
-            Arc::new(Shared::new(self.client.clone(), self.settings.clone(), events, Arc::clone(&self.metrics)));
-        let synced = watches::start(&shared, &self.client, &self.namespaces, &self.readiness, &tasks, &term);
+        let context =
+            Arc::new(Context::new(self.client.clone(), self.settings.clone(), events, Arc::clone(&self.metrics)));
+        let synced = watches::start(&context, &self.client, &self.namespaces, &self.readiness, &tasks, &term);
         tokio::select! {
             () = term.cancelled() => {}
             () = synced => {
                 tracing::info!("all watches are complete");
                 self.readiness.waits_for(None);
-                tasks.spawn(streams::run(Arc::clone(&shared), term.clone()));
-                let (asking, ended) = (Arc::clone(&shared), term.clone());
+                tasks.spawn(streams::run(Arc::clone(&context), term.clone()));
+                let (asking, ended) = (Arc::clone(&context), term.clone());
                 tasks.spawn(async move {
-                    tokio::select! { () = ended.cancelled() => {} () = waits::run(asking) => {} }
+                    tokio::select! { () = ended.cancelled() => {} () = pod_events::run(asking) => {} }
                 });
-                tasks.spawn(gauges(Arc::clone(&shared), term.clone()));
-                runtime::run(Arc::clone(&shared), self.concurrency, tasks.clone(), term.clone()).await;
+                tasks.spawn(gauges(Arc::clone(&context), term.clone()));
+                runtime::run(Arc::clone(&context), kinds::reconcile, self.concurrency, tasks.clone(), term.clone()).await;
             }
         }
         self.leading(false);
@@ -235,7 +236,7 @@ impl Operator {
             tracing::warn!("some work did not end in time");
         }
         // alerts go by the leader's gauges
-        self.metrics.observe(&World::default());
+        self.metrics.observe(&Store::default());
         self.readiness.unwatched();
     }
 
@@ -245,10 +246,10 @@ impl Operator {
     }
 }
 
-async fn gauges(shared: Arc<Shared>, term: CancellationToken) {
+async fn gauges(context: Arc<Context>, term: CancellationToken) {
     let mut tick = tokio::time::interval(GAUGES);
     loop {
-        tokio::select! { () = term.cancelled() => return, _ = tick.tick() => shared.metrics.observe(&shared.world()) }
+        tokio::select! { () = term.cancelled() => return, _ = tick.tick() => context.metrics.observe(&context.store()) }
     }
 }
 

@@ -7,8 +7,7 @@ use weft::contract::{relay::Mode, status::RelayStatus};
 use crate::{
     checker::check,
     relay_harness::{RELAY, Setting, Writers},
-    servers::SUPERUSER,
-    servers::SUPERUSER_PASSWORD,
+    servers::{SUPERUSER, SUPERUSER_PASSWORD},
 };
 
 const MODES: [Mode; 2] = [Mode::LogTailing, Mode::Polling];

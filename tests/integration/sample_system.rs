@@ -22,7 +22,7 @@ use weft::{
         orchestrator::Start,
         relay::{Mode, NatsSink, Relay, Retention, Sink},
     },
-    controllers::{kind::Kind, saga},
+    controllers::{kinds::saga, runtime::driver::Kind},
     domain::saga::definition::{Call, Definition},
 };
 

@@ -10,10 +10,13 @@ use k8s_openapi::api::{
 use kube::api::ObjectMeta;
 use weft::controllers::{
     apply::{Memory, Outcome, apply},
-    key::{Key, ObjectKind},
-    kind::Class,
-    live::ChildSeen,
-    plan::{Child, ChildRef, Plan},
+    resources::{
+        child::{Child, ChildKind, ChildRef},
+        key::{Key, ObjectKind},
+        outcome::Class,
+        plan::Plan,
+    },
+    store::live::ChildSeen,
 };
 
 use super::server::Server;
@@ -159,7 +162,7 @@ async fn what_is_no_longer_planned_is_deleted_and_only_that_very_object() {
     server.lines();
     let mut smaller = plan();
     smaller.children.retain(|child| !matches!(child, Child::Job(_) | Child::Deployment(_)));
-    smaller.retained.push(ChildRef { kind: "Deployment", name: "orders".to_owned() });
+    smaller.retained.push(ChildRef::new(ChildKind::Deployment, "orders"));
     operator.pass(&server, &smaller).await;
     let asked = server.asked();
     assert_eq!(

@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde_json::json;
-use weft::controllers::definitions;
+use weft::controllers::watch::definitions;
 
 use super::server::{Server, failure};
 

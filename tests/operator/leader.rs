@@ -10,7 +10,7 @@ use kube::Api;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use weft::controllers::leader::Elector;
+use weft::controllers::runtime::leader::Elector;
 
 use super::server::{Asked, Server, failure};
 

@@ -11,15 +11,14 @@ use weft::{
     api::v1alpha1::{Microservice, OutboxRelay},
     contract::status::RelayStatus,
     controllers::{
-        events::Events,
-        key::{Key, ObjectId, ObjectKind},
-        kind::{Class, Settings},
-        metrics::OperatorMetrics,
-        pods::LivePod,
-        reconcile::reconcile,
-        runtime::{Shared, Verdict},
-        status_gate::News,
-        world::{DataPlaneStatus, Malformed},
+        kinds::reconcile,
+        resources::{
+            key::{Key, ObjectId, ObjectKind},
+            outcome::Class,
+            settings::Settings,
+        },
+        runtime::{Context, News, Verdict, events::Events, metrics::OperatorMetrics},
+        store::{DataPlaneStatus, Malformed, live_pod::LivePod},
     },
 };
 
@@ -30,12 +29,12 @@ use super::{
 
 const PASSWORD: &str = "correct-horse-battery-staple";
 
-pub fn shared(server: &Server) -> Arc<Shared> {
+pub fn context(server: &Server) -> Arc<Context> {
     let settings = Settings { password: || PASSWORD.to_owned(), ..settings() };
     let metrics = OperatorMetrics::register(&mut Registry::default());
     // events are not written: the task that would is not run
     let (events, _) = Events::new(server.client(), "test".to_owned(), CancellationToken::new());
-    Arc::new(Shared::new(server.client(), settings, events, metrics))
+    Arc::new(Context::new(server.client(), settings, events, metrics))
 }
 
 fn microservice(spec: &Value) -> Microservice {
@@ -74,13 +73,13 @@ fn server(object: &Microservice) -> Server {
 async fn a_service_without_a_database_takes_few_requests_and_then_none() {
     let object = microservice(&json!({"image": "shop/orders:1", "ports": [{"name": "http", "port": 8080}]}));
     let server = server(&object);
-    let shared = shared(&server);
-    shared.world().set(object);
-    reconcile(&shared, &orders()).await;
+    let context = context(&server);
+    context.store().set(object);
+    reconcile(&context, &orders()).await;
     let lines = server.lines();
     assert!(lines.contains(&"PATCH deployments/orders".to_owned()) && lines.len() <= 7, "{lines:?}");
     assert_eq!(lines.last().unwrap(), "PATCH microservices/orders/status");
-    let verdict = reconcile(&shared, &orders()).await;
+    let verdict = reconcile(&context, &orders()).await;
     assert_eq!((verdict, server.lines()), (Verdict::Done, Vec::new()));
 }
 
@@ -88,9 +87,9 @@ async fn a_service_without_a_database_takes_few_requests_and_then_none() {
 async fn a_service_with_a_database_waits_for_its_set_up() {
     let object = microservice(&json!({"image": "shop/orders:1", "database": {"postgres": {"version": "17"}}}));
     let server = server(&object);
-    let shared = shared(&server);
-    shared.world().set(object);
-    reconcile(&shared, &orders()).await;
+    let context = context(&server);
+    context.store().set(object);
+    reconcile(&context, &orders()).await;
     let asked = server.asked();
     let lines: Vec<_> = asked.iter().map(Asked::line).collect();
     assert!(lines.contains(&"PATCH statefulsets/orders-db".to_owned()), "{lines:?}");
@@ -103,7 +102,7 @@ async fn a_service_with_a_database_waits_for_its_set_up() {
         .filter(|asked| asked.line() != "POST secrets" && asked.body.to_string().contains(PASSWORD))
         .collect();
     assert!(leaks.is_empty(), "{leaks:?}");
-    reconcile(&shared, &orders()).await;
+    reconcile(&context, &orders()).await;
     assert_eq!(server.lines(), [""; 0]);
 }
 
@@ -111,9 +110,9 @@ async fn a_service_with_a_database_waits_for_its_set_up() {
 async fn a_suspended_object_is_only_told_so() {
     let object = microservice(&json!({"image": "shop/orders:1", "suspend": true}));
     let server = server(&object);
-    let shared = shared(&server);
-    shared.world().set(object);
-    reconcile(&shared, &orders()).await;
+    let context = context(&server);
+    context.store().set(object);
+    reconcile(&context, &orders()).await;
     assert_eq!(server.lines(), ["PATCH microservices/orders/status"]);
 }
 
@@ -122,14 +121,14 @@ async fn deletion_with_retention_delete_takes_the_secrets_and_then_lets_go() {
     let object = microservice(&json!({"image": "shop/orders:1",
         "database": {"postgres": {"version": "17"}, "retention": "Delete"}}));
     let server = server(&object);
-    let shared = shared(&server);
-    shared.world().set(object.clone());
-    reconcile(&shared, &orders()).await;
+    let context = context(&server);
+    context.store().set(object.clone());
+    reconcile(&context, &orders()).await;
     assert_eq!(server.lines().first().unwrap(), "PATCH microservices/orders");
 
-    shared.world().set(deleted(object));
+    context.store().set(deleted(object));
     server.refuse("DELETE secrets/orders-db-relay", 404, "secrets \"orders-db-relay\" not found");
-    reconcile(&shared, &orders()).await;
+    reconcile(&context, &orders()).await;
     let asked = server.asked();
     let lines: Vec<_> = asked.iter().map(Asked::line).collect();
     assert_eq!(lines.len(), 4, "the server and its set-up go first: {lines:?}");
@@ -141,13 +140,13 @@ async fn deletion_with_retention_delete_takes_the_secrets_and_then_lets_go() {
     let message = ready["message"].as_str().unwrap();
     assert!(message.starts_with("these end first: Job orders-db-setup-"), "{message}");
     assert!(message.ends_with("StatefulSet orders-db"), "{message}");
-    reconcile(&shared, &orders()).await;
+    reconcile(&context, &orders()).await;
     assert_eq!(server.lines(), lines, "until they are gone, nothing else is asked for");
-    let children = shared.world().children(&orders());
+    let children = context.store().children(&orders());
     for (child, seen) in children {
-        shared.world().remove_child(&orders(), &child, &seen.uid, seen.version);
+        context.store().remove_child(&orders(), &child, &seen.uid, seen.version);
     }
-    assert_eq!(reconcile(&shared, &orders()).await, Verdict::Done);
+    assert_eq!(reconcile(&context, &orders()).await, Verdict::Done);
     let asked = server.asked();
     assert_eq!(
         asked.iter().map(Asked::line).collect::<Vec<_>>(),
@@ -166,8 +165,8 @@ async fn deletion_with_retention_delete_takes_the_secrets_and_then_lets_go() {
         "spec": {"image": "shop/orders:1", "database": {"postgres": {"version": "17"}}},
     }))
     .unwrap();
-    shared.world().set(again);
-    reconcile(&shared, &orders()).await;
+    context.store().set(again);
+    reconcile(&context, &orders()).await;
     let lines = server.lines();
     assert_eq!(lines.iter().filter(|line| *line == "POST secrets").count(), 3, "it gets Secrets of its own: {lines:?}");
 }
@@ -182,26 +181,26 @@ fn deleted(mut object: Microservice) -> Microservice {
 }
 
 /// A Microservice that ran with `retention: Delete`.
-async fn ran_with_retention_delete() -> (Server, Arc<Shared>, Microservice) {
+async fn ran_with_retention_delete() -> (Server, Arc<Context>, Microservice) {
     let mut object = microservice(&json!({"image": "shop/orders:1",
         "database": {"postgres": {"version": "17"}, "retention": "Delete"}}));
     let server = server(&object);
-    let shared = shared(&server);
-    shared.world().set(object.clone());
-    reconcile(&shared, &orders()).await;
+    let context = context(&server);
+    context.store().set(object.clone());
+    reconcile(&context, &orders()).await;
     object.metadata.finalizers = Some(vec!["weft.dev/database".to_owned()]);
     object.metadata.resource_version = Some("500000".to_owned());
     object.spec.database.as_mut().unwrap().retention = weft::api::v1alpha1::Retention::Retain;
     server.lines();
-    (server, shared, object)
+    (server, context, object)
 }
 
 #[tokio::test]
 async fn retention_counts_as_it_was_when_the_object_was_deleted() {
-    let (server, shared, object) = ran_with_retention_delete().await;
+    let (server, context, object) = ran_with_retention_delete().await;
     // deleted before a pass over `Retain`: suspended, or both in one moment
-    shared.world().set(deleted(object));
-    assert_eq!(reconcile(&shared, &orders()).await, Verdict::Done);
+    context.store().set(deleted(object));
+    assert_eq!(reconcile(&context, &orders()).await, Verdict::Done);
     let asked = server.asked();
     let lines: Vec<_> = asked.iter().map(Asked::line).collect();
     assert_eq!(lines, ["PATCH statefulsets/orders-db", "PATCH microservices/orders"]);
@@ -211,11 +210,11 @@ async fn retention_counts_as_it_was_when_the_object_was_deleted() {
 
 #[tokio::test]
 async fn the_object_is_held_until_its_volume_stays() {
-    let (server, shared, object) = ran_with_retention_delete().await;
+    let (server, context, object) = ran_with_retention_delete().await;
     let mut refused = object.clone();
     refused.spec.pod_template = serde_json::from_value(json!({"spec": {"containers": "none"}})).unwrap();
-    shared.world().set(refused);
-    reconcile(&shared, &orders()).await;
+    context.store().set(refused);
+    reconcile(&context, &orders()).await;
     assert!(!server.lines().contains(&"PATCH microservices/orders".to_owned()), "the volume is still to go");
 
     server.rule(|asked| {
@@ -225,8 +224,8 @@ async fn the_object_is_held_until_its_volume_stays() {
     });
     let mut mended = object;
     mended.metadata.resource_version = Some("700000".to_owned());
-    shared.world().set(mended.clone());
-    reconcile(&shared, &orders()).await;
+    context.store().set(mended.clone());
+    reconcile(&context, &orders()).await;
     let lines = server.lines();
     assert!(!lines.contains(&"PATCH microservices/orders".to_owned()), "its controller has not seen it yet: {lines:?}");
 
@@ -235,7 +234,7 @@ async fn the_object_is_held_until_its_volume_stays() {
             "generation": 2, "resourceVersion": "600001"}, "status": {"observedGeneration": 2}});
         (asked.line() == "PATCH statefulsets/orders-db").then_some((200, seen_by_its_controller))
     });
-    reconcile(&shared, &orders()).await;
+    reconcile(&context, &orders()).await;
     let asked = server.asked();
     let released = asked.iter().find(|asked| asked.line() == "PATCH microservices/orders").unwrap();
     assert_eq!(released.body["metadata"]["finalizers"], json!([]));
@@ -245,11 +244,11 @@ async fn the_object_is_held_until_its_volume_stays() {
 async fn an_answer_that_comes_late_does_not_bring_back_what_is_gone() {
     let object = microservice(&json!({"image": "shop/orders:1"}));
     let server = server(&object);
-    let shared = shared(&server);
-    shared.world().set(object.clone());
-    shared.world().remove::<Microservice>(&orders().id, 7);
-    assert!(shared.world().set(object).now.is_empty());
-    assert!(shared.world().get::<Microservice>(&orders().id).is_none());
+    let context = context(&server);
+    context.store().set(object.clone());
+    context.store().remove::<Microservice>(&orders().id, 7);
+    assert!(context.store().set(object).now.is_empty());
+    assert!(context.store().get::<Microservice>(&orders().id).is_none());
 }
 
 #[tokio::test]
@@ -257,9 +256,9 @@ async fn a_namespace_that_goes_away_is_waited_for_and_said() {
     let object = microservice(&json!({"image": "shop/orders:1"}));
     let server = server(&object);
     server.refuse("PATCH deployments", 403, "deployments.apps \"orders\" is forbidden: unable to create new content in namespace shop because it is being terminated");
-    let shared = shared(&server);
-    shared.world().set(object);
-    assert_eq!(reconcile(&shared, &orders()).await, Verdict::Failed(Class::Retry));
+    let context = context(&server);
+    context.store().set(object);
+    assert_eq!(reconcile(&context, &orders()).await, Verdict::Failed(Class::Retry));
     let asked = server.asked();
     let status = asked.last().unwrap();
     assert_eq!(status.line(), "PATCH microservices/orders/status");
@@ -280,17 +279,17 @@ async fn a_quantity_that_is_none_is_not_accepted_until_it_is_mended() {
         let odd = asked.line() == "PATCH deployments/orders" && asked.body.to_string().contains("lots");
         odd.then(|| (500, failure(500, "failed to convert new object (shop/orders; apps/v1, Kind=Deployment) to proper version: unable to convert unstructured object to apps/v1, Kind=Deployment: quantities must match the regular expression")))
     });
-    let shared = shared(&server);
-    shared.world().set(object.clone());
-    assert_eq!(reconcile(&shared, &orders()).await, Verdict::Failed(Class::Invalid));
+    let context = context(&server);
+    context.store().set(object.clone());
+    assert_eq!(reconcile(&context, &orders()).await, Verdict::Failed(Class::Invalid));
     let condition = accepted(&server.asked());
     assert_eq!((&condition["status"], &condition["reason"]), (&json!("False"), &json!("ChildRefused")));
     assert!(condition["message"].as_str().unwrap().contains("quantities must match"), "{condition}");
 
     object.spec.resources = None;
     object.metadata.resource_version = Some("1000000".to_owned());
-    shared.world().set(object);
-    reconcile(&shared, &orders()).await;
+    context.store().set(object);
+    reconcile(&context, &orders()).await;
     assert_eq!(accepted(&server.asked())["status"], "True");
 }
 
@@ -305,11 +304,11 @@ fn refused_service() -> (Server, Microservice) {
 #[tokio::test]
 async fn whoever_applies_again_and_again_is_answered_each_time() {
     let (server, mut object) = refused_service();
-    let shared = shared(&server);
+    let context = context(&server);
     for count in 1..=10 {
         object.metadata.uid = Some(format!("uid-{count}"));
-        shared.world().set(object.clone());
-        assert_eq!(reconcile(&shared, &orders()).await, Verdict::Failed(Class::Invalid));
+        context.store().set(object.clone());
+        assert_eq!(reconcile(&context, &orders()).await, Verdict::Failed(Class::Invalid));
         let told = server.lines().iter().filter(|line| line.ends_with("/status")).count();
         assert_eq!(told, 1, "applied for the {count}th time, it waits for its status");
     }
@@ -318,13 +317,13 @@ async fn whoever_applies_again_and_again_is_answered_each_time() {
 #[tokio::test]
 async fn a_status_that_has_to_wait_does_not_wait_for_the_next_attempt() {
     let (server, mut object) = refused_service();
-    let shared = shared(&server);
+    let context = context(&server);
     object.status = serde_json::from_value(json!({"observedGeneration": 1})).unwrap();
-    shared.world().set(object);
-    while shared.gate.enter(&orders(), News::Condition, Instant::now()).is_ok() {}
-    assert_eq!(reconcile(&shared, &orders()).await, Verdict::Failed(Class::Invalid));
+    context.store().set(object);
+    while context.pace.enter(&orders(), News::Condition, Instant::now()).is_ok() {}
+    assert_eq!(reconcile(&context, &orders()).await, Verdict::Failed(Class::Invalid));
     assert!(!server.lines().iter().any(|line| line.ends_with("/status")), "{:?}", server.lines());
-    assert_eq!(shared.backlog(), 1, "it comes again at its pace, whatever the pause after the failure");
+    assert_eq!(context.backlog(), 1, "it comes again at its pace, whatever the pause after the failure");
 }
 
 /// The API server answers to a status with the whole object as it is by then.
@@ -334,13 +333,13 @@ async fn a_change_that_the_answer_to_a_status_tells_first_is_reconciled() {
     let mut changed = object.clone();
     changed.metadata.generation = Some(2);
     let server = server(&changed);
-    let shared = shared(&server);
-    shared.world().set(object);
-    reconcile(&shared, &orders()).await;
-    assert_eq!(shared.backlog(), 1);
-    let known = shared.world().get::<Microservice>(&orders().id).unwrap();
+    let context = context(&server);
+    context.store().set(object);
+    reconcile(&context, &orders()).await;
+    assert_eq!(context.backlog(), 1);
+    let known = context.store().get::<Microservice>(&orders().id).unwrap();
     assert_eq!(known.metadata.generation, Some(2));
-    assert!(shared.world().set(known.as_ref().clone()).now.is_empty(), "the watch has no news for it");
+    assert!(context.store().set(known.as_ref().clone()).now.is_empty(), "the watch has no news for it");
 }
 
 fn relay(status: &Value) -> OutboxRelay {
@@ -354,53 +353,53 @@ fn relay(status: &Value) -> OutboxRelay {
 }
 
 /// The pod `orders-1` of the service, whose relay runs.
-fn set_relay_pod(shared: &Shared) {
-    set_relay_pod_as(shared, json!({"phase": "Running", "podIP": "10.0.0.1"}));
+fn set_relay_pod(context: &Context) {
+    set_relay_pod_as(context, json!({"phase": "Running", "podIP": "10.0.0.1"}));
 }
 
-fn set_relay_pod_as(shared: &Shared, status: Value) {
+fn set_relay_pod_as(context: &Context, status: Value) {
     let pod: LivePod = serde_json::from_value(json!({
         "metadata": {"name": "orders-1", "namespace": "shop"},
         "spec": {"containers": [{"name": "relay", "ports": [{"containerPort": 9464}]}]},
         "status": status,
     }))
     .unwrap();
-    shared.world().set_pod(&orders(), "orders-1".to_owned(), pod.into());
+    context.store().set_pod(&orders(), "orders-1".to_owned(), pod.into());
 }
 
 /// As after an eviction: the object stays for long.
 #[tokio::test]
 async fn a_dead_pod_tells_nothing_more() {
-    let shared = shared(&Server::default());
-    set_relay_pod(&shared);
+    let context = context(&Server::default());
+    set_relay_pod(&context);
     let told = RelayStatus { leading: true, pending: 5, ..RelayStatus::default() };
-    shared.world().set_status(&ObjectId::new("shop", "orders-1"), Some(DataPlaneStatus::Relay(told)));
-    assert_eq!(shared.world().totals().pending, 5);
-    set_relay_pod_as(&shared, json!({"phase": "Failed", "podIP": "10.0.0.1"}));
-    assert_eq!(shared.world().totals().pending, 0);
+    context.store().set_status(&ObjectId::new("shop", "orders-1"), Some(DataPlaneStatus::Relay(told)));
+    assert_eq!(context.store().totals().pending, 5);
+    set_relay_pod_as(&context, json!({"phase": "Failed", "podIP": "10.0.0.1"}));
+    assert_eq!(context.store().totals().pending, 0);
 }
 
 #[tokio::test]
 async fn a_deployment_that_was_written_concerns_the_relays_that_it_carries() {
     let object = microservice(&json!({"image": "shop/orders:1"}));
     let server = server(&object);
-    let shared = shared(&server);
-    shared.world().set(object);
-    shared.world().set(relay(&Value::Null));
-    assert_eq!(shared.backlog(), 0);
-    reconcile(&shared, &orders()).await;
-    assert_eq!(shared.backlog(), 1);
+    let context = context(&server);
+    context.store().set(object);
+    context.store().set(relay(&Value::Null));
+    assert_eq!(context.backlog(), 0);
+    reconcile(&context, &orders()).await;
+    assert_eq!(context.backlog(), 1);
 }
 
 #[tokio::test]
 async fn a_new_leader_listens_before_it_says_that_a_relay_is_silent() {
     let object = microservice(&json!({"image": "shop/orders:1"}));
     let server = server(&object);
-    let shared = shared(&server);
-    shared.world().set(object);
-    shared.world().set(relay(&json!({"conditions": []})));
-    set_relay_pod(&shared);
-    let verdict = reconcile(&shared, &Key::new(ObjectKind::OutboxRelay, "shop", "events")).await;
+    let context = context(&server);
+    context.store().set(object);
+    context.store().set(relay(&json!({"conditions": []})));
+    set_relay_pod(&context);
+    let verdict = reconcile(&context, &Key::new(ObjectKind::OutboxRelay, "shop", "events")).await;
     assert!(matches!(verdict, Verdict::At(_)), "{verdict:?}");
     assert_eq!(server.lines(), [""; 0]);
 }
@@ -408,19 +407,19 @@ async fn a_new_leader_listens_before_it_says_that_a_relay_is_silent() {
 #[tokio::test]
 async fn a_changed_contract_is_read_at_once() {
     let server = Server::default();
-    let shared = shared(&server);
-    shared.world().set(microservice(&json!({"image": "shop/orders:1", "database": {"postgres": {}}})));
-    set_relay_pod(&shared);
+    let context = context(&server);
+    context.store().set(microservice(&json!({"image": "shop/orders:1", "database": {"postgres": {}}})));
+    set_relay_pod(&context);
     let key = Key::new(ObjectKind::OutboxRelay, "shop", "events");
     let mut events = relay(&Value::Null);
-    shared.world().set(events.clone());
-    reconcile(&shared, &key).await;
+    context.store().set(events.clone());
+    reconcile(&context, &key).await;
     let lines = server.lines();
     assert!(!lines.iter().any(|line| line.contains("pods/")), "a new contract has no readers yet: {lines:?}");
     events.spec.paused = true;
     events.metadata.resource_version = Some("2".to_owned());
-    shared.world().set(events);
-    reconcile(&shared, &key).await;
+    context.store().set(events);
+    reconcile(&context, &key).await;
     let asked = server.asked();
     let told = asked.iter().find(|asked| asked.line() == "PATCH pods/orders-1").expect("the pod is told");
     assert!(told.body["metadata"]["annotations"]["weft.dev/contract-version"].is_string(), "{}", told.body);
@@ -429,17 +428,17 @@ async fn a_changed_contract_is_read_at_once() {
 #[tokio::test]
 async fn a_malformed_object_is_rejected_in_a_sentence() {
     let server = Server::default();
-    let shared = shared(&server);
+    let context = context(&server);
     let malformed = Malformed { generation: Some(3), error: "missing field `image`".to_owned() };
-    let concerned = shared.world().set_malformed::<Microservice>(&ObjectId::new("shop", "orders"), malformed.clone());
-    assert_eq!(concerned.now, [orders()]);
-    reconcile(&shared, &orders()).await;
+    let requeue = context.store().set_malformed::<Microservice>(&ObjectId::new("shop", "orders"), malformed.clone());
+    assert_eq!(requeue.now, [orders()]);
+    reconcile(&context, &orders()).await;
     let asked = server.asked();
     assert_eq!(asked[0].line(), "PATCH microservices/orders/status");
     let conditions = &asked[0].body["status"]["conditions"];
     assert_eq!((&conditions[2]["type"], &conditions[2]["status"]), (&json!("Accepted"), &json!("False")));
     assert!(conditions[2]["message"].as_str().unwrap().contains("missing field `image`"));
     // the same again, as after a re-list, is no news
-    let again = shared.world().set_malformed::<Microservice>(&ObjectId::new("shop", "orders"), malformed);
+    let again = context.store().set_malformed::<Microservice>(&ObjectId::new("shop", "orders"), malformed);
     assert!(again.now.is_empty());
 }

@@ -10,10 +10,10 @@ use std::{
 
 use serde_json::json;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use weft::controllers::{readiness::Readiness, watches};
+use weft::controllers::watch::{self as watches, readiness::Readiness};
 
 use super::{
-    reconcile::shared,
+    reconcile::context,
     server::{Server, failure},
 };
 
@@ -53,9 +53,9 @@ async fn until(what: &str, met: impl Fn() -> bool) {
 async fn a_definition_that_is_deleted_is_named_until_it_is_watched_again() {
     let phase = Arc::new(AtomicU8::new(SERVED));
     let server = server(&phase);
-    let (shared, readiness) = (shared(&server), Readiness::default());
+    let (context, readiness) = (context(&server), Readiness::default());
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    watches::start(&shared, &server.client(), &[], &readiness, &tasks, &stop).await;
+    watches::start(&context, &server.client(), &[], &readiness, &tasks, &stop).await;
     assert_eq!(readiness.verdict(), Ok(()));
     phase.store(DELETED, Ordering::Relaxed);
     until("it is not said", || readiness.verdict().is_err()).await;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use weft::{api::v1alpha1::Storage, controllers::kind::Settings};
+use weft::{api::v1alpha1::Storage, controllers::resources::settings::Settings};
 
 pub fn settings() -> Settings {
     Settings {

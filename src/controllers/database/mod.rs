@@ -18,15 +18,18 @@ pub use server::{CONTAINER, storage};
 
 use std::path::Path;
 
-use super::{
-    kind::Settings,
-    observed::{DatabaseObserved, JobOutcome, JobState, Migrations},
-    owner::Owner,
-    plan::{Child, Rejection},
-};
 use crate::{
     api::v1alpha1::{Postgres, Retention},
     contract::database_setup::Purpose,
+    controllers::{
+        render::owner::Owner,
+        resources::{
+            child::Child,
+            observed::{DatabaseObserved, JobOutcome, JobState, Migrations},
+            plan::Rejection,
+            settings::Settings,
+        },
+    },
     domain::names,
 };
 

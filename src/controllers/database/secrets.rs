@@ -7,7 +7,10 @@ use k8s_openapi::api::core::v1::Secret;
 use super::{Wanted, host};
 use crate::{
     contract::database_setup::Purpose,
-    controllers::{data_plane::PASSWORD, kind::Settings, labels::Component, plan::Child},
+    controllers::{
+        render::pod::PASSWORD,
+        resources::{child::Child, labels::Component, settings::Settings},
+    },
     domain::names::{self, POSTGRES_PORT},
 };
 

@@ -26,11 +26,14 @@ use super::{ADMIN_PASSWORD, Wanted};
 use crate::{
     api::v1alpha1::{Retention, Storage},
     controllers::{
-        data_plane::{PASSWORD, container_security, mount, password_volume, pin_image, pod_security, requests},
-        kind::Settings,
-        labels::{self, Component, DATABASE_CLIENT_LABEL, STORAGE_ANNOTATION},
-        observed::Workload,
-        plan::{Child, Rejection},
+        render::pod::{PASSWORD, container_security, mount, password_volume, pin_image, pod_security, requests},
+        resources::{
+            child::Child,
+            labels::{self, Component, DATABASE_CLIENT_LABEL, STORAGE_ANNOTATION},
+            observed::Workload,
+            plan::Rejection,
+            settings::Settings,
+        },
     },
     domain::names::{self, POSTGRES_PORT},
 };

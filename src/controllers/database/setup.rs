@@ -18,11 +18,14 @@ use crate::{
         database_setup::{DatabaseSetup, EXIT_DEFINITE, Purpose},
     },
     controllers::{
-        data_plane::{PASSWORD, config_map_volume, mount, password_volume, pod_security, requests, weft_security},
-        kind::Settings,
-        labels::{Component, DATABASE_CLIENT_LABEL, IMAGE_ANNOTATION},
-        observed::{DatabaseObserved, Migrations},
-        plan::{Child, Rejection},
+        render::pod::{PASSWORD, config_map_volume, mount, password_volume, pod_security, requests, weft_security},
+        resources::{
+            child::Child,
+            labels::{Component, DATABASE_CLIENT_LABEL, IMAGE_ANNOTATION},
+            observed::{DatabaseObserved, Migrations},
+            plan::Rejection,
+            settings::Settings,
+        },
     },
     domain::{
         names::{self, POSTGRES_PORT},

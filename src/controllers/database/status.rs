@@ -2,8 +2,8 @@
 
 use super::Stage;
 use crate::controllers::{
-    observed::Workload,
-    standing::{Finding, Standing},
+    resources::observed::Workload,
+    status::progress::{Finding, Progress},
 };
 
 /// `DatabaseReady`: the server answers.
@@ -53,10 +53,10 @@ pub fn migrated(stage: &Stage<'_>) -> Finding {
 }
 
 /// What the owner waits for, or is stalled by: a failed set-up needs a person, everything else comes by itself.
-pub fn standing(live: Option<&Workload>, stage: &Stage<'_>) -> Option<Standing> {
+pub fn progress(live: Option<&Workload>, stage: &Stage<'_>) -> Option<Progress> {
     let migrated = migrated(stage);
     match stage {
-        Stage::Failed { .. } => Some(Standing::Stalled(migrated.reason, migrated.message)),
+        Stage::Failed { .. } => Some(Progress::Stalled(migrated.reason, migrated.message)),
         Stage::MigrationsMissing { .. } | Stage::MigrationsEmpty { .. } => migrated.blocking(),
         Stage::Pending | Stage::Running(_) | Stage::Done => server(live).blocking().or_else(|| migrated.blocking()),
     }

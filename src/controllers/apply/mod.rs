@@ -1,0 +1,360 @@
+//! Makes a plan true: server-side apply of what differs, then deletion of what is no longer planned.
+//!
+//! A child is sent when its hash differs from the one that is on it, or when the fields that we own on it are no longer those
+//! that we applied (drift). Otherwise nothing is sent. What this process applied is remembered by [`Memory`]; after a restart
+//! it is empty, and each child is applied once more, which changes nothing on a child that did not drift meanwhile.
+
+pub mod contract_readers;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{Mutex, PoisonError},
+};
+
+use kube::{
+    Api, Client,
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy},
+    core::Request,
+};
+use serde_json::Value;
+
+use crate::{
+    controllers::{
+        request::{RequestError, within_deadline},
+        resources::{
+            child::{Child, ChildKind, ChildRef, Write},
+            key::Key,
+            labels::{APPLIED_HASH_ANNOTATION, FIELD_MANAGER},
+            outcome::{Applied, Failure},
+            plan::Plan,
+        },
+        store::live::{ChildSeen, Live},
+    },
+    domain::version::short_hash,
+};
+
+/// What this process applied, and which Secrets it knows to exist.
+#[derive(Debug, Default)]
+pub struct Memory(Mutex<Remembered>);
+
+#[derive(Debug, Default)]
+struct Remembered {
+    applied: HashMap<Key, BTreeMap<ChildRef, Record>>,
+    secrets: HashSet<(Key, ChildRef)>,
+}
+
+/// How a child was just after our write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Record {
+    hash: String,
+    uid: String,
+    ours: u64,
+}
+
+/// A child as the API server answered with it.
+#[derive(Debug)]
+pub struct Written {
+    pub child: ChildRef,
+    pub seen: ChildSeen,
+}
+
+/// What one pass did.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub applied: Applied,
+    pub written: Vec<Written>,
+    /// Children that somebody else had changed or deleted, and that are now as planned again.
+    pub drifted: Vec<ChildRef>,
+    /// Children that are no longer planned, and whose deletion was asked for, with their uid.
+    pub deleted: Vec<(ChildRef, String)>,
+}
+
+/// What to do about one child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Nothing,
+    /// Not forced: if it exists and is somebody else's, that is a conflict.
+    Make,
+    /// Forced: it is ours.
+    Update,
+    /// Forced, because somebody else changed it.
+    Repair,
+}
+
+impl Memory {
+    fn record(&self, owner: &Key, child: &ChildRef) -> Option<Record> {
+        self.lock().applied.get(owner)?.get(child).cloned()
+    }
+
+    fn remember(&self, owner: &Key, child: ChildRef, record: Record) {
+        self.lock().applied.entry(owner.clone()).or_default().insert(child, record);
+    }
+
+    fn forget_child(&self, owner: &Key, child: &ChildRef) {
+        if let Some(children) = self.lock().applied.get_mut(owner) {
+            children.remove(child);
+        }
+    }
+
+    fn knows_secret(&self, owner: &Key, secret: &ChildRef) -> bool {
+        self.lock().secrets.contains(&(owner.clone(), secret.clone()))
+    }
+
+    fn remember_secret(&self, owner: &Key, secret: ChildRef) {
+        self.lock().secrets.insert((owner.clone(), secret));
+    }
+
+    /// The object is gone.
+    pub fn forget(&self, owner: &Key) {
+        let mut remembered = self.lock();
+        remembered.applied.remove(owner);
+        remembered.secrets.retain(|(known, _)| known != owner);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Remembered> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Applies `plan`, of which `present` exists. A child that fails does not keep the others from being tried.
+pub async fn apply(
+    client: &Client,
+    memory: &Memory,
+    owner: &Key,
+    present: &BTreeMap<ChildRef, ChildSeen>,
+    plan: &Plan,
+) -> Outcome {
+    let mut outcome = Outcome::default();
+    for child in &plan.children {
+        if let Err(failure) = apply_child(client, memory, owner, present, child, &mut outcome).await {
+            outcome.applied.failures.push(failure);
+        }
+    }
+    for (child, seen) in no_longer_planned(present, plan) {
+        match delete(client, owner, child, seen).await {
+            Ok(()) => {
+                memory.forget_child(owner, child);
+                outcome.deleted.push((child.clone(), seen.uid.clone()));
+            }
+            Err(error) => outcome.applied.failures.push(error.about("delete", child)),
+        }
+    }
+    outcome
+}
+
+async fn apply_child(
+    client: &Client,
+    memory: &Memory,
+    owner: &Key,
+    present: &BTreeMap<ChildRef, ChildSeen>,
+    child: &Child,
+    outcome: &mut Outcome,
+) -> Result<(), Failure> {
+    let reference = child.reference();
+    let refused = |error: RequestError| error.about("apply", &reference);
+    match child.kind().write() {
+        Write::CreateUnseen => {
+            if !memory.knows_secret(owner, &reference) {
+                make_once(client, owner, child).await.map_err(refused)?;
+                memory.remember_secret(owner, reference.clone());
+            }
+        }
+        Write::CreateOnce => {
+            if !present.contains_key(&reference)
+                && let Some(live) = make_once(client, owner, child).await.map_err(refused)?
+            {
+                outcome.written.push(Written { child: reference.clone(), seen: live.into() });
+            }
+        }
+        write @ (Write::Apply | Write::ApplyUnlessTaken) => {
+            let json = child.to_json().map_err(RequestError::from).map_err(refused)?;
+            let hash = hash(&json);
+            let (known, record) = (present.get(&reference), memory.record(owner, &reference));
+            let step = step(&hash, known, record.as_ref());
+            if step != Step::Nothing {
+                if step == Step::Make && write == Write::ApplyUnlessTaken {
+                    would_be_new(client, owner, child, &json).await.map_err(refused)?;
+                }
+                let live = patch(client, owner, child.kind(), &reference.name, marked(json, &hash), step);
+                let seen = ChildSeen::from(live.await.map_err(refused)?);
+                if step == Step::Repair && known.is_none_or(|known| known.version != seen.version) {
+                    outcome.drifted.push(reference.clone());
+                }
+                let record = Record { hash, uid: seen.uid.clone(), ours: seen.ours };
+                memory.remember(owner, reference.clone(), record);
+                outcome.written.push(Written { child: reference.clone(), seen });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Decides about one child, from what is on it and what we remember.
+fn step(hash: &str, known: Option<&ChildSeen>, record: Option<&Record>) -> Step {
+    match (known, record) {
+        (None, None) => Step::Make,
+        (Some(known), Some(record))
+            if record.hash == hash
+                && known.applied_hash.as_deref() == Some(hash)
+                && known.ours == record.ours
+                && known.uid == record.uid =>
+        {
+            Step::Nothing
+        }
+        // the plan changed
+        (Some(_), Some(record)) if record.hash != hash => Step::Update,
+        (Some(known), None) if known.applied_hash.as_deref() != Some(hash) => Step::Update,
+        // we applied it and it is not so: it was changed, replaced or deleted. Nothing remembered means a restart: it may
+        // have drifted while nobody looked
+        (None | Some(_), Some(_)) | (Some(_), None) => Step::Repair,
+    }
+}
+
+fn no_longer_planned<'a>(
+    present: &'a BTreeMap<ChildRef, ChildSeen>,
+    plan: &'a Plan,
+) -> impl Iterator<Item = (&'a ChildRef, &'a ChildSeen)> {
+    let planned: HashSet<ChildRef> = plan.children.iter().map(Child::reference).collect();
+    present
+        .iter()
+        .filter(|(_, seen)| seen.managed && !seen.deleting)
+        .filter(move |(child, _)| !planned.contains(child) && !plan.retained.contains(child))
+}
+
+/// First 16 hex digits of the SHA-256 of the JSON (whose keys serde_json keeps in order).
+fn hash(json: &Value) -> String {
+    short_hash(json.to_string().as_bytes(), 16)
+}
+
+fn marked(mut json: Value, hash: &str) -> Value {
+    if let Some(metadata) = json.get_mut("metadata").and_then(Value::as_object_mut)
+        && let Some(annotations) =
+            metadata.entry("annotations").or_insert_with(|| Value::Object(serde_json::Map::new())).as_object_mut()
+    {
+        annotations.insert(APPLIED_HASH_ANNOTATION.to_owned(), Value::String(hash.to_owned()));
+    }
+    json
+}
+
+async fn patch(
+    client: &Client,
+    owner: &Key,
+    kind: ChildKind,
+    name: &str,
+    json: Value,
+    step: Step,
+) -> Result<Live, RequestError> {
+    let api: Api<Live> = Api::namespaced_with(client.clone(), &owner.id.namespace, &kind.resource());
+    let params = PatchParams::apply(FIELD_MANAGER);
+    let params = if step == Step::Make { params } else { params.force() };
+    within_deadline(api.patch(name, &params, &Patch::Apply(&json))).await
+}
+
+/// Fails with a conflict if something of this kind and name exists. An apply that is not forced finds that out by itself where
+/// the two differ in a field that both set, as in the selector of a Deployment or a Service; in these kinds they need not.
+async fn would_be_new(client: &Client, owner: &Key, child: &Child, json: &Value) -> Result<(), RequestError> {
+    let params = PostParams { dry_run: true, field_manager: Some(FIELD_MANAGER.to_owned()) };
+    create(client, owner, child, json, &params).await.map(drop)
+}
+
+/// Creates what is never changed afterwards. `None`: it exists already.
+async fn make_once(client: &Client, owner: &Key, child: &Child) -> Result<Option<Live>, RequestError> {
+    let params = PostParams { dry_run: false, field_manager: Some(FIELD_MANAGER.to_owned()) };
+    match create(client, owner, child, &child.to_json()?, &params).await {
+        Ok(live) => Ok(Some(live)),
+        Err(error) if error.code() == Some(409) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn create(
+    client: &Client,
+    owner: &Key,
+    child: &Child,
+    json: &Value,
+    params: &PostParams,
+) -> Result<Live, RequestError> {
+    let url = <Live as kube::Resource>::url_path(&child.kind().resource(), Some(&owner.id.namespace));
+    let mut request = Request::new(url).create(params, serde_json::to_vec(json)?).map_err(kube::Error::BuildRequest)?;
+    request.extensions_mut().insert("create");
+    within_deadline(client.request::<Live>(request)).await
+}
+
+/// Deletes this very child, and not one that was made since under its name.
+pub async fn delete(client: &Client, owner: &Key, child: &ChildRef, seen: &ChildSeen) -> Result<(), RequestError> {
+    let api: Api<Live> = Api::namespaced_with(client.clone(), &owner.id.namespace, &child.kind.resource());
+    let params = DeleteParams {
+        propagation_policy: Some(PropagationPolicy::Background),
+        preconditions: Some(Preconditions { uid: Some(seen.uid.clone()), resource_version: None }),
+        ..DeleteParams::default()
+    };
+    gone(within_deadline(api.delete(&child.name, &params)).await.map(drop))
+}
+
+/// Deletes a Secret by name, whether it exists or not.
+pub async fn delete_secret(client: &Client, namespace: &str, name: &str) -> Result<(), RequestError> {
+    let api: Api<Live> = Api::namespaced_with(client.clone(), namespace, &ChildKind::Secret.resource());
+    gone(within_deadline(api.delete(name, &DeleteParams::default())).await.map(drop))
+}
+
+/// What is not there any more (404), or is another object by now (409), is as good as deleted.
+fn gone(answer: Result<(), RequestError>) -> Result<(), RequestError> {
+    match answer {
+        Err(error) if matches!(error.code(), Some(404 | 409)) => Ok(()),
+        answer => answer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(hash: Option<&str>, uid: &str, ours: u64) -> ChildSeen {
+        ChildSeen { applied_hash: hash.map(str::to_owned), uid: uid.to_owned(), ours, ..ChildSeen::default() }
+    }
+
+    fn record(hash: &str, uid: &str, ours: u64) -> Record {
+        Record { hash: hash.to_owned(), uid: uid.to_owned(), ours }
+    }
+
+    #[test]
+    fn only_what_differs_is_sent() {
+        let applied = record("a", "1", 7);
+        let cases = [
+            ("missing, never made", None, None, Step::Make),
+            ("deleted by somebody", None, Some(&applied), Step::Repair),
+            ("as applied", Some(seen(Some("a"), "1", 7)), Some(&applied), Step::Nothing),
+            ("drifted", Some(seen(Some("a"), "1", 8)), Some(&applied), Step::Repair),
+            ("replaced by another object", Some(seen(None, "2", 0)), Some(&applied), Step::Repair),
+            ("known from before a restart", Some(seen(Some("a"), "1", 7)), None, Step::Repair),
+            ("of an older plan", Some(seen(Some("b"), "1", 7)), None, Step::Update),
+        ];
+        for (case, known, record, expected) in cases {
+            assert_eq!(step("a", known.as_ref(), record), expected, "{case}");
+        }
+        assert_eq!(step("b", Some(&seen(Some("a"), "1", 7)), Some(&applied)), Step::Update);
+    }
+
+    #[test]
+    fn what_is_retained_or_not_ours_is_not_pruned() {
+        let child = |kind, name: &str| ChildRef { kind, name: name.to_owned() };
+        let present: BTreeMap<_, _> =
+            [child(ChildKind::Deployment, "orders"), child(ChildKind::Job, "old"), child(ChildKind::Service, "gone")]
+                .into_iter()
+                .map(|child| (child, ChildSeen { managed: true, ..seen(None, "1", 0) }))
+                .chain([(child(ChildKind::Service, "exposed-by-hand"), seen(None, "2", 0))])
+                .collect();
+        let plan = Plan { children: Vec::new(), retained: vec![child(ChildKind::Deployment, "orders")] };
+        let pruned: Vec<_> = no_longer_planned(&present, &plan).map(|(child, _)| child.kind).collect();
+        assert_eq!(pruned, [ChildKind::Service, ChildKind::Job]);
+    }
+
+    #[test]
+    fn the_hash_is_marked_on_the_child_and_not_part_of_itself() {
+        let json = serde_json::json!({"metadata": {"name": "orders"}});
+        let first = hash(&json);
+        assert_eq!(first.len(), 16);
+        let marked = marked(json, &first);
+        assert_eq!(marked["metadata"]["annotations"][APPLIED_HASH_ANNOTATION], first);
+    }
+}

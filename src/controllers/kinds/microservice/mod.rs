@@ -1,0 +1,121 @@
+//! `Microservice`: a service with its own database.
+
+mod finalizer;
+mod observe;
+mod plan;
+mod status;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Resource;
+
+use crate::{
+    api::v1alpha1::{Microservice, MicroserviceStatus, OutboxRelay},
+    controllers::{
+        request::RequestError,
+        resources::{
+            key::Key,
+            observed::{DatabaseObserved, Workload},
+            outcome::Applied,
+            plan::{Plan, Rejection},
+            settings::Settings,
+        },
+        runtime::{
+            Context, Verdict,
+            driver::{Driven, Kind},
+            report,
+        },
+        store::{Malformed, Store},
+    },
+};
+
+/// What the plan and the status of a Microservice depend on.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Observed {
+    /// The Deployment `NAME`.
+    pub deployment: Option<Workload>,
+    pub database: DatabaseObserved,
+    /// Those of `spec.dependsOn` that exist, by name: their ports give the addresses.
+    pub dependencies: BTreeMap<String, Arc<Microservice>>,
+    /// The OutboxRelays that name this Microservice and are not being deleted, oldest first (then by name): the first one
+    /// has the outbox, the others are rejected by their own controller.
+    pub relays: Vec<Arc<OutboxRelay>>,
+}
+
+/// Marker of the controller.
+#[derive(Debug)]
+pub struct Controller;
+
+impl Kind for Controller {
+    type Object = Microservice;
+    type Observed = Observed;
+    type Planned = Plan;
+    type Status = MicroserviceStatus;
+
+    fn plan(object: &Microservice, observed: &Observed, settings: &Settings) -> Result<Plan, Rejection> {
+        plan::plan(object, observed, settings)
+    }
+
+    fn status(
+        object: &Microservice,
+        observed: &Observed,
+        planned: &Result<Plan, Rejection>,
+        applied: &Applied,
+        now: Timestamp,
+    ) -> MicroserviceStatus {
+        status::status(object, observed, planned, applied, now)
+    }
+}
+
+impl Driven for Controller {
+    fn find(store: &Store, key: &Key) -> Option<Arc<Microservice>> {
+        store.get(&key.id)
+    }
+
+    async fn observe(context: &Context, key: &Key, object: &Microservice) -> Result<Observed, RequestError> {
+        observe::observe(context, key, object).await
+    }
+
+    fn is_being_deleted(object: &Microservice) -> bool {
+        object.metadata.deletion_timestamp.is_some()
+    }
+
+    fn is_suspended(object: &Microservice) -> bool {
+        object.spec.suspend
+    }
+
+    async fn finalize(context: &Context, key: &Key, object: &Microservice) -> Verdict {
+        finalizer::finish(context, key, object).await
+    }
+
+    fn children(planned: &Plan) -> &Plan {
+        planned
+    }
+
+    fn event_targets(object: &Microservice) -> Vec<ObjectReference> {
+        vec![object.object_ref(&())]
+    }
+
+    async fn before_apply(context: &Context, key: &Key, object: &Microservice) -> Result<(), RequestError> {
+        finalizer::ensure(context, key, object).await
+    }
+
+    async fn after_apply(context: &Context, key: &Key, object: &Microservice) -> Result<(), RequestError> {
+        finalizer::release(context, key, object).await
+    }
+
+    async fn report(
+        context: &Context,
+        key: &Key,
+        object: &Microservice,
+        status: MicroserviceStatus,
+    ) -> Result<(), RequestError> {
+        report::write(context, key, object, status).await
+    }
+
+    async fn report_malformed(context: &Context, key: &Key, malformed: &Malformed) -> Result<(), RequestError> {
+        report::write_malformed::<Microservice>(context, key, malformed).await
+    }
+}

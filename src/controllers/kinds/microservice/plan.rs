@@ -1,0 +1,98 @@
+//! What should exist because of a Microservice.
+//!
+//! The Deployment is written only when the set-up of the present input is done ([`Stage::Done`]): until then the one that
+//! exists is retained as it is, so that a failed migration leaves the old version serving.
+
+mod deployment;
+mod environment;
+mod network;
+mod relay;
+
+use kube::ResourceExt;
+
+use super::Observed;
+use crate::{
+    api::v1alpha1::{Database, Microservice},
+    contract::database_setup::Purpose,
+    controllers::{
+        database::{self, Stage, Wanted},
+        render::{owner::Owner, pod::wants_upgrade},
+        resources::{
+            child::{Child, ChildKind, ChildRef},
+            plan::{Plan, Rejection},
+            settings::Settings,
+        },
+    },
+    domain::names::{self, MAX_NAME},
+};
+
+/// Value of `weft.dev/owner-kind` on the children of a Microservice.
+pub const OWNER_KIND: &str = "Microservice";
+
+pub fn plan(object: &Microservice, observed: &Observed, settings: &Settings) -> Result<Plan, Rejection> {
+    check(object)?;
+    let owner = Owner::of(object, OWNER_KIND);
+    let mut plan = Plan::default();
+    plan.children.push(Child::ServiceAccount(deployment::service_account(&owner)));
+    plan.children.extend(network::service(object, &owner).map(Child::Service));
+    if let Some(wanted) = object.spec.database.as_ref().map(|database| wanted(object, &owner, database)) {
+        plan.children.extend(database::children(&wanted, &observed.database, settings)?);
+    }
+    let deployment = deployment::deployment(object, &owner, observed, settings)?;
+    if is_set_up(object, observed) {
+        plan.children.push(Child::Deployment(deployment));
+        plan.children.extend(network::disruption_budget(object, &owner).map(Child::PodDisruptionBudget));
+    } else {
+        plan.retained.push(ChildRef::new(ChildKind::Deployment, owner.name.clone()));
+        plan.retained.push(ChildRef::new(ChildKind::PodDisruptionBudget, owner.name.clone()));
+    }
+    Ok(plan)
+}
+
+/// The set-up of the present input is done, or there is no database.
+fn is_set_up(object: &Microservice, observed: &Observed) -> bool {
+    stage(object, observed, |stage| stage.is_none_or(|stage| stage == Stage::Done))
+}
+
+/// Looks at how far the set-up has come; `None` without a database.
+pub(super) fn stage<R>(object: &Microservice, observed: &Observed, look: impl FnOnce(Option<Stage<'_>>) -> R) -> R {
+    let owner = Owner::of(object, OWNER_KIND);
+    let wanted = object.spec.database.as_ref().map(|database| wanted(object, &owner, database));
+    look(wanted.as_ref().map(|wanted| database::stage(wanted, &observed.database)))
+}
+
+fn wanted<'a>(object: &Microservice, owner: &'a Owner, database: &'a Database) -> Wanted<'a> {
+    Wanted {
+        owner,
+        postgres: &database.postgres,
+        retention: database.retention,
+        purpose: Purpose::Service,
+        migrations: database.migrations.as_ref().map(|migrations| migrations.config_map.as_str()),
+        upgrade: wants_upgrade(object),
+    }
+}
+
+/// What the API server refuses by CEL, for clusters on which an object came past it.
+fn check(object: &Microservice) -> Result<(), Rejection> {
+    let name = object.name_any();
+    if name.len() > MAX_NAME {
+        return Err(Rejection {
+            reason: "NameTooLong",
+            message: format!(
+                "metadata.name: `{name}` has {} characters, so `{}` would not fit into 63: use at most {MAX_NAME}",
+                name.len(),
+                names::setup_job(&name, "01234567")
+            ),
+        });
+    }
+    if object.spec.depends_on.iter().any(|dependency| dependency.service == name) {
+        return Err(Rejection {
+            reason: "DependsOnItself",
+            message: format!("spec.dependsOn names `{name}` itself: remove it"),
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,163 @@
+//! The Deployment of a Microservice, and the ServiceAccount of its pods.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, DeploymentSpec},
+        core::v1::{
+            Container, ContainerPort, GRPCAction, PodSpec, PodTemplateSpec, Probe, SecretVolumeSource, ServiceAccount,
+            TCPSocketAction, Volume,
+        },
+    },
+    apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
+};
+use kube::{ResourceExt, core::ObjectMeta};
+
+use super::{
+    environment::{self, BINDING_ROOT},
+    relay,
+};
+use crate::{
+    api::v1alpha1::{Microservice, Protocol},
+    controllers::{
+        kinds::microservice::Observed,
+        render::{
+            overlay,
+            owner::Owner,
+            pod::{container_security, mount, pin_image, pod_security, wants_upgrade},
+        },
+        resources::{
+            labels::{self, Component, DATABASE_CLIENT_LABEL, DEPENDENCIES_ANNOTATION},
+            plan::Rejection,
+            settings::Settings,
+        },
+    },
+    domain::names,
+};
+
+/// Name of the service's container.
+pub const CONTAINER: &str = "service";
+/// Name of the volume with the database's binding, and of its folder under [`BINDING_ROOT`].
+const BINDING: &str = "db";
+
+/// Without rights: the pods have no token of it.
+pub fn service_account(owner: &Owner) -> ServiceAccount {
+    ServiceAccount {
+        metadata: owner.metadata(owner.name.clone(), Component::Service),
+        automount_service_account_token: Some(false),
+        ..ServiceAccount::default()
+    }
+}
+
+pub fn deployment(
+    object: &Microservice,
+    owner: &Owner,
+    observed: &Observed,
+    settings: &Settings,
+) -> Result<Deployment, Rejection> {
+    let addresses = environment::addresses(object, observed);
+    let relay = object.spec.database.as_ref().and_then(|_| observed.relays.first()).map(|relay| relay.name_any());
+    let pinned = pin_image(observed.deployment.as_ref(), &settings.image, wants_upgrade(object), |image| {
+        let mut template = template(object, owner, &addresses);
+        if let Some((relay, spec)) = relay.as_ref().zip(template.spec.as_mut()) {
+            spec.init_containers = Some(vec![relay::sidecar(image, settings)]);
+            spec.volumes.get_or_insert_default().extend(relay::volumes(&owner.name, relay));
+        }
+        overlay::apply(template, object.spec.pod_template.as_ref())
+    })?;
+    let mut annotations = pinned.annotations;
+    if !addresses.is_empty() {
+        // a map of strings always has a form in JSON
+        let text = serde_json::to_string(&addresses).unwrap_or_default();
+        annotations.insert(DEPENDENCIES_ANNOTATION.to_owned(), text);
+    }
+    Ok(Deployment {
+        metadata: ObjectMeta {
+            annotations: Some(annotations),
+            ..owner.metadata(owner.name.clone(), Component::Service)
+        },
+        spec: Some(DeploymentSpec {
+            replicas: Some(object.spec.replicas),
+            selector: LabelSelector {
+                match_labels: Some(labels::selector(&owner.name, Component::Service)),
+                ..LabelSelector::default()
+            },
+            template: pinned.template,
+            ..DeploymentSpec::default()
+        }),
+        status: None,
+    })
+}
+
+fn template(object: &Microservice, owner: &Owner, addresses: &BTreeMap<String, String>) -> PodTemplateSpec {
+    let mut labels = owner.labels(Component::Service);
+    let has_database = object.spec.database.is_some();
+    if has_database {
+        labels.insert(DATABASE_CLIENT_LABEL.to_owned(), owner.name.clone());
+    }
+    let binding = Volume {
+        name: BINDING.to_owned(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(names::database(&owner.name)),
+            ..SecretVolumeSource::default()
+        }),
+        ..Volume::default()
+    };
+    PodTemplateSpec {
+        metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
+        spec: Some(PodSpec {
+            service_account_name: Some(owner.name.clone()),
+            automount_service_account_token: Some(false),
+            enable_service_links: Some(false),
+            security_context: Some(pod_security()),
+            containers: vec![container(object, owner, addresses)],
+            volumes: has_database.then(|| vec![binding]),
+            ..PodSpec::default()
+        }),
+    }
+}
+
+fn container(object: &Microservice, owner: &Owner, addresses: &BTreeMap<String, String>) -> Container {
+    let spec = &object.spec;
+    let probes = spec.probes.clone().unwrap_or_default();
+    let some = |list: &Vec<String>| (!list.is_empty()).then(|| list.clone());
+    let variables = environment::variables(object, owner, addresses);
+    let ports = spec.ports.iter().map(|port| ContainerPort {
+        name: Some(port.name.clone()),
+        container_port: port.port,
+        protocol: Some("TCP".to_owned()),
+        ..ContainerPort::default()
+    });
+    let ports: Vec<_> = ports.collect();
+    Container {
+        name: CONTAINER.to_owned(),
+        image: Some(spec.image.clone()),
+        command: some(&spec.command),
+        args: some(&spec.args),
+        ports: (!ports.is_empty()).then_some(ports),
+        env: (!variables.is_empty()).then_some(variables),
+        env_from: (!spec.env_from.is_empty()).then(|| spec.env_from.clone()),
+        resources: spec.resources.clone(),
+        readiness_probe: probes.readiness.or_else(|| default_probe(object)),
+        liveness_probe: probes.liveness,
+        startup_probe: probes.startup,
+        security_context: Some(container_security()),
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
+        volume_mounts: spec.database.as_ref().map(|_| vec![mount(BINDING, &format!("{BINDING_ROOT}/{BINDING}"))]),
+        ..Container::default()
+    }
+}
+
+/// Of the first port: gRPC's health check, or whether it opens.
+fn default_probe(object: &Microservice) -> Option<Probe> {
+    let port = object.spec.ports.first()?;
+    let mut probe = Probe { period_seconds: Some(5), ..Probe::default() };
+    match port.protocol {
+        Protocol::Grpc => probe.grpc = Some(GRPCAction { port: port.port, service: None }),
+        Protocol::Http | Protocol::H2c | Protocol::Tcp => {
+            probe.tcp_socket = Some(TCPSocketAction { port: IntOrString::Int(port.port), host: None });
+        }
+    }
+    Some(probe)
+}

@@ -1,0 +1,257 @@
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde_json::json;
+
+use super::*;
+use crate::controllers::{
+    fixtures::{self, find, microservice, ready, relay_of, settings},
+    resources::{
+        child::ChildKind,
+        observed::{JobOutcome, Migrations, Workload},
+    },
+};
+
+const ORDERS: &str = r"
+image: localhost/orders:1
+args: [orders]
+replicas: 2
+ports: [{name: http, port: 8080}, {name: grpc, port: 9090, protocol: grpc}]
+env: [{name: LOG, value: debug}]
+database:
+  postgres: {storage: {size: 2Gi, className: fast}, parameters: {max_connections: '50'}}
+  migrations: {configMap: orders-migrations}
+dependsOn: [{service: customers}]
+";
+const STATELESS: &str = "{image: 'localhost/gateway:1'}";
+
+fn orders() -> Microservice {
+    microservice("orders", ORDERS)
+}
+
+/// The store in which `object` has everything that it needs, and its set-up is done.
+fn settled(object: &Microservice) -> Observed {
+    let mut observed = before_setup();
+    let plan = plan(object, &observed, &settings()).unwrap();
+    let job = fixtures::names(&plan).into_iter().find_map(|name| name.strip_prefix("Job/").map(str::to_owned));
+    if let Some(job) = job {
+        observed.database.jobs.insert(job, fixtures::job(JobOutcome::Succeeded));
+    }
+    observed
+}
+
+fn before_setup() -> Observed {
+    let mut observed = Observed::default();
+    observed.database.server = Some(ready(1));
+    observed.database.migrations = Some(Migrations::Found { hash: "abc".to_owned(), keys: vec!["001.sql".to_owned()] });
+    let customers =
+        microservice("customers", "{image: i, ports: [{name: a, port: 1, protocol: tcp}, {name: http, port: 8080}]}");
+    observed.dependencies = [("customers".to_owned(), Arc::new(customers))].into();
+    observed
+}
+
+/// What the runtime would observe of the Deployment that `plan` holds.
+fn live(plan: &Plan) -> Workload {
+    let deployment = find(plan, "Deployment/orders");
+    let annotations = serde_json::from_value(deployment["metadata"]["annotations"].clone()).unwrap();
+    Workload { annotations, ..ready(2) }
+}
+
+#[test]
+fn a_service_with_database_and_relay_as_a_whole() {
+    let mut observed = settled(&orders());
+    observed.relays = vec![relay_of("orders")];
+    insta::assert_snapshot!(fixtures::yaml(&plan(&orders(), &observed, &settings()).unwrap()));
+}
+
+#[test]
+fn a_service_without_database_or_ports_is_two_objects() {
+    let gateway = microservice("gateway", STATELESS);
+    insta::assert_snapshot!(fixtures::yaml(&plan(&gateway, &Observed::default(), &settings()).unwrap()));
+}
+
+#[test]
+fn the_deployment_waits_for_the_set_up_and_the_old_one_is_retained() {
+    for outcome in [JobOutcome::Running, JobOutcome::Failed { message: "002.sql: no".to_owned() }] {
+        let mut observed = settled(&orders());
+        for job in observed.database.jobs.values_mut() {
+            job.outcome = outcome.clone();
+        }
+        let plan = plan(&orders(), &observed, &settings()).unwrap();
+        assert!(!fixtures::names(&plan).contains(&"Deployment/orders".to_owned()));
+        assert!(plan.retained.contains(&ChildRef::new(ChildKind::Deployment, "orders")));
+    }
+    let plan = plan(&orders(), &settled(&orders()), &settings()).unwrap();
+    assert!(fixtures::names(&plan).contains(&"Deployment/orders".to_owned()));
+    assert_eq!(plan.retained, []);
+}
+
+#[test]
+fn other_migrations_are_another_job() {
+    let mut observed = settled(&orders());
+    observed.database.migrations = Some(Migrations::Found { hash: "def".to_owned(), keys: vec!["001.sql".to_owned()] });
+    let plan = plan(&orders(), &observed, &settings()).unwrap();
+    let job = fixtures::names(&plan).into_iter().find_map(|name| name.strip_prefix("Job/").map(str::to_owned)).unwrap();
+    assert!(!observed.database.jobs.contains_key(&job), "{job} is the old one");
+    assert!(!fixtures::names(&plan).contains(&"Deployment/orders".to_owned()));
+}
+
+#[test]
+fn another_operator_makes_no_other_job_and_restarts_nothing() {
+    let mut observed = settled(&orders());
+    observed.relays = vec![relay_of("orders")];
+    let first = plan(&orders(), &observed, &settings()).unwrap();
+    observed.deployment = Some(live(&first));
+    let mut newer = settings();
+    newer.image = "localhost/weft:2".to_owned();
+    let second = plan(&orders(), &observed, &newer).unwrap();
+    assert_eq!(fixtures::names(&first), fixtures::names(&second));
+    assert_eq!(find(&first, "Deployment/orders"), find(&second, "Deployment/orders"));
+
+    let mut asking = orders();
+    asking.metadata.annotations = Some([("weft.dev/upgrade".to_owned(), "now".to_owned())].into());
+    let third = plan(&asking, &observed, &newer).unwrap();
+    let sidecar = &find(&third, "Deployment/orders")["spec"]["template"]["spec"]["initContainers"][0];
+    assert_eq!(sidecar["image"], "localhost/weft:2");
+}
+
+#[test]
+fn a_set_up_whose_image_cannot_be_had_gives_way_to_one_of_another_image() {
+    let mut observed = settled(&orders());
+    for job in observed.database.jobs.values_mut() {
+        job.outcome = JobOutcome::Running;
+        job.annotations = [("weft.dev/image".to_owned(), "localhost/weft:0".to_owned())].into();
+    }
+    let has_job = |observed: &Observed| {
+        let plan = plan(&orders(), observed, &settings()).unwrap();
+        fixtures::names(&plan).iter().any(|name| name.starts_with("Job/"))
+    };
+    assert!(has_job(&observed), "it may only be slow");
+    for job in observed.database.jobs.values_mut() {
+        job.missing_images = vec!["localhost/weft:0".to_owned()];
+    }
+    assert!(!has_job(&observed));
+    for job in observed.database.jobs.values_mut() {
+        job.annotations = [("weft.dev/image".to_owned(), settings().image)].into();
+    }
+    assert!(has_job(&observed), "another would be the same");
+}
+
+#[test]
+fn missing_migrations_make_no_job() {
+    for missing in [
+        None,
+        Some(Migrations::Missing),
+        Some(Migrations::Found { hash: "a".to_owned(), keys: vec!["README.md".to_owned()] }),
+    ] {
+        let mut observed = settled(&orders());
+        observed.database.migrations = missing;
+        let plan = plan(&orders(), &observed, &settings()).unwrap();
+        assert!(
+            fixtures::names(&plan).iter().all(|name| !name.starts_with("Job/") && !name.starts_with("Deployment/"))
+        );
+    }
+}
+
+#[test]
+fn the_services_own_variables_win() {
+    let mut object = orders();
+    object.spec.env.push(serde_json::from_value(json!({"name": "DATABASE_URL", "value": "mine"})).unwrap());
+    let plan = plan(&object, &settled(&object), &settings()).unwrap();
+    let env = find(&plan, "Deployment/orders")["spec"]["template"]["spec"]["containers"][0]["env"].clone();
+    let named: Vec<_> = env.as_array().unwrap().iter().map(|variable| variable["name"].as_str().unwrap()).collect();
+    assert_eq!(named, ["SERVICE_BINDING_ROOT", "CUSTOMERS_URL", "LOG", "DATABASE_URL"]);
+    assert_eq!(env[1]["value"], "http://customers:8080");
+    assert_eq!(env[3]["value"], "mine");
+}
+
+#[test]
+fn a_dependency_that_is_gone_for_a_while_restarts_nothing() {
+    let mut observed = settled(&orders());
+    let first = plan(&orders(), &observed, &settings()).unwrap();
+    observed.deployment = Some(live(&first));
+    observed.dependencies = BTreeMap::new();
+    let second = plan(&orders(), &observed, &settings()).unwrap();
+    assert_eq!(find(&first, "Deployment/orders"), find(&second, "Deployment/orders"));
+}
+
+#[test]
+fn a_dependency_that_never_was_has_no_variable_and_stops_nothing() {
+    let mut observed = settled(&orders());
+    observed.dependencies = BTreeMap::new();
+    let plan = plan(&orders(), &observed, &settings()).unwrap();
+    assert!(!find(&plan, "Deployment/orders").to_string().contains("CUSTOMERS_URL"));
+}
+
+#[test]
+fn the_overlay_comes_last() {
+    let mut object = orders();
+    object.spec.pod_template =
+        Some(json!({"spec": {"containers": [{"name": "service", "image": "other:1"}], "priorityClassName": "high"}}));
+    let plan = plan(&object, &settled(&object), &settings()).unwrap();
+    let pod = &find(&plan, "Deployment/orders")["spec"]["template"]["spec"];
+    assert_eq!((&pod["containers"][0]["image"], &pod["priorityClassName"]), (&json!("other:1"), &json!("high")));
+}
+
+#[test]
+fn a_broken_overlay_is_refused_before_the_set_up_runs() {
+    let mut object = orders();
+    object.spec.pod_template = Some(json!({"spec": {"hostNetwork": "yes"}}));
+    assert_eq!(plan(&object, &before_setup(), &settings()).unwrap_err().reason, "InvalidPodTemplate");
+}
+
+#[test]
+fn only_the_relay_sees_the_relays_password() {
+    let mut observed = settled(&orders());
+    observed.relays = vec![relay_of("orders"), relay_of("second")];
+    let plan = plan(&orders(), &observed, &settings()).unwrap();
+    let pod = &find(&plan, "Deployment/orders")["spec"]["template"]["spec"];
+    assert_eq!(pod["initContainers"].as_array().unwrap().len(), 1);
+    assert!(pod["initContainers"].to_string().contains("weft-relay-role"));
+    assert!(!pod["containers"].to_string().contains("weft-relay-role"));
+    assert!(pod.to_string().contains("orders-relay"), "the oldest relay has the outbox");
+}
+
+#[test]
+fn a_relay_without_a_database_changes_nothing() {
+    let gateway = microservice("gateway", STATELESS);
+    let with = Observed { relays: vec![relay_of("gateway")], ..Observed::default() };
+    assert_eq!(plan(&gateway, &with, &settings()), plan(&gateway, &Observed::default(), &settings()));
+}
+
+#[test]
+fn what_must_outlive_the_microservice_has_no_owner() {
+    let plan = plan(&orders(), &settled(&orders()), &settings()).unwrap();
+    for child in plan.children.iter().map(fixtures::value) {
+        let owned = child["metadata"].get("ownerReferences").is_some();
+        assert_eq!(owned, child["kind"] != "Secret", "{}", child["metadata"]["name"]);
+    }
+    let retention = &find(&plan, "StatefulSet/orders-db")["spec"]["persistentVolumeClaimRetentionPolicy"];
+    assert_eq!(retention["whenDeleted"], "Retain");
+}
+
+#[test]
+fn all_pods_keep_to_pod_security_restricted() {
+    let mut observed = settled(&orders());
+    observed.relays = vec![relay_of("orders")];
+    let plan = plan(&orders(), &observed, &settings()).unwrap();
+    for child in ["Deployment/orders", "StatefulSet/orders-db"] {
+        fixtures::assert_restricted(&find(&plan, child)["spec"]["template"]["spec"]);
+    }
+    let job = plan.children.iter().map(fixtures::value).find(|child| child["kind"] == "Job").unwrap();
+    fixtures::assert_restricted(&job["spec"]["template"]["spec"]);
+}
+
+#[test]
+fn names_that_leave_no_room_and_services_that_depend_on_themselves_are_refused() {
+    let long = microservice(&"a".repeat(33), STATELESS);
+    assert_eq!(plan(&long, &Observed::default(), &settings()).unwrap_err().reason, "NameTooLong");
+    let own = microservice("orders", "{image: i, dependsOn: [{service: orders}]}");
+    assert_eq!(plan(&own, &Observed::default(), &settings()).unwrap_err().reason, "DependsOnItself");
+}
+
+#[test]
+fn a_size_that_is_none_is_refused_with_the_field() {
+    let object = microservice("orders", "{image: i, database: {postgres: {storage: {size: 1.5Gi}}}}");
+    let refused = plan(&object, &Observed::default(), &settings()).unwrap_err();
+    assert!(refused.message.starts_with("spec.database.postgres.storage.size: `1.5Gi`"), "{}", refused.message);
+}

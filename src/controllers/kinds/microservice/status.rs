@@ -1,0 +1,146 @@
+//! What a Microservice says of itself.
+
+use jiff::Timestamp;
+
+use super::{
+    Observed,
+    plan::{self, OWNER_KIND},
+};
+use crate::{
+    api::v1alpha1::{Binding, DatabaseStatus, Microservice, MicroserviceStatus, MicroserviceSummary},
+    controllers::{
+        database::{self, Stage, status as database_status},
+        render::owner::Owner,
+        resources::{
+            labels::{self, Component},
+            outcome::Applied,
+            plan::{Plan, Rejection},
+        },
+        status::{
+            conditions::{Conditions, DATABASE_READY, DEPENDENCIES_FOUND, MIGRATED},
+            progress::{Finding, Progress, not_applied, not_rolled_out, set_accepted},
+        },
+    },
+    domain::names,
+};
+
+pub fn status(
+    object: &Microservice,
+    observed: &Observed,
+    planned: &Result<Plan, Rejection>,
+    applied: &Applied,
+    now: Timestamp,
+) -> MicroserviceStatus {
+    let previous = object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let mut conditions = Conditions::new(previous, object.metadata.generation, now);
+    plan::stage(object, observed, |stage| {
+        progress(object, observed, planned, applied, stage.as_ref()).set(&mut conditions);
+        set_accepted(planned, applied, &mut conditions);
+        if let Some(stage) = &stage {
+            database_status::server(observed.database.server.as_ref()).set(DATABASE_READY, &mut conditions);
+            database_status::migrated(stage).set(MIGRATED, &mut conditions);
+        }
+    });
+    if let Some(finding) = dependencies(object, observed) {
+        finding.set(DEPENDENCIES_FOUND, &mut conditions);
+    }
+    let owner = Owner::of(object, OWNER_KIND);
+    MicroserviceStatus {
+        observed_generation: object.metadata.generation,
+        conditions: conditions.finish(),
+        replicas: observed.deployment.as_ref().map_or(0, |live| live.replicas),
+        selector: Some(selector(&owner)),
+        database: database_of(object, &owner),
+        binding: object.spec.database.as_ref().map(|_| Binding { name: names::database(&owner.name) }),
+        summary: Some(summary(object, observed)),
+    }
+}
+
+fn progress(
+    object: &Microservice,
+    observed: &Observed,
+    planned: &Result<Plan, Rejection>,
+    applied: &Applied,
+    stage: Option<&Stage<'_>>,
+) -> Progress {
+    if let Err(rejection) = planned {
+        return rejection.into();
+    }
+    let live = observed.deployment.as_ref();
+    if object.spec.suspend {
+        return suspended(observed);
+    }
+    let database = stage
+        .and_then(|stage| database_status::progress(observed.database.server.as_ref(), stage))
+        .map(|progress| with_old_version(progress, observed, stage));
+    not_applied(applied)
+        .or(database)
+        .or_else(|| not_rolled_out(live, "the service"))
+        .unwrap_or_else(|| Progress::ready("Ready", format!("{} of {0} pods are ready", object.spec.replicas)))
+}
+
+/// Nothing is reconciled, so nothing is said but how it is.
+fn suspended(observed: &Observed) -> Progress {
+    const SAID: &str = "spec.suspend is true: nothing is reconciled until it is false";
+    match not_rolled_out(observed.deployment.as_ref(), "the service") {
+        None => Progress::ready("Suspended", SAID),
+        Some(Progress::Ready(_, why) | Progress::Waiting(_, why) | Progress::Stalled(_, why)) => {
+            Progress::waiting("Suspended", format!("{SAID}; {why}"))
+        }
+    }
+}
+
+/// While a set-up does not succeed, the version that runs goes on.
+fn with_old_version(progress: Progress, observed: &Observed, stage: Option<&Stage<'_>>) -> Progress {
+    let serves = observed.deployment.as_ref().is_some_and(|live| live.ready > 0);
+    match (progress, stage) {
+        (Progress::Stalled(reason, message), Some(Stage::Failed { .. })) if serves => {
+            Progress::Stalled(reason, format!("{message}; the version that runs goes on serving"))
+        }
+        (progress, _) => progress,
+    }
+}
+
+/// `None` when nothing is depended on.
+fn dependencies(object: &Microservice, observed: &Observed) -> Option<Finding> {
+    let wanted = || object.spec.depends_on.iter().map(|dependency| &dependency.service);
+    let missing: Vec<_> = wanted()
+        .filter(|service| !observed.dependencies.contains_key(*service))
+        .map(|service| format!("`{service}`"))
+        .collect();
+    wanted().next()?;
+    Some(if missing.is_empty() {
+        Finding::new(true, "Found", "every Microservice of spec.dependsOn exists")
+    } else {
+        let message = format!(
+            "spec.dependsOn: there is no Microservice {} in this namespace yet: apply it, or correct the name",
+            missing.join(", ")
+        );
+        Finding::new(false, "MicroserviceNotFound", message)
+    })
+}
+
+fn selector(owner: &Owner) -> String {
+    let labels = labels::selector(&owner.name, Component::Service);
+    labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+}
+
+fn database_of(object: &Microservice, owner: &Owner) -> Option<DatabaseStatus> {
+    object.spec.database.as_ref().map(|database| DatabaseStatus {
+        engine: "postgres".to_owned(),
+        version: database.postgres.version.clone(),
+        host: database::host(&owner.name, &owner.namespace),
+    })
+}
+
+fn summary(object: &Microservice, observed: &Observed) -> MicroserviceSummary {
+    let ready = observed.deployment.as_ref().map_or(0, |live| live.ready);
+    MicroserviceSummary {
+        replicas: format!("{ready}/{}", object.spec.replicas),
+        database: object.spec.database.as_ref().map(|database| format!("postgres {}", database.postgres.version)),
+    }
+}
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;

@@ -1,0 +1,217 @@
+use std::sync::Arc;
+
+use super::{super::plan::plan, *};
+use crate::controllers::{
+    fixtures::{self, job, message, microservice, now, problem, ready, refused, said, settings},
+    resources::{
+        child::{ChildKind, ChildRef},
+        observed::{JobOutcome, Migrations, Workload},
+        outcome::{Class, Failure},
+    },
+};
+
+const ORDERS: &str = r"
+image: i
+replicas: 2
+database: {postgres: {}, migrations: {configMap: orders-migrations}}
+dependsOn: [{service: customers}]
+";
+
+struct Case {
+    object: Microservice,
+    observed: Observed,
+    applied: Applied,
+}
+
+impl Case {
+    /// Everything is there and ready.
+    fn settled() -> Self {
+        let object = microservice("orders", ORDERS);
+        let mut observed = Observed { deployment: Some(ready(2)), ..Observed::default() };
+        observed.database.server = Some(ready(1));
+        observed.database.migrations =
+            Some(Migrations::Found { hash: "abc".to_owned(), keys: vec!["001.sql".to_owned()] });
+        observed.dependencies = [("customers".to_owned(), Arc::new(microservice("customers", "{image: i}")))].into();
+        let mut case = Self { object, observed, applied: Applied::default() };
+        case.set_up(JobOutcome::Succeeded);
+        case
+    }
+
+    fn set_up(&mut self, outcome: JobOutcome) {
+        self.observed.database.jobs.clear();
+        let plan = plan(&self.object, &self.observed, &settings()).unwrap();
+        let name = fixtures::names(&plan).into_iter().find_map(|name| name.strip_prefix("Job/").map(str::to_owned));
+        self.observed.database.jobs.insert(name.unwrap(), job(outcome));
+    }
+
+    fn status(&self) -> MicroserviceStatus {
+        let planned = plan(&self.object, &self.observed, &settings());
+        status(&self.object, &self.observed, &planned, &self.applied, now())
+    }
+}
+
+#[test]
+fn a_service_that_is_as_wanted() {
+    insta::assert_yaml_snapshot!(Case::settled().status());
+}
+
+#[test]
+fn a_new_service_says_what_it_waits_for_in_turn() {
+    let mut case = Case::settled();
+    case.observed.deployment = None;
+    case.observed.database.jobs.clear();
+    case.observed.database.server = None;
+    let progress = |case: &Case| said(&case.status().conditions[..3]);
+    assert_eq!(progress(&case), ["Ready=False Creating", "Reconciling=True Creating", "Stalled=False NotStalled"]);
+    case.observed.database.server = Some(Workload { wanted: 1, ..Workload::default() });
+    assert_eq!(progress(&case)[0], "Ready=False Starting");
+    case.observed.database.server = Some(ready(1));
+    assert_eq!(progress(&case)[0], "Ready=False SetupPending");
+    case.set_up(JobOutcome::Running);
+    assert_eq!(progress(&case)[0], "Ready=False SetupRunning");
+    case.set_up(JobOutcome::Succeeded);
+    assert_eq!(progress(&case)[0], "Ready=False Creating");
+    case.observed.deployment = Some(Workload { wanted: 2, ready: 1, updated: 2, replicas: 2, ..Workload::default() });
+    let status = case.status();
+    assert_eq!(message(&status.conditions, "Ready"), "the service: 1 of 2 pods of the newest version are ready");
+    assert_eq!(status.summary.unwrap().replicas, "1/2");
+}
+
+#[test]
+fn a_failed_migration_stalls_says_file_and_cause_and_that_the_old_version_serves() {
+    let mut case = Case::settled();
+    case.set_up(JobOutcome::Failed {
+        message: "migration 002.sql failed: syntax error at or near \"tabel\".".to_owned(),
+    });
+    let conditions = case.status().conditions;
+    assert_eq!(
+        said(&conditions)[..3],
+        ["Ready=False SetupFailed", "Reconciling=False Settled", "Stalled=True SetupFailed"]
+    );
+    assert!(said(&conditions).contains(&"Migrated=False SetupFailed".to_owned()));
+    let ready = message(&conditions, "Ready");
+    assert!(
+        ready.starts_with("migration 002.sql failed: syntax error at or near \"tabel\"; change the migrations"),
+        "{ready}"
+    );
+    assert!(ready.ends_with("the version that runs goes on serving"), "{ready}");
+}
+
+#[test]
+fn a_missing_or_empty_config_map_of_migrations_is_named() {
+    for (migrations, reason) in [
+        (Migrations::Missing, "MigrationsNotFound"),
+        (Migrations::Found { hash: "a".to_owned(), keys: vec!["x".to_owned()] }, "MigrationsEmpty"),
+    ] {
+        let mut case = Case::settled();
+        case.observed.database.migrations = Some(migrations);
+        let conditions = case.status().conditions;
+        assert_eq!(said(&conditions)[0], format!("Ready=False {reason}"));
+        assert!(message(&conditions, "Migrated").contains("`orders-migrations`"));
+    }
+}
+
+#[test]
+fn what_is_wrong_with_pods_is_said_and_goes_away_by_itself() {
+    let mut case = Case::settled();
+    let crashing = problem("CrashLooping", "container service of pod orders-1 exits with code 1: no such table");
+    case.observed.deployment = Some(Workload { ready: 1, problems: vec![crashing.clone()], ..ready(2) });
+    let conditions = case.status().conditions;
+    assert_eq!(said(&conditions)[..2], ["Ready=False CrashLooping", "Reconciling=True CrashLooping"]);
+    assert_eq!(message(&conditions, "Ready"), crashing.message);
+    case.observed.deployment = Some(ready(2));
+    assert_eq!(said(&case.status().conditions)[0], "Ready=True Ready");
+}
+
+#[test]
+fn a_database_that_cannot_start_says_why() {
+    let mut case = Case::settled();
+    let full = problem("CrashLooping", "container postgres exits with code 1: No space left on device");
+    case.observed.database.server = Some(Workload { ready: 0, problems: vec![full], ..ready(1) });
+    let conditions = case.status().conditions;
+    assert!(said(&conditions).contains(&"DatabaseReady=False CrashLooping".to_owned()));
+    assert!(message(&conditions, "Ready").contains("No space left on device"));
+}
+
+#[test]
+fn a_missing_dependency_is_said_and_stops_nothing() {
+    let mut case = Case::settled();
+    case.observed.dependencies.clear();
+    let conditions = case.status().conditions;
+    assert_eq!(said(&conditions)[0], "Ready=True Ready");
+    assert_eq!(said(&conditions).last().unwrap(), "DependenciesFound=False MicroserviceNotFound");
+    assert!(message(&conditions, "DependenciesFound").contains("`customers`"));
+}
+
+#[test]
+fn a_rejected_object_is_not_accepted_and_stalls() {
+    let mut case = Case::settled();
+    case.object.spec.pod_template = Some(serde_json::json!({"spec": {"hostNetwork": "yes"}}));
+    let conditions = case.status().conditions;
+    assert_eq!(
+        said(&conditions)[..4],
+        [
+            "Ready=False InvalidPodTemplate",
+            "Reconciling=False Settled",
+            "Stalled=True InvalidPodTemplate",
+            "Accepted=False InvalidPodTemplate"
+        ]
+    );
+}
+
+#[test]
+fn what_could_not_be_written_is_said_with_the_worst_first() {
+    let mut case = Case::settled();
+    let failure = |class, reason| Failure {
+        child: ChildRef::new(ChildKind::Service, "orders".to_owned()),
+        class,
+        reason,
+        message: format!("Service orders: {reason}"),
+    };
+    case.applied.failures = vec![failure(Class::Retry, "ApiUnavailable")];
+    assert_eq!(said(&case.status().conditions)[1], "Reconciling=True ApiUnavailable");
+    case.applied.failures.push(failure(Class::Fatal, "Forbidden"));
+    assert_eq!(said(&case.status().conditions)[2], "Stalled=True Forbidden");
+}
+
+#[test]
+fn a_spec_that_becomes_a_child_that_is_refused_is_not_accepted_until_it_is_mended() {
+    let mut case = Case::settled();
+    case.applied = refused(ChildKind::Deployment, "orders");
+    let conditions = case.status().conditions;
+    assert_eq!(said(&conditions)[2..4], ["Stalled=True ChildRefused", "Accepted=False ChildRefused"]);
+    assert_eq!(message(&conditions, "Accepted"), "cannot apply Deployment orders: no such quantity");
+    assert_eq!(message(&conditions, "Ready"), message(&conditions, "Accepted"));
+    case.applied = Applied::default();
+    assert_eq!(said(&case.status().conditions)[2..4], ["Stalled=False NotStalled", "Accepted=True Accepted"]);
+}
+
+#[test]
+fn what_is_no_fault_of_the_spec_leaves_it_accepted() {
+    let mut case = Case::settled();
+    case.applied = refused(ChildKind::Deployment, "orders");
+    for (class, reason) in [(Class::Retry, "ApiUnavailable"), (Class::Fatal, "Forbidden")] {
+        case.applied.failures[0] = Failure { class, reason, ..case.applied.failures[0].clone() };
+        assert_eq!(said(&case.status().conditions)[3], "Accepted=True Accepted");
+    }
+}
+
+#[test]
+fn a_suspended_object_says_so_and_is_as_ready_as_its_pods() {
+    let mut case = Case::settled();
+    case.object.spec.suspend = true;
+    case.set_up(JobOutcome::Failed { message: "no".to_owned() });
+    assert_eq!(said(&case.status().conditions)[0], "Ready=True Suspended");
+    case.observed.deployment = None;
+    assert_eq!(said(&case.status().conditions)[0], "Ready=False Suspended");
+}
+
+#[test]
+fn nothing_changes_in_a_status_when_nothing_changed() {
+    let mut case = Case::settled();
+    let first = case.status();
+    case.object.status = Some(first.clone());
+    let planned = plan(&case.object, &case.observed, &settings());
+    let later = jiff::Timestamp::from_second(now().as_second() + 60).unwrap();
+    assert_eq!(status(&case.object, &case.observed, &planned, &case.applied, later), first);
+}

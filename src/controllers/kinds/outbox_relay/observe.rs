@@ -1,0 +1,23 @@
+//! What is there of an OutboxRelay: all of it is in the store.
+
+use super::Observed;
+use crate::{
+    api::v1alpha1::{Microservice, OutboxRelay},
+    controllers::{
+        resources::{
+            child::ChildKind,
+            key::{Key, ObjectId, ObjectKind},
+        },
+        store::Store,
+    },
+};
+
+pub fn observe(store: &Store, id: &ObjectId, object: &OutboxRelay) -> Observed {
+    let service = Key::new(ObjectKind::Microservice, &id.namespace, &object.spec.microservice);
+    Observed {
+        microservice: store.get::<Microservice>(&service.id),
+        relays: store.relays_of(&service.id),
+        deployment: store.workload(&service, ChildKind::Deployment, &service.id.name),
+        pods: store.relay_pods(&service),
+    }
+}

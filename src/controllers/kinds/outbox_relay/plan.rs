@@ -1,0 +1,176 @@
+//! What should exist because of an OutboxRelay: its contract. The sidecar that reads it is part of the Microservice's
+//! Deployment; a change of the contract is read without a restart.
+
+use std::path::Path;
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::ResourceExt;
+
+use super::Observed;
+use crate::{
+    api::v1alpha1::{DeleteWhen, NatsSink, OutboxRelay, RelayMode, RelaySink},
+    contract::{
+        Contract, DatabaseLogin, Role,
+        relay::{self, Mode, Relay, Retention, Sink},
+    },
+    controllers::{
+        database::{self, RELAY_PASSWORD},
+        render::{owner::Owner, pod::PASSWORD},
+        resources::{
+            child::Child,
+            labels::Component,
+            plan::{Plan, Rejection},
+            settings::Settings,
+        },
+    },
+    domain::names::{self, MAX_NAME, POSTGRES_PORT},
+};
+
+/// Value of `weft.dev/owner-kind` on the children of an OutboxRelay.
+pub const OWNER_KIND: &str = "OutboxRelay";
+
+/// Key of the ConfigMap, and where it is mounted in the sidecar.
+pub const CONTRACT_FILE: &str = "relay.yaml";
+pub const CONTRACT_FOLDER: &str = "/etc/weft/relay";
+
+pub fn plan(object: &OutboxRelay, observed: &Observed, _settings: &Settings) -> Result<Plan, Rejection> {
+    check(object, observed)?;
+    let owner = Owner::of(object, OWNER_KIND);
+    let text = contract(object).to_yaml().map_err(|error| Rejection {
+        reason: "ContractNotWritable",
+        message: format!("the contract of relay {} cannot be written: {error}", owner.name),
+    })?;
+    let config_map = ConfigMap {
+        metadata: owner.metadata(names::relay(&owner.name), Component::Relay),
+        data: Some([(CONTRACT_FILE.to_owned(), text)].into()),
+        ..ConfigMap::default()
+    };
+    Ok(Plan { children: vec![Child::ConfigMap(config_map)], retained: Vec::new() })
+}
+
+fn check(object: &OutboxRelay, observed: &Observed) -> Result<(), Rejection> {
+    let (name, service) = (object.name_any(), &object.spec.microservice);
+    if name.len() > MAX_NAME {
+        return Err(Rejection {
+            reason: "NameTooLong",
+            message: format!("metadata.name: `{name}` has {} characters: use at most {MAX_NAME}", name.len()),
+        });
+    }
+    let first = observed.relays.first().map(|first| first.name_any()).filter(|first| *first != name);
+    if let Some(first) = first {
+        return Err(Rejection {
+            reason: "OutboxTaken",
+            message: format!(
+                "spec.microservice: the outbox of `{service}` has the relay `{first}` already, and one outbox has one relay: delete one of them"
+            ),
+        });
+    }
+    match &observed.microservice {
+        Some(found) if found.spec.database.is_none() => Err(Rejection {
+            reason: "NoDatabase",
+            message: format!(
+                "spec.microservice: `{service}` has no database, so it has no outbox: give it spec.database, or delete this relay"
+            ),
+        }),
+        Some(_) => Ok(()),
+        None => Err(Rejection::microservice_not_found("spec.microservice", service)),
+    }
+}
+
+pub(super) fn contract(object: &OutboxRelay) -> Relay {
+    let spec = &object.spec;
+    let (namespace, service) = (object.namespace().unwrap_or_default(), spec.microservice.clone());
+    Relay {
+        name: object.name_any(),
+        mode: match spec.mode {
+            RelayMode::LogTailing => Mode::LogTailing,
+            RelayMode::Polling => Mode::Polling,
+        },
+        source: DatabaseLogin {
+            host: database::host(&service, &namespace),
+            port: POSTGRES_PORT,
+            database: names::database_name(&service),
+            role: Role {
+                name: names::RELAY_ROLE.to_owned(),
+                password_file: Path::new(RELAY_PASSWORD.1).join(PASSWORD),
+            },
+        },
+        sink: sink(&spec.sink),
+        retention: match spec.retention.delete {
+            DeleteWhen::AfterPublish => Retention::AfterPublish,
+        },
+        paused: spec.paused,
+        version: String::new(),
+        namespace,
+        service,
+    }
+    .seal()
+}
+
+/// The sink as the data plane reads it.
+pub fn sink(sink: &RelaySink) -> Sink {
+    let RelaySink { nats: NatsSink { url, stream, subject, max_age } } = sink;
+    Sink::Nats(relay::NatsSink {
+        url: url.clone(),
+        stream: stream.clone(),
+        subject: subject.clone(),
+        // its rule leaves no negative one
+        max_age_seconds: std::time::Duration::from(*max_age).as_secs(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        api::v1alpha1::Microservice,
+        controllers::fixtures::{self, microservice, relay, relay_of, settings},
+    };
+
+    #[test]
+    fn a_relay_is_one_contract() {
+        let object = relay_of("orders");
+        let observed = Observed { microservice: Some(orders()), relays: vec![object.clone()], ..Observed::default() };
+        insta::assert_snapshot!(fixtures::yaml(&plan(&object, &observed, &settings()).unwrap()));
+    }
+
+    fn orders() -> Arc<Microservice> {
+        Arc::new(microservice("orders", "{image: i, database: {postgres: {}}}"))
+    }
+
+    #[test]
+    fn a_microservice_that_is_not_there_is_said() {
+        let object = relay_of("orders");
+        let mut observed = Observed { relays: vec![object.clone()], ..Observed::default() };
+        let refused = plan(&object, &observed, &settings()).unwrap_err();
+        assert_eq!(refused.reason, "MicroserviceNotFound");
+        assert!(refused.is_waited_for());
+        observed.microservice = Some(orders());
+        assert!(plan(&object, &observed, &settings()).is_ok());
+    }
+
+    #[test]
+    fn one_outbox_has_one_relay_and_the_older_one_keeps_it() {
+        let (old, new) =
+            (relay_of("orders"), relay("younger", "{microservice: orders, sink: {nats: {url: 'nats://n'}}}"));
+        let observed =
+            Observed { microservice: Some(orders()), relays: vec![old.clone(), new.clone()], ..Observed::default() };
+        assert!(plan(&old, &observed, &settings()).is_ok());
+        let refused = plan(&new, &observed, &settings()).unwrap_err();
+        assert_eq!(refused.reason, "OutboxTaken");
+        assert!(refused.message.contains("`orders` has the relay `orders` already"), "{}", refused.message);
+    }
+
+    #[test]
+    fn a_microservice_without_a_database_has_no_outbox() {
+        let object = relay_of("gateway");
+        let observed = Observed {
+            microservice: Some(Arc::new(microservice("gateway", "{image: i}"))),
+            relays: vec![object.clone()],
+            ..Observed::default()
+        };
+        assert_eq!(plan(&object, &observed, &settings()).unwrap_err().reason, "NoDatabase");
+    }
+}

@@ -1,0 +1,185 @@
+//! What an OutboxRelay says of itself.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
+
+use super::{Observed, plan::contract};
+use crate::{
+    api::v1alpha1::{Lag, OutboxRelay, OutboxRelayStatus, RelayMode, RelaySink},
+    contract::status::{Problem, RelayStatus},
+    controllers::{
+        resources::{
+            outcome::Applied,
+            plan::{Plan, Rejection},
+        },
+        status::{
+            conditions::{Conditions, SLOT_AT_RISK, Truth},
+            progress::{Finding, Progress, not_applied, set_accepted},
+        },
+    },
+};
+
+/// Reasons of the data plane by which the replication slot is, or is about to be, lost.
+const SLOT_PROBLEMS: [&str; 2] = ["SlotAtRisk", "SlotLost"];
+
+pub fn status(
+    object: &OutboxRelay,
+    observed: &Observed,
+    planned: &Result<Plan, Rejection>,
+    applied: &Applied,
+    now: Timestamp,
+) -> OutboxRelayStatus {
+    let previous = object.status.clone().unwrap_or_default();
+    let mut conditions = Conditions::new(&previous.conditions, object.metadata.generation, now);
+    progress(object, observed, planned, applied).set(&mut conditions);
+    set_accepted(planned, applied, &mut conditions);
+    if object.spec.mode == RelayMode::LogTailing {
+        slot(observed).set(SLOT_AT_RISK, &mut conditions);
+    }
+    let conditions = conditions.finish();
+    let RelaySink { nats: _ } = object.spec.sink;
+    let told = OutboxRelayStatus {
+        observed_generation: object.metadata.generation,
+        conditions,
+        sink: Some("nats".to_owned()),
+        leader: None,
+        ..previous
+    };
+    match leader(observed) {
+        Some((pod, relay)) => numbers(told, pod, relay),
+        // nobody publishes: the last numbers stay, for the events are where they were
+        None => told,
+    }
+}
+
+/// The numbers of the relay that publishes.
+fn numbers(told: OutboxRelayStatus, pod: &str, relay: &RelayStatus) -> OutboxRelayStatus {
+    let count = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    OutboxRelayStatus {
+        leader: Some(pod.to_owned()),
+        published: count(relay.published),
+        pending: count(relay.pending),
+        lag: Some(Lag {
+            seconds: relay.lag_seconds,
+            bytes: relay.lag_bytes.map(count),
+            summary: age(relay.lag_seconds),
+        }),
+        position: relay.position.clone(),
+        last_published_time: relay.last_published.map(Time),
+        ..told
+    }
+}
+
+/// The pod whose relay leads. For a moment two may say so: the one with more published is the newer.
+fn leader(observed: &Observed) -> Option<(&str, &RelayStatus)> {
+    let told = observed.pods.iter().filter_map(|(pod, status)| Some((pod.as_str(), status.as_ref()?)));
+    told.filter(|(_, status)| status.leading).max_by_key(|(_, status)| status.published)
+}
+
+fn progress(
+    object: &OutboxRelay,
+    observed: &Observed,
+    planned: &Result<Plan, Rejection>,
+    applied: &Applied,
+) -> Progress {
+    let service = &object.spec.microservice;
+    if let Err(rejection) = planned {
+        return rejection.into();
+    }
+    not_applied(applied).or_else(|| nobody_runs(service, observed)).unwrap_or_else(|| publishing(object, observed))
+}
+
+/// Without pods there is no relay either.
+fn nobody_runs(service: &str, observed: &Observed) -> Option<Progress> {
+    if !observed.pods.is_empty() {
+        return None;
+    }
+    let waiting = |reason: &str, message: String| Some(Progress::waiting(reason, message));
+    match &observed.deployment {
+        None => waiting(
+            "MicroserviceNotReady",
+            format!("Microservice `{service}` has no pods yet; its own conditions say why"),
+        ),
+        Some(live) if live.wanted == 0 => {
+            waiting("ScaledToZero", format!("Microservice `{service}` is scaled to 0 pods; events wait in the outbox"))
+        }
+        Some(live) => match live.problems.first() {
+            Some(Problem { reason, message }) => waiting(reason, message.clone()),
+            None => waiting("Starting", "no pod with the relay runs yet".to_owned()),
+        },
+    }
+}
+
+fn publishing(object: &OutboxRelay, observed: &Observed) -> Progress {
+    let Some((pod, relay)) = leader(observed) else {
+        let problem = observed.pods.values().flatten().flat_map(|status| &status.problems).next();
+        return match problem {
+            Some(Problem { reason, message }) => Progress::waiting(reason, message.clone()),
+            None if observed.pods.values().all(Option::is_none) => {
+                Progress::waiting("RelaySilent", "no pod's relay has told its state yet")
+            }
+            None => Progress::waiting("NoLeader", "the relays are settling which of them publishes"),
+        };
+    };
+    if relay.relay != object.name_any() {
+        return match observed.deployment.as_ref().and_then(|live| live.problems.first()) {
+            Some(Problem { reason, message }) => Progress::waiting(reason, message.clone()),
+            None => Progress::waiting(
+                "RollingOut",
+                format!(
+                    "pod {pod} still runs the relay `{}`: that ends when Microservice `{}` rolls",
+                    relay.relay, object.spec.microservice
+                ),
+            ),
+        };
+    }
+    // one of an older version tells none
+    let other = !relay.contract.is_empty() && relay.contract != contract(object).version;
+    if other || object.spec.paused != relay.paused {
+        return match relay.problems.iter().find(|problem| problem.reason == "ContractInvalid") {
+            Some(Problem { reason, message }) => Progress::waiting(reason, message.clone()),
+            None => Progress::waiting("Loading", format!("the relay of pod {pod} has not read the newest spec yet")),
+        };
+    }
+    if !relay.ready {
+        return match relay.problems.first() {
+            Some(Problem { reason, message }) => Progress::waiting(reason, message.clone()),
+            None => Progress::waiting("Starting", format!("the relay of pod {pod} is connecting")),
+        };
+    }
+    if relay.paused {
+        return Progress::ready("Paused", "spec.paused is true: events wait in the outbox");
+    }
+    // it publishes, yet has something to say: an event that the broker refuses holds back its aggregate only
+    match relay.problems.iter().find(|problem| !SLOT_PROBLEMS.contains(&problem.reason.as_str())) {
+        Some(Problem { reason, message }) => Progress::ready(reason, message.clone()),
+        None => Progress::ready("Publishing", format!("the relay of pod {pod} publishes")),
+    }
+}
+
+fn slot(observed: &Observed) -> Finding {
+    let Some((_, relay)) = leader(observed) else {
+        return Finding::new(Truth::Unknown, "NoLeader", "no relay leads, so nobody watches the replication slot");
+    };
+    match relay.problems.iter().find(|problem| SLOT_PROBLEMS.contains(&problem.reason.as_str())) {
+        Some(Problem { reason, message }) => Finding::new(true, reason, message),
+        None => Finding::new(false, "SlotSafe", "the server keeps the log that the relay still needs"),
+    }
+}
+
+/// An age for a column: whole seconds, minutes or hours.
+fn age(seconds: f64) -> String {
+    // what is longer than a u32 of seconds is past caring; NaN and negative ages are none
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, as wanted")]
+    let seconds = seconds as u32;
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}m", seconds / 60),
+        _ => format!("{}h", seconds / 3_600),
+    }
+}
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;

@@ -1,0 +1,215 @@
+//! `Saga` gives a definition; the Sagas of a namespace that name the same orchestrator make one orchestrator together.
+//!
+//! Two controllers, so that the children that several Sagas own are planned in one place: `Controller` (a Saga: no children,
+//! a definition or a rejection, and the status) and `OrchestratorController` (children: Deployment, Service, ConfigMap,
+//! database, …; no status of its own, the Sagas tell).
+
+mod observe;
+mod plan;
+mod status;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Resource;
+
+use crate::{
+    api::v1alpha1::{Microservice, OutboxRelay, Saga, SagaStatus},
+    contract::{orchestrator::Start, status::OrchestratorStatus},
+    controllers::{
+        request::RequestError,
+        resources::{
+            key::{Key, ObjectId, ObjectKind},
+            observed::{DatabaseObserved, Workload},
+            outcome::Applied,
+            plan::{Plan, Rejection},
+            settings::Settings,
+        },
+        runtime::{
+            Context, PassResult, Verdict,
+            driver::{Driven, Kind},
+            report,
+        },
+        store::{Malformed, Requeue, Store},
+    },
+    domain::saga::definition::Definition,
+};
+
+/// What the definition and the status of a Saga depend on.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Observed {
+    /// The Microservices that the Saga names (steps, undos, `onCompensated`, `startOn`) and that exist, by name.
+    pub services: BTreeMap<String, Arc<Microservice>>,
+    /// The OutboxRelays of `startOn.service`, oldest first.
+    pub relays: Vec<Arc<OutboxRelay>>,
+    pub orchestrator: OrchestratorObserved,
+    /// What the last pass over the orchestrator resulted in; `None` before the first one of this process.
+    pub orchestrator_pass: Option<PassResult>,
+}
+
+/// What exists of an orchestrator.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct OrchestratorObserved {
+    /// The Deployment `NAME-orchestrator`.
+    pub deployment: Option<Workload>,
+    pub database: DatabaseObserved,
+    /// The newest `/status` of its pod; `None` until its stream gave one, and again once that has been broken for a while.
+    pub status: Option<OrchestratorStatus>,
+}
+
+/// What a Saga amounts to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Defined {
+    pub definition: Definition,
+    pub start: Option<Start>,
+}
+
+/// An orchestrator: a name in a namespace, and the Sagas that name it. It has no object of its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Orchestrator {
+    pub namespace: String,
+    pub name: String,
+    /// Sorted by name; never empty; those being deleted are left out. Each owns the children.
+    pub members: Vec<Member>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Member {
+    pub saga: Arc<Saga>,
+    /// `None` when the Saga is rejected: it gets no new instances, the running ones go on.
+    pub defined: Option<Defined>,
+}
+
+/// Marker of the Saga's controller.
+#[derive(Debug)]
+pub struct Controller;
+
+impl Kind for Controller {
+    type Object = Saga;
+    type Observed = Observed;
+    type Planned = Defined;
+    type Status = SagaStatus;
+
+    fn plan(object: &Saga, observed: &Observed, _settings: &Settings) -> Result<Defined, Rejection> {
+        plan::define(object, observed)
+    }
+
+    /// A Saga has no children of its own: what could not be written is the orchestrator's.
+    fn status(
+        object: &Saga,
+        observed: &Observed,
+        planned: &Result<Defined, Rejection>,
+        _applied: &Applied,
+        now: Timestamp,
+    ) -> SagaStatus {
+        status::status(object, observed, planned, now)
+    }
+}
+
+/// Marker of the orchestrator's controller.
+#[derive(Debug)]
+pub struct OrchestratorController;
+
+impl Kind for OrchestratorController {
+    type Object = Orchestrator;
+    type Observed = OrchestratorObserved;
+    type Planned = Plan;
+    /// It has no object of its own: its Sagas report.
+    type Status = PassResult;
+
+    fn plan(object: &Orchestrator, observed: &OrchestratorObserved, settings: &Settings) -> Result<Plan, Rejection> {
+        plan::orchestrator(object, observed, settings)
+    }
+
+    fn status(
+        _object: &Orchestrator,
+        _observed: &OrchestratorObserved,
+        planned: &Result<Plan, Rejection>,
+        applied: &Applied,
+        _now: Timestamp,
+    ) -> PassResult {
+        PassResult { applied: applied.clone(), rejection: planned.as_ref().err().cloned() }
+    }
+}
+
+static NO_CHILDREN: Plan = Plan { children: Vec::new(), retained: Vec::new() };
+
+impl Driven for Controller {
+    fn find(store: &Store, key: &Key) -> Option<Arc<Saga>> {
+        store.get(&key.id)
+    }
+
+    async fn observe(context: &Context, key: &Key, object: &Saga) -> Result<Observed, RequestError> {
+        let orchestrator = Key::new(ObjectKind::Orchestrator, &key.id.namespace, &object.spec.orchestrator);
+        let pass = context.result_of(&orchestrator);
+        Ok(observe::observe(&context.store(), &key.id, object, pass))
+    }
+
+    /// A new leader knows no better than the old one before its first pass over the orchestrator, which requeues all its Sagas,
+    /// and concludes nothing from the silence of a pod that may still report.
+    fn hold(context: &Context, object: &Saga, observed: &Observed) -> Option<Verdict> {
+        object.status.as_ref()?;
+        if observed.orchestrator_pass.is_none() {
+            return Some(Verdict::Done);
+        }
+        let silent = observed.orchestrator.deployment.is_some() && observed.orchestrator.status.is_none();
+        context.still_listening().filter(|_| silent).map(Verdict::At)
+    }
+
+    fn is_being_deleted(object: &Saga) -> bool {
+        object.metadata.deletion_timestamp.is_some()
+    }
+
+    fn children(_planned: &Defined) -> &Plan {
+        &NO_CHILDREN
+    }
+
+    fn event_targets(object: &Saga) -> Vec<ObjectReference> {
+        vec![object.object_ref(&())]
+    }
+
+    async fn report(context: &Context, key: &Key, object: &Saga, status: SagaStatus) -> Result<(), RequestError> {
+        report::write(context, key, object, status).await
+    }
+
+    async fn report_malformed(context: &Context, key: &Key, malformed: &Malformed) -> Result<(), RequestError> {
+        report::write_malformed::<Saga>(context, key, malformed).await
+    }
+}
+
+impl Driven for OrchestratorController {
+    fn find(store: &Store, key: &Key) -> Option<Arc<Orchestrator>> {
+        observe::orchestrator(store, &key.id).map(Arc::new)
+    }
+
+    async fn observe(
+        context: &Context,
+        key: &Key,
+        _object: &Orchestrator,
+    ) -> Result<OrchestratorObserved, RequestError> {
+        Ok(observe::observe_orchestrator(&context.store(), &key.id))
+    }
+
+    fn children(planned: &Plan) -> &Plan {
+        planned
+    }
+
+    fn event_targets(object: &Orchestrator) -> Vec<ObjectReference> {
+        object.members.iter().map(|member| member.saga.object_ref(&())).collect()
+    }
+
+    async fn report(
+        context: &Context,
+        key: &Key,
+        object: &Orchestrator,
+        result: PassResult,
+    ) -> Result<(), RequestError> {
+        if context.set_result(key, result) {
+            let names = object.members.iter().filter_map(|member| member.saga.metadata.name.as_ref());
+            let sagas = names.map(|name| Key::of(ObjectKind::Saga, &ObjectId::new(&key.id.namespace, name))).collect();
+            context.enqueue(Requeue { now: sagas, paced: Vec::new() });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,212 @@
+//! A Saga lowered into what the engine runs: names become addresses, durations become milliseconds.
+
+use std::collections::BTreeMap;
+
+use kube::{ResourceExt, core::Duration};
+
+use crate::{
+    api::v1alpha1::{
+        HttpCommand, HttpMethod, Microservice, Protocol, Retry, Saga, SagaCommand, SagaSpec, SagaStep, Undo,
+    },
+    contract::orchestrator::Start,
+    controllers::{
+        kinds::{
+            outbox_relay,
+            saga::{Defined, Observed},
+        },
+        resources::plan::Rejection,
+    },
+    domain::{
+        names,
+        saga::{
+            definition::{Call, Definition, RetryPolicy, Step},
+            lint,
+        },
+    },
+};
+
+/// The definition of a Saga, or everything that is wrong with it in one sentence each.
+///
+/// What the Saga says by itself is judged first, so that its author learns of it whatever else exists.
+pub fn define(object: &Saga, observed: &Observed) -> Result<Defined, Rejection> {
+    if let Some(rejection) = observed.orchestrator_pass.as_ref().and_then(|pass| pass.rejection.as_ref()) {
+        return Err(rejection.clone());
+    }
+    let spec = &object.spec;
+    let mut findings = negative_durations(spec);
+    findings.extend(lint::lint(&lint_spec(spec)).iter().map(ToString::to_string));
+    if !findings.is_empty() {
+        return Err(Rejection { reason: "InvalidSaga", message: findings.join("; ") });
+    }
+    let participants = Participants { namespace: object.namespace().unwrap_or_default(), services: observed };
+    let definition = Definition {
+        name: object.name_any(),
+        version: String::new(),
+        deadline_ms: milliseconds(spec.deadline),
+        steps: spec
+            .steps
+            .iter()
+            .enumerate()
+            .map(|(index, step)| lower_step(&format!("spec.steps[{index}]"), step, &participants))
+            .collect::<Result<_, _>>()?,
+        on_compensated: spec
+            .on_compensated
+            .as_ref()
+            .map(|command| participants.call("spec.onCompensated", command))
+            .transpose()?,
+    };
+    Ok(Defined { definition: definition.seal(), start: start(object, &participants)? })
+}
+
+fn lower_step(field: &str, step: &SagaStep, participants: &Participants<'_>) -> Result<Step, Rejection> {
+    let undo = step.undo.as_ref().and_then(command_of);
+    Ok(Step {
+        name: step.name.clone(),
+        pivot: step.pivot,
+        action: participants.call(&format!("{field}.do"), &step.action)?,
+        undo: undo.map(|command| participants.call(&format!("{field}.undo"), &command)).transpose()?,
+        timeout_ms: milliseconds(step.timeout),
+        retry: retry_policy(&step.retry),
+        failures: step.failures.clone(),
+    })
+}
+
+/// The Microservices that a Saga names, as its calls find them.
+struct Participants<'a> {
+    namespace: String,
+    services: &'a Observed,
+}
+
+impl Participants<'_> {
+    fn service(&self, field: &str, name: &str) -> Result<&Microservice, Rejection> {
+        let found = self.services.services.get(name).map(AsRef::as_ref);
+        found.ok_or_else(|| Rejection::microservice_not_found(&format!("{field}.service"), name))
+    }
+
+    fn call(&self, field: &str, asked: &SagaCommand) -> Result<Call, Rejection> {
+        let SagaCommand { service, command, with } = asked;
+        let participant = self.service(field, service)?;
+        let Some(found) = participant.spec.commands.get(command) else {
+            return Err(unknown_command(field, asked, participant));
+        };
+        let HttpCommand { method, path } = &found.http;
+        let http = participant.spec.ports.iter().find(|port| port.protocol == Protocol::Http);
+        let port = http.ok_or_else(|| Rejection {
+            reason: "NoHttpPort",
+            message: format!(
+                "{field}.service: Microservice `{service}` has no port with `protocol: http` to be called on: add one to its spec.ports"
+            ),
+        })?;
+        Ok(Call {
+            service: service.clone(),
+            command: command.clone(),
+            method: method_name(*method).to_owned(),
+            url: format!("http://{service}.{}.svc:{}{path}", self.namespace, port.port),
+            with: with.clone(),
+        })
+    }
+}
+
+fn unknown_command(field: &str, asked: &SagaCommand, participant: &Microservice) -> Rejection {
+    let SagaCommand { service, command, .. } = asked;
+    let known: Vec<_> = participant.spec.commands.keys().map(|known| format!("`{known}`")).collect();
+    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    Rejection {
+        reason: "CommandNotFound",
+        message: format!(
+            "{field}.command: Microservice `{service}` has no command `{command}` (it has {known}): add it to its spec.commands, or correct the name"
+        ),
+    }
+}
+
+/// The event is read from where the service's relay publishes it.
+fn start(object: &Saga, participants: &Participants<'_>) -> Result<Option<Start>, Rejection> {
+    let Some(start) = &object.spec.start_on else { return Ok(None) };
+    participants.service("spec.startOn", &start.service)?;
+    let relay = participants.services.relays.first().ok_or_else(|| Rejection {
+        reason: "OutboxRelayNotFound",
+        message: format!(
+            "spec.startOn.service: no OutboxRelay publishes the events of `{}`: apply one whose spec.microservice names it",
+            start.service
+        ),
+    })?;
+    Ok(Some(Start {
+        saga: object.name_any(),
+        event_source: names::event_source(&participants.namespace, &start.service),
+        event_type: start.event.clone(),
+        since: object.creation_timestamp().map(|created| created.0),
+        from: outbox_relay::sink(&relay.spec.sink),
+    }))
+}
+
+fn method_name(method: HttpMethod) -> &'static str {
+    match method {
+        HttpMethod::Post => "POST",
+        HttpMethod::Put => "PUT",
+        HttpMethod::Patch => "PATCH",
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(std::time::Duration::from(duration).as_millis()).unwrap_or(u64::MAX)
+}
+
+fn retry_policy(retry: &Retry) -> RetryPolicy {
+    RetryPolicy {
+        max_attempts: u32::try_from(retry.max_attempts).unwrap_or(0),
+        initial_backoff_ms: milliseconds(retry.initial_backoff),
+        max_backoff_ms: milliseconds(retry.max_backoff),
+    }
+}
+
+/// `None` when there is nothing to undo.
+fn command_of(undo: &Undo) -> Option<SagaCommand> {
+    let Undo { none, service, command, with } = undo;
+    (!none).then(|| SagaCommand {
+        service: service.clone().unwrap_or_default(),
+        command: command.clone().unwrap_or_default(),
+        with: with.clone(),
+    })
+}
+
+fn lint_spec(spec: &SagaSpec) -> lint::Spec {
+    lint::Spec {
+        deadline_ms: milliseconds(spec.deadline),
+        steps: spec.steps.iter().map(lint_step).collect(),
+        on_compensated: spec.on_compensated.as_ref().map(lint_call),
+    }
+}
+
+fn lint_step(step: &SagaStep) -> lint::Step {
+    lint::Step {
+        name: step.name.clone(),
+        pivot: step.pivot,
+        action: lint_call(&step.action),
+        undo: match step.undo.as_ref().map(command_of) {
+            None => lint::Undo::Missing,
+            Some(None) => lint::Undo::Nothing,
+            Some(Some(command)) => lint::Undo::Call(lint_call(&command)),
+        },
+        timeout_ms: milliseconds(step.timeout),
+        retry: retry_policy(&step.retry),
+        failures: step.failures.clone(),
+    }
+}
+
+fn lint_call(command: &SagaCommand) -> lint::Call {
+    let SagaCommand { service, command, with } = command.clone();
+    lint::Call { service, command, with }
+}
+
+/// A negative duration has no form in milliseconds, so it is found here.
+fn negative_durations(spec: &SagaSpec) -> Vec<String> {
+    let mut durations = BTreeMap::from([("spec.deadline".to_owned(), spec.deadline)]);
+    for (index, step) in spec.steps.iter().enumerate() {
+        let field = format!("spec.steps[{index}]");
+        durations.insert(format!("{field}.timeout"), step.timeout);
+        durations.insert(format!("{field}.retry.initialBackoff"), step.retry.initial_backoff);
+        durations.insert(format!("{field}.retry.maxBackoff"), step.retry.max_backoff);
+    }
+    let negative = durations.into_iter().filter(|(_, duration)| duration.is_negative());
+    negative.map(|(field, duration)| format!("{field}: {duration} is negative; give a duration such as `2s`")).collect()
+}

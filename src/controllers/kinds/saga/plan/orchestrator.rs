@@ -1,0 +1,290 @@
+//! The orchestrator that the Sagas of a namespace share: a Deployment, its Service and contract, and a database.
+//!
+//! A Saga that is rejected is left out of the contract and the others go on. The engine keeps the definition of each
+//! running instance in its database, so those of a rejected Saga go on too, with the definition that they started with;
+//! only new ones are refused, and the events that would start them wait in the stream.
+
+use std::path::Path;
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy},
+        core::v1::{
+            ConfigMap, Container, ContainerPort, HTTPGetAction, PodSpec, PodTemplateSpec, Probe, Service, ServicePort,
+            ServiceSpec,
+        },
+        networking::v1::{
+            NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
+        },
+    },
+    apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
+};
+use kube::core::ObjectMeta;
+
+use crate::{
+    api::v1alpha1::{Postgres, Retention},
+    contract::{ADMIN_PORT, Contract, DatabaseLogin, Role, database_setup::Purpose, orchestrator as contract},
+    controllers::{
+        database::{self, APP_PASSWORD, Stage, Wanted},
+        kinds::saga::{Orchestrator, OrchestratorObserved},
+        render::{
+            owner::{Owner, reference},
+            pod::{
+                PASSWORD, config_map_volume, mount, password_volume, pin_image, pod_security, requests, wants_upgrade,
+                weft_security,
+            },
+        },
+        resources::{
+            child::{Child, ChildKind, ChildRef},
+            labels::{self, Component, DATABASE_CLIENT_LABEL},
+            plan::{Plan, Rejection},
+            settings::Settings,
+        },
+    },
+    domain::names::{self, MAX_NAME, ORCHESTRATOR_API_PORT, POSTGRES_PORT},
+};
+
+/// Value of `weft.dev/owner-kind` on the children of an orchestrator.
+pub const OWNER_KIND: &str = "Orchestrator";
+
+const CONTRACT: (&str, &str) = ("weft-saga", "/etc/weft/saga");
+const CONTRACT_FILE: &str = "orchestrator.yaml";
+const CONTAINER: &str = "orchestrator";
+const API_PORT_NAME: &str = "http";
+const ADMIN_PORT_NAME: &str = "weft-admin";
+
+/// Nothing is made before the first Saga is accepted; what exists then stays as long as there are Sagas.
+pub fn orchestrator(
+    object: &Orchestrator,
+    observed: &OrchestratorObserved,
+    settings: &Settings,
+) -> Result<Plan, Rejection> {
+    if object.name.len() > MAX_NAME {
+        return Err(Rejection {
+            reason: "NameTooLong",
+            message: format!(
+                "spec.orchestrator: `{}` has {} characters: use at most {MAX_NAME}",
+                object.name,
+                object.name.len()
+            ),
+        });
+    }
+    let exists = observed.deployment.is_some() || observed.database.server.is_some();
+    if !exists && object.members.iter().all(|member| member.defined.is_none()) {
+        return Ok(Plan::default());
+    }
+    let storage = database::storage(observed.database.server.as_ref());
+    let storage = storage.unwrap_or_else(|| settings.orchestrator_storage.clone());
+    let (owner, postgres) = (owner(object), Postgres { storage, ..Postgres::default() });
+    let wanted = Wanted { upgrade: upgrade(object), ..wanted(&owner, &postgres) };
+    let mut plan = Plan { children: database::children(&wanted, &observed.database, settings)?, retained: Vec::new() };
+    plan.children.push(Child::ConfigMap(config_map(object, &owner)?));
+    plan.children.push(Child::NetworkPolicy(network_policy(&owner, settings)));
+    plan.children.push(Child::Service(service(&owner)));
+    if database::stage(&wanted, &observed.database) == Stage::Done {
+        plan.children.push(Child::Deployment(deployment(object, &owner, observed, settings)?));
+    } else {
+        plan.retained.push(ChildRef::new(ChildKind::Deployment, owner.name));
+    }
+    Ok(plan)
+}
+
+/// How far the set-up of the database of orchestrator `name` has come.
+pub fn stage<R>(namespace: &str, name: &str, observed: &OrchestratorObserved, look: impl FnOnce(Stage<'_>) -> R) -> R {
+    let owner = Owner::shared(OWNER_KIND, names::orchestrator(name), namespace.to_owned(), Vec::new());
+    let postgres = Postgres::default();
+    look(database::stage(&wanted(&owner, &postgres), &observed.database))
+}
+
+/// The URL of the orchestrator's API inside the cluster.
+pub fn api_url(namespace: &str, orchestrator: &str) -> String {
+    format!("http://{}.{namespace}.svc:{ORCHESTRATOR_API_PORT}", names::orchestrator(orchestrator))
+}
+
+fn owner(object: &Orchestrator) -> Owner {
+    let references = object.members.iter().map(|member| reference(member.saga.as_ref())).collect();
+    Owner::shared(OWNER_KIND, names::orchestrator(&object.name), object.namespace.clone(), references)
+}
+
+fn upgrade(object: &Orchestrator) -> bool {
+    object.members.iter().any(|member| wants_upgrade(member.saga.as_ref()))
+}
+
+fn wanted<'a>(owner: &'a Owner, postgres: &'a Postgres) -> Wanted<'a> {
+    Wanted {
+        owner,
+        postgres,
+        retention: Retention::Retain,
+        purpose: Purpose::Orchestrator,
+        migrations: None,
+        upgrade: false,
+    }
+}
+
+fn contract(object: &Orchestrator, owner: &Owner) -> contract::Orchestrator {
+    let defined = || object.members.iter().filter_map(|member| member.defined.as_ref());
+    contract::Orchestrator {
+        name: object.name.clone(),
+        namespace: object.namespace.clone(),
+        api_port: ORCHESTRATOR_API_PORT,
+        database: DatabaseLogin {
+            host: database::host(&owner.name, &owner.namespace),
+            port: POSTGRES_PORT,
+            database: names::database_name(&owner.name),
+            role: Role { name: names::APP_ROLE.to_owned(), password_file: Path::new(APP_PASSWORD.1).join(PASSWORD) },
+        },
+        sagas: defined().map(|defined| defined.definition.clone()).collect(),
+        starts: defined().filter_map(|defined| defined.start.clone()).collect(),
+    }
+}
+
+fn config_map(object: &Orchestrator, owner: &Owner) -> Result<ConfigMap, Rejection> {
+    let text = contract(object, owner).to_yaml().map_err(|error| Rejection {
+        reason: "ContractNotWritable",
+        message: format!("the contract of orchestrator {} cannot be written: {error}", object.name),
+    })?;
+    Ok(ConfigMap {
+        metadata: owner.metadata(owner.name.clone(), Component::Orchestrator),
+        data: Some([(CONTRACT_FILE.to_owned(), text)].into()),
+        ..ConfigMap::default()
+    })
+}
+
+/// The API is for the namespace's pods and the operator, the admin port for the operator alone.
+fn network_policy(owner: &Owner, settings: &Settings) -> NetworkPolicy {
+    let operator = || NetworkPolicyPeer {
+        namespace_selector: Some(matching([("kubernetes.io/metadata.name".to_owned(), settings.namespace.clone())])),
+        pod_selector: Some(matching(settings.pod_labels.clone())),
+        ip_block: None,
+    };
+    let namespace = NetworkPolicyPeer { pod_selector: Some(LabelSelector::default()), ..NetworkPolicyPeer::default() };
+    let rule = |port: u16, from| NetworkPolicyIngressRule {
+        from: Some(from),
+        ports: Some(vec![NetworkPolicyPort {
+            port: Some(IntOrString::Int(port.into())),
+            protocol: Some("TCP".to_owned()),
+            end_port: None,
+        }]),
+    };
+    NetworkPolicy {
+        metadata: owner.metadata(owner.name.clone(), Component::Orchestrator),
+        spec: Some(NetworkPolicySpec {
+            pod_selector: Some(selector(owner)),
+            policy_types: Some(vec!["Ingress".to_owned()]),
+            ingress: Some(vec![
+                rule(ORCHESTRATOR_API_PORT, vec![namespace, operator()]),
+                rule(ADMIN_PORT, vec![operator()]),
+            ]),
+            egress: None,
+        }),
+    }
+}
+
+fn matching(labels: impl IntoIterator<Item = (String, String)>) -> LabelSelector {
+    LabelSelector { match_labels: Some(labels.into_iter().collect()), ..LabelSelector::default() }
+}
+
+fn selector(owner: &Owner) -> LabelSelector {
+    matching(labels::selector(&owner.name, Component::Orchestrator))
+}
+
+fn service(owner: &Owner) -> Service {
+    Service {
+        metadata: owner.metadata(owner.name.clone(), Component::Orchestrator),
+        spec: Some(ServiceSpec {
+            selector: Some(labels::selector(&owner.name, Component::Orchestrator)),
+            ports: Some(vec![ServicePort {
+                name: Some(API_PORT_NAME.to_owned()),
+                port: ORCHESTRATOR_API_PORT.into(),
+                target_port: Some(IntOrString::String(API_PORT_NAME.to_owned())),
+                protocol: Some("TCP".to_owned()),
+                app_protocol: Some("http".to_owned()),
+                ..ServicePort::default()
+            }]),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    }
+}
+
+fn deployment(
+    object: &Orchestrator,
+    owner: &Owner,
+    observed: &OrchestratorObserved,
+    settings: &Settings,
+) -> Result<Deployment, Rejection> {
+    let live = observed.deployment.as_ref();
+    let pinned = pin_image(live, &settings.image, upgrade(object), |image| Ok(template(owner, image, settings)))?;
+    Ok(Deployment {
+        metadata: ObjectMeta {
+            annotations: Some(pinned.annotations),
+            ..owner.metadata(owner.name.clone(), Component::Orchestrator)
+        },
+        spec: Some(DeploymentSpec {
+            replicas: Some(1),
+            // one writer: leases would keep two apart, but a second one would only wait for the first
+            strategy: Some(DeploymentStrategy { type_: Some("Recreate".to_owned()), rolling_update: None }),
+            selector: selector(owner),
+            template: pinned.template,
+            ..DeploymentSpec::default()
+        }),
+        status: None,
+    })
+}
+
+fn template(owner: &Owner, image: &str, settings: &Settings) -> PodTemplateSpec {
+    let mut labels = owner.labels(Component::Orchestrator);
+    labels.insert(DATABASE_CLIENT_LABEL.to_owned(), owner.name.clone());
+    PodTemplateSpec {
+        metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
+        spec: Some(PodSpec {
+            automount_service_account_token: Some(false),
+            enable_service_links: Some(false),
+            security_context: Some(pod_security()),
+            containers: vec![container(image, settings)],
+            volumes: Some(vec![
+                config_map_volume(CONTRACT.0, owner.name.clone()),
+                password_volume(APP_PASSWORD.0, names::database(&owner.name)),
+            ]),
+            ..PodSpec::default()
+        }),
+    }
+}
+
+fn container(image: &str, settings: &Settings) -> Container {
+    let config = format!("{}/{CONTRACT_FILE}", CONTRACT.1);
+    let port = |name: &str, port: u16| ContainerPort {
+        name: Some(name.to_owned()),
+        container_port: port.into(),
+        protocol: Some("TCP".to_owned()),
+        ..ContainerPort::default()
+    };
+    Container {
+        name: CONTAINER.to_owned(),
+        image: Some(image.to_owned()),
+        image_pull_policy: settings.image_pull_policy.clone(),
+        args: Some(["saga", "--config", &config].map(str::to_owned).into()),
+        ports: Some(vec![port(API_PORT_NAME, ORCHESTRATOR_API_PORT), port(ADMIN_PORT_NAME, ADMIN_PORT)]),
+        liveness_probe: Some(probe("/livez", 10, 6)),
+        readiness_probe: Some(probe("/readyz", 5, 3)),
+        resources: Some(requests("50m", "64Mi")),
+        security_context: Some(weft_security()),
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
+        volume_mounts: Some(vec![mount(CONTRACT.0, CONTRACT.1), mount(APP_PASSWORD.0, APP_PASSWORD.1)]),
+        ..Container::default()
+    }
+}
+
+fn probe(path: &str, period_seconds: i32, failures: i32) -> Probe {
+    let get = HTTPGetAction {
+        path: Some(path.to_owned()),
+        port: IntOrString::String(ADMIN_PORT_NAME.to_owned()),
+        ..HTTPGetAction::default()
+    };
+    Probe {
+        http_get: Some(get),
+        period_seconds: Some(period_seconds),
+        failure_threshold: Some(failures),
+        ..Probe::default()
+    }
+}

@@ -1,0 +1,223 @@
+use std::sync::Arc;
+
+use super::{define, orchestrator};
+use crate::{
+    api::v1alpha1::Saga,
+    contract::Contract,
+    controllers::{
+        fixtures::{self, find, microservice, ready, relay_of, saga, settings},
+        kinds::saga::{Defined, Member, Observed, Orchestrator, OrchestratorObserved},
+        resources::{
+            child::{ChildKind, ChildRef},
+            observed::{JobOutcome, Workload},
+        },
+    },
+};
+
+const CREATE_ORDER: &str = r"
+startOn: {service: orders, event: OrderCreated}
+deadline: 1m30s
+steps:
+- name: reserve-credit
+  do: {service: customers, command: ReserveCredit, with: {amount: input.total}}
+  undo: {service: customers, command: ReleaseCredit, with: {amount: input.total}}
+  failures: {CreditLimitExceeded: INSUFFICIENT_CREDIT}
+  timeout: 1500ms
+  retry: {maxAttempts: 5, initialBackoff: 50ms, maxBackoff: 1s}
+- name: look
+  do: {service: orders, command: ApproveOrder}
+  undo: {none: true}
+- name: approve
+  pivot: true
+  do: {service: orders, command: ApproveOrder}
+onCompensated: {service: orders, command: RejectOrder, with: {reason: failure.reason}}
+";
+
+fn create_order() -> Saga {
+    saga("create-order", CREATE_ORDER)
+}
+
+fn observed() -> Observed {
+    let customers = r"
+image: i
+ports: [{name: grpc, port: 9090, protocol: grpc}, {name: http, port: 8080}]
+commands:
+  ReserveCredit: {http: {path: /commands/reserve-credit}}
+  ReleaseCredit: {http: {path: /commands/release-credit, method: PUT}}
+";
+    let orders = r"
+image: i
+database: {postgres: {}}
+ports: [{name: http, port: 8081}]
+commands:
+  ApproveOrder: {http: {path: /commands/approve-order}}
+  RejectOrder: {http: {path: /commands/reject-order}}
+";
+    let services = [("customers", customers), ("orders", orders)];
+    Observed {
+        services: services.map(|(name, spec)| (name.to_owned(), Arc::new(microservice(name, spec)))).into(),
+        relays: vec![relay_of("orders")],
+        ..Observed::default()
+    }
+}
+
+fn member(saga: Saga, observed: &Observed) -> Member {
+    let defined = define(&saga, observed).ok();
+    Member { saga: Arc::new(saga), defined }
+}
+
+fn two_sagas() -> Orchestrator {
+    let broken = saga("broken", "{steps: [{name: a, do: {service: nobody, command: Act}, undo: {none: true}}]}");
+    let members = vec![member(broken, &observed()), member(create_order(), &observed())];
+    Orchestrator { namespace: "shop".to_owned(), name: "default".to_owned(), members }
+}
+
+/// The store after the database's set-up.
+fn settled(object: &Orchestrator) -> OrchestratorObserved {
+    let mut observed = OrchestratorObserved::default();
+    observed.database.server = Some(ready(1));
+    let plan = orchestrator(object, &observed, &settings()).unwrap();
+    let job = fixtures::names(&plan).into_iter().find_map(|name| name.strip_prefix("Job/").map(str::to_owned));
+    observed.database.jobs.insert(job.unwrap(), fixtures::job(JobOutcome::Succeeded));
+    observed
+}
+
+#[test]
+fn a_definition_has_addresses_and_milliseconds() {
+    let Defined { definition, start } = define(&create_order(), &observed()).unwrap();
+    insta::assert_yaml_snapshot!((definition, start));
+}
+
+#[test]
+fn a_definitions_version_is_of_its_content() {
+    let version = |saga: &Saga| define(saga, &observed()).unwrap().definition.version;
+    let mut other = create_order();
+    assert_eq!(version(&other), version(&create_order()));
+    other.spec.steps[0].failures.clear();
+    assert_ne!(version(&other), version(&create_order()));
+}
+
+#[test]
+fn what_a_saga_names_and_does_not_exist_gets_a_sentence() {
+    let refused = |change: &dyn Fn(&mut Saga, &mut Observed)| {
+        let (mut saga, mut observed) = (create_order(), observed());
+        change(&mut saga, &mut observed);
+        let rejection = define(&saga, &observed).unwrap_err();
+        (rejection.reason, rejection.message)
+    };
+    let (reason, message) = refused(&|_, observed| drop(observed.services.remove("customers")));
+    assert_eq!(reason, "MicroserviceNotFound");
+    assert_eq!(
+        message,
+        "spec.steps[0].do.service: there is no Microservice `customers` in this namespace yet: apply it, or correct the name"
+    );
+
+    let (reason, message) = refused(&|saga, _| "Reserve".clone_into(&mut saga.spec.steps[0].action.command));
+    assert_eq!(reason, "CommandNotFound");
+    assert!(message.contains("has no command `Reserve` (it has `ReleaseCredit`, `ReserveCredit`)"), "{message}");
+
+    let (reason, message) = refused(&|_, observed| observed.relays.clear());
+    assert_eq!(reason, "OutboxRelayNotFound");
+    assert!(message.starts_with("spec.startOn.service: no OutboxRelay publishes the events of `orders`"), "{message}");
+
+    let (reason, _) = refused(&|_, observed| {
+        let mut customers = observed.services["customers"].as_ref().clone();
+        customers.spec.ports.pop();
+        observed.services.insert("customers".to_owned(), Arc::new(customers));
+    });
+    assert_eq!(reason, "NoHttpPort");
+}
+
+#[test]
+fn what_is_wrong_with_a_saga_is_said_at_once_and_before_what_it_names() {
+    let mut saga = create_order();
+    saga.spec.steps[0].undo = None;
+    saga.spec.steps[1].action.with.insert("x".to_owned(), "input.".to_owned());
+    let refused = define(&saga, &Observed::default()).unwrap_err();
+    assert_eq!(refused.reason, "InvalidSaga");
+    assert!(refused.message.contains("spec.steps[0].undo:"), "{}", refused.message);
+    assert!(refused.message.contains("spec.steps[1].do.with.x:"), "{}", refused.message);
+}
+
+#[test]
+fn a_negative_duration_is_refused() {
+    let saga = saga(
+        "s",
+        "{deadline: -5m, steps: [{name: a, do: {service: orders, command: ApproveOrder}, undo: {none: true}}]}",
+    );
+    let refused = define(&saga, &observed()).unwrap_err();
+    assert!(refused.message.starts_with("spec.deadline: -300s is negative"), "{}", refused.message);
+}
+
+#[test]
+fn an_orchestrator_as_a_whole() {
+    let plan = orchestrator(&two_sagas(), &settled(&two_sagas()), &settings()).unwrap();
+    let without_database: Vec<_> =
+        plan.children.iter().filter(|child| !child.reference().name.contains("-db")).cloned().collect();
+    insta::assert_snapshot!(fixtures::yaml(&crate::controllers::resources::plan::Plan {
+        children: without_database,
+        retained: vec![]
+    }));
+    insta::assert_yaml_snapshot!(fixtures::names(&plan));
+}
+
+#[test]
+fn a_rejected_saga_is_left_out_and_the_others_go_on() {
+    let plan = orchestrator(&two_sagas(), &settled(&two_sagas()), &settings()).unwrap();
+    let text = find(&plan, "ConfigMap/default-orchestrator")["data"]["orchestrator.yaml"].as_str().unwrap().to_owned();
+    let contract = crate::contract::orchestrator::Orchestrator::from_yaml(&text, "".as_ref()).unwrap();
+    assert_eq!(contract.sagas.iter().map(|saga| saga.name.as_str()).collect::<Vec<_>>(), ["create-order"]);
+    assert_eq!(contract.starts.len(), 1);
+}
+
+#[test]
+fn all_its_sagas_own_it_together() {
+    let plan = orchestrator(&two_sagas(), &settled(&two_sagas()), &settings()).unwrap();
+    for child in plan.children.iter().map(fixtures::value).filter(|child| child["kind"] != "Secret") {
+        let owners = child["metadata"]["ownerReferences"].as_array().unwrap();
+        let names: Vec<_> = owners.iter().map(|owner| owner["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["broken", "create-order"]);
+        assert!(owners.iter().all(|owner| owner.get("controller").is_none()));
+    }
+}
+
+#[test]
+fn nothing_is_made_before_the_first_saga_is_accepted_and_nothing_goes_when_the_last_is_rejected() {
+    let mut object = two_sagas();
+    object.members.truncate(1);
+    assert_eq!(
+        fixtures::names(&orchestrator(&object, &OrchestratorObserved::default(), &settings()).unwrap()),
+        [""; 0]
+    );
+    let plan = orchestrator(&object, &settled(&two_sagas()), &settings()).unwrap();
+    assert!(fixtures::names(&plan).contains(&"Deployment/default-orchestrator".to_owned()));
+}
+
+#[test]
+fn the_orchestrator_waits_for_its_database() {
+    let observed = OrchestratorObserved::default();
+    let plan = orchestrator(&two_sagas(), &observed, &settings()).unwrap();
+    assert!(!fixtures::names(&plan).contains(&"Deployment/default-orchestrator".to_owned()));
+    assert_eq!(plan.retained, [ChildRef::new(ChildKind::Deployment, "default-orchestrator".to_owned())]);
+}
+
+#[test]
+fn another_operator_or_another_saga_restarts_nothing() {
+    let mut observed = settled(&two_sagas());
+    let first = orchestrator(&two_sagas(), &observed, &settings()).unwrap();
+    let deployment = find(&first, "Deployment/default-orchestrator");
+    let annotations = serde_json::from_value(deployment["metadata"]["annotations"].clone()).unwrap();
+    observed.deployment = Some(Workload { annotations, ..ready(1) });
+    let mut newer = settings();
+    newer.image = "localhost/weft:2".to_owned();
+    let mut fewer = two_sagas();
+    fewer.members.remove(0);
+    let second = orchestrator(&fewer, &observed, &newer).unwrap();
+    assert_eq!(deployment["spec"], find(&second, "Deployment/default-orchestrator")["spec"]);
+}
+
+#[test]
+fn its_pods_keep_to_pod_security_restricted() {
+    let plan = orchestrator(&two_sagas(), &settled(&two_sagas()), &settings()).unwrap();
+    fixtures::assert_restricted(&find(&plan, "Deployment/default-orchestrator")["spec"]["template"]["spec"]);
+}

@@ -1,0 +1,142 @@
+//! What a Saga says of itself, and of its instances.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
+
+use super::{
+    Defined, Observed,
+    plan::{api_url, stage},
+};
+use crate::{
+    api::v1alpha1::{Saga, SagaStatus, StuckSaga},
+    contract::status::{Problem, SagaCounts, StuckInstance},
+    controllers::{
+        database::status as database_status,
+        resources::{outcome::Applied, plan::Rejection},
+        status::{
+            conditions::{Conditions, DATABASE_READY, STUCK, Truth},
+            progress::{Finding, Progress, not_applied, not_rolled_out, set_accepted},
+        },
+    },
+};
+
+pub fn status(object: &Saga, observed: &Observed, planned: &Result<Defined, Rejection>, now: Timestamp) -> SagaStatus {
+    let applied = observed.orchestrator_pass.as_ref().map(|pass| pass.applied.clone()).unwrap_or_default();
+    let previous = object.status.clone().unwrap_or_default();
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    let counts = observed.orchestrator.status.as_ref().and_then(|status| status.sagas.get(&name));
+    let mut conditions = Conditions::new(&previous.conditions, object.metadata.generation, now);
+    progress(object, observed, planned, &applied, counts).set(&mut conditions);
+    set_accepted(planned, &applied, &mut conditions);
+    database(observed).set(DATABASE_READY, &mut conditions);
+    stuck(observed, counts).set(STUCK, &mut conditions);
+    let conditions = conditions.finish();
+    let told = SagaStatus {
+        observed_generation: object.metadata.generation,
+        conditions,
+        steps: i32::try_from(object.spec.steps.len()).unwrap_or(i32::MAX),
+        url: Some(format!("{}/sagas/{name}", api_url(&namespace, &object.spec.orchestrator))),
+        ..previous
+    };
+    match (counts, &observed.orchestrator.status) {
+        (Some(counts), _) => numbers(told, counts),
+        (None, Some(_)) => numbers(told, &SagaCounts::default()),
+        // nobody can tell: the last numbers stay
+        (None, None) => told,
+    }
+}
+
+fn numbers(told: SagaStatus, counts: &SagaCounts) -> SagaStatus {
+    let count = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    SagaStatus {
+        running: count(counts.running),
+        completed: count(counts.completed),
+        compensated: count(counts.compensated),
+        stuck: count(counts.stuck),
+        stuck_instances: counts.stuck_instances.iter().take(10).map(stuck_saga).collect(),
+        ..told
+    }
+}
+
+fn stuck_saga(instance: &StuckInstance) -> StuckSaga {
+    let StuckInstance { id, step, operation, message, since } = instance.clone();
+    StuckSaga { id, step, operation, message, since: Time(since) }
+}
+
+fn progress(
+    object: &Saga,
+    observed: &Observed,
+    planned: &Result<Defined, Rejection>,
+    applied: &Applied,
+    counts: Option<&SagaCounts>,
+) -> Progress {
+    let defined = match planned {
+        Ok(defined) => defined,
+        Err(rejection) => return rejection.into(),
+    };
+    let (namespace, orchestrator) = (object.namespace().unwrap_or_default(), &observed.orchestrator);
+    let server = orchestrator.database.server.as_ref();
+    let database = || {
+        stage(&namespace, &object.spec.orchestrator, orchestrator, |stage| database_status::progress(server, &stage))
+    };
+    not_applied(applied)
+        .or_else(database)
+        .or_else(|| not_rolled_out(orchestrator.deployment.as_ref(), "the orchestrator"))
+        .unwrap_or_else(|| running(observed, defined, counts))
+}
+
+fn running(observed: &Observed, defined: &Defined, counts: Option<&SagaCounts>) -> Progress {
+    let Some(status) = &observed.orchestrator.status else {
+        return Progress::waiting("OrchestratorSilent", "the orchestrator has not told its state yet");
+    };
+    if !status.ready {
+        return match status.problems.first() {
+            Some(Problem { reason, message }) => Progress::waiting(reason, message.clone()),
+            None => Progress::waiting("Starting", "the orchestrator is recovering its instances"),
+        };
+    }
+    let version = &defined.definition.version;
+    if counts.is_none_or(|counts| counts.version != *version) {
+        return Progress::waiting(
+            "Loading",
+            format!("the orchestrator has not read version {version} of the saga yet"),
+        );
+    }
+    match status.problems.first() {
+        Some(Problem { reason, message }) => Progress::ready(reason, message.clone()),
+        None => Progress::ready("Ready", format!("the orchestrator runs version {version} of the saga")),
+    }
+}
+
+/// `DatabaseReady`: the orchestrator's server answers.
+fn database(observed: &Observed) -> Finding {
+    database_status::server(observed.orchestrator.database.server.as_ref())
+}
+
+/// `Stuck`: instances wait for a person.
+fn stuck(observed: &Observed, counts: Option<&SagaCounts>) -> Finding {
+    if observed.orchestrator.status.is_none() {
+        return Finding::new(
+            Truth::Unknown,
+            "OrchestratorSilent",
+            "the orchestrator does not tell how its instances fare",
+        );
+    }
+    let Some(counts) = counts.filter(|counts| counts.stuck > 0) else {
+        return Finding::new(false, "NoneStuck", "no instance waits for a person");
+    };
+    let oldest = counts.stuck_instances.first().map_or_else(
+        String::new,
+        |StuckInstance { id, step, operation, message, .. }| {
+            format!("; the oldest, {id}, cannot {operation} step `{step}`: {message}")
+        },
+    );
+    let waits =
+        if counts.stuck == 1 { "1 instance waits".to_owned() } else { format!("{} instances wait", counts.stuck) };
+    Finding::new(true, "InstancesStuck", format!("{waits} for a person{oldest}"))
+}
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;

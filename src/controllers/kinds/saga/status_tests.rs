@@ -1,0 +1,146 @@
+use std::sync::Arc;
+
+use super::{
+    super::{
+        Member, Orchestrator,
+        plan::{define, orchestrator},
+    },
+    *,
+};
+use crate::{
+    contract::status::OrchestratorStatus,
+    controllers::{
+        fixtures::{self, job, message, microservice, now, problem, ready, refused, saga, said, settings},
+        resources::{
+            child::ChildKind,
+            observed::{JobOutcome, Workload},
+        },
+        runtime::PassResult,
+    },
+};
+
+const SPEC: &str = "{steps: [{name: act, do: {service: orders, command: Act}, undo: {none: true}}]}";
+
+fn settled() -> (Saga, Observed) {
+    let object = saga("create-order", SPEC);
+    let orders = "{image: i, ports: [{name: http, port: 80}], commands: {Act: {http: {path: /act}}}}";
+    let mut observed = Observed {
+        services: [("orders".to_owned(), Arc::new(microservice("orders", orders)))].into(),
+        ..Observed::default()
+    };
+    let defined = define(&object, &observed).unwrap();
+    let version = defined.definition.version.clone();
+    let counts = SagaCounts { version, running: 3, completed: 5, compensated: 1, ..SagaCounts::default() };
+    observed.orchestrator.database.server = Some(ready(1));
+    observed.orchestrator.deployment = Some(ready(1));
+    observed.orchestrator.status = Some(OrchestratorStatus {
+        ready: true,
+        sagas: [("create-order".to_owned(), counts)].into(),
+        ..OrchestratorStatus::default()
+    });
+    let group = Orchestrator {
+        namespace: "shop".to_owned(),
+        name: "default".to_owned(),
+        members: vec![Member { saga: Arc::new(object.clone()), defined: Some(defined) }],
+    };
+    let plan = orchestrator(&group, &observed.orchestrator, &settings()).unwrap();
+    let name = fixtures::names(&plan).into_iter().find_map(|name| name.strip_prefix("Job/").map(str::to_owned));
+    observed.orchestrator.database.jobs.insert(name.unwrap(), job(JobOutcome::Succeeded));
+    (object, observed)
+}
+
+fn told(object: &Saga, observed: &Observed) -> SagaStatus {
+    status(object, observed, &define(object, observed), now())
+}
+
+fn with(change: impl FnOnce(&mut Observed)) -> SagaStatus {
+    let (object, mut observed) = settled();
+    change(&mut observed);
+    told(&object, &observed)
+}
+
+fn counts(observed: &mut Observed) -> &mut SagaCounts {
+    observed.orchestrator.status.as_mut().unwrap().sagas.get_mut("create-order").unwrap()
+}
+
+#[test]
+fn a_saga_that_runs() {
+    insta::assert_yaml_snapshot!(with(|_| ()));
+}
+
+#[test]
+fn stuck_instances_are_loud_and_do_not_stop_new_ones() {
+    let status = with(|observed| {
+        let instance = StuckInstance {
+            id: "0192-a".to_owned(),
+            step: "act".to_owned(),
+            operation: "undo".to_owned(),
+            message: "503 Service Unavailable".to_owned(),
+            since: now(),
+        };
+        let counts = counts(observed);
+        counts.stuck = 2;
+        counts.stuck_instances = vec![instance];
+    });
+    assert_eq!(said(&status.conditions)[0], "Ready=True Ready");
+    assert_eq!(said(&status.conditions).last().unwrap(), "Stuck=True InstancesStuck");
+    assert_eq!(
+        message(&status.conditions, "Stuck"),
+        "2 instances wait for a person; the oldest, 0192-a, cannot undo step `act`: 503 Service Unavailable"
+    );
+    assert_eq!((status.stuck, status.stuck_instances.len()), (2, 1));
+}
+
+#[test]
+fn what_a_saga_waits_for_is_said() {
+    let reason = |change: &dyn Fn(&mut Observed)| said(&with(change).conditions)[0].clone();
+    assert_eq!(reason(&|observed| observed.services.clear()), "Ready=False MicroserviceNotFound");
+    assert_eq!(reason(&|observed| observed.orchestrator.database.server = None), "Ready=False Creating");
+    assert_eq!(reason(&|observed| observed.orchestrator.database.jobs.clear()), "Ready=False SetupPending");
+    assert_eq!(
+        reason(&|observed| {
+            let crashing = vec![problem("CrashLooping", "exits with code 1")];
+            observed.orchestrator.deployment = Some(Workload { ready: 0, problems: crashing, ..ready(1) });
+        }),
+        "Ready=False CrashLooping"
+    );
+    assert_eq!(reason(&|observed| observed.orchestrator.status = None), "Ready=False OrchestratorSilent");
+    assert_eq!(
+        reason(&|observed| observed.orchestrator.status.as_mut().unwrap().ready = false),
+        "Ready=False Starting"
+    );
+    assert_eq!(reason(&|observed| counts(observed).version.clear()), "Ready=False Loading");
+}
+
+#[test]
+fn a_rejection_that_ends_by_itself_does_not_stall_and_another_does() {
+    let waiting = with(|observed| observed.services.clear());
+    assert_eq!(
+        said(&waiting.conditions)[1..4],
+        ["Reconciling=True MicroserviceNotFound", "Stalled=False NotStalled", "Accepted=False MicroserviceNotFound"]
+    );
+    let (mut object, observed) = settled();
+    object.spec.steps[0].undo = None;
+    let invalid = told(&object, &observed);
+    assert_eq!(said(&invalid.conditions)[2..4], ["Stalled=True InvalidSaga", "Accepted=False InvalidSaga"]);
+    assert_eq!((invalid.running, invalid.completed), (3, 5), "its running instances are still counted");
+}
+
+#[test]
+fn a_saga_whose_orchestrator_is_refused_is_not_accepted() {
+    let (object, observed) = settled();
+    let applied = refused(ChildKind::StatefulSet, "default-orchestrator-db");
+    let observed = Observed { orchestrator_pass: Some(PassResult { applied, rejection: None }), ..observed };
+    let status = status(&object, &observed, &define(&object, &observed), now());
+    assert_eq!(said(&status.conditions)[2..4], ["Stalled=True ChildRefused", "Accepted=False ChildRefused"]);
+}
+
+#[test]
+fn numbers_stay_while_nobody_can_tell() {
+    let (mut object, mut observed) = settled();
+    object.status = Some(told(&object, &observed));
+    observed.orchestrator.status = None;
+    let silent = told(&object, &observed);
+    assert_eq!((silent.running, silent.completed, silent.compensated), (3, 5, 1));
+    assert_eq!(said(&silent.conditions).last().unwrap(), "Stuck=Unknown OrchestratorSilent");
+}

@@ -1,0 +1,80 @@
+//! Whose children are made: a Microservice, an OutboxRelay, or the Sagas that share an orchestrator.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    NamespaceResourceScope,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+};
+use kube::{Resource, ResourceExt};
+
+use crate::controllers::resources::labels::{self, Component};
+
+/// The owner of children: it gives them their names, their labels and their owner references.
+#[derive(Clone, Debug)]
+pub struct Owner {
+    /// Value of `weft.dev/owner-kind`.
+    pub kind: &'static str,
+    /// Children are named after it, and labelled with it.
+    pub name: String,
+    pub namespace: String,
+    references: Vec<OwnerReference>,
+}
+
+impl Owner {
+    /// One object that owns its children alone.
+    pub fn of<K>(object: &K, kind: &'static str) -> Self
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        let reference = OwnerReference { controller: Some(true), ..reference(object) };
+        Self {
+            kind,
+            name: object.name_any(),
+            namespace: object.namespace().unwrap_or_default(),
+            references: vec![reference],
+        }
+    }
+
+    /// Several objects that own the children together: the children go when the last of them goes.
+    pub fn shared(kind: &'static str, name: String, namespace: String, mut references: Vec<OwnerReference>) -> Self {
+        references.sort_by(|a, b| (&a.name, &a.uid).cmp(&(&b.name, &b.uid)));
+        Self { kind, name, namespace, references }
+    }
+
+    /// Metadata of a child that goes when its owner goes.
+    pub fn metadata(&self, name: String, component: Component) -> ObjectMeta {
+        ObjectMeta { owner_references: Some(self.references.clone()), ..self.lasting_metadata(name, component) }
+    }
+
+    /// Metadata of a child that outlives its owner, and is adopted by the next owner of the name.
+    pub fn lasting_metadata(&self, name: String, component: Component) -> ObjectMeta {
+        ObjectMeta {
+            name: Some(name),
+            namespace: Some(self.namespace.clone()),
+            labels: Some(self.labels(component)),
+            ..ObjectMeta::default()
+        }
+    }
+
+    /// All labels of a child.
+    pub fn labels(&self, component: Component) -> BTreeMap<String, String> {
+        labels::labels(self.kind, &self.name, component)
+    }
+}
+
+/// A reference that is not a controller's.
+///
+/// `blockOwnerDeletion` stays away: it would need the right to change finalizers, and nothing here needs the order.
+pub fn reference<K>(object: &K) -> OwnerReference
+where
+    K: Resource<DynamicType = ()>,
+{
+    OwnerReference {
+        api_version: K::api_version(&()).into_owned(),
+        kind: K::kind(&()).into_owned(),
+        name: object.name_any(),
+        uid: object.uid().unwrap_or_default(),
+        ..OwnerReference::default()
+    }
+}

@@ -1,0 +1,181 @@
+//! What a failed request means: one class and one reason, from the API server's answer.
+
+use std::{future::Future, time::Duration};
+
+use kube::core::response::Status;
+
+use crate::controllers::resources::{
+    child::ChildRef,
+    outcome::{Class, Failure},
+};
+
+/// Longest that one request may take, the client's own repetitions (429, 503, 504) included.
+pub const REQUEST_DEADLINE: Duration = Duration::from_secs(15);
+
+/// Longest part of the API server's words that is passed on.
+const MAX_WORDS: usize = 400;
+
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+    #[error("the API server did not answer within {} s", REQUEST_DEADLINE.as_secs())]
+    Deadline,
+    #[error("writing an object as JSON")]
+    Json(#[from] serde_json::Error),
+}
+
+/// A request with its deadline.
+pub async fn within_deadline<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, RequestError> {
+    match tokio::time::timeout(REQUEST_DEADLINE, request).await {
+        Ok(answer) => Ok(answer?),
+        Err(_elapsed) => Err(RequestError::Deadline),
+    }
+}
+
+impl RequestError {
+    /// The API server's HTTP status, if it answered.
+    pub fn code(&self) -> Option<u16> {
+        match self {
+            Self::Api(kube::Error::Api(status)) => Some(status.code),
+            Self::Api(_) | Self::Deadline | Self::Json(_) => None,
+        }
+    }
+
+    /// What is to be done about it, and its reason.
+    pub fn class(&self) -> (Class, &'static str) {
+        match self {
+            Self::Api(kube::Error::Api(status)) => class_of(status),
+            Self::Api(_) | Self::Deadline => (Class::Retry, "ApiUnavailable"),
+            Self::Json(_) => (Class::Invalid, "ChildRefused"),
+        }
+    }
+
+    /// The API server's own sentence, or ours.
+    pub fn words(&self) -> String {
+        let words = match self {
+            Self::Api(kube::Error::Api(status)) => status.message.clone(),
+            Self::Api(error) => format!("the API server cannot be reached: {}", root(error)),
+            Self::Deadline | Self::Json(_) => self.to_string(),
+        };
+        words.chars().take(MAX_WORDS).collect()
+    }
+
+    /// For `child`, in a sentence.
+    pub fn about(&self, doing: &str, child: &ChildRef) -> Failure {
+        let (class, reason) = self.class();
+        let words = self.words();
+        let message = match reason {
+            "ChildConflict" => {
+                format!("{child} exists and is not Weft's: delete it or give this resource another name ({words})")
+            }
+            "Forbidden" => format!(
+                "the operator may not {doing} {child}: its roles do not fit its version; upgrade the chart ({words})"
+            ),
+            _ => format!("cannot {doing} {child}: {words}"),
+        };
+        Failure { child: child.clone(), class, reason, message }
+    }
+}
+
+/// How a server-side apply begins to say, with a mere 500, that the child is not of its kind's form.
+const FORMLESS: [&str; 2] = ["failed to create typed patch object", "failed to convert new object"];
+
+fn class_of(status: &Status) -> (Class, &'static str) {
+    let has_cause =
+        |cause: &str| status.details.iter().flat_map(|details| &details.causes).any(|known| known.reason == cause);
+    match status.code {
+        403 if has_cause("NamespaceTerminating") || status.message.contains("being terminated") => {
+            (Class::Retry, "NamespaceTerminating")
+        }
+        403 if status.message.contains("exceeded quota") => (Class::Retry, "QuotaExceeded"),
+        401 => (Class::Fatal, "Unauthorized"),
+        // a webhook's words, and those of a ValidatingAdmissionPolicy
+        403 if ["denied the request", "denied request"].iter().any(|words| status.message.contains(words)) => {
+            (Class::Invalid, "ChildRefused")
+        }
+        403 => (Class::Fatal, "Forbidden"),
+        404 => (Class::Retry, "NotFound"),
+        409 => (Class::Retry, "ChildConflict"),
+        422 if status.message.contains("Only one reference can have Controller set to true") => {
+            (Class::Retry, "ChildConflict")
+        }
+        400 | 405 | 413 | 415 | 422 => (Class::Invalid, "ChildRefused"),
+        500 if FORMLESS.iter().any(|words| status.message.starts_with(words)) => (Class::Invalid, "ChildRefused"),
+        _ => (Class::Retry, "ApiUnavailable"),
+    }
+}
+
+fn root(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controllers::resources::child::ChildKind;
+
+    fn refused(code: u16, message: &str) -> RequestError {
+        RequestError::Api(kube::Error::Api(Box::new(Status { code, ..Status::failure(message, "") })))
+    }
+
+    #[test]
+    fn answers_of_the_api_server_have_a_class_and_a_reason() {
+        let cases = [
+            (
+                403,
+                "forbidden: unable to create new content in namespace shop because it is being terminated",
+                Class::Retry,
+                "NamespaceTerminating",
+            ),
+            (403, "services is forbidden: User cannot patch", Class::Fatal, "Forbidden"),
+            (403, "admission webhook \"policy.example\" denied the request: no owner", Class::Invalid, "ChildRefused"),
+            (
+                403,
+                "deployments.apps \"orders\" is forbidden: ValidatingAdmissionPolicy 'owners' with binding 'all' denied request: no owner",
+                Class::Invalid,
+                "ChildRefused",
+            ),
+            (409, "Apply failed with 1 conflict", Class::Retry, "ChildConflict"),
+            (
+                422,
+                "metadata.ownerReferences: Invalid value: Only one reference can have Controller set to true",
+                Class::Retry,
+                "ChildConflict",
+            ),
+            (422, "spec.ports[0].port: Invalid value", Class::Invalid, "ChildRefused"),
+            (
+                500,
+                "failed to convert new object (shop/orders; apps/v1, Kind=Deployment) to proper version: unable to convert unstructured object to apps/v1, Kind=Deployment: quantities must match the regular expression",
+                Class::Invalid,
+                "ChildRefused",
+            ),
+            (
+                500,
+                "failed to create typed patch object (shop/orders; apps/v1, Kind=Deployment): duplicate entries for key",
+                Class::Invalid,
+                "ChildRefused",
+            ),
+            (429, "too many requests", Class::Retry, "ApiUnavailable"),
+            (500, "etcdserver: request timed out", Class::Retry, "ApiUnavailable"),
+        ];
+        for (code, message, class, reason) in cases {
+            assert_eq!(refused(code, message).class(), (class, reason), "{code} {message}");
+        }
+    }
+
+    #[test]
+    fn a_failure_names_the_child_and_the_remedy() {
+        let child = ChildRef::new(ChildKind::Service, "orders".to_owned());
+        let failure = refused(409, "conflict with \"helm\"").about("apply", &child);
+        assert!(
+            failure.message.starts_with("Service orders exists and is not Weft's: delete it"),
+            "{}",
+            failure.message
+        );
+    }
+}

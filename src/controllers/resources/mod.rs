@@ -1,0 +1,9 @@
+//! What is reconciled, what it becomes, and the few words that every other part of the operator shares. Pure data.
+
+pub mod child;
+pub mod key;
+pub mod labels;
+pub mod observed;
+pub mod outcome;
+pub mod plan;
+pub mod settings;

@@ -1,0 +1,39 @@
+//! What a controller wants to exist: the pure result of `plan`, the input of `apply`.
+
+use super::child::{Child, ChildRef};
+
+/// Everything that should exist because of one object, in the order in which it is applied.
+///
+/// A child of the object that exists, is not in `children` and not in `retained`, is pruned.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    pub children: Vec<Child>,
+    /// Children that are not to be written now and not to be pruned either: the old Deployment while a migration fails.
+    pub retained: Vec<ChildRef>,
+}
+
+/// Why an object cannot be planned: `Accepted=False`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// PascalCase, context by condition, event, metric and log.
+    pub reason: &'static str,
+    /// One sentence that names the field, its value, and the remedy.
+    pub message: String,
+}
+
+impl Rejection {
+    /// `field` names a Microservice that does not exist.
+    pub fn microservice_not_found(field: &str, name: &str) -> Self {
+        Self {
+            reason: "MicroserviceNotFound",
+            message: format!(
+                "{field}: there is no Microservice `{name}` in this namespace yet: apply it, or correct the name"
+            ),
+        }
+    }
+
+    /// It ends by itself, once what the object names is applied too.
+    pub fn is_waited_for(&self) -> bool {
+        matches!(self.reason, "MicroserviceNotFound" | "OutboxRelayNotFound")
+    }
+}

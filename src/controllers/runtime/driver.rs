@@ -1,0 +1,223 @@
+//! One reconcile, whatever the kind: observe → plan → apply → status.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+
+use super::context::{Context, Verdict};
+use crate::controllers::{
+    apply::{self, Outcome, Written, contract_readers},
+    request::RequestError,
+    resources::{
+        child::{ChildKind, ChildRef},
+        key::Key,
+        outcome::Applied,
+        plan::{Plan, Rejection},
+        settings::Settings,
+    },
+    status::events::Notice,
+    store::{FOR_EVER, Malformed, Requeue, Store, live::ChildSeen},
+};
+
+/// The pure half of a kind: nothing here does IO.
+pub trait Kind {
+    /// The custom resource (or, for an orchestrator, what its Sagas amount to).
+    type Object;
+    /// Everything that the plan and the status depend on besides the object itself.
+    type Observed;
+    /// What should be: a `Plan` of children, or a Saga's definition.
+    type Planned;
+    type Status;
+
+    /// What should exist, or a sentence why that cannot be determined.
+    fn plan(object: &Self::Object, observed: &Self::Observed, settings: &Settings) -> Result<Self::Planned, Rejection>;
+
+    /// The whole status. The previous one is in `object`; conditions that did not change keep their transition time.
+    fn status(
+        object: &Self::Object,
+        observed: &Self::Observed,
+        planned: &Result<Self::Planned, Rejection>,
+        applied: &Applied,
+        now: Timestamp,
+    ) -> Self::Status;
+}
+
+/// The half of a kind that reads and writes, by the context.
+pub trait Driven: Kind<Object: Send + Sync, Observed: Send + Sync, Planned: Send + Sync, Status: Send> {
+    /// The object as the store has it.
+    fn find(store: &Store, key: &Key) -> Option<Arc<Self::Object>>;
+
+    /// Everything that the plan and the status depend on. Mostly from the store; a request only for what that does not hold.
+    fn observe(
+        context: &Context,
+        key: &Key,
+        object: &Self::Object,
+    ) -> impl Future<Output = Result<Self::Observed, RequestError>> + Send;
+
+    /// Ends the pass here, with nothing written, while what is observed does not allow a conclusion yet.
+    fn hold(_context: &Context, _object: &Self::Object, _observed: &Self::Observed) -> Option<Verdict> {
+        None
+    }
+
+    fn is_being_deleted(_object: &Self::Object) -> bool {
+        false
+    }
+
+    /// Nothing but the status is to be written.
+    fn is_suspended(_object: &Self::Object) -> bool {
+        false
+    }
+
+    /// The object is being deleted: cleans up what Kubernetes does not.
+    fn finalize(_context: &Context, _key: &Key, _object: &Self::Object) -> impl Future<Output = Verdict> + Send {
+        std::future::ready(Verdict::Done)
+    }
+
+    /// The children of what is planned.
+    fn children(planned: &Self::Planned) -> &Plan;
+
+    /// The custom resources that Events about the children concern.
+    fn event_targets(object: &Self::Object) -> Vec<ObjectReference>;
+
+    /// Called before anything is applied.
+    fn before_apply(
+        _context: &Context,
+        _key: &Key,
+        _object: &Self::Object,
+    ) -> impl Future<Output = Result<(), RequestError>> + Send {
+        std::future::ready(Ok(()))
+    }
+
+    /// Called once everything that is planned has been applied.
+    fn after_apply(
+        _context: &Context,
+        _key: &Key,
+        _object: &Self::Object,
+    ) -> impl Future<Output = Result<(), RequestError>> + Send {
+        std::future::ready(Ok(()))
+    }
+
+    fn report(
+        context: &Context,
+        key: &Key,
+        object: &Self::Object,
+        status: Self::Status,
+    ) -> impl Future<Output = Result<(), RequestError>> + Send;
+
+    /// The object does not have its type's form.
+    fn report_malformed(
+        _context: &Context,
+        _key: &Key,
+        _malformed: &Malformed,
+    ) -> impl Future<Output = Result<(), RequestError>> + Send {
+        std::future::ready(Ok(()))
+    }
+}
+
+/// Brings one object to what its spec describes, as far as that is possible today.
+pub async fn reconcile<K: Driven>(context: &Context, key: &Key) -> Verdict {
+    let (malformed, object) = {
+        let store = context.store();
+        (store.malformed(key), K::find(&store, key))
+    };
+    let verdict = match (malformed, object) {
+        (Some(malformed), _) => K::report_malformed(context, key, &malformed).await.map(|()| Verdict::Done),
+        // Kubernetes collects the children
+        (None, None) => {
+            context.forget(key);
+            Ok(Verdict::Done)
+        }
+        (None, Some(object)) if K::is_being_deleted(&object) => Ok(K::finalize(context, key, &object).await),
+        (None, Some(object)) => pass::<K>(context, key, &object).await,
+    };
+    verdict.unwrap_or_else(|error| {
+        tracing::warn!(error = error.words(), "reconcile failed");
+        Verdict::Failed(error.class().0)
+    })
+}
+
+async fn pass<K: Driven>(context: &Context, key: &Key, object: &K::Object) -> Result<Verdict, RequestError> {
+    let observed = K::observe(context, key, object).await?;
+    if let Some(verdict) = K::hold(context, object, &observed) {
+        return Ok(verdict);
+    }
+    let planned = K::plan(object, &observed, &context.settings);
+    let mut applied = Applied::default();
+    if !K::is_suspended(object) {
+        K::before_apply(context, key, object).await?;
+        // a rejected object keeps what it has
+        if let Ok(planned) = &planned {
+            applied = carry_out(context, key, &K::event_targets(object), K::children(planned)).await;
+            if applied.failures.is_empty() {
+                K::after_apply(context, key, object).await?;
+            }
+        }
+    }
+    // what was written is observed too
+    let observed = K::observe(context, key, object).await?;
+    let status = K::status(object, &observed, &planned, &applied, Timestamp::now());
+    let reported = K::report(context, key, object, status).await;
+    match applied.failures.iter().map(|failure| failure.class).min() {
+        Some(class) => Ok(Verdict::Failed(class)),
+        None => reported.map(|()| Verdict::Done),
+    }
+}
+
+/// Applies a plan, and updates the store at once, before the watches do.
+async fn carry_out(context: &Context, key: &Key, event_targets: &[ObjectReference], plan: &Plan) -> Applied {
+    let present: BTreeMap<_, _> = context.store().children(key);
+    let Outcome { applied, written, drifted, deleted } =
+        apply::apply(&context.client, &context.memory, key, &present, plan).await;
+    let changed = changed_contract(&present, &written);
+    let mut requeue: Requeue = {
+        let mut store = context.store();
+        let set: Vec<_> = written.into_iter().map(|child| store.set_child(key, child.child, child.seen)).collect();
+        let removed: Vec<_> =
+            deleted.iter().map(|(child, uid)| store.remove_child(key, child, uid, FOR_EVER)).collect();
+        set.into_iter().chain(removed).collect()
+    };
+    // this pass continues with what it wrote; the other keys that depend on it are requeued
+    requeue.now.retain(|other| other != key);
+    context.enqueue(requeue);
+    if let Some(version) = changed {
+        let pods = context.store().contract_readers(key);
+        contract_readers::notify(&context.client, &key.id.namespace, &pods, version).await;
+    }
+    for child in &drifted {
+        report_drift(context, key, event_targets, child);
+    }
+    for failure in &applied.failures {
+        tracing::warn!(reason = failure.reason, message = failure.message, "a child could not be written");
+    }
+    applied
+}
+
+fn report_drift(context: &Context, key: &Key, event_targets: &[ObjectReference], child: &ChildRef) {
+    let kind = child.kind.as_str();
+    context.metrics.drift_corrected(kind);
+    tracing::info!(child = kind, name = child.name, "drift corrected");
+    let related = ObjectReference {
+        kind: Some(kind.to_owned()),
+        name: Some(child.name.clone()),
+        namespace: Some(key.id.namespace.clone()),
+        ..ObjectReference::default()
+    };
+    let notice = Notice {
+        warning: false,
+        reason: "DriftCorrected".to_owned(),
+        message: format!("{child} had been changed or deleted; it is as declared again"),
+        related: Some(related),
+    };
+    for target in event_targets {
+        context.events.publish(notice.clone(), target.clone());
+    }
+}
+
+/// The version of a contract that existed before and has just been changed.
+fn changed_contract(present: &BTreeMap<ChildRef, ChildSeen>, written: &[Written]) -> Option<u64> {
+    let changed = written.iter().find(|Written { child, seen }| {
+        child.kind == ChildKind::ConfigMap && present.get(child).is_some_and(|before| before.version != seen.version)
+    });
+    changed.map(|Written { seen, .. }| seen.version)
+}

@@ -1,0 +1,19 @@
+//! Runs the reconciles: takes keys from the queue, a bounded number at a time, and decides when each comes again. It knows no
+//! kind.
+
+mod backoff;
+mod config_maps;
+mod context;
+pub mod driver;
+pub mod events;
+pub mod leader;
+pub mod metrics;
+mod pace;
+mod queue;
+pub mod report;
+mod workers;
+
+pub use config_maps::ConfigMaps;
+pub use context::{Context, PassResult, Verdict};
+pub use pace::News;
+pub use workers::{ReconcileFn, run};

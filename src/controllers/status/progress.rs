@@ -1,0 +1,127 @@
+//! Where an object stands: one finding becomes `Ready`, `Reconciling` and `Stalled`, as kstatus reads them.
+
+use super::conditions::{ACCEPTED, Conditions, READY, RECONCILING, STALLED, Truth};
+use crate::{
+    contract::status::Problem,
+    controllers::resources::{
+        observed::Workload,
+        outcome::{Applied, Class, Failure},
+        plan::Rejection,
+    },
+};
+
+/// A condition's status with its reason (PascalCase) and its sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    pub truth: Truth,
+    pub reason: String,
+    pub message: String,
+}
+
+impl Finding {
+    pub fn new(truth: impl Into<Truth>, reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { truth: truth.into(), reason: reason.into(), message: message.into() }
+    }
+
+    pub fn set(&self, type_: &str, conditions: &mut Conditions<'_>) {
+        conditions.set(type_, self.truth, &self.reason, &self.message);
+    }
+
+    /// The finding as what the object waits for, unless it is good.
+    pub fn blocking(self) -> Option<Progress> {
+        (self.truth != Truth::True).then_some(Progress::Waiting(self.reason, self.message))
+    }
+}
+
+impl From<&Problem> for Finding {
+    fn from(problem: &Problem) -> Self {
+        Self::new(false, problem.reason.clone(), problem.message.clone())
+    }
+}
+
+/// Where an object stands, with a reason and a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    Ready(String, String),
+    /// It gets there by itself, or once something that it waits for comes.
+    Waiting(String, String),
+    /// Only a change of its spec, or of what it names, gets it further.
+    Stalled(String, String),
+}
+
+impl Progress {
+    pub fn ready(reason: &str, message: impl Into<String>) -> Self {
+        Self::Ready(reason.to_owned(), message.into())
+    }
+
+    pub fn waiting(reason: &str, message: impl Into<String>) -> Self {
+        Self::Waiting(reason.to_owned(), message.into())
+    }
+
+    /// Sets `Ready`, `Reconciling` and `Stalled`, in this order.
+    pub fn set(&self, conditions: &mut Conditions<'_>) {
+        let (Self::Ready(reason, message) | Self::Waiting(reason, message) | Self::Stalled(reason, message)) = self;
+        let (ready, waiting, stalled) =
+            (matches!(self, Self::Ready(..)), matches!(self, Self::Waiting(..)), matches!(self, Self::Stalled(..)));
+        conditions.set(READY, ready, reason, message);
+        let (reconciling, because) = if waiting { (reason.as_str(), message.as_str()) } else { ("Settled", "") };
+        conditions.set(RECONCILING, waiting, reconciling, because);
+        let (stalling, because) = if stalled { (reason.as_str(), message.as_str()) } else { ("NotStalled", "") };
+        conditions.set(STALLED, stalled, stalling, because);
+    }
+}
+
+/// A rejection stalls, unless it ends by itself.
+impl From<&Rejection> for Progress {
+    fn from(rejection: &Rejection) -> Self {
+        let (reason, message) = (rejection.reason.to_owned(), rejection.message.clone());
+        if rejection.is_waited_for() { Self::Waiting(reason, message) } else { Self::Stalled(reason, message) }
+    }
+}
+
+/// `Accepted`: what the plan says of the spec, and then what the API server says of the children that the spec became.
+pub fn accepted<T>(planned: &Result<T, Rejection>, applied: &Applied) -> Finding {
+    match planned {
+        Ok(_) => match first(applied, Class::Invalid) {
+            Some(Failure { reason, message, .. }) => Finding::new(false, *reason, message),
+            None => Finding::new(true, "Accepted", "the spec makes sense"),
+        },
+        Err(Rejection { reason, message }) => Finding::new(false, *reason, message),
+    }
+}
+
+/// Sets [`accepted`].
+pub fn set_accepted<T>(planned: &Result<T, Rejection>, applied: &Applied, conditions: &mut Conditions<'_>) {
+    accepted(planned, applied).set(ACCEPTED, conditions);
+}
+
+/// The failure of that class that is told of: always the same one, whatever the order of the writes.
+fn first(applied: &Applied, class: Class) -> Option<&Failure> {
+    applied.failures.iter().filter(|failure| failure.class == class).min_by_key(|failure| &failure.child)
+}
+
+/// What could not be written: first what only a person can mend.
+pub fn not_applied(applied: &Applied) -> Option<Progress> {
+    let worst = [Class::Fatal, Class::Invalid, Class::Retry].into_iter().find_map(|class| first(applied, class))?;
+    let (reason, message) = (worst.reason.to_owned(), worst.message.clone());
+    Some(match worst.class {
+        Class::Retry => Progress::Waiting(reason, message),
+        Class::Invalid | Class::Fatal => Progress::Stalled(reason, message),
+    })
+}
+
+/// What keeps a Deployment or StatefulSet from being as wanted; `what` names it, such as `the service`.
+pub fn not_rolled_out(live: Option<&Workload>, what: &str) -> Option<Progress> {
+    let Some(live) = live else { return Some(Progress::waiting("Creating", format!("{what} is being made"))) };
+    if live.is_rolled_out() {
+        return None;
+    }
+    if let Some(problem) = live.problems.first() {
+        return Some(Progress::waiting(&problem.reason, problem.message.clone()));
+    }
+    let fresh = live.updated.min(live.ready);
+    Some(Progress::waiting(
+        "RollingOut",
+        format!("{what}: {fresh} of {} pods of the newest version are ready", live.wanted),
+    ))
+}

@@ -1,0 +1,130 @@
+//! Children in the store, grouped by their owner.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::{Requeue, Scope, Store, live::ChildSeen};
+use crate::{
+    contract::status::Problem,
+    controllers::resources::{
+        child::{ChildKind, ChildRef},
+        key::{Key, ObjectId, ObjectKind},
+        labels::Component,
+        observed::{JobState, Workload},
+    },
+};
+
+impl Store {
+    /// A new or changed child, from a watch or as the answer to a write of our own. An older one than is known is ignored.
+    pub fn set_child(&mut self, owner: &Key, child: ChildRef, seen: ChildSeen) -> Requeue {
+        if self.removed.has(&seen.uid, seen.version) {
+            return Requeue::default();
+        }
+        let children = self.children.entry(owner.clone()).or_default();
+        let known = children.get(&child);
+        if known.is_some_and(|known| known.version > seen.version) {
+            return Requeue::default();
+        }
+        let same = known.is_some_and(|known| ChildSeen { version: seen.version, ..known.clone() } == seen);
+        let kind = child.kind;
+        children.insert(child, seen);
+        if same { Requeue::default() } else { self.affected_by_child(owner, kind) }
+    }
+
+    /// `uid` is that of the object that is gone; one that was made since under the same name stays. `version`: the newest of its
+    /// versions that counts no more.
+    pub fn remove_child(&mut self, owner: &Key, child: &ChildRef, uid: &str, version: u64) -> Requeue {
+        self.removed.add(uid, version);
+        let Some(children) = self.children.get_mut(owner) else { return Requeue::default() };
+        if children.get(child).is_none_or(|known| known.uid != uid) {
+            return Requeue::default();
+        }
+        children.remove(child);
+        if children.is_empty() {
+            self.children.remove(owner);
+        }
+        self.affected_by_child(owner, child.kind)
+    }
+
+    /// After a re-list: forgets the children of this kind and `scope` that are not in `seen`. The list may be older than what
+    /// is known of one that was made meanwhile, so what is known of it may come again.
+    pub fn retain_children(&mut self, kind: ChildKind, scope: &Scope, seen: &HashSet<ObjectId>) -> Requeue {
+        let mut gone = Vec::new();
+        for (owner, children) in self.children.iter().filter(|(owner, _)| scope.holds(&owner.id)) {
+            for (child, known) in children.iter().filter(|(child, _)| child.kind == kind) {
+                if !seen.contains(&ObjectId::new(&owner.id.namespace, &child.name)) {
+                    gone.push((owner.clone(), child.clone(), known.uid.clone(), known.version.saturating_sub(1)));
+                }
+            }
+        }
+        gone.iter().map(|(owner, child, uid, version)| self.remove_child(owner, child, uid, *version)).collect()
+    }
+
+    pub fn children(&self, owner: &Key) -> BTreeMap<ChildRef, ChildSeen> {
+        self.children.get(owner).cloned().unwrap_or_default()
+    }
+
+    pub fn child(&self, owner: &Key, child: &ChildRef) -> Option<&ChildSeen> {
+        self.children.get(owner)?.get(child)
+    }
+
+    /// A Deployment or StatefulSet and what is wrong with its pods.
+    pub fn workload(&self, owner: &Key, kind: ChildKind, name: &str) -> Option<Workload> {
+        let seen = self.child(owner, &ChildRef::new(kind, name))?;
+        let database = Component::Database.as_str();
+        let is_ours = |component: &str, job: Option<&str>| {
+            job.is_none() && (component == database) == (kind == ChildKind::StatefulSet)
+        };
+        let missing_images = self.missing_images(owner, is_ours);
+        Some(Workload { missing_images, ..seen.workload(self.problems(owner, is_ours)) })
+    }
+
+    /// The Jobs of an owner, by name.
+    pub fn jobs(&self, owner: &Key) -> BTreeMap<String, JobState> {
+        let jobs = self.children.get(owner).into_iter().flatten();
+        jobs.filter(|(child, _)| child.kind == ChildKind::Job)
+            .map(|(child, seen)| {
+                let of_job = |_: &str, job: Option<&str>| job == Some(child.name.as_str());
+                let last_words = self
+                    .pods_of(owner)
+                    .filter(|(_, pod)| pod.job.as_deref() == Some(child.name.as_str()))
+                    .filter_map(|(_, pod)| pod.last_words.clone())
+                    .max();
+                let missing_images = self.missing_images(owner, of_job);
+                let state = seen.job(self.problems(owner, of_job), last_words.map(|(_, words)| words));
+                (child.name.clone(), JobState { missing_images, ..state })
+            })
+            .collect()
+    }
+
+    fn missing_images(&self, owner: &Key, is_ours: impl Fn(&str, Option<&str>) -> bool) -> Vec<String> {
+        let pods = self.pods_of(owner).filter(|(_, pod)| is_ours(&pod.component, pod.job.as_deref()));
+        pods.flat_map(|(_, pod)| pod.missing_images.clone()).collect()
+    }
+
+    fn problems(&self, owner: &Key, is_ours: impl Fn(&str, Option<&str>) -> bool) -> Vec<Problem> {
+        let mut problems: Vec<Problem> = Vec::new();
+        let pods = self.pods_of(owner).filter(|(_, pod)| is_ours(&pod.component, pod.job.as_deref()));
+        for problem in pods.flat_map(|(name, pod)| self.problems_of(owner, name, pod)) {
+            // one sentence per reason is enough: many pods of one template fail alike
+            if !problems.iter().any(|known| known.reason == problem.reason) {
+                problems.push(problem.clone());
+            }
+        }
+        problems
+    }
+
+    fn affected_by_child(&self, owner: &Key, kind: ChildKind) -> Requeue {
+        match owner.kind {
+            ObjectKind::Microservice if kind == ChildKind::Deployment => self.owner_and_relays(owner),
+            ObjectKind::Orchestrator => self.affected_by(owner),
+            ObjectKind::Microservice | ObjectKind::OutboxRelay | ObjectKind::Saga => Requeue::now([owner.clone()]),
+        }
+    }
+
+    /// A Microservice and the OutboxRelays whose sidecar it carries.
+    pub(super) fn owner_and_relays(&self, owner: &Key) -> Requeue {
+        let relays = self.relays_of(&owner.id);
+        let relays = relays.iter().map(|relay| Key::of(ObjectKind::OutboxRelay, &super::id_of(relay.as_ref())));
+        Requeue::now(std::iter::once(owner.clone()).chain(relays))
+    }
+}

@@ -1,0 +1,230 @@
+//! Custom resources in the store.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt::Debug,
+    sync::Arc,
+};
+
+use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::Condition};
+use kube::{Resource, ResourceExt, core::object::HasStatus};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{
+    Malformed, ReadyCounts, Requeue, Scope, Store,
+    live::version,
+    references::{Named, of_microservice, of_relay, of_saga},
+};
+use crate::{
+    api::v1alpha1::{Microservice, OutboxRelay, Saga},
+    controllers::{
+        resources::key::{Key, ObjectId, ObjectKind},
+        status::conditions::{READY, status_of},
+    },
+};
+
+/// A custom resource of Weft's.
+pub trait Custom:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + HasStatus<Status: Clone + PartialEq + Serialize + Send + Sync>
+    + Clone
+    + Debug
+    + Serialize
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
+{
+    const KIND: ObjectKind;
+
+    fn references(id: &ObjectId, object: &Self) -> Vec<Named>;
+    fn objects(store: &Store) -> &BTreeMap<ObjectId, Arc<Self>>;
+    fn objects_mut(store: &mut Store) -> &mut BTreeMap<ObjectId, Arc<Self>>;
+    fn conditions(status: &Self::Status) -> &[Condition];
+    fn observed_generation(status: &Self::Status) -> Option<i64>;
+}
+
+macro_rules! custom {
+    ($kind:ident, $objects:ident, $references:path) => {
+        impl Custom for $kind {
+            const KIND: ObjectKind = ObjectKind::$kind;
+
+            fn references(id: &ObjectId, object: &Self) -> Vec<Named> {
+                $references(id, object)
+            }
+
+            fn objects(store: &Store) -> &BTreeMap<ObjectId, Arc<Self>> {
+                &store.$objects
+            }
+
+            fn objects_mut(store: &mut Store) -> &mut BTreeMap<ObjectId, Arc<Self>> {
+                &mut store.$objects
+            }
+
+            fn conditions(status: &Self::Status) -> &[Condition] {
+                &status.conditions
+            }
+
+            fn observed_generation(status: &Self::Status) -> Option<i64> {
+                status.observed_generation
+            }
+        }
+    };
+}
+
+custom!(Microservice, microservices, of_microservice);
+custom!(OutboxRelay, relays, of_relay);
+custom!(Saga, sagas, of_saga);
+
+/// An object's identity from its metadata.
+pub fn id_of(object: &impl ResourceExt) -> ObjectId {
+    ObjectId::new(object.namespace().unwrap_or_default(), object.name_any())
+}
+
+impl Store {
+    pub fn get<K: Custom>(&self, id: &ObjectId) -> Option<Arc<K>> {
+        K::objects(self).get(id).cloned()
+    }
+
+    /// A new or changed object, from a watch or as the answer to a write of our own. An older one than is known is ignored.
+    pub fn set<K: Custom>(&mut self, mut object: K) -> Requeue {
+        let (id, key) = (id_of(&object), Key::of(K::KIND, &id_of(&object)));
+        object.managed_fields_mut().clear();
+        object.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
+        if object.uid().is_some_and(|uid| self.removed.has(&uid, version(object.meta()))) {
+            return Requeue::default();
+        }
+        let known = K::objects(self).get(&id);
+        if known.is_some_and(|known| version(known.meta()) > version(object.meta()) && known.uid() == object.uid()) {
+            return Requeue::default();
+        }
+        let same = known.is_some_and(|known| same_intent(known.as_ref(), &object));
+        let was_malformed = self.malformed.remove(&key).is_some();
+        self.references.set(&key, K::references(&id, &object));
+        K::objects_mut(self).insert(id, Arc::new(object));
+        if same && !was_malformed { Requeue::default() } else { self.affected_by(&key) }
+    }
+
+    /// `version`: the newest of the object's versions that counts no more.
+    pub fn remove<K: Custom>(&mut self, id: &ObjectId, version: u64) -> Requeue {
+        if let Some(uid) = K::objects(self).get(id).and_then(|object| object.uid()) {
+            self.removed.add(&uid, version);
+        }
+        self.malformed.remove(&Key::of(K::KIND, id));
+        self.forget::<K>(id)
+    }
+
+    fn forget<K: Custom>(&mut self, id: &ObjectId) -> Requeue {
+        let key = Key::of(K::KIND, id);
+        let requeue = self.affected_by(&key);
+        if K::objects_mut(self).remove(id).is_none() {
+            return Requeue::default();
+        }
+        self.references.set(&key, Vec::new());
+        requeue
+    }
+
+    /// After a re-list: forgets the objects of `scope` that are not in `seen`.
+    pub fn retain<K: Custom>(&mut self, scope: &Scope, seen: &HashSet<ObjectId>) -> Requeue {
+        let gone: Vec<_> = K::objects(self)
+            .iter()
+            .filter(|(id, _)| scope.holds(id) && !seen.contains(id))
+            .map(|(id, object)| (id.clone(), version(object.meta()).saturating_sub(1)))
+            .collect();
+        gone.iter().map(|(id, version)| self.remove::<K>(id, *version)).collect()
+    }
+
+    /// An object that does not have its type's form. What was known of it before counts no more.
+    pub fn set_malformed<K: Custom>(&mut self, id: &ObjectId, malformed: Malformed) -> Requeue {
+        let key = Key::of(K::KIND, id);
+        if self.malformed.get(&key) == Some(&malformed) {
+            return Requeue::default();
+        }
+        let requeue = self.forget::<K>(id);
+        self.malformed.insert(key.clone(), malformed);
+        [requeue, Requeue::now([key])].into_iter().collect()
+    }
+
+    pub fn malformed(&self, key: &Key) -> Option<Malformed> {
+        self.malformed.get(key).cloned()
+    }
+
+    /// OutboxRelays that name a Microservice and are not being deleted, oldest first.
+    pub fn relays_of(&self, microservice: &ObjectId) -> Vec<Arc<OutboxRelay>> {
+        let named = Named::Microservice(microservice.clone());
+        let mut relays: Vec<_> = self
+            .references
+            .of_kind(&named, ObjectKind::OutboxRelay)
+            .filter_map(|id| self.relays.get(id))
+            .filter(|relay| relay.metadata.deletion_timestamp.is_none())
+            .cloned()
+            .collect();
+        relays.sort_by_key(|relay| (relay.creation_timestamp(), relay.name_any()));
+        relays
+    }
+
+    /// Sagas that name an orchestrator and are not being deleted, by name.
+    pub fn members_of(&self, orchestrator: &ObjectId) -> Vec<Arc<Saga>> {
+        self.references
+            .of_kind(&Named::Orchestrator(orchestrator.clone()), ObjectKind::Saga)
+            .filter_map(|id| self.sagas.get(id))
+            .filter(|saga| saga.metadata.deletion_timestamp.is_none())
+            .cloned()
+            .collect()
+    }
+
+    /// Everything that is to be looked at again when `key` changes.
+    pub(super) fn affected_by(&self, key: &Key) -> Requeue {
+        let mut keys = vec![key.clone()];
+        match key.kind {
+            ObjectKind::Microservice => keys.extend(self.references.to(&Named::Microservice(key.id.clone())).cloned()),
+            ObjectKind::OutboxRelay => {
+                if let Some(relay) = self.relays.get(&key.id) {
+                    let service = ObjectId::new(&key.id.namespace, &relay.spec.microservice);
+                    keys.push(Key::of(ObjectKind::Microservice, &service));
+                    let named = Named::Microservice(service);
+                    keys.extend(self.references.to(&named).filter(|key| key.kind != ObjectKind::Microservice).cloned());
+                }
+            }
+            ObjectKind::Saga => {}
+            ObjectKind::Orchestrator => keys.extend(self.references.to(&Named::Orchestrator(key.id.clone())).cloned()),
+        }
+        let orchestrators: Vec<_> = keys.iter().filter_map(|key| self.orchestrator_of(key)).collect();
+        keys.extend(orchestrators);
+        keys.sort();
+        keys.dedup();
+        Requeue::now(keys)
+    }
+
+    fn orchestrator_of(&self, key: &Key) -> Option<Key> {
+        let saga = (key.kind == ObjectKind::Saga).then(|| self.sagas.get(&key.id)).flatten()?;
+        Some(Key::new(ObjectKind::Orchestrator, &key.id.namespace, &saga.spec.orchestrator))
+    }
+
+    /// How many objects of each kind are ready.
+    pub fn ready_counts(&self) -> ReadyCounts {
+        let mut counts = ReadyCounts::new();
+        count::<Microservice>(self, &mut counts);
+        count::<OutboxRelay>(self, &mut counts);
+        count::<Saga>(self, &mut counts);
+        counts
+    }
+}
+
+fn count<K: Custom>(store: &Store, counts: &mut ReadyCounts) {
+    for object in K::objects(store).values() {
+        let conditions = object.status().map(K::conditions).unwrap_or_default();
+        let ready = status_of(conditions, READY).unwrap_or("Unknown").to_owned();
+        *counts.entry((K::KIND, ready)).or_default() += 1;
+    }
+}
+
+/// Nothing but the status (or bookkeeping) differs.
+fn same_intent<K: Custom>(old: &K, new: &K) -> bool {
+    let (old, new) = (old.meta(), new.meta());
+    old.uid == new.uid
+        && old.generation == new.generation
+        && old.deletion_timestamp == new.deletion_timestamp
+        && old.annotations == new.annotations
+        && old.finalizers == new.finalizers
+}

@@ -1,0 +1,265 @@
+//! Children as the API server has them, pruned while they are parsed: what is not in these structs is never kept.
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
+};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::{Resource, api::ApiResource, core::DynamicResourceScope};
+use serde::{Deserialize, Deserializer};
+
+use crate::{
+    contract::status::Problem,
+    controllers::resources::{
+        labels::{APPLIED_HASH_ANNOTATION, FIELD_MANAGER, WEFT_PREFIX},
+        observed::{JobOutcome, JobState, Workload},
+    },
+};
+
+/// Any child: its metadata, and of its spec and status the few numbers that conditions are made of.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Live {
+    #[serde(default)]
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    pub spec: LiveSpec,
+    #[serde(default)]
+    pub status: LiveStatus,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct LiveSpec {
+    replicas: Option<i32>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LiveStatus {
+    observed_generation: i64,
+    replicas: i32,
+    updated_replicas: i32,
+    ready_replicas: i32,
+    available_replicas: i32,
+    #[serde(deserialize_with = "null_is_default")]
+    conditions: Vec<LiveCondition>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct LiveCondition {
+    #[serde(rename = "type")]
+    type_: String,
+    status: String,
+    reason: String,
+    message: String,
+}
+
+impl Resource for Live {
+    type DynamicType = ApiResource;
+    type Scope = DynamicResourceScope;
+
+    fn kind(resource: &ApiResource) -> Cow<'_, str> {
+        resource.kind.as_str().into()
+    }
+
+    fn group(resource: &ApiResource) -> Cow<'_, str> {
+        resource.group.as_str().into()
+    }
+
+    fn version(resource: &ApiResource) -> Cow<'_, str> {
+        resource.version.as_str().into()
+    }
+
+    fn api_version(resource: &ApiResource) -> Cow<'_, str> {
+        resource.api_version.as_str().into()
+    }
+
+    fn plural(resource: &ApiResource) -> Cow<'_, str> {
+        resource.plural.as_str().into()
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+/// What the store keeps of a child.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChildSeen {
+    pub uid: String,
+    /// `metadata.resourceVersion`, which API servers hand out in ascending order (KEP-5504).
+    pub version: u64,
+    pub deleting: bool,
+    /// Hash of the fields that our field manager owns. Whoever changes or removes a field that we applied takes it from us,
+    /// so this moves exactly when the child drifts from what was applied, and never for a status or a stranger's label.
+    pub ours: u64,
+    /// Our field manager wrote some of it. What merely carries our labels, as `kubectl expose` copies them, is not ours.
+    pub managed: bool,
+    /// [`APPLIED_HASH_ANNOTATION`].
+    pub applied_hash: Option<String>,
+    /// Annotations under `weft.dev/`.
+    pub annotations: BTreeMap<String, String>,
+    pub generation: i64,
+    pub(in crate::controllers) spec: LiveSpec,
+    pub(in crate::controllers) status: LiveStatus,
+}
+
+impl From<Live> for ChildSeen {
+    fn from(live: Live) -> Self {
+        let Live { mut metadata, spec, status } = live;
+        let mut annotations = metadata.annotations.take().unwrap_or_default();
+        annotations.retain(|name, _| name.starts_with(WEFT_PREFIX));
+        Self {
+            ours: owned_fields(&metadata),
+            managed: metadata
+                .managed_fields
+                .iter()
+                .flatten()
+                .any(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER)),
+            version: version(&metadata),
+            uid: metadata.uid.unwrap_or_default(),
+            deleting: metadata.deletion_timestamp.is_some(),
+            applied_hash: annotations.remove(APPLIED_HASH_ANNOTATION),
+            annotations,
+            generation: metadata.generation.unwrap_or_default(),
+            spec,
+            status,
+        }
+    }
+}
+
+impl ChildSeen {
+    /// Its controller has seen what its spec says.
+    pub fn is_observed(&self) -> bool {
+        self.status.observed_generation >= self.generation
+    }
+
+    /// As a Deployment or StatefulSet.
+    pub fn workload(&self, mut problems: Vec<Problem>) -> Workload {
+        problems.extend(self.failing_replicas());
+        Workload {
+            annotations: self.annotations.clone(),
+            generation: self.generation,
+            observed_generation: self.status.observed_generation,
+            wanted: self.spec.replicas.unwrap_or(1),
+            replicas: self.status.replicas,
+            updated: self.status.updated_replicas,
+            ready: self.status.ready_replicas,
+            available: self.status.available_replicas,
+            problems,
+            missing_images: Vec::new(),
+        }
+    }
+
+    /// As a Job; `last_words` is the termination message of its newest failed pod.
+    pub fn job(&self, mut problems: Vec<Problem>, last_words: Option<String>) -> JobState {
+        let outcome = if self.condition("Complete").is_some() {
+            JobOutcome::Succeeded
+        } else if let Some(failed) = self.condition("Failed") {
+            JobOutcome::Failed { message: last_words.unwrap_or_else(|| failed.message.clone()) }
+        } else {
+            // what the next attempt will meet again, as far as anyone knows
+            let again = |message| Problem { reason: SETUP_FAILED.to_owned(), message };
+            problems.extend(last_words.map(again));
+            JobOutcome::Running
+        };
+        JobState { annotations: self.annotations.clone(), outcome, problems, missing_images: Vec::new() }
+    }
+
+    /// Pods that cannot even be made: a quota, a policy, an admission webhook.
+    fn failing_replicas(&self) -> Option<Problem> {
+        let failure = self.condition("ReplicaFailure")?;
+        let reason = if failure.message.contains("exceeded quota") { "QuotaExceeded" } else { "PodsRefused" };
+        Some(Problem { reason: reason.to_owned(), message: format!("pods cannot be created: {}", failure.message) })
+    }
+
+    fn condition(&self, type_: &str) -> Option<&LiveCondition> {
+        self.status.conditions.iter().find(|condition| condition.type_ == type_ && condition.status == "True")
+    }
+}
+
+/// Reason of a set-up that failed, for good or for now.
+const SETUP_FAILED: &str = "SetupFailed";
+
+/// `metadata.resourceVersion` as a number; zero when the server's are not numbers.
+pub fn version(metadata: &ObjectMeta) -> u64 {
+    metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
+}
+
+/// Go writes an absent list or time as `null`.
+pub fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(input: D) -> Result<T, D::Error> {
+    Option::<T>::deserialize(input).map(Option::unwrap_or_default)
+}
+
+fn owned_fields(metadata: &ObjectMeta) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let ours = metadata.managed_fields.iter().flatten().find(|entry| {
+        entry.manager.as_deref() == Some(FIELD_MANAGER)
+            && entry.operation.as_deref() == Some("Apply")
+            && entry.subresource.as_deref().unwrap_or_default().is_empty()
+    });
+    if let Some(fields) = ours.and_then(|entry| entry.fields_v1.as_ref()) {
+        fields.0.to_string().hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn seen(value: serde_json::Value) -> ChildSeen {
+        serde_json::from_value::<Live>(value).unwrap().into()
+    }
+
+    fn with_fields(ours: serde_json::Value, label: &str) -> ChildSeen {
+        seen(
+            json!({"metadata": {"name": "orders", "uid": "1", "resourceVersion": "7", "labels": {"a": label}, "managedFields": [
+                {"manager": "kubectl-edit", "operation": "Update", "fieldsV1": {"f:metadata": {}}},
+                {"manager": "weft", "operation": "Apply", "fieldsV1": ours},
+            ]}}),
+        )
+    }
+
+    #[test]
+    fn drift_is_the_loss_of_a_field_that_we_own() {
+        let applied = with_fields(json!({"f:spec": {"f:replicas": {}, "f:image": {}}}), "x");
+        let touched = with_fields(json!({"f:spec": {"f:replicas": {}, "f:image": {}}}), "y");
+        let drifted = with_fields(json!({"f:spec": {"f:image": {}}}), "x");
+        assert_eq!(applied.ours, touched.ours);
+        assert_ne!(applied.ours, drifted.ours);
+    }
+
+    #[test]
+    fn a_failed_job_says_the_last_words_of_its_pod() {
+        let job = seen(json!({"metadata": {}, "status": {"conditions": [
+            {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "Job has reached the limit"}]}}));
+        let failed = |message: &str| JobOutcome::Failed { message: message.to_owned() };
+        assert_eq!(job.job(vec![], Some("0002.sql: no".into())).outcome, failed("0002.sql: no"));
+        assert_eq!(job.job(vec![], None).outcome, failed("Job has reached the limit"));
+    }
+
+    #[test]
+    fn a_job_that_tries_again_says_why() {
+        let job = seen(json!({"metadata": {}, "status": {"failed": 1}})).job(vec![], Some("0002.sql waits".into()));
+        assert_eq!(job.outcome, JobOutcome::Running);
+        let said = job.problems.iter().map(|problem| (problem.reason.as_str(), problem.message.as_str()));
+        assert_eq!(said.collect::<Vec<_>>(), [("SetupFailed", "0002.sql waits")]);
+    }
+
+    #[test]
+    fn a_quota_is_said_in_words() {
+        let deployment = seen(json!({"metadata": {}, "spec": {"replicas": 2}, "status": {"conditions": [
+            {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "pods \"a\" is forbidden: exceeded quota: small"}]}}));
+        let workload = deployment.workload(vec![]);
+        assert_eq!((workload.wanted, workload.problems[0].reason.as_str()), (2, "QuotaExceeded"));
+    }
+}

@@ -1,0 +1,423 @@
+//! Pods of ours: what is wrong with them, in words, and where their `/status` is.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use kube::{api::ApiResource, core::Object};
+use serde::Deserialize;
+
+use super::live::{null_is_default, version};
+use crate::{
+    contract::{ADMIN_PORT, status::Problem},
+    controllers::{database, resources::labels::COMPONENT_LABEL},
+};
+
+/// A pod, parsed no further than needed.
+pub type LivePod = Object<PodSpec, PodStatus>;
+
+/// Group, version and plural of [`LivePod`].
+pub fn resource() -> ApiResource {
+    ApiResource::erase::<Pod>(&())
+}
+
+const JOB_LABEL: &str = "batch.kubernetes.io/job-name";
+/// Restarts from which a container that is not ready counts as crash-looping, also between two crashes.
+const MANY_RESTARTS: i32 = 2;
+const MAX_LAST_WORDS: usize = 512;
+/// Reason of a problem: an image does not exist, or may not be pulled.
+const IMAGE_PULL_FAILED: &str = "ImagePullFailed";
+/// What a program says (`ENOSPC`) when its volume is full.
+const FULL: &str = "No space left on device";
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodSpec {
+    #[serde(deserialize_with = "null_is_default")]
+    containers: Vec<Container>,
+    #[serde(deserialize_with = "null_is_default")]
+    init_containers: Vec<Container>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Container {
+    #[serde(deserialize_with = "null_is_default")]
+    ports: Vec<Port>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Port {
+    container_port: u16,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodStatus {
+    #[serde(deserialize_with = "null_is_default")]
+    phase: String,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    conditions: Vec<PodCondition>,
+    #[serde(deserialize_with = "null_is_default")]
+    init_container_statuses: Vec<ContainerStatus>,
+    #[serde(deserialize_with = "null_is_default")]
+    container_statuses: Vec<ContainerStatus>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct PodCondition {
+    #[serde(rename = "type")]
+    type_: String,
+    status: String,
+    #[serde(deserialize_with = "null_is_default")]
+    reason: String,
+    #[serde(deserialize_with = "null_is_default")]
+    message: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ContainerStatus {
+    name: String,
+    image: String,
+    ready: bool,
+    restart_count: i32,
+    state: ContainerState,
+    last_state: ContainerState,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct ContainerState {
+    waiting: Option<Waiting>,
+    terminated: Option<Terminated>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Waiting {
+    #[serde(deserialize_with = "null_is_default")]
+    reason: String,
+    #[serde(deserialize_with = "null_is_default")]
+    message: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Terminated {
+    #[serde(deserialize_with = "null_is_default")]
+    reason: String,
+    exit_code: i32,
+    #[serde(deserialize_with = "null_is_default")]
+    message: String,
+    #[serde(deserialize_with = "null_is_default")]
+    finished_at: String,
+}
+
+/// Why a container waits whose image cannot be had.
+const NO_IMAGE: [&str; 5] =
+    ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"];
+
+/// What the store keeps of a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodSeen {
+    pub version: u64,
+    pub component: String,
+    /// The Job that it is an attempt of.
+    pub job: Option<String>,
+    pub deleting: bool,
+    /// Its uid, while none of its containers could be made yet: its volumes may be what it waits for.
+    pub creating: Option<String>,
+    /// Where its `/status` is, while it runs.
+    pub admin_address: Option<String>,
+    pub problems: Vec<Problem>,
+    /// Images that cannot be pulled.
+    pub missing_images: Vec<String>,
+    /// When it failed (RFC 3339, so that texts sort like times), and its termination message.
+    pub last_words: Option<(String, String)>,
+}
+
+impl From<LivePod> for PodSeen {
+    fn from(pod: LivePod) -> Self {
+        let LivePod { metadata, spec, status, .. } = pod;
+        let status = status.unwrap_or_default();
+        let labels = metadata.labels.as_ref();
+        let deleting = metadata.deletion_timestamp.is_some();
+        let lives = !deleting && status.is_going();
+        let admin = spec.init_containers.iter().chain(&spec.containers).flat_map(|container| &container.ports);
+        let has_admin = admin.into_iter().any(|port| port.container_port == ADMIN_PORT);
+        Self {
+            version: version(&metadata),
+            component: label(labels, COMPONENT_LABEL).unwrap_or_default(),
+            job: label(labels, JOB_LABEL),
+            deleting,
+            creating: metadata.uid.clone().filter(|_| !deleting && status.is_creating()),
+            admin_address: status.pod_ip.clone().filter(|_| has_admin && lives),
+            problems: if lives { status.problems(&metadata) } else { Vec::new() },
+            missing_images: if lives { status.missing_images() } else { Vec::new() },
+            last_words: status.last_words(),
+        }
+    }
+}
+
+fn label(labels: Option<&BTreeMap<String, String>>, name: &str) -> Option<String> {
+    labels?.get(name).cloned()
+}
+
+impl PodStatus {
+    /// It has not ended: with a sidecar that runs, a pod may still be `Pending`.
+    fn is_going(&self) -> bool {
+        self.phase == "Running" || self.phase == "Pending"
+    }
+
+    fn is_creating(&self) -> bool {
+        let waits = |container: &ContainerStatus| {
+            let waiting = container.state.waiting.as_ref().map(|waiting| waiting.reason.as_str());
+            matches!(waiting, Some("ContainerCreating" | "PodInitializing"))
+        };
+        self.phase == "Pending" && self.statuses().next().is_some() && self.statuses().all(waits)
+    }
+
+    fn statuses(&self) -> impl Iterator<Item = &ContainerStatus> {
+        self.init_container_statuses.iter().chain(&self.container_statuses)
+    }
+
+    fn problems(&self, metadata: &ObjectMeta) -> Vec<Problem> {
+        let pod = metadata.name.as_deref().unwrap_or_default();
+        let namespace = metadata.namespace.as_deref().unwrap_or_default();
+        let unschedulable = self
+            .conditions
+            .iter()
+            .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")
+            .filter(|condition| condition.reason == "Unschedulable")
+            .map(|condition| Problem {
+                reason: "Unschedulable".to_owned(),
+                message: format!("pod {pod} finds no node: {}", condition.message),
+            });
+        unschedulable
+            .into_iter()
+            .chain(self.statuses().filter_map(|container| container.problem(namespace, pod)))
+            .collect()
+    }
+
+    fn missing_images(&self) -> Vec<String> {
+        let missing = self.statuses().filter(|container| {
+            let waiting = container.state.waiting.as_ref();
+            waiting.is_some_and(|waiting| NO_IMAGE.contains(&waiting.reason.as_str()))
+        });
+        missing.map(|container| container.image.clone()).collect()
+    }
+
+    fn last_words(&self) -> Option<(String, String)> {
+        self.statuses()
+            .filter_map(|container| container.state.terminated.as_ref().or(container.last_state.terminated.as_ref()))
+            .filter(|terminated| terminated.exit_code != 0 && !terminated.message.trim().is_empty())
+            .map(|terminated| (terminated.finished_at.clone(), tail(&terminated.message)))
+            .max()
+    }
+}
+
+impl ContainerStatus {
+    fn problem(&self, namespace: &str, pod: &str) -> Option<Problem> {
+        self.cannot_start(pod).or_else(|| self.keeps_ending(namespace, pod))
+    }
+
+    fn cannot_start(&self, pod: &str) -> Option<Problem> {
+        let (container, waiting) = (&self.name, self.state.waiting.as_ref()?);
+        let message = &waiting.message;
+        match waiting.reason.as_str() {
+            reason if NO_IMAGE.contains(&reason) => problem(
+                IMAGE_PULL_FAILED,
+                format!("the image of container {container} cannot be pulled: {}", image_words(message)),
+            ),
+            "CreateContainerConfigError" if message.starts_with("secret ") => {
+                problem("SecretMissing", format!("container {container} of pod {pod} waits: {message}"))
+            }
+            "CreateContainerConfigError" if message.starts_with("configmap ") => {
+                problem("ConfigMapMissing", format!("container {container} of pod {pod} waits: {message}"))
+            }
+            "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
+                problem("ContainerRefused", format!("container {container} of pod {pod} cannot start: {message}"))
+            }
+            _ => None,
+        }
+    }
+
+    fn keeps_ending(&self, namespace: &str, pod: &str) -> Option<Problem> {
+        let container = &self.name;
+        let last = self.state.terminated.as_ref().or(self.last_state.terminated.as_ref())?;
+        if self.ready || self.restart_count == 0 || last.exit_code == 0 {
+            return None;
+        }
+        // once is enough to know; and PostgreSQL's words may be passed on, unlike those of a service
+        if container == database::CONTAINER
+            && let Some(line) = last.message.lines().find(|line| line.contains(FULL))
+        {
+            return problem(
+                "VolumeFull",
+                format!(
+                    "pod {pod} has no room left on its volume: make room on it, or enlarge its claim if the StorageClass can (the server said: {})",
+                    tail(line)
+                ),
+            );
+        }
+        if self.restart_count < MANY_RESTARTS {
+            return None;
+        }
+        if last.reason == "OOMKilled" {
+            return problem(
+                "OutOfMemory",
+                format!(
+                    "container {container} of pod {pod} needs more memory than its limit allows and is killed again and again"
+                ),
+            );
+        }
+        problem(
+            "CrashLooping",
+            format!(
+                "container {container} of pod {pod} ends again and again with exit code {}: see `kubectl logs -n {namespace} {pod} -c {container} --previous`",
+                last.exit_code
+            ),
+        )
+    }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "its callers give one problem or none")]
+fn problem(reason: &str, message: String) -> Option<Problem> {
+    Some(Problem { reason: reason.to_owned(), message })
+}
+
+/// `Back-off pulling image "x"` and `failed to pull image "x": …` alternate while the kubelet tries: say what both have.
+fn image_words(message: &str) -> String {
+    let image = message.split('"').nth(1).filter(|image| !image.is_empty());
+    image.map_or_else(|| tail(message), |image| format!("\"{image}\" does not exist, or the node may not pull it"))
+}
+
+pub fn tail(text: &str) -> String {
+    let text = text.trim();
+    let skip = text.chars().count().saturating_sub(MAX_LAST_WORDS);
+    text.chars().skip(skip).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(status: Value) -> PodSeen {
+        serde_json::from_value::<LivePod>(json!({
+            "metadata": {"name": "orders-1", "namespace": "shop", "resourceVersion": "5",
+                "labels": {"app.kubernetes.io/component": "service"}},
+            "spec": {"containers": [{"name": "service"}],
+                "initContainers": [{"name": "relay", "ports": [{"containerPort": 9464}]}]},
+            "status": status,
+        }))
+        .unwrap()
+        .into()
+    }
+
+    fn reasons(pod: &PodSeen) -> Vec<&str> {
+        pod.problems.iter().map(|problem| problem.reason.as_str()).collect()
+    }
+
+    #[test]
+    fn a_missing_secret_is_named() {
+        let pod = pod(json!({"phase": "Pending", "containerStatuses": [{"name": "service", "state": {"waiting":
+            {"reason": "CreateContainerConfigError", "message": "secret \"stripe\" not found"}}}]}));
+        assert_eq!(reasons(&pod), ["SecretMissing"]);
+        assert!(pod.problems[0].message.contains("\"stripe\""));
+    }
+
+    #[test]
+    fn a_full_volume_is_called_so() {
+        let crashed = |message: &str| {
+            json!({"phase": "Running", "containerStatuses": [{"name": "postgres", "restartCount": 1,
+                "state": {"terminated": {"exitCode": 1, "message": message}}}]})
+        };
+        let panic = "PANIC:  could not write to file \"pg_wal/xlogtemp.7\": No space left on device";
+        let full = pod(crashed(&format!("LOG:  redo done\n{panic}\nLOG:  database system is shut down\n")));
+        assert_eq!(reasons(&full), ["VolumeFull"]);
+        assert!(full.problems[0].message.contains(panic), "{}", full.problems[0].message);
+        assert!(pod(crashed("FATAL:  could not open a file")).problems.is_empty());
+    }
+
+    #[test]
+    fn a_pod_is_being_created_until_its_first_container_is_made() {
+        let waiting = |reason: &str| json!({"name": "service", "state": {"waiting": {"reason": reason}}});
+        let creating = |status: Value| {
+            let mut object = json!({"metadata": {"name": "a", "uid": "u"}, "spec": {}, "status": status});
+            object["status"]["phase"] = "Pending".into();
+            PodSeen::from(serde_json::from_value::<LivePod>(object).unwrap()).creating
+        };
+        assert_eq!(creating(json!({"containerStatuses": [waiting("ContainerCreating")]})).as_deref(), Some("u"));
+        assert_eq!(creating(json!({"containerStatuses": [waiting("ErrImagePull")]})), None);
+        let sidecar = json!({"name": "relay", "state": {"running": {}}});
+        let started = json!({"initContainerStatuses": [sidecar], "containerStatuses": [waiting("PodInitializing")]});
+        assert_eq!(creating(started), None);
+    }
+
+    #[test]
+    fn a_crash_loop_is_one_between_two_crashes_too() {
+        let crashed =
+            json!({"exitCode": 3, "reason": "Error", "message": "boom\n", "finishedAt": "2026-01-01T00:00:00Z"});
+        let waiting = pod(
+            json!({"phase": "Running", "podIP": "10.0.0.1", "containerStatuses": [{"name": "service", "restartCount": 4,
+            "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": crashed}}]}),
+        );
+        let running = pod(
+            json!({"phase": "Running", "podIP": "10.0.0.1", "containerStatuses": [{"name": "service", "restartCount": 4,
+            "state": {"running": {}}, "lastState": {"terminated": crashed}}]}),
+        );
+        assert_eq!(reasons(&waiting), ["CrashLooping"]);
+        assert_eq!(waiting.problems, running.problems);
+        assert_eq!(waiting.last_words, Some(("2026-01-01T00:00:00Z".to_owned(), "boom".to_owned())));
+        assert_eq!(waiting.admin_address.as_deref(), Some("10.0.0.1"));
+        let ready =
+            pod(json!({"phase": "Running", "containerStatuses": [{"name": "service", "restartCount": 4, "ready": true,
+            "lastState": {"terminated": crashed}}]}));
+        assert!(ready.problems.is_empty());
+    }
+
+    #[test]
+    fn a_pod_that_has_ended_has_no_problem_any_more() {
+        let crashed = |phase: &str| {
+            pod(json!({"phase": phase, "containerStatuses": [{"name": "service", "restartCount": 5,
+                "state": {"terminated": {"exitCode": 3, "reason": "Error", "finishedAt": "2026-01-01T00:00:00Z"}}}]}))
+        };
+        assert_eq!(crashed("Running").problems.len(), 1);
+        assert!(crashed("Failed").problems.is_empty(), "evicted, it stays as an object");
+    }
+
+    #[test]
+    fn a_container_that_was_never_found_again_has_no_times() {
+        let pod = pod(
+            json!({"phase": "Failed", "containerStatuses": [{"name": "service", "lastState": {}, "state": {"terminated":
+            {"exitCode": 137, "startedAt": null, "finishedAt": null, "message": "could not be located"}}}]}),
+        );
+        assert_eq!(pod.last_words, Some((String::new(), "could not be located".to_owned())));
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_pulled_gives_one_sentence() {
+        let words = |reason: &str, message: &str| {
+            pod(json!({"phase": "Pending", "containerStatuses": [{"name": "service",
+                "state": {"waiting": {"reason": reason, "message": message}}}]}))
+            .problems
+        };
+        assert_eq!(
+            words("ErrImagePull", "failed to pull and unpack image \"shop/orders:9\": not found"),
+            words("ImagePullBackOff", "Back-off pulling image \"shop/orders:9\""),
+        );
+    }
+
+    #[test]
+    fn a_pod_without_a_node_says_why() {
+        let pod = pod(json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False",
+            "reason": "Unschedulable", "message": "0/1 nodes are available"}]}));
+        assert_eq!(reasons(&pod), ["Unschedulable"]);
+    }
+}

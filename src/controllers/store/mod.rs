@@ -1,0 +1,138 @@
+//! What the operator knows of the cluster: fed by the watches and by the answers to its own writes, read by `observe`.
+//!
+//! Pure data: every change answers with the keys that it concerns. A change of a status alone, or of something that nothing
+//! here depends on, concerns nobody, so that the operator never wakes itself.
+
+mod children;
+mod custom;
+pub mod live;
+pub mod live_pod;
+mod pods;
+pub mod references;
+mod removed;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
+
+pub use custom::{Custom, id_of};
+pub use removed::FOR_EVER;
+
+use crate::{
+    api::v1alpha1::{Microservice, OutboxRelay, Saga},
+    contract::status::{OrchestratorStatus, Problem, RelayStatus},
+    controllers::{
+        resources::{
+            child::ChildRef,
+            key::{Key, ObjectId, ObjectKind},
+        },
+        store::{
+            live::ChildSeen,
+            live_pod::PodSeen,
+            references::{Named, References},
+        },
+    },
+};
+use removed::Removed;
+
+/// Keys that a change concerns.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Requeue {
+    /// To be reconciled at once.
+    pub now: Vec<Key>,
+    /// Only numbers moved: within the pace of status writes.
+    pub paced: Vec<Key>,
+}
+
+impl Requeue {
+    fn now(keys: impl IntoIterator<Item = Key>) -> Self {
+        Self { now: keys.into_iter().collect(), paced: Vec::new() }
+    }
+}
+
+/// A custom resource that does not have the form of its type.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Malformed {
+    pub generation: Option<i64>,
+    pub error: String,
+}
+
+/// The newest `/status` of a pod.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DataPlaneStatus {
+    Relay(RelayStatus),
+    Orchestrator(OrchestratorStatus),
+}
+
+#[derive(Debug, Default)]
+pub struct Store {
+    microservices: BTreeMap<ObjectId, Arc<Microservice>>,
+    relays: BTreeMap<ObjectId, Arc<OutboxRelay>>,
+    sagas: BTreeMap<ObjectId, Arc<Saga>>,
+    malformed: HashMap<Key, Malformed>,
+    references: References,
+    children: HashMap<Key, BTreeMap<ChildRef, ChildSeen>>,
+    pods: HashMap<Key, BTreeMap<String, PodSeen>>,
+    /// Which pod is whose, for deletions seen only by a re-list.
+    pod_owners: HashMap<ObjectId, Key>,
+    /// `resourceVersion` of each ConfigMap that is not ours.
+    config_maps: HashMap<ObjectId, u64>,
+    statuses: HashMap<ObjectId, DataPlaneStatus>,
+    /// What pods that cannot be created yet wait for.
+    waits: HashMap<ObjectId, Problem>,
+    removed: Removed,
+}
+
+impl Store {
+    /// A ConfigMap of somebody else: migrations, maybe.
+    pub fn set_config_map(&mut self, id: ObjectId, version: u64) -> Requeue {
+        if self.config_maps.insert(id.clone(), version) == Some(version) {
+            return Requeue::default();
+        }
+        Requeue::now(self.references.to(&Named::ConfigMap(id)).cloned())
+    }
+
+    pub fn remove_config_map(&mut self, id: &ObjectId) -> Requeue {
+        match self.config_maps.remove(id) {
+            Some(_) => Requeue::now(self.references.to(&Named::ConfigMap(id.clone())).cloned()),
+            None => Requeue::default(),
+        }
+    }
+
+    /// After a re-list: forgets the ConfigMaps of `scope` that are not in `seen`.
+    pub fn retain_config_maps(&mut self, scope: &Scope, seen: &HashSet<ObjectId>) -> Requeue {
+        let gone: Vec<_> =
+            self.config_maps.keys().filter(|id| scope.holds(id) && !seen.contains(id)).cloned().collect();
+        gone.iter().map(|id| self.remove_config_map(id)).collect()
+    }
+
+    /// `resourceVersion` of a ConfigMap that is not ours.
+    pub fn config_map(&self, id: &ObjectId) -> Option<u64> {
+        self.config_maps.get(id).copied()
+    }
+}
+
+impl FromIterator<Requeue> for Requeue {
+    fn from_iter<I: IntoIterator<Item = Requeue>>(changes: I) -> Self {
+        let mut all = Self::default();
+        for change in changes {
+            all.now.extend(change.now);
+            all.paced.extend(change.paced);
+        }
+        all
+    }
+}
+
+/// What one watch covers: a namespace, or all of them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Scope(pub Option<String>);
+
+impl Scope {
+    pub fn holds(&self, id: &ObjectId) -> bool {
+        self.0.as_ref().is_none_or(|namespace| *namespace == id.namespace)
+    }
+}
+
+/// Objects of one kind that are `Ready`, not ready, or not yet known to be either.
+pub type ReadyCounts = BTreeMap<(ObjectKind, String), i64>;

@@ -1,0 +1,252 @@
+//! Pods in the store, and what they say of themselves.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::{DataPlaneStatus, Requeue, Scope, Store, live_pod::PodSeen};
+use crate::{
+    api::v1alpha1::OutboxRelay,
+    contract::status::{OrchestratorStatus, Problem, RelayStatus},
+    controllers::resources::{
+        key::{Key, ObjectId, ObjectKind},
+        labels::Component,
+    },
+};
+
+impl Store {
+    pub fn set_pod(&mut self, owner: &Key, name: String, seen: PodSeen) -> Requeue {
+        let id = ObjectId::new(&owner.id.namespace, &name);
+        let known = self.pods.get(owner).and_then(|pods| pods.get(&name));
+        if seen.creating.is_none() || known.is_none_or(|known| known.creating != seen.creating) {
+            self.waits.remove(&id);
+        }
+        // the object of a dead pod may stay for long
+        if seen.admin_address.is_none() {
+            self.statuses.remove(&id);
+        }
+        self.pod_owners.insert(id, owner.clone());
+        let known = self.pods.entry(owner.clone()).or_default().insert(name, seen.clone());
+        // new pods are news only by what they say; the workload's counts come with the workload
+        let known = known.unwrap_or_default();
+        if known.problems == seen.problems
+            && known.last_words == seen.last_words
+            && known.creating == seen.creating
+            && known.admin_address.is_some() == seen.admin_address.is_some()
+        {
+            return Requeue::default();
+        }
+        self.affected_by_pod(owner)
+    }
+
+    pub fn remove_pod(&mut self, pod: &ObjectId) -> Requeue {
+        self.statuses.remove(pod);
+        self.waits.remove(pod);
+        let Some(owner) = self.pod_owners.remove(pod) else { return Requeue::default() };
+        if let Some(pods) = self.pods.get_mut(&owner) {
+            pods.remove(&pod.name);
+            if pods.is_empty() {
+                self.pods.remove(&owner);
+            }
+        }
+        self.affected_by_pod(&owner)
+    }
+
+    pub fn retain_pods(&mut self, scope: &Scope, seen: &HashSet<ObjectId>) -> Requeue {
+        let gone: Vec<_> =
+            self.pod_owners.keys().filter(|pod| scope.holds(pod) && !seen.contains(pod)).cloned().collect();
+        gone.iter().map(|pod| self.remove_pod(pod)).collect()
+    }
+
+    /// The pods that cannot be created yet, with their uids.
+    pub fn pods_being_created(&self) -> BTreeMap<ObjectId, String> {
+        let pods = self.pods.iter().flat_map(|(owner, pods)| {
+            let creating = pods.iter().filter_map(|(name, pod)| Some((name, pod.creating.clone()?)));
+            creating.map(|(name, uid)| (ObjectId::new(&owner.id.namespace, name), uid))
+        });
+        pods.collect()
+    }
+
+    /// What a pod that is being created waits for.
+    pub fn set_wait(&mut self, pod: &ObjectId, problem: Option<Problem>) -> Requeue {
+        let Some(owner) = self.pod_owners.get(pod).cloned() else { return Requeue::default() };
+        let known = match problem.clone() {
+            Some(problem) => self.waits.insert(pod.clone(), problem),
+            None => self.waits.remove(pod),
+        };
+        if known == problem {
+            return Requeue::default();
+        }
+        self.affected_by_pod(&owner)
+    }
+
+    /// What is wrong with a pod: what its containers say, or what it waits for before there are any.
+    pub(super) fn problems_of<'a>(
+        &'a self,
+        owner: &Key,
+        name: &str,
+        pod: &'a PodSeen,
+    ) -> impl Iterator<Item = &'a Problem> + use<'a> {
+        let wait = pod.creating.as_ref().and_then(|_| self.waits.get(&ObjectId::new(&owner.id.namespace, name)));
+        pod.problems.iter().chain(wait)
+    }
+
+    /// Pods with a `/status`, and their addresses.
+    pub fn admin_addresses(&self) -> BTreeMap<ObjectId, (ObjectKind, String)> {
+        let mut addresses = BTreeMap::new();
+        for (owner, pods) in &self.pods {
+            for (name, pod) in pods {
+                if let Some(address) = &pod.admin_address {
+                    addresses.insert(ObjectId::new(&owner.id.namespace, name), (owner.kind, address.clone()));
+                }
+            }
+        }
+        addresses
+    }
+
+    /// What a pod says of itself now; `None` when it has not been heard of for a while.
+    pub fn set_status(&mut self, pod: &ObjectId, status: Option<DataPlaneStatus>) -> Requeue {
+        let Some(owner) = self.pod_owners.get(pod).cloned() else { return Requeue::default() };
+        let known = match &status {
+            Some(status) => self.statuses.insert(pod.clone(), status.clone()),
+            None => self.statuses.remove(pod),
+        };
+        if known == status {
+            return Requeue::default();
+        }
+        let at_once = essence(known.as_ref()) != essence(status.as_ref());
+        let mut keys = self.affected_by_pod(&owner).now;
+        keys.retain(|key| matches!(key.kind, ObjectKind::OutboxRelay | ObjectKind::Saga));
+        if at_once { Requeue::now(keys) } else { Requeue { now: Vec::new(), paced: keys } }
+    }
+
+    /// The pods of a Microservice that have a relay, with what each says.
+    pub fn relay_pods(&self, microservice: &Key) -> BTreeMap<String, Option<RelayStatus>> {
+        self.admin_pods(microservice)
+            .map(|(name, status)| match status {
+                Some(DataPlaneStatus::Relay(status)) => (name, Some(status.clone())),
+                Some(DataPlaneStatus::Orchestrator(_)) | None => (name, None),
+            })
+            .collect()
+    }
+
+    /// The running pods that mount the contract of `owner`, an OutboxRelay or an orchestrator.
+    pub fn contract_readers(&self, owner: &Key) -> Vec<String> {
+        let pods_of = match owner.kind {
+            ObjectKind::Microservice | ObjectKind::Saga => return Vec::new(),
+            ObjectKind::Orchestrator => owner.clone(),
+            ObjectKind::OutboxRelay => match self.get::<OutboxRelay>(&owner.id) {
+                Some(relay) => Key::new(ObjectKind::Microservice, &owner.id.namespace, &relay.spec.microservice),
+                None => return Vec::new(),
+            },
+        };
+        self.admin_pods(&pods_of).map(|(pod, _)| pod).collect()
+    }
+
+    /// What an orchestrator says of itself: the ready one of its pods, if there are two for a moment.
+    pub fn orchestrator_status(&self, orchestrator: &Key) -> Option<OrchestratorStatus> {
+        self.admin_pods(orchestrator)
+            .filter_map(|(_, status)| match status {
+                Some(DataPlaneStatus::Orchestrator(status)) => Some(status.clone()),
+                Some(DataPlaneStatus::Relay(_)) | None => None,
+            })
+            .max_by_key(|status| status.ready)
+    }
+
+    /// Numbers over everything that the data plane told.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for status in self.statuses.values() {
+            match status {
+                DataPlaneStatus::Relay(status) if status.leading => {
+                    totals.pending += signed(status.pending);
+                    totals.published += signed(status.published);
+                }
+                DataPlaneStatus::Relay(_) => {}
+                DataPlaneStatus::Orchestrator(status) => {
+                    for counts in status.sagas.values() {
+                        totals.running += signed(counts.running);
+                        totals.completed += signed(counts.completed);
+                        totals.compensated += signed(counts.compensated);
+                        totals.stuck += signed(counts.stuck);
+                    }
+                }
+            }
+        }
+        totals
+    }
+
+    fn admin_pods(&self, owner: &Key) -> impl Iterator<Item = (String, Option<&DataPlaneStatus>)> {
+        self.pods_of(owner).filter(|(_, pod)| pod.admin_address.is_some()).map(|(name, _)| {
+            let status = self.statuses.get(&ObjectId::new(&owner.id.namespace, name));
+            (name.clone(), status)
+        })
+    }
+
+    /// Does `owner` have pods of this component?
+    pub fn has_pods(&self, owner: &Key, component: Component) -> bool {
+        self.pods_of(owner).any(|(_, pod)| pod.component == component.as_str())
+    }
+
+    pub(super) fn pods_of(&self, owner: &Key) -> impl Iterator<Item = (&String, &PodSeen)> {
+        self.pods.get(owner).into_iter().flatten()
+    }
+
+    fn affected_by_pod(&self, owner: &Key) -> Requeue {
+        match owner.kind {
+            ObjectKind::Microservice => self.owner_and_relays(owner),
+            ObjectKind::OutboxRelay | ObjectKind::Saga | ObjectKind::Orchestrator => self.affected_by(owner),
+        }
+    }
+}
+
+/// Sums for the operator's metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub running: i64,
+    pub completed: i64,
+    pub compensated: i64,
+    pub stuck: i64,
+    pub pending: i64,
+    pub published: i64,
+}
+
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// What makes a condition, as opposed to a number that moves all the time.
+#[derive(PartialEq, Eq)]
+struct Essence<'a> {
+    ready: bool,
+    leading: bool,
+    paused: bool,
+    /// Version of a relay's.
+    contract: &'a str,
+    problems: Vec<&'a str>,
+    /// Per saga: stuck instances, and the version of the definition.
+    sagas: Vec<(u64, &'a str)>,
+}
+
+fn essence(status: Option<&DataPlaneStatus>) -> Option<Essence<'_>> {
+    Some(match status? {
+        DataPlaneStatus::Relay(RelayStatus { ready, leading, paused, contract, problems, .. }) => Essence {
+            ready: *ready,
+            leading: *leading,
+            paused: *paused,
+            contract,
+            problems: reasons(problems),
+            sagas: Vec::new(),
+        },
+        DataPlaneStatus::Orchestrator(OrchestratorStatus { ready, sagas, problems, .. }) => Essence {
+            ready: *ready,
+            leading: true,
+            paused: false,
+            contract: "",
+            problems: reasons(problems),
+            sagas: sagas.values().map(|counts| (counts.stuck, counts.version.as_str())).collect(),
+        },
+    })
+}
+
+fn reasons(problems: &[Problem]) -> Vec<&str> {
+    problems.iter().map(|problem| problem.reason.as_str()).collect()
+}

@@ -1,0 +1,184 @@
+//! How each kind of object enters the store.
+
+use std::collections::HashSet;
+
+use kube::{Resource, core::DeserializeGuard};
+
+use super::definitions;
+use crate::controllers::{
+    resources::{
+        child::{ChildKind, ChildRef},
+        key::{Key, ObjectId},
+        labels::{MANAGED_BY, MANAGED_BY_LABEL},
+    },
+    runtime::Context,
+    store::{
+        Custom, Malformed, Requeue, Scope,
+        live::{ChildSeen, Live, version},
+        live_pod::{LivePod, PodSeen},
+    },
+};
+
+/// How a kind of object enters the store. One value per watch, so that a re-list knows what it has seen.
+pub(super) trait Feed: Send + Sync + 'static {
+    type Object: Send;
+
+    /// The custom resource definition that it lives from, and where it watches.
+    fn definition(&self) -> Option<(String, &Scope)> {
+        None
+    }
+    fn id(object: &Self::Object) -> ObjectId;
+    fn set(&self, context: &Context, object: Self::Object) -> Requeue;
+    fn remove(&self, context: &Context, object: Self::Object) -> Requeue;
+    fn retain(&self, context: &Context, seen: &HashSet<ObjectId>) -> Requeue;
+}
+
+fn id(object: &impl Resource) -> ObjectId {
+    let meta = object.meta();
+    ObjectId::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+}
+
+pub(super) struct CustomFeed<K> {
+    scope: Scope,
+    kind: std::marker::PhantomData<fn() -> K>,
+}
+
+impl<K> CustomFeed<K> {
+    pub(super) fn new(scope: Scope) -> Self {
+        Self { scope, kind: std::marker::PhantomData }
+    }
+}
+
+impl<K: Custom> Feed for CustomFeed<K> {
+    type Object = DeserializeGuard<K>;
+
+    fn definition(&self) -> Option<(String, &Scope)> {
+        Some((definitions::name(&K::plural(&())), &self.scope))
+    }
+
+    fn id(object: &Self::Object) -> ObjectId {
+        id(object)
+    }
+
+    fn set(&self, context: &Context, object: Self::Object) -> Requeue {
+        let id = Self::id(&object);
+        match object.0 {
+            Ok(object) => context.store().set(object),
+            Err(invalid) => {
+                let malformed = Malformed { generation: invalid.metadata.generation, error: invalid.error };
+                context.store().set_malformed::<K>(&id, malformed)
+            }
+        }
+    }
+
+    fn remove(&self, context: &Context, object: Self::Object) -> Requeue {
+        context.store().remove::<K>(&Self::id(&object), version(object.meta()))
+    }
+
+    fn retain(&self, context: &Context, seen: &HashSet<ObjectId>) -> Requeue {
+        context.store().retain::<K>(&self.scope, seen)
+    }
+}
+
+pub(super) struct ChildFeed {
+    pub(super) scope: Scope,
+    pub(super) kind: ChildKind,
+}
+
+impl ChildFeed {
+    fn owner_and_child(&self, object: &Live) -> Option<(Key, ChildRef)> {
+        let id = id(object);
+        let owner = Key::of_owner(&id.namespace, object.metadata.labels.as_ref()?)?;
+        Some((owner, ChildRef::new(self.kind, id.name)))
+    }
+}
+
+impl Feed for ChildFeed {
+    type Object = Live;
+
+    fn id(object: &Live) -> ObjectId {
+        id(object)
+    }
+
+    fn set(&self, context: &Context, object: Live) -> Requeue {
+        let Some((owner, child)) = self.owner_and_child(&object) else { return Requeue::default() };
+        context.store().set_child(&owner, child, ChildSeen::from(object))
+    }
+
+    fn remove(&self, context: &Context, object: Live) -> Requeue {
+        let Some((owner, child)) = self.owner_and_child(&object) else { return Requeue::default() };
+        let uid = object.metadata.uid.as_deref().unwrap_or_default();
+        context.store().remove_child(&owner, &child, uid, version(&object.metadata))
+    }
+
+    fn retain(&self, context: &Context, seen: &HashSet<ObjectId>) -> Requeue {
+        context.store().retain_children(self.kind, &self.scope, seen)
+    }
+}
+
+/// Ours by their label; all others may be somebody's migrations.
+pub(super) struct ConfigMapFeed(pub(super) ChildFeed);
+
+impl Feed for ConfigMapFeed {
+    type Object = Live;
+
+    fn id(object: &Live) -> ObjectId {
+        id(object)
+    }
+
+    fn set(&self, context: &Context, object: Live) -> Requeue {
+        if is_ours(&object) {
+            return self.0.set(context, object);
+        }
+        context.store().set_config_map(id(&object), version(&object.metadata))
+    }
+
+    fn remove(&self, context: &Context, object: Live) -> Requeue {
+        if is_ours(&object) {
+            return self.0.remove(context, object);
+        }
+        context.store().remove_config_map(&id(&object))
+    }
+
+    fn retain(&self, context: &Context, seen: &HashSet<ObjectId>) -> Requeue {
+        let theirs = context.store().retain_config_maps(&self.0.scope, seen);
+        [theirs, self.0.retain(context, seen)].into_iter().collect()
+    }
+}
+
+fn is_ours(object: &Live) -> bool {
+    object.metadata.labels.as_ref().and_then(|labels| labels.get(MANAGED_BY_LABEL)).is_some_and(|by| by == MANAGED_BY)
+}
+
+pub(super) struct PodFeed {
+    pub(super) scope: Scope,
+}
+
+impl Feed for PodFeed {
+    type Object = LivePod;
+
+    fn id(object: &LivePod) -> ObjectId {
+        id(object)
+    }
+
+    fn set(&self, context: &Context, object: LivePod) -> Requeue {
+        let id = id(&object);
+        let owner = object.metadata.labels.as_ref().and_then(|labels| Key::of_owner(&id.namespace, labels));
+        let Some(owner) = owner else { return Requeue::default() };
+        let requeue = context.store().set_pod(&owner, id.name, PodSeen::from(object));
+        context.pods_changed();
+        requeue
+    }
+
+    fn remove(&self, context: &Context, object: LivePod) -> Requeue {
+        let requeue = context.store().remove_pod(&id(&object));
+        context.pods_changed();
+        requeue
+    }
+
+    fn retain(&self, context: &Context, seen: &HashSet<ObjectId>) -> Requeue {
+        let requeue = context.store().retain_pods(&self.scope, seen);
+        context.pods_changed();
+        requeue
+    }
+}
