@@ -31,7 +31,7 @@ pub(super) struct Meters {
     rows: Counter,
 }
 
-/// From half a millisecond to half a minute.
+/// Buckets from 0.5 ms to 16 s.
 fn durations() -> Histogram {
     Histogram::new(prometheus_client::metrics::histogram::exponential_buckets(0.0005, 2.0, 16))
 }
