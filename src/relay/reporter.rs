@@ -132,7 +132,7 @@ impl Metrics {
         registry.register(names::PARKED, "Events that wait behind one that the broker refuses", parked.clone());
         registry.register(names::LAG_SECONDS, "Age of the oldest event that waits", lag_seconds.clone());
         registry.register(names::LAG_BYTES, "WAL behind the slot's confirmed position", lag_bytes.clone());
-        registry.register(names::LEADING, "1 when this process publishes, 0 when it stands by", leading.clone());
+        registry.register(names::LEADING, "1 when this process publishes, 0 when it is a standby", leading.clone());
         metrics
     }
 }
@@ -217,11 +217,11 @@ impl Reporter {
             state.waiting = Waiting::default();
             state.tail = None;
             state.slot_lag = None;
-            for gone in [reason::EVENT_REFUSED, reason::PUBLISH_FAILING, reason::SLOT_AT_RISK, reason::SLOT_LOST] {
-                state.problems.remove(gone);
+            for resolved in [reason::EVENT_REFUSED, reason::PUBLISH_FAILING, reason::SLOT_AT_RISK, reason::SLOT_LOST] {
+                state.problems.remove(resolved);
             }
-            for gone in [reason::BROKER_UNREACHABLE, reason::STREAM_MISSING, reason::SLOT_PENDING] {
-                state.problems.remove(gone);
+            for resolved in [reason::BROKER_UNREACHABLE, reason::STREAM_MISSING, reason::SLOT_PENDING] {
+                state.problems.remove(resolved);
             }
         });
     }

@@ -91,7 +91,7 @@ struct OutboxTable<'a>(&'a Client);
 
 impl Rows for OutboxTable<'_> {
     async fn present(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, SourceError> {
-        let action = "looking for the rows of refused events";
+        let action = "querying the rows of refused events";
         let statement = "select id from weft.outbox where id = any ($1)";
         let rows = within(DEADLINE, action, self.0.query(statement, &[&ids])).await?;
         rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(SourceError::query(action))

@@ -60,13 +60,13 @@ pub enum Command {
     },
     /// Make the current call again at once, with a new allowance of attempts
     Retry(InstanceArgs),
-    /// Take the call that is stuck as done
+    /// Treat the stuck call as done
     Skip(InstanceArgs),
-    /// Compensate, before the point of no return; a pivot that is stuck is paused first
+    /// Compensate, before the pivot; pause a stuck pivot first
     Cancel(InstanceArgs),
     /// Make no further call until `resume`
     Pause(InstanceArgs),
-    /// Go on after a pause
+    /// Continue after a pause
     Resume(InstanceArgs),
 }
 

@@ -542,8 +542,8 @@ impl Instance {
 /// Converts the stored deadline to this process's monotonic clock. A wall clock that jumped between two processes can
 /// shift it to now, or delay it by one whole deadline at most.
 fn due(started_at: Timestamp, deadline_ms: u64) -> Instant {
-    let gone = Timestamp::now().as_millisecond().saturating_sub(started_at.as_millisecond());
-    let left = deadline_ms.saturating_sub(u64::try_from(gone).unwrap_or(0)).min(deadline_ms);
+    let elapsed = Timestamp::now().as_millisecond().saturating_sub(started_at.as_millisecond());
+    let left = deadline_ms.saturating_sub(u64::try_from(elapsed).unwrap_or(0)).min(deadline_ms);
     Instant::now() + Duration::from_millis(left)
 }
 

@@ -263,9 +263,8 @@ async fn a_stuck_pivot_is_cancelled_only_when_nothing_can_make_it_happen() {
     assert_eq!(orchestrator.verb("order", &id, "pause").await.0, 200);
     let (status, problem) = orchestrator.verb("order", &id, "cancel").await;
     assert_eq!(status, 409, "{problem}");
-    assert!(problem["detail"].as_str().unwrap().contains("is under way"), "{problem}");
-    servers::until("the call has come to its end", async || orchestrator.verb("order", &id, "cancel").await.0 == 200)
-        .await;
+    assert!(problem["detail"].as_str().unwrap().contains("is in progress"), "{problem}");
+    servers::until("the call has ended", async || orchestrator.verb("order", &id, "cancel").await.0 == 200).await;
     let calls = world.participant.count("charge");
     orchestrator.verb("order", &id, "resume").await;
     orchestrator.until_state("order", &id, "Compensated").await;

@@ -260,7 +260,7 @@ async fn an_unreadable_instance_blocks_no_other_one() {
         let (_, view) = orchestrator.start_saga("order", &input, "", Some(&format!("k-{number}"))).await;
         started.push(id(&view));
     }
-    servers::until("they are under way", async || world.participant.count("pack") == 20).await;
+    servers::until("they are running", async || world.participant.count("pack") == 20).await;
     orchestrator.kill9();
     let client = world.database.superuser().await;
     let (newer, headless, holed, undefined) = (&started[0], &started[1], &started[2], &started[3]);

@@ -62,9 +62,9 @@ pub enum Refusal {
     #[error("it is past its point of no return (its pivot), so it can only go forward")]
     PastPivot,
     /// Returned by the engine, as is the next one: a replay does not know which calls are in progress.
-    #[error("its pivot is tried again by itself and may yet happen; pause it first, then cancel")]
+    #[error("its pivot is retried automatically and may still happen; pause it first, then cancel")]
     PivotTried,
-    #[error("a call of its pivot is under way; cancel again when that has come to its end")]
+    #[error("a call of its pivot is in progress; cancel again when it has ended")]
     PivotUnderWay,
 }
 
