@@ -382,7 +382,7 @@ impl World {
             self.duplicates += 1;
             return;
         }
-        let held = self.withheld.insert(row.key, row);
+        let held = self.held.insert(row.key, row);
         let before = held.map_or(0, |held| held.number);
         assert_eq!(row.number, before + 1, "reordered: {row:?} came after {held:?}");
         // two leaders may have read the same rows through different snapshots
@@ -505,7 +505,7 @@ impl World {
         }
         let left = self.database.rows.iter().filter(|row| row.state == RowState::Committed).count();
         assert_eq!(left, 0, "events that never came");
-        let held: BTreeMap<u64, u64> = self.withheld.iter().map(|(&key, row)| (key, row.number)).collect();
+        let held: BTreeMap<u64, u64> = self.held.iter().map(|(&key, row)| (key, row.number)).collect();
         assert_eq!(held, self.database.committed, "lost");
         assert!(self.leader.window.is_empty());
         assert_eq!((self.leader.window.in_flight(), self.leader.window.parked()), (0, 0));
