@@ -16,12 +16,12 @@ use tokio::{net::TcpListener, sync::watch, time::Instant};
 
 use crate::shutdown::Shutdown;
 
-/// A watched status is sent at most this often.
+/// A watched status is sent at most this often…
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
-/// …and at least this often, so that a reader knows that the stream lives.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
+/// …and at least this often, so that a reader can detect a dead stream.
+const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// What a program tells of itself. `Ok(())` is 200; `Err` is 503 with the sentence.
+/// A health check. `Ok(())` is 200; `Err` is 503 with the sentence.
 pub type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
 /// The admin endpoints of one program; `S` is its `/status` document.
@@ -40,7 +40,7 @@ impl<S> std::fmt::Debug for Admin<S> {
 }
 
 impl<S: Serialize + Clone + PartialEq + Send + Sync + 'static> Admin<S> {
-    /// The routes, to be served alone or merged into a program's own API.
+    /// The routes, to be served alone or merged into a program's API.
     pub fn router(self) -> Router {
         Router::new()
             .route("/livez", get(|State(admin): State<Self>| async move { answer(&admin.live) }))
@@ -58,7 +58,7 @@ pub async fn serve(router: Router, address: SocketAddr, shutdown: Shutdown) -> s
     let ended = async move { shutdown.requested().await };
     tokio::select! {
         served = async { axum::serve(listener, router).await } => served,
-        // open streams of `/status?watch=true` never end by themselves: leave without waiting for them
+        // open streams of `/status?watch=true` never end, so do not wait for them
         () = ended => Ok(()),
     }
 }
@@ -98,7 +98,7 @@ where
 
 type Watching<S> = (watch::Receiver<S>, Option<(S, Instant)>);
 
-/// The next line of a watched status: at once the first time, then on change, within the two intervals.
+/// The next line of a watched status: the first one at once, then on change, within the two intervals.
 async fn next_line<S>((mut status, sent): Watching<S>) -> Option<(Result<Bytes, Infallible>, Watching<S>)>
 where
     S: Serialize + Clone + PartialEq,
@@ -106,7 +106,7 @@ where
     if let Some((last, at)) = &sent {
         tokio::time::sleep_until(*at + MIN_INTERVAL).await;
         let changed = async { status.wait_for(|now| now != last).await.map(|_| ()) };
-        if let Ok(Err(_closed)) = tokio::time::timeout_at(*at + SIGN_OF_LIFE, changed).await {
+        if let Ok(Err(_closed)) = tokio::time::timeout_at(*at + KEEPALIVE, changed).await {
             return None;
         }
     }

@@ -1,4 +1,4 @@
-//! The command line: parses, starts a runtime, and hands over.
+//! The command line: parses the arguments, starts a runtime and runs the command.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -17,7 +17,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make Microservices, OutboxRelays and Sagas true in a cluster (the control plane)
+    /// Reconcile Microservices, OutboxRelays and Sagas in a cluster (the control plane)
     Operator(operator::Args),
     /// Publish a service's outbox to a broker (a sidecar that the operator starts)
     Relay(relay::Args),
@@ -38,13 +38,13 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum DatabaseCommand {
-    /// Make roles, Weft's tables and functions, then apply migrations; safe to repeat
+    /// Create roles, Weft's tables and functions, then apply migrations; safe to repeat
     Setup(database::Args),
 }
 
 impl Cli {
     pub fn run(self) -> anyhow::Result<()> {
-        // ring everywhere, so that one crypto provider is in the binary; an error means that it is installed already
+        // ring everywhere, so that the binary contains one crypto provider; an error means that it is installed already
         let _ = rustls::crypto::ring::default_provider().install_default();
         match self.command {
             Command::Completion { shell } => {
@@ -60,7 +60,7 @@ impl Cli {
     }
 }
 
-/// Exit code for `main`: a definite error in the input is told from one that a repetition may mend.
+/// Exit code for `main`: distinguishes a definite error in the input from one that a retry may resolve.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     match error.downcast_ref::<database::DatabaseError>() {
         Some(error) if error.is_definite() => ExitCode::from(database::EXIT_DEFINITE),

@@ -23,7 +23,7 @@ pub mod operator {
     pub const RECONCILE_DURATION: &str = "weft_reconcile_duration_seconds";
     /// Counter: requests to the API server by `verb`, `kind` (the resource's plural) and `code` (`0`: no answer).
     pub const API_REQUESTS: &str = "weft_api_requests";
-    /// Counter: children that somebody had changed and that were put right, by `kind`.
+    /// Counter: children that somebody had changed and that were corrected, by `kind`.
     pub const DRIFT_CORRECTED: &str = "weft_drift_corrected";
     /// Gauge: 1 while this process leads.
     pub const LEADER: &str = "weft_leader";
@@ -33,7 +33,7 @@ pub mod operator {
     pub const OBJECTS: &str = "weft_objects";
     /// Gauge: saga instances by `state` (`running`, `completed`, `compensated`, `stuck`), all Sagas together.
     pub const SAGA_INSTANCES: &str = "weft_saga_instances";
-    /// Gauge: outbox rows that wait, all OutboxRelays together.
+    /// Gauge: outbox rows that are not published, all OutboxRelays together.
     pub const OUTBOX_PENDING: &str = "weft_outbox_pending";
     /// Gauge: events that brokers have acknowledged, all OutboxRelays together.
     pub const OUTBOX_PUBLISHED: &str = "weft_outbox_published";

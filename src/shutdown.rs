@@ -1,9 +1,9 @@
-//! One way to stop: `SIGTERM` or `SIGINT` cancels a token that every task waits on.
+//! Shutdown: `SIGTERM` or `SIGINT` cancels a token that every task waits for.
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Cancelled when the process is asked to end.
+/// Cancelled when the process is to shut down.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown(CancellationToken);
 
@@ -15,13 +15,13 @@ impl Shutdown {
         let token = shutdown.0.clone();
         tokio::spawn(async move {
             tokio::select! { _ = term.recv() => {} _ = int.recv() => {} }
-            tracing::info!("asked to end");
+            tracing::info!("received a signal to shut down");
             token.cancel();
         });
         Ok(shutdown)
     }
 
-    /// Resolves once the process is asked to end.
+    /// Resolves when the process is to shut down.
     pub async fn requested(&self) {
         self.0.cancelled().await;
     }
@@ -30,7 +30,7 @@ impl Shutdown {
         self.0.is_cancelled()
     }
 
-    /// The token behind it, for tasks that end with the process or earlier (`child_token`).
+    /// The token itself, for tasks that end with the process or earlier (`child_token`).
     pub fn token(&self) -> &CancellationToken {
         &self.0
     }

@@ -1,4 +1,4 @@
-//! Logs: JSON on stderr inside a cluster, for people on a terminal. `WEFT_LOG` filters (`info` unless told).
+//! Logs: JSON on stderr, or text if stderr is a terminal. `WEFT_LOG` filters (default `info`).
 
 use std::io::IsTerminal;
 

@@ -107,7 +107,7 @@ fn a_relay_in_both_modes() {
         assert_eq!(
             Relay { paused: true, ..contract.clone() }.seal().version,
             contract.version,
-            "a pause is told apart"
+            "a pause does not change the version"
         );
     }
 }
@@ -133,9 +133,12 @@ fn an_orchestrator_and_the_set_up_of_its_database() {
 }
 
 #[test]
-fn what_the_data_plane_tells() {
+fn the_status_documents_of_the_data_plane() {
     let since = "2026-01-02T03:04:05Z".parse().unwrap();
-    let problem = Problem { reason: "BrokerUnreachable".into(), message: "nats://n:4222 does not answer".into() };
+    let problem = Problem {
+        reason: "BrokerUnreachable".into(),
+        message: "NATS at n:4222 has not answered since 12:04:05 UTC".into(),
+    };
     let relay = RelayStatus {
         relay: "orders".into(),
         contract: "7c0e5b1d2f3a4968".into(),
@@ -172,11 +175,11 @@ fn what_the_data_plane_tells() {
         sagas: [("create-order".to_owned(), counts)].into(),
         problems: vec![],
     };
-    told("relay-status.json", &relay);
-    told("orchestrator-status.json", &orchestrator);
+    assert_pinned("relay-status.json", &relay);
+    assert_pinned("orchestrator-status.json", &orchestrator);
 }
 
-fn told<S: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &str, status: &S) {
+fn assert_pinned<S: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &str, status: &S) {
     let path = at("tests/golden/contract").join(name);
     compare(&path, &format!("{}\n", serde_json::to_string_pretty(status).unwrap()));
     assert_eq!(&serde_json::from_str::<S>(&std::fs::read_to_string(&path).unwrap()).unwrap(), status);

@@ -136,9 +136,9 @@ const BEFORE_REASONS: [&str; 9] = [
     "Class::Fatal, ",
     "Progress::waiting(",
     "Finding::new(false, ",
-    "say(SOURCE, ",
-    "say(DATABASE, ",
-    "say(&recovery(partition), ",
+    "report(SOURCE, ",
+    "report(DATABASE, ",
+    "report(&recovery(partition), ",
 ];
 /// Good news in a condition whose `False` is the good half.
 const GOOD_NEWS: [&str; 2] = ["NoneStuck", "SlotSafe"];
@@ -152,10 +152,10 @@ fn every_reason_that_is_trouble_is_in_the_runbook() {
         let found = code.split(&before).skip(1).filter_map(|rest| rest.split('"').next());
         reasons.extend(found.filter(|word| word.starts_with(|first: char| first.is_ascii_uppercase())));
     }
-    // those of the relay's reports have names
+    // the relay's reasons are constants
     let named = code.split(": &str = \"").skip(1).filter_map(|rest| rest.split_once("\";").map(|(word, _)| word));
-    let report = read("src/relay/report.rs");
-    reasons.extend(named.filter(|word| report.contains(&format!(": &str = \"{word}\";"))));
+    let reporter = read("src/relay/reporter.rs");
+    reasons.extend(named.filter(|word| reporter.contains(&format!(": &str = \"{word}\";"))));
     assert!(reasons.len() > 35, "the reasons are written otherwise by now: {reasons:?}");
     let silent: Vec<_> = reasons
         .iter()

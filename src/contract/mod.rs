@@ -1,8 +1,8 @@
 //! The files that the operator writes and the data plane reads.
 //!
-//! A contract is versioned YAML in a ConfigMap, mounted into the data plane's pod; credentials are paths of files mounted
-//! from Secrets. Readers ignore fields they do not know, so that an operator of the next minor version may add some;
-//! whoever changes the meaning of a field raises [`VERSION`]. `tests/golden/contract/` pins the form.
+//! A contract is versioned YAML in a ConfigMap, mounted into the data plane's pod; credentials are paths of files that
+//! are mounted from Secrets. Readers ignore unknown fields, so that an operator of the next minor version may add some;
+//! a change of a field's meaning requires a new [`VERSION`]. `tests/golden/contract/` pins the format.
 
 pub mod database_setup;
 pub mod orchestrator;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// `apiVersion` of every contract that this version writes and reads.
+/// `apiVersion` of every contract that this version of Weft writes and reads.
 pub const VERSION: &str = "contract.weft.dev/v1";
 
 /// Port of every data-plane program's admin endpoints: `/livez`, `/readyz`, `/metrics`, `/status`.
@@ -34,13 +34,13 @@ pub enum ContractError {
         #[source]
         source: serde_yaml::Error,
     },
-    #[error("the contract file {path} says `apiVersion: {found}`; this version of weft reads `{VERSION}`")]
+    #[error("the contract file {path} has `apiVersion: {found}`; this version of weft reads `{VERSION}`")]
     Version { path: PathBuf, found: String },
     #[error("the contract file {path} is of kind {found}, expected {expected}")]
     Kind { path: PathBuf, found: String, expected: &'static str },
 }
 
-/// A contract's kind, as written in its `kind` field.
+/// A contract, with the `kind` that its file contains.
 pub trait Contract: Serialize + DeserializeOwned {
     const KIND: &'static str;
 
@@ -88,7 +88,7 @@ struct Head {
     kind: String,
 }
 
-/// A database and the role to enter it with.
+/// A database and the role to log in with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DatabaseLogin {
@@ -98,7 +98,7 @@ pub struct DatabaseLogin {
     pub role: Role,
 }
 
-/// A role and the file that holds its password (from a Secret; read again on each new connection).
+/// A role and the file with its password (from a Secret; read again for each new connection).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Role {

@@ -1,4 +1,4 @@
-//! What `weft saga` runs.
+//! The contract of `weft saga`.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -21,8 +21,8 @@ pub struct Orchestrator {
     pub starts: Vec<Start>,
 }
 
-/// An event of a service that starts a saga, read from where that service's relay publishes it. The event's `data` is the
-/// saga's `input`; its `id` is the idempotency key, so a duplicate starts nothing.
+/// An event of a service that starts a saga, consumed from the stream to which the service's relay publishes it. The
+/// event's `data` is the saga's `input`; its `id` is the idempotency key, so a duplicate starts nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Start {
@@ -31,8 +31,9 @@ pub struct Start {
     pub event_source: String,
     /// CloudEvents `type`.
     pub event_type: String,
-    /// Events that the broker took in earlier start nothing: when the `Saga` object was made, so that a new one does not run
-    /// the whole past. Without it (as in a file written by hand) every event that the stream holds counts.
+    /// Events that the broker stored earlier start nothing. This is the creation time of the `Saga` object, so that a
+    /// new Saga does not start for all past events. Without it (as in a file written by hand) every event in the stream
+    /// counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
     #[serde(with = "serde_yaml::with::singleton_map")]

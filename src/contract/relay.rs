@@ -1,4 +1,4 @@
-//! What `weft relay` publishes, from where to where.
+//! The contract of `weft relay`.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use crate::domain::version;
 pub struct Relay {
     /// The `OutboxRelay`'s name; also names its checkpoint in the database.
     pub name: String,
-    /// Of the content but `paused`, by [`Relay::seal`]; the relay tells it in its status.
+    /// Hash of the content except `paused`, set by [`Relay::seal`]; the relay reports it in its status.
     #[serde(default)]
     pub version: String,
     pub namespace: String,
@@ -31,7 +31,7 @@ pub struct Relay {
 pub enum Mode {
     /// Streaming replication of the outbox table (pgoutput).
     LogTailing,
-    /// Snapshot-window queries, woken by `LISTEN`.
+    /// Snapshot-window queries, notified by `LISTEN`.
     Polling,
 }
 
@@ -47,21 +47,21 @@ pub enum Sink {
 pub struct NatsSink {
     /// `nats://HOST:PORT`
     pub url: String,
-    /// JetStream stream; made when missing (file storage, subjects from [`NatsSink::subject`]), never altered.
+    /// JetStream stream; created when missing (file storage, subjects from [`NatsSink::subject`]), never altered.
     pub stream: String,
     /// Subject template; `{aggregate_type}` and `{type}` are replaced by the row's values.
     pub subject: String,
-    /// How long a stream that the relay makes keeps an event; 0: for ever.
+    /// How long a stream that the relay creates keeps an event; 0 keeps it forever.
     #[serde(default = "default_max_age")]
     pub max_age_seconds: u64,
 }
 
-/// A week, as an OutboxRelay that does not say.
+/// One week, the default of OutboxRelay.
 fn default_max_age() -> u64 {
     7 * 24 * 3600
 }
 
-/// What becomes of a row once the broker has acknowledged its event.
+/// What happens to a row after the broker has acknowledged its event.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Retention {
     #[default]

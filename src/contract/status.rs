@@ -1,20 +1,20 @@
-//! What the data plane answers on its admin port's `/status`, and the operator reads.
+//! The documents that the data plane serves at `/status` on its admin port, and that the operator reads.
 //!
-//! `GET /status` is one JSON document; `GET /status?watch=true` streams it as newline-delimited JSON: once at once, then
-//! whenever it changes, at most once a second, and at least every 30 s as a sign of life.
+//! `GET /status` returns one JSON document. `GET /status?watch=true` streams documents as newline-delimited JSON: one
+//! at once, then one whenever it changes, at most once a second, and at least every 30 s as a keepalive.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// Something that a person should know, in words. It goes away by itself when mended.
+/// A problem that a person should know about. It disappears from the status when it is resolved.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
     /// PascalCase; becomes a condition's reason: `DatabaseUnreachable`, `BrokerUnreachable`, `SlotAtRisk`, …
     pub reason: String,
-    /// One sentence: what, where, how to mend it. Never a payload or a credential.
+    /// One sentence: what, where, since when, and how to fix it if that is known. Never a payload or a credential.
     pub message: String,
 }
 
@@ -22,12 +22,12 @@ pub struct Problem {
 #[serde(rename_all = "camelCase")]
 pub struct RelayStatus {
     pub relay: String,
-    /// Version of the contract that it works by.
+    /// Version of the contract in force.
     #[serde(default)]
     pub contract: String,
-    /// This process holds the outbox; the others stand by.
+    /// Whether this process leads; the others are standbys.
     pub leading: bool,
-    /// Connected to source and sink and publishing (or paused on purpose).
+    /// Connected to database and broker and publishing (or paused on purpose).
     pub ready: bool,
     pub paused: bool,
     /// Events acknowledged by the broker since the relay first ran (kept in the checkpoint).
@@ -51,7 +51,7 @@ pub struct RelayStatus {
 #[serde(rename_all = "camelCase")]
 pub struct OrchestratorStatus {
     pub orchestrator: String,
-    /// All partitions that this process should hold are held and recovered.
+    /// Whether this process holds all partitions and has recovered them.
     pub ready: bool,
     pub sagas: BTreeMap<String, SagaCounts>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -62,15 +62,15 @@ pub struct OrchestratorStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SagaCounts {
-    /// The definition's version that new instances get.
+    /// The definition's version that new instances start with.
     pub version: String,
-    /// Not ended: includes those compensating and those stuck.
+    /// Instances that have not ended, including compensating and stuck ones.
     pub running: u64,
-    /// Of those, the ones being undone.
+    /// Running instances that are being compensated.
     pub compensating: u64,
     pub completed: u64,
     pub compensated: u64,
-    /// Of the running ones, those that have exhausted their attempts and wait for a person.
+    /// Running instances that have exhausted their attempts, or were refused where nothing may be refused.
     pub stuck: u64,
     /// The oldest ten stuck instances.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -84,7 +84,7 @@ pub struct StuckInstance {
     pub step: String,
     /// `do` or `undo`.
     pub operation: String,
-    /// What the last attempt came to.
+    /// The error of the last attempt.
     pub message: String,
     pub since: Timestamp,
 }

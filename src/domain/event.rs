@@ -1,6 +1,6 @@
 //! The event envelope: an outbox row as a CloudEvent in binary mode (CloudEvents 1.0, NATS protocol binding).
 //!
-//! Attributes travel as `ce-…` headers, the row's `payload` as the message's data, untouched. Readers need the names below
+//! Attributes are `ce-…` headers; the row's `payload` is the message's data, unchanged. Consumers need the names below
 //! and [`decode`]; the relay needs the rest.
 
 use std::{borrow::Cow, fmt};
@@ -23,9 +23,9 @@ pub const HEADER_TYPE: &str = "ce-type";
 pub const HEADER_SUBJECT: &str = "ce-subject";
 /// The row's `created_at`, RFC 3339 in UTC.
 pub const HEADER_TIME: &str = "ce-time";
-/// `AGGREGATE_TYPE/AGGREGATE_ID`: events of one partition key are in the order of their commits.
+/// `AGGREGATE_TYPE/AGGREGATE_ID`: events with the same partition key are in commit order.
 pub const HEADER_PARTITION_KEY: &str = "ce-partitionkey";
-/// [`Position`]: where the event stands among all events of its relay.
+/// The event's [`Position`] among all events of its relay.
 pub const HEADER_SEQUENCE: &str = "ce-sequence";
 pub const HEADER_TRACEPARENT: &str = "ce-traceparent";
 pub const HEADER_CORRELATION_ID: &str = "ce-correlationid";
@@ -44,9 +44,9 @@ pub const FIXED_HEADERS: [&str; 9] = [
     HEADER_CONTENT_TYPE,
 ];
 
-/// Longest name of an extension attribute that is passed on; the specification asks for 20, names seen in use are longer.
+/// Longest name of an extension attribute that is published. The specification recommends 20; longer names are in use.
 const MAX_EXTENSION_NAME: usize = 64;
-/// Attributes that come from the row's columns; an extension of the same name is left out.
+/// Attributes that are set from the row's columns; an extension of the same name is dropped.
 const RESERVED: [&str; 11] = [
     "id",
     "source",
@@ -61,12 +61,14 @@ const RESERVED: [&str; 11] = [
     "sequence",
 ];
 
-/// Where an event stands in its relay's order; its text sorts as it does, so does the CloudEvents attribute `sequence`.
+/// The position of an event in its relay's order. Its text sorts as it does, and is the CloudEvents attribute
+/// `sequence`.
 ///
-/// Log tailing: the LSN of the transaction's commit record, then the row's place in the transaction. Rows that were there
-/// before the slot: the slot's consistent point less one, then `seq`. Polling: the WAL's insert position when the
-/// window's snapshot was taken, then `seq`. All are positions in one WAL, so the order holds when the mode changes.
-/// Of two deliveries of one event the later one may carry another position (its rows were read anew); the first counts.
+/// With log tailing it is the LSN of the transaction's commit record and the row's index in the transaction. For rows
+/// that are older than the slot it is the slot's consistent point less one, and `seq`. With polling it is the WAL's
+/// insert position at the time of the window's snapshot, and `seq`. All are positions in one WAL, so the order holds
+/// when the mode changes. Of two deliveries of one event the later one may have another position (its row was read
+/// again); the first one counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
     pub lsn: u64,
@@ -80,7 +82,7 @@ impl fmt::Display for Position {
     }
 }
 
-/// Text that shares a network buffer. Valid UTF-8 by construction.
+/// Text in a shared buffer. Valid UTF-8 by construction.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Text(Bytes);
 
@@ -114,14 +116,14 @@ impl fmt::Debug for Text {
     }
 }
 
-/// One row of `weft.outbox`. The payload is shared with the network buffer it came in.
+/// One row of `weft.outbox`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Event {
     pub id: Uuid,
     pub aggregate_type: Text,
     pub aggregate_id: Text,
     pub kind: Text,
-    /// JSON text; never in logs or errors.
+    /// JSON text; must not get into logs or errors.
     pub payload: Bytes,
     /// JSON text of an object: extension attributes.
     pub headers: Bytes,
@@ -142,7 +144,7 @@ impl fmt::Debug for Event {
 }
 
 impl Event {
-    /// What the event takes of the window's bytes.
+    /// The event's size in bytes, for the limits of the window.
     pub fn size(&self) -> usize {
         self.payload.len()
             + self.headers.len()
@@ -151,7 +153,7 @@ impl Event {
             + self.kind.0.len()
     }
 
-    /// The CloudEvents attributes as header names and encoded values, `source` being the relay's.
+    /// The CloudEvents attributes as header names and encoded values; `source` is the relay's.
     pub fn attributes<'a>(&'a self, source: &'a str) -> impl Iterator<Item = (Cow<'a, str>, Cow<'a, str>)> {
         let (kind, id) = (self.aggregate_type.as_str(), self.aggregate_id.as_str());
         let fixed: [(&str, Cow<'_, str>); 9] = [
@@ -174,8 +176,8 @@ fn rfc3339(micros: i64) -> String {
     jiff::Timestamp::from_microsecond(micros).map_or_else(|_| String::new(), |time| time.to_string())
 }
 
-/// Extension attributes in a row's `headers`: keys that CloudEvents allows (`[a-z0-9]+`) with a string, number or boolean.
-/// Anything else is left out, as is an attribute that the columns give.
+/// The extension attributes in a row's `headers`: keys that CloudEvents allows (`[a-z0-9]+`) with a string, number or
+/// boolean. Everything else is dropped, and so is an attribute that is set from a column.
 fn extensions(headers: &[u8]) -> impl Iterator<Item = (String, String)> {
     let object: serde_json::Map<String, serde_json::Value> =
         if headers.len() <= 2 { serde_json::Map::new() } else { serde_json::from_slice(headers).unwrap_or_default() };
@@ -197,14 +199,14 @@ fn is_extension(name: &str) -> bool {
         && !RESERVED.contains(&name)
 }
 
-/// Percent-encodes what a header cannot carry, as CloudEvents' HTTP and NATS bindings tell: everything outside
+/// Percent-encodes what a header cannot contain, as CloudEvents' HTTP and NATS bindings require: everything outside
 /// U+0021–U+007E, and `"` and `%`.
 pub fn encode(value: &str) -> Cow<'_, str> {
     let plain = |b: u8| matches!(b, 0x21..=0x7e) && b != b'"' && b != b'%';
     escape(value, plain)
 }
 
-/// The inverse of [`encode`]; text that is not properly encoded is given back as it is.
+/// The inverse of [`encode`]; text that is not properly encoded is returned unchanged.
 pub fn decode(value: &str) -> Cow<'_, str> {
     if !value.contains('%') {
         return Cow::Borrowed(value);
@@ -269,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_extension_is_left_out() {
+    fn what_is_not_an_extension_is_dropped() {
         let all = attributes(&event(r#"{"id": "x", "Not-Valid": "1", "nested": {}, "attempt": 3, "dry": true}"#));
         assert_eq!(all.get("ce-id"), Some(&Uuid::from_u128(7).to_string()));
         assert_eq!(all.get("ce-attempt").map(String::as_str), Some("3"));
@@ -278,12 +280,12 @@ mod tests {
     }
 
     #[test]
-    fn headers_that_are_no_object_are_no_error() {
+    fn headers_that_are_not_an_object_are_ignored() {
         assert_eq!(attributes(&event("[1]")).len(), 9);
     }
 
     #[test]
-    fn a_header_never_breaks_the_line_and_comes_back_as_it_was() {
+    fn a_header_never_breaks_the_line_and_decodes_to_the_same_text() {
         for text in ["plain", "a b", "x\r\ny: z", "100%", "Zürich", "\"q\"", "", "%41"] {
             let encoded = encode(text);
             assert!(encoded.bytes().all(|b| matches!(b, 0x21..=0x7e)), "{encoded}");

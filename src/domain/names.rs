@@ -1,7 +1,7 @@
-//! Names of everything that exists because of a custom resource. One place, so that the planes and the tests agree.
+//! Names of everything that exists because of a custom resource, in one file, so that the planes and the tests agree.
 
-/// The longest name of a `Microservice` or an orchestrator: its longest child is `NAME-db-setup-HASH` (18 characters more,
-/// and for an orchestrator `NAME-orchestrator-db-setup-HASH`, 31 more), and a name in DNS holds at most 63.
+/// The longest name of a `Microservice` or an orchestrator. A DNS name has at most 63 characters, and the longest child
+/// is `NAME-db-setup-HASH` (18 characters more), or `NAME-orchestrator-db-setup-HASH` (31 more).
 pub const MAX_NAME: usize = 32;
 
 /// PostgreSQL's port, in the pod and on the Service.
@@ -15,12 +15,12 @@ pub const OWNER_ROLE: &str = "owner";
 pub const APP_ROLE: &str = "app";
 pub const RELAY_ROLE: &str = "relay";
 
-/// The schema of Weft's own tables and functions; it is on the app role's `search_path`, after `public`.
+/// The schema of Weft's own tables and functions; it follows `public` on the app role's `search_path`.
 pub const SCHEMA: &str = "weft";
 /// Publication and replication slot of the outbox (one of each per database).
 pub const PUBLICATION: &str = "weft_outbox";
 pub const SLOT: &str = "weft_outbox";
-/// `NOTIFY` channel that the outbox's insert trigger wakes a polling relay with.
+/// `NOTIFY` channel through which the outbox's insert trigger notifies a polling relay.
 pub const OUTBOX_CHANNEL: &str = "weft_outbox";
 
 /// `NAME-db`: StatefulSet, Service, NetworkPolicy and binding Secret of a database.
@@ -68,7 +68,7 @@ pub fn event_source(namespace: &str, service: &str) -> String {
     format!("/{namespace}/{service}")
 }
 
-/// `CUSTOMERS_URL`: the environment variable that tells a service where one that it depends on is.
+/// `CUSTOMERS_URL`: the environment variable with the address of a service that another one depends on.
 pub fn url_variable(service: &str) -> String {
     format!("{}_URL", service.to_ascii_uppercase().replace('-', "_"))
 }

@@ -1,11 +1,11 @@
-//! Names of content: versions that are made of what they are versions of.
+//! Versions that are hashes of the content that they identify.
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-/// Of the content as JSON, members in the order of their declaration.
+/// The version of `content`: a hash of its JSON, members in the order of their declaration.
 pub fn of(content: &impl Serialize) -> String {
-    // strings, numbers, and maps and enums of them always have a form in JSON
+    // serializing strings, numbers, and maps and enums of them cannot fail
     short_hash(&serde_json::to_vec(content).unwrap_or_default(), 16)
 }
 

@@ -1,4 +1,4 @@
-//! A connection from a [`DatabaseLogin`]: the password comes from its file each time, so that a rotated one is taken.
+//! Connections from a [`DatabaseLogin`]. The password is read from its file each time, so that a changed one is used.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -10,7 +10,8 @@ use crate::contract::{DatabaseLogin, Role};
 /// Deadline of connecting and logging in.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Session parameters for those who set deadlines themselves, whatever server, database or role set: a copy takes its time.
+/// Session parameters for connections whose statements have deadlines of their own: no time-out that server, database
+/// or role set applies, since a copy may take long.
 pub const UNLIMITED: &str = "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0";
 
 #[derive(Debug, thiserror::Error)]

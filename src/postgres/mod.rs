@@ -1,4 +1,4 @@
-//! What every part that talks to PostgreSQL shares: logging in, and the streaming replication protocol.
+//! Shared by everything that uses PostgreSQL: logging in, and the streaming replication protocol.
 
 pub mod login;
 pub mod replication;

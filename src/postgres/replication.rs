@@ -1,7 +1,7 @@
 //! A thin client of PostgreSQL's streaming replication protocol, for logical slots read through `pgoutput`.
 //!
-//! The query driver has no replication mode (no CopyBoth), so start-up, authentication and framing are done here on
-//! `postgres-protocol`. Data comes as slices of the receive buffer, which whoever keeps them copies.
+//! The query driver has no replication mode (no CopyBoth), so start-up, authentication and framing are implemented here
+//! on `postgres-protocol`. Data is returned as slices of the receive buffer; a caller that keeps data copies it.
 //! Source: PostgreSQL documentation, "Streaming Replication Protocol" and "Logical Streaming Replication Protocol".
 
 pub mod pgoutput;
@@ -27,7 +27,7 @@ use tokio::{
 use super::login::{self, CONNECT_TIMEOUT, LoginError};
 use crate::contract::DatabaseLogin;
 
-/// Receive buffer that is allocated at a time, and used again when no frame of it is left.
+/// Size in which the receive buffer is allocated; it is reused when no frame of it is left.
 const CHUNK: usize = 64 * 1024;
 /// Deadline of a command's answer.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -56,7 +56,7 @@ pub enum ReplicationError {
     Timeout(Duration),
     #[error("the replication server closed the connection")]
     Closed,
-    #[error("the replication server refused: {message} (SQLSTATE {code})")]
+    #[error("the server refused replication: {message} (SQLSTATE {code})")]
     Server { code: String, message: String },
     #[error("unexpected replication message: {0}")]
     Protocol(&'static str),
@@ -92,10 +92,10 @@ impl FromStr for Lsn {
     }
 }
 
-/// A slot that was just made; `snapshot` can be imported until the next command on the same connection.
+/// A slot that was just created; `snapshot` can be imported until the next command on the same connection.
 #[derive(Debug)]
 pub struct CreatedSlot {
-    /// Every transaction that committed before is in the snapshot, every later one will be streamed.
+    /// Every transaction that committed before it is in the snapshot, every later one will be streamed.
     pub consistent_point: Lsn,
     pub snapshot: String,
 }
@@ -130,8 +130,8 @@ impl Replication {
         self.process
     }
 
-    /// Makes a logical slot and exports the snapshot at which it begins. Has no deadline: the server waits for the end of
-    /// every transaction that was running when it began, so the caller bounds it.
+    /// Creates a logical slot and exports the snapshot at which it begins. Has no deadline: the server waits for the
+    /// end of every transaction that was running when it began, so the caller sets one.
     pub async fn create_slot(&mut self, slot: &str) -> Result<CreatedSlot, ReplicationError> {
         let command = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'export')", quote(slot));
         let rows = self.wire.query(&command).await?;
@@ -142,7 +142,8 @@ impl Replication {
         }
     }
 
-    /// Lets go of the snapshot that was exported, which keeps the server from removing dead rows: the next command ends it.
+    /// Releases the exported snapshot, which keeps the server from removing dead rows. Any command on the connection
+    /// releases it.
     pub async fn release_snapshot(&mut self) -> Result<(), ReplicationError> {
         timeout(COMMAND_TIMEOUT, self.wire.query("IDENTIFY_SYSTEM"))
             .await
@@ -150,7 +151,7 @@ impl Replication {
         Ok(())
     }
 
-    /// Begins to stream from where the slot was last confirmed.
+    /// Starts streaming from the slot's confirmed position.
     pub async fn stream(mut self, slot: &str, publication: &str) -> Result<WalStream, ReplicationError> {
         let command = format!(
             "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names '{}', binary 'true')",
@@ -199,13 +200,13 @@ impl WalStream {
                 Some(Message::ErrorResponse(body)) => return Err(refused(&body)),
                 Some(Message::CopyDone) => return Err(ReplicationError::Closed),
                 Some(Message::NoticeResponse(_) | Message::ParameterStatus(_)) => {}
-                Some(_) => return Err(ReplicationError::Protocol("a message that does not belong into a stream")),
+                Some(_) => return Err(ReplicationError::Protocol("a message that does not belong in a stream")),
             }
         }
     }
 
-    /// Tells the server that all before `flushed` may be forgotten: the slot's `confirmed_flush_lsn` becomes `flushed`.
-    /// With `reply_requested` it answers with a keepalive.
+    /// Confirms to the server that everything before `flushed` may be removed: the slot's `confirmed_flush_lsn` becomes
+    /// `flushed`. With `reply_requested` the server answers with a keepalive.
     pub async fn confirm(&mut self, flushed: Lsn, reply_requested: bool) -> Result<(), ReplicationError> {
         let output = &mut self.wire.output;
         output.put_u8(b'd');
@@ -224,7 +225,7 @@ fn frame(mut body: Bytes) -> Result<Frame, ReplicationError> {
     let short = |_| ReplicationError::Protocol("a frame that ends early");
     match body.try_get_u8().map_err(short)? {
         b'w' if body.len() >= 24 => {
-            // start and end of the data in the WAL, and the server's clock: not needed
+            // skips start and end of the data in the WAL, and the server's clock
             body.advance(24);
             Ok(Frame::Data(body))
         }
@@ -291,7 +292,7 @@ impl Wire {
         }
     }
 
-    /// Gives the server's process.
+    /// Starts the session and returns the server's process id.
     async fn start_up(
         &mut self,
         login: &DatabaseLogin,
@@ -316,14 +317,14 @@ impl Wire {
                 }
                 self.scram(password).await?;
             }
-            _ => return Err(ReplicationError::Protocol("a way to authenticate other than SCRAM-SHA-256")),
+            _ => return Err(ReplicationError::Protocol("an authentication method other than SCRAM-SHA-256")),
         }
         let mut process = 0;
         loop {
             match self.receive().await? {
                 Message::ReadyForQuery(_) => return Ok(process),
                 Message::BackendKeyData(key) => process = key.process_id(),
-                _ => return Err(ReplicationError::Protocol("a message that does not belong into the start-up")),
+                _ => return Err(ReplicationError::Protocol("a message that does not belong in the start-up")),
             }
         }
     }
@@ -413,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_keepalive_is_told_from_data() {
+    fn keepalives_and_data_are_distinguished() {
         let mut bytes = BytesMut::new();
         bytes.put_u8(b'k');
         bytes.put_u64(0x10);

@@ -1,11 +1,13 @@
 //! The control connection: leadership, bookkeeping, notifications.
 //!
 //! # Who leads
-//! All sidecars of a service run the same contract. The one whose session holds the advisory lock leads, and the lock ends
-//! with the session. The lock is the database's, as outbox and slot are, and not the relay's: while the pods of a service
-//! roll, sidecars of an OutboxRelay and of the one that took its place stand side by side. A leader that loses its connection stops at once, in-flight publishes included. A connection that
-//! is cut without a word is noticed by both ends through TCP keepalives: by us within 11 s, by the server after 35 s at the
-//! earliest, so nobody else leads before we have stopped. Even if that failed, order would hold (see [`super::window`]).
+//! All sidecars of a service run the same contract. The one whose session holds the advisory lock leads, and the lock
+//! is released when the session ends. The lock belongs to the database, as outbox and slot do, and not to the relay:
+//! while the pods of a service roll, sidecars of an OutboxRelay and of the one that replaces it run side by side. A
+//! leader that loses its connection stops at once and drops its in-flight publishes. Both ends detect a connection that
+//! was cut silently through TCP keepalives: the relay within 11 s, the server after 35 s at the earliest, so nobody
+//! else leads before the relay has stopped. Even if two processes led at once, order would hold (see
+//! [`super::window`]).
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,26 +23,26 @@ use crate::{
     postgres::login::{self, CONNECT_TIMEOUT},
 };
 
-/// Ours: idle 5 s, then three probes 2 s apart.
+/// The relay's keepalive: idle 5 s, then three probes 2 s apart.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(5), Duration::from_secs(2), 3);
-/// The server's: idle 20 s, then three probes 5 s apart.
+/// The server's keepalive: idle 20 s, then three probes 5 s apart.
 const SERVER_KEEPALIVE: &str =
     "-c tcp_keepalives_idle=20 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 -c tcp_user_timeout=35000";
-/// How often a standby asks for the lock.
-pub(crate) const STANDBY: Duration = Duration::from_secs(2);
+/// How often a standby tries to acquire the lock.
+pub(crate) const LOCK_RETRY: Duration = Duration::from_secs(2);
 /// Key of the advisory lock: "weft rel" in ASCII.
 const LOCK: i64 = 0x7765_6674_2072_656c;
-/// Deadline of every statement on the control connection but the deletion of rows.
+/// Deadline of every statement on the control connection except the deletion of rows.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
 /// A session of the relay's role.
 #[derive(Debug)]
 pub(crate) struct Control {
     pub(crate) client: Client,
-    /// Cancelled when the connection is gone: the lock may be someone else's.
+    /// Cancelled when the connection is lost: another process may hold the lock then.
     pub(crate) lost: CancellationToken,
-    /// Woken by each notification.
-    pub(crate) woken: Arc<Notify>,
+    /// Notified by each `NOTIFY` of the outbox's trigger.
+    pub(crate) notified: Arc<Notify>,
     _ended: DropGuard,
 }
 
@@ -56,8 +58,8 @@ impl Control {
             .map_err(|_elapsed| SourceError::Timeout(CONNECT_TIMEOUT.as_secs()))?
             .map_err(|source| unreachable(login, source))?;
         let (lost, ended) = (CancellationToken::new(), CancellationToken::new());
-        let woken = Arc::new(Notify::new());
-        let (gone, stop, wake) = (lost.clone().drop_guard(), ended.clone(), woken.clone());
+        let notified = Arc::new(Notify::new());
+        let (gone, stop, wake) = (lost.clone().drop_guard(), ended.clone(), notified.clone());
         tokio::spawn(async move {
             let _gone = gone;
             let messages = async {
@@ -67,32 +69,33 @@ impl Control {
                     }
                 }
             };
-            // ends with its owner: the lock is given up at once, whatever is still being answered
+            // ends together with `Control`: the lock is released at once, even while answers are outstanding
             tokio::select! { () = messages => {} () = stop.cancelled() => {} }
         });
-        Ok(Self { client, lost, woken, _ended: ended.drop_guard() })
+        Ok(Self { client, lost, notified, _ended: ended.drop_guard() })
     }
 
-    /// Takes the lock if nobody has it.
-    pub(crate) async fn lead(&self) -> Result<bool, SourceError> {
-        let doing = "asking for the leader's lock";
+    /// Acquires the leader's lock; `false` when another session holds it.
+    pub(crate) async fn try_lead(&self) -> Result<bool, SourceError> {
+        let action = "asking for the leader's lock";
         let statement = "select pg_try_advisory_lock($1)";
-        let row = within(DEADLINE, doing, self.client.query_one(statement, &[&LOCK])).await?;
-        row.try_get(0).map_err(SourceError::query(doing))
+        let row = within(DEADLINE, action, self.client.query_one(statement, &[&LOCK])).await?;
+        row.try_get(0).map_err(SourceError::query(action))
     }
 
-    /// Asks to be woken by inserts into the outbox.
+    /// Subscribes to the notifications that inserts into the outbox send.
     pub(crate) async fn listen(&self) -> Result<(), SourceError> {
         let listen = format!("listen {}", names::OUTBOX_CHANNEL);
         within(DEADLINE, "listening for new rows", self.client.batch_execute(&listen)).await?;
-        self.want_notifications(true).await
+        self.set_notifications(true).await
     }
 
-    /// Tells the outbox's trigger whether anyone listens. A notification is not for nothing: commits that have one take turns.
-    pub(crate) async fn want_notifications(&self, wanted: bool) -> Result<(), SourceError> {
-        let doing = "writing weft.relay_wake";
+    /// Switches the outbox trigger's notifications on or off. They have a cost: transactions that notify commit one
+    /// after the other.
+    pub(crate) async fn set_notifications(&self, enabled: bool) -> Result<(), SourceError> {
+        let action = "writing weft.relay_wake";
         let statement = "update weft.relay_wake set polling = $1 where polling <> $1";
-        within(DEADLINE, doing, self.client.execute(statement, &[&wanted])).await?;
+        within(DEADLINE, action, self.client.execute(statement, &[&enabled])).await?;
         Ok(())
     }
 }

@@ -6,14 +6,14 @@
 //!      │ recorded marks                             ◄──answers──┘
 //!      └──────────── recorder (deletes rows, checkpoint) ◄── acknowledged
 //! ```
-//! One process leads ([`control`]); a term of leadership ([`term`]) is the four parts above, and ends when any of them fails.
-//! Then everything is begun again from what is recorded. Nothing is lost because nothing is recorded before the broker
-//! holds it; nothing is reordered because of the rule in [`window`].
+//! One process leads ([`control`]). A term of leadership ([`term`]) consists of the four parts above and ends when any
+//! of them fails; the next term restarts from what is recorded. Nothing is lost, because nothing is recorded before the
+//! broker has stored it; nothing is reordered, because of the rule in [`window`].
 
 mod checkpoint;
 mod control;
 mod publisher;
-mod report;
+mod reporter;
 #[cfg(test)]
 mod simulation;
 pub mod sink;
@@ -36,8 +36,8 @@ use tokio::{
 };
 
 use self::{
-    control::{Control, STANDBY},
-    report::{Report, reason},
+    control::{Control, LOCK_RETRY},
+    reporter::{Reporter, reason},
     source::SourceError,
     term::TermError,
 };
@@ -48,12 +48,12 @@ use crate::{
     shutdown::Shutdown,
 };
 
-/// How often the contract file is looked at.
+/// How often the contract file is read again.
 const RELOAD: Duration = Duration::from_secs(1);
-/// Wait between terms: the shortest, and the longest after repeated failures.
+/// Wait between two terms: the shortest, and the longest after repeated failures.
 const BETWEEN_TERMS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// A term that lasted so long was a good one.
-const GOOD_TERM: Duration = Duration::from_secs(30);
+/// After a term of at least this length the wait between terms starts again at the shortest.
+const STABLE_TERM: Duration = Duration::from_secs(30);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -69,32 +69,32 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     let Args { config, admin } = args;
     let contract = Relay::load(&config)?;
     let mut registry = Registry::default();
-    let report = Report::new(&contract.name, &mut registry);
-    let (live, ready) = (report.clone(), report.clone());
+    let reporter = Reporter::new(&contract.name, &mut registry);
+    let (live, ready) = (reporter.clone(), reporter.clone());
     let endpoints = Admin {
         live: Arc::new(move || live.live()),
         ready: Arc::new(move || ready.ready()),
-        status: report.status(),
+        status: reporter.status(),
         registry: Arc::new(registry),
     };
     let (contracts, current) = watch::channel(contract);
     tokio::select! {
         served = admin::serve(endpoints.router(), admin, shutdown.clone()) => Ok(served?),
-        () = reload(&config, &contracts, &report) => Ok(()),
-        () = Box::pin(terms(current, &report)) => Ok(()),
+        () = reload(&config, &contracts, &reporter) => Ok(()),
+        () = Box::pin(run_terms(current, &reporter)) => Ok(()),
         () = shutdown.requested() => Ok(()),
     }
 }
 
-/// Takes the contract file's changes up, for ever.
-async fn reload(path: &Path, contracts: &watch::Sender<Relay>, report: &Report) {
+/// Follows changes of the contract file, forever.
+async fn reload(path: &Path, contracts: &watch::Sender<Relay>, reporter: &Reporter) {
     loop {
         sleep(RELOAD).await;
         let (file, path) = (path.to_owned(), path.to_owned());
         let read = tokio::task::spawn_blocking(move || Relay::load(&file)).await;
         match read {
             Ok(Ok(contract)) => {
-                report.mended(reason::CONTRACT_INVALID);
+                reporter.resolve(reason::CONTRACT_INVALID);
                 let changed = contracts.send_if_modified(|current| {
                     let changed = *current != contract;
                     *current = contract;
@@ -104,29 +104,29 @@ async fn reload(path: &Path, contracts: &watch::Sender<Relay>, report: &Report) 
                     tracing::info!(path = %path.display(), "the contract changed");
                 }
             }
-            Ok(Err(error)) => report.problem(reason::CONTRACT_INVALID, sentence(&error)),
+            Ok(Err(error)) => reporter.report(reason::CONTRACT_INVALID, with_causes(&error)),
             Err(_cancelled) => return,
         }
     }
 }
 
-/// One term after the other, for ever.
-async fn terms(mut contracts: watch::Receiver<Relay>, report: &Arc<Report>) {
+/// Runs one term after the other, forever.
+async fn run_terms(mut contracts: watch::Receiver<Relay>, reporter: &Arc<Reporter>) {
     let mut wait = BETWEEN_TERMS.0;
     let (pause, paused) = watch::channel(false);
     loop {
         let contract = contracts.borrow_and_update().clone();
         pause.send_replace(contract.paused);
-        report.contract(&contract);
-        let begun = Instant::now();
+        reporter.contract(&contract);
+        let started = Instant::now();
         let ended = tokio::select! {
-            ended = Box::pin(term(&contract, paused.clone(), report)) => Some(ended),
-            () = replaced(&contract, &mut contracts, &pause, report) => None,
+            ended = Box::pin(lead_once(&contract, paused.clone(), reporter)) => Some(ended),
+            () = contract_replaced(&contract, &mut contracts, &pause, reporter) => None,
         };
-        report.ended();
+        reporter.ended();
         let Some(Err(error)) = ended else { continue };
-        report.problem(why(&error), sentence(&error));
-        if begun.elapsed() > GOOD_TERM {
+        reporter.report(reason_of(&error), with_causes(&error));
+        if started.elapsed() > STABLE_TERM {
             wait = BETWEEN_TERMS.0;
         }
         sleep(wait).await;
@@ -134,53 +134,54 @@ async fn terms(mut contracts: watch::Receiver<Relay>, report: &Arc<Report>) {
     }
 }
 
-/// Waits for the lock, then leads.
-async fn term(contract: &Relay, paused: watch::Receiver<bool>, report: &Arc<Report>) -> Result<(), TermError> {
+/// Waits for the leader's lock, then leads until an error ends the term.
+async fn lead_once(contract: &Relay, paused: watch::Receiver<bool>, reporter: &Arc<Reporter>) -> Result<(), TermError> {
     let control = Control::connect(&contract.source, &term::application(&contract.name)).await?;
-    while !control.lead().await? {
-        report.leading(false);
+    while !control.try_lead().await? {
+        reporter.leading(false);
         tokio::select! {
-            () = sleep(STANDBY) => {}
+            () = sleep(LOCK_RETRY) => {}
             () = control.lost.cancelled() => return Err(TermError::LockLost),
         }
     }
-    term::lead(contract, &control, paused, report).await
+    term::lead(contract, &control, paused, reporter).await
 }
 
-/// Returns when the contract is another one; a pause alone is passed on.
-async fn replaced(
+/// Returns when the contract has changed in anything but `paused`; a change of `paused` alone is applied to the running
+/// term.
+async fn contract_replaced(
     contract: &Relay,
     contracts: &mut watch::Receiver<Relay>,
     pause: &watch::Sender<bool>,
-    report: &Report,
+    reporter: &Reporter,
 ) {
     while contracts.changed().await.is_ok() {
         let new = contracts.borrow_and_update().clone();
         if (Relay { paused: contract.paused, version: contract.version.clone(), ..new.clone() }) != *contract {
-            // seen here, to be taken up by the next term
+            // this change was consumed here: mark it as unseen, so that the next term starts with it
             contracts.mark_changed();
             return;
         }
         pause.send_replace(new.paused);
-        report.contract(&new);
+        reporter.contract(&new);
     }
     std::future::pending::<()>().await;
 }
 
-/// A problem's reason.
-fn why(error: &TermError) -> &'static str {
-    let answered = match error {
+/// The reason under which an error is reported.
+fn reason_of(error: &TermError) -> &'static str {
+    let server_answered = match error {
         TermError::Sink(error) => return error.reason(),
         TermError::Source(SourceError::SlotPending(_)) => return reason::SLOT_PENDING,
         TermError::Source(SourceError::Query { source, .. }) => source.as_db_error().is_some(),
         TermError::Source(SourceError::Layout(_) | SourceError::Replication(ReplicationError::Server { .. })) => true,
         TermError::Source(_) | TermError::LockLost => false,
     };
-    if answered { reason::DATABASE_NOT_READY } else { reason::DATABASE_UNREACHABLE }
+    if server_answered { reason::DATABASE_NOT_READY } else { reason::DATABASE_UNREACHABLE }
 }
 
-/// An error and its causes in one line.
-fn sentence(error: &dyn std::error::Error) -> String {
+/// An error and its causes in one line; a cause that the text contains already is left out.
+fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

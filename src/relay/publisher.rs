@@ -1,4 +1,5 @@
-//! The publisher: from the source's batches through the window to the broker, and back to the recorder.
+//! The publisher: moves events from the source's batches through the window to the broker, and hands what is
+//! acknowledged to the recorder.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::DefaultHasher},
@@ -14,8 +15,8 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
-    checkpoint::{Done, UNSEEN},
-    report::{Report, Waiting, reason},
+    checkpoint::{Done, INVISIBLE_GRACE},
+    reporter::{Reporter, Waiting, reason},
     sink::{Answer, Reply, Session, Sink, SinkError},
     source::{Batch, Item, Mark, SourceError},
     window::{Entry, Limits, Ticket, Window},
@@ -31,16 +32,17 @@ pub(crate) const LIMITS: Limits = Limits {
     backoff: (Duration::from_millis(100), Duration::from_secs(5)),
     refused: Duration::from_secs(15),
 };
-/// An answer that did not come by then will not come.
-const ANSWER: Duration = Duration::from_secs(10);
-/// How often waits, deadlines and the status are looked after.
+/// An event without an answer after this long is sent again.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often back-off times, deadlines and the status are checked.
 const TICK: Duration = Duration::from_millis(200);
-/// How often it is asked whether a person has deleted the row of a refused event. One that is absent twice in a row is
-/// gone; one that is absent once may be of a transaction that others do not see yet (see [`super::checkpoint`]).
-const ASK: Duration = UNSEEN;
+/// How often the outbox is queried for the rows of refused events, because a person may have deleted one. A row that is
+/// absent twice in a row is deleted; a row that is absent once may belong to a transaction that is not visible to other
+/// sessions yet (see [`super::checkpoint`]).
+const PRESENCE_CHECK: Duration = INVISIBLE_GRACE;
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// Tells which of these rows are still in the outbox.
+/// The rows of the outbox table.
 pub(crate) trait Rows {
     fn present(&self, ids: &[Uuid]) -> impl Future<Output = Result<Vec<Uuid>, SourceError>> + Send;
 }
@@ -71,26 +73,27 @@ pub(crate) struct Publisher<'a, S, R> {
     batches: mpsc::Receiver<Batch>,
     done: mpsc::Sender<Done>,
     paused: watch::Receiver<bool>,
-    report: &'a Arc<Report>,
+    reporter: &'a Arc<Reporter>,
     window: Window<Pending, Mark>,
-    begun: Instant,
-    /// Attempts in the order in which they were sent.
+    started: Instant,
+    /// Attempts in the order in which they were sent, with the time.
     sent: VecDeque<(Instant, Ticket)>,
-    answered: Instant,
-    /// Wait before the next connection. Only what shows that the connection is of use shortens it again: one that is made
-    /// and then ended by what is sent would otherwise be made ten times a second, for ever.
+    last_answer: Instant,
+    /// Wait before the next connection. It is reset only when the connection proves useful (an acknowledgement, or a
+    /// long life): a broker that accepts connections and closes each of them as soon as an event is sent would
+    /// otherwise be connected to ten times a second, forever.
     reconnect: Duration,
     failing: bool,
     /// Refused events by their ids.
     refused: HashMap<Uuid, Refused>,
-    ask: Instant,
+    check_presence_at: Instant,
 }
 
 #[derive(Debug)]
 struct Refused {
     ticket: Ticket,
     why: String,
-    /// Its row was not in the table when it was last looked for.
+    /// Its row was not in the table at the last query.
     absent: bool,
 }
 
@@ -101,7 +104,7 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
         batches: mpsc::Receiver<Batch>,
         done: mpsc::Sender<Done>,
         paused: watch::Receiver<bool>,
-        report: &'a Arc<Report>,
+        reporter: &'a Arc<Reporter>,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -110,30 +113,30 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
             batches,
             done,
             paused,
-            report,
+            reporter,
             window: Window::new(LIMITS),
-            begun: now,
+            started: now,
             sent: VecDeque::new(),
-            answered: now,
+            last_answer: now,
             reconnect: RECONNECT.0,
             failing: false,
             refused: HashMap::new(),
-            ask: now,
+            check_presence_at: now,
         }
     }
 
-    /// Publishes until the source ends, over as many connections as it takes.
+    /// Publishes until the source ends, and reconnects to the broker whenever the connection is lost.
     pub(crate) async fn run(mut self) -> Result<(), SourceError> {
         loop {
             let error = match self.sink.connect().await {
                 Err(error) => error,
                 Ok(mut session) => {
-                    self.report.broker(true);
+                    self.reporter.broker(true);
                     let connected = Instant::now();
-                    match self.pump(&mut session).await {
+                    match self.publish_until_lost(&mut session).await {
                         Ok(ended) => return ended,
                         Err(error) => {
-                            if connected.elapsed() > ANSWER {
+                            if connected.elapsed() > ANSWER_TIMEOUT {
                                 self.reconnect = RECONNECT.0;
                             }
                             error
@@ -144,24 +147,24 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
             self.window.connection_lost();
             self.window.wake_all();
             self.sent.clear();
-            self.report.broker(false);
-            self.report.problem(error.reason(), format!("{error}"));
-            self.tell_waiting();
+            self.reporter.broker(false);
+            self.reporter.report(error.reason(), format!("{error}"));
+            self.report_waiting();
             sleep(self.reconnect).await;
             self.reconnect = (self.reconnect * 2).min(RECONNECT.1);
         }
     }
 
-    /// One connection. The outer error is the connection's, the inner one the source's end.
-    async fn pump(&mut self, session: &mut S::Session) -> Result<Result<(), SourceError>, SinkError> {
+    /// Publishes over one connection. The outer error is the connection's, the inner one the end of the source.
+    async fn publish_until_lost(&mut self, session: &mut S::Session) -> Result<Result<(), SourceError>, SinkError> {
         let mut replies = Vec::new();
         let mut tick = Instant::now();
-        self.answered = tick;
+        self.last_answer = tick;
         loop {
             self.send(session).await?;
             tokio::select! {
                 answered = session.replies(&mut replies) => {
-                    if let Err(ended) = self.settle(&mut replies).await {
+                    if let Err(ended) = self.handle_replies(&mut replies).await {
                         return Ok(Err(ended));
                     }
                     answered?;
@@ -169,8 +172,8 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
                 batch = self.batches.recv(), if self.window.has_room() => match batch {
                     Some(batch) => {
                         self.admit(batch);
-                        // a mark may have nothing to wait for
-                        if let Err(ended) = self.settle(&mut replies).await {
+                        // a mark may have no unacknowledged event in front of it
+                        if let Err(ended) = self.handle_replies(&mut replies).await {
                             return Ok(Err(ended));
                         }
                     }
@@ -182,10 +185,10 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
                     }
                 }
                 () = sleep_until(tick) => {
-                    let next = self.look_after(session).await?;
+                    let next = self.check_timeouts(session).await?;
                     tick = next;
-                    // an event that was skipped may have been the last before a mark
-                    if let Err(ended) = self.settle(&mut replies).await {
+                    // a skipped event may have been the last one in front of a mark
+                    if let Err(ended) = self.handle_replies(&mut replies).await {
                         return Ok(Err(ended));
                     }
                 }
@@ -194,7 +197,7 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
     }
 
     fn admit(&mut self, batch: Batch) {
-        let sent = self.begun;
+        let sent = self.started;
         for item in batch {
             match item {
                 Item::Event(event) => self.window.admit(Pending { event, sent }),
@@ -220,25 +223,25 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
         Ok(())
     }
 
-    /// Takes the broker's answers in, and hands over what is done.
-    async fn settle(&mut self, replies: &mut Vec<Reply>) -> Result<(), SourceError> {
+    /// Applies the broker's answers to the window, and hands acknowledged rows and passed marks to the recorder.
+    async fn handle_replies(&mut self, replies: &mut Vec<Reply>) -> Result<(), SourceError> {
         let now = Instant::now();
         let mut done = Done::default();
         let mut failed = None;
         for Reply { ticket, answer } in replies.drain(..) {
-            self.answered = now;
+            self.last_answer = now;
             match answer {
                 Answer::Stored => {
                     self.reconnect = RECONNECT.0;
                     if let Some(Pending { event, sent }) = self.window.acknowledged(ticket) {
-                        self.report.took(now - sent);
+                        self.reporter.acknowledged_after(now - sent);
                         self.refused.remove(&event.id);
                         done.rows.push(event.id);
                     }
                 }
                 Answer::Failed(why) => {
-                    self.window.failed(ticket, now - self.begun);
-                    self.report.retried();
+                    self.window.failed(ticket, now - self.started);
+                    self.reporter.retried();
                     failed = Some(why);
                 }
                 Answer::Refused(why) => {
@@ -251,9 +254,9 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
         while self.sent.front().is_some_and(|&(_, ticket)| !self.window.is_in_flight(ticket)) {
             self.sent.pop_front();
         }
-        self.tell_failing(failed, !done.rows.is_empty());
+        self.report_failing(failed, !done.rows.is_empty());
         if !done.rows.is_empty() {
-            self.report.acknowledged(done.rows.len());
+            self.reporter.acknowledged(done.rows.len());
         }
         done.mark = self.window.passed();
         if done.rows.is_empty() && done.mark.is_none() {
@@ -262,26 +265,26 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
         self.done.send(done).await.map_err(|_closed| SourceError::Ended)
     }
 
-    fn tell_failing(&mut self, failed: Option<String>, progress: bool) {
+    fn report_failing(&mut self, failed: Option<String>, progress: bool) {
         if let Some(why) = failed {
             self.failing = true;
-            self.report.problem(reason::PUBLISH_FAILING, format!("the broker does not store events: {why}"));
+            self.reporter.report(reason::PUBLISH_FAILING, format!("the broker does not store events: {why}"));
         } else if progress && std::mem::take(&mut self.failing) {
-            self.report.mended(reason::PUBLISH_FAILING);
+            self.reporter.resolve(reason::PUBLISH_FAILING);
         }
     }
 
     fn refuse(&mut self, id: Uuid, ticket: Ticket, why: String) {
-        self.window.refused(ticket, self.begun.elapsed());
+        self.window.refused(ticket, self.started.elapsed());
         let absent = self.refused.get(&id).is_some_and(|refused| refused.absent);
         self.refused.insert(id, Refused { ticket, why, absent });
-        self.tell_refused();
+        self.report_refused();
     }
 
-    fn tell_refused(&self) {
+    fn report_refused(&self) {
         let first = self.refused.iter().min_by_key(|(_, refused)| refused.ticket);
         let Some((id, Refused { why, .. })) = first else {
-            self.report.mended(reason::EVENT_REFUSED);
+            self.reporter.resolve(reason::EVENT_REFUSED);
             return;
         };
         let (others, parked) = (self.refused.len() - 1, self.window.parked());
@@ -289,36 +292,37 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
         let message = format!(
             "the broker refuses event {id}{others}: {why}; deleting its row from weft.outbox skips it; {parked} events are held up"
         );
-        self.report.problem(reason::EVENT_REFUSED, message);
+        self.reporter.report(reason::EVENT_REFUSED, message);
     }
 
-    /// What is due by time. Gives the next time to look.
-    async fn look_after(&mut self, session: &S::Session) -> Result<Instant, SinkError> {
+    /// Checks everything that depends on time (answers that are overdue, back-off, deleted rows) and returns when to
+    /// check again.
+    async fn check_timeouts(&mut self, session: &S::Session) -> Result<Instant, SinkError> {
         let now = Instant::now();
         while let Some(&(sent, ticket)) = self.sent.front() {
             if self.window.is_in_flight(ticket) {
-                if now - sent < ANSWER {
+                if now - sent < ANSWER_TIMEOUT {
                     break;
                 }
-                if now - self.answered >= ANSWER {
-                    return Err(session.silent(ANSWER.as_secs()));
+                if now - self.last_answer >= ANSWER_TIMEOUT {
+                    return Err(session.silent(ANSWER_TIMEOUT.as_secs()));
                 }
-                self.window.failed(ticket, now - self.begun);
-                self.report.retried();
+                self.window.failed(ticket, now - self.started);
+                self.reporter.retried();
             }
             self.sent.pop_front();
         }
-        if !self.refused.is_empty() && now >= self.ask {
-            self.ask = now + ASK;
+        if !self.refused.is_empty() && now >= self.check_presence_at {
+            self.check_presence_at = now + PRESENCE_CHECK;
             self.skip_deleted().await;
         }
-        let due = self.window.wake(now - self.begun).map(|due| self.begun + due);
-        self.tell_waiting();
+        let due = self.window.wake(now - self.started).map(|due| self.started + due);
+        self.report_waiting();
         Ok(due.map_or(now + TICK, |due| due.min(now + TICK)))
     }
 
-    /// A person may delete the row of a refused event: then it is skipped. That may have been before this term, so the row
-    /// need not have been seen.
+    /// Skips refused events whose rows a person has deleted. The deletion may be older than this term, so the row need
+    /// not have been seen present before.
     async fn skip_deleted(&mut self) {
         let ids: Vec<Uuid> = self.refused.keys().copied().collect();
         let Ok(present) = self.rows.present(&ids).await else { return };
@@ -326,24 +330,24 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
             let Some(refused) = self.refused.get_mut(&id) else { continue };
             let absent = !present.contains(&id);
             if std::mem::replace(&mut refused.absent, absent) && absent {
-                tracing::warn!(event = %id, "its row was deleted: the refused event is skipped");
+                tracing::warn!(event = %id, "the refused event is skipped, because its row was deleted");
                 let ticket = refused.ticket;
                 self.refused.remove(&id);
                 self.window.acknowledged(ticket);
             }
         }
-        self.tell_refused();
+        self.report_refused();
     }
 
-    fn tell_waiting(&self) {
-        self.report.waiting(Waiting {
+    fn report_waiting(&self) {
+        self.reporter.waiting(Waiting {
             events: self.window.len(),
             in_flight: self.window.in_flight(),
             parked: self.window.parked(),
             oldest: self.window.oldest().map(|pending| pending.event.created_at),
         });
         if self.refused.is_empty() {
-            self.report.mended(reason::EVENT_REFUSED);
+            self.reporter.resolve(reason::EVENT_REFUSED);
         }
     }
 }
@@ -356,26 +360,26 @@ mod tests {
 
     use super::*;
 
-    /// A broker that lets everyone in and ends each connection at once.
+    /// A broker that accepts every connection and closes it at once.
     #[derive(Default)]
-    struct Doorman(AtomicU32);
+    struct ClosingBroker(AtomicU32);
 
-    struct Thrown;
+    struct ClosedSession;
 
     fn lost() -> SinkError {
         SinkError::Lost { url: "nats://n".to_owned() }
     }
 
-    impl Sink for Doorman {
-        type Session = Thrown;
+    impl Sink for ClosingBroker {
+        type Session = ClosedSession;
 
-        async fn connect(&self) -> Result<Thrown, SinkError> {
+        async fn connect(&self) -> Result<ClosedSession, SinkError> {
             self.0.fetch_add(1, Ordering::Relaxed);
-            Ok(Thrown)
+            Ok(ClosedSession)
         }
     }
 
-    impl Session for Thrown {
+    impl Session for ClosedSession {
         async fn publish(&mut self, _: Ticket, _: &Event) -> Result<Option<Answer>, SinkError> {
             Ok(None)
         }
@@ -399,14 +403,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn connections_that_end_at_once_are_made_ever_less_often() {
-        let (doorman, report) = (Doorman::default(), Report::new("r", &mut Registry::default()));
+        let (broker, reporter) = (ClosingBroker::default(), Reporter::new("r", &mut Registry::default()));
         let (_batches, received) = mpsc::channel(1);
         let (done, _finished) = mpsc::channel(1);
         let (_pause, paused) = watch::channel(false);
-        let publisher = Publisher::new(&doorman, Nothing, received, done, paused, &report);
+        let publisher = Publisher::new(&broker, Nothing, received, done, paused, &reporter);
         let minute = tokio::time::timeout(Duration::from_mins(1), publisher.run()).await;
         assert!(minute.is_err());
-        let connections = doorman.0.load(Ordering::Relaxed);
+        let connections = broker.0.load(Ordering::Relaxed);
         assert!((10..25).contains(&connections), "{connections} connections in a minute");
     }
 }

@@ -1,11 +1,11 @@
-//! A seeded simulation of source, window, broker and checkpoint, with everything going wrong.
+//! A seeded simulation of source, window, broker and checkpoint, in which everything goes wrong.
 //!
-//! The broker and the network are worse than any real one: what was sent may arrive late, twice, in any order, after the
-//! connection ended, after its sender died; the broker forgets which ids it has seen; answers get lost, doubled, shuffled.
-//! A dead leader may not know that it is dead and go on sending. The judge looks at every single arrival: of each key
-//! the broker must hold a prefix of what was committed, and whatever is recorded must be with the broker.
+//! The broker and the network are worse than any real one: what was sent may arrive late, twice, in any order, after
+//! the connection ended, after its sender died; the broker forgets which ids it has seen; answers get lost, duplicated,
+//! reordered. A dead leader may not know that it is dead and continue to send. Every single arrival is checked: for
+//! each key the broker must have a prefix of what was committed, and the broker must have whatever is recorded.
 //!
-//! `WEFT_SEEDS=N` runs N schedules (10,000 unless told), `WEFT_SEED=S` runs one again.
+//! `WEFT_SEEDS=N` runs N schedules (default 10,000), `WEFT_SEED=S` runs one again.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -21,7 +21,7 @@ use super::{
 
 const KEYS: u64 = 6;
 const STEPS: usize = 250;
-/// After the faults everything must come to its end within so many steps.
+/// After the faults everything must be published and recorded within this many steps.
 const QUIET_STEPS: usize = 20_000;
 const LIMITS: Limits = Limits {
     events: 12,
@@ -33,7 +33,7 @@ const LIMITS: Limits = Limits {
     refused: Duration::from_secs(5),
 };
 
-/// `number` counts the events of a key; `id` is the row.
+/// A row `id`; `number` counts the events of its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Row {
     id: usize,
@@ -60,12 +60,12 @@ enum Mark {
     Seen(Snapshot),
 }
 
-/// A database with overlapping transactions; a transaction holds the keys that it writes until it ends.
+/// A database with overlapping transactions; a transaction locks the keys that it writes until it ends.
 #[derive(Default)]
 struct Database {
     rows: Vec<TableRow>,
     open: Vec<(u64, Vec<usize>)>,
-    /// Transactions in the order of their commits, which is the WAL's: rows of each.
+    /// The rows of each transaction, in commit order, as in the WAL.
     commits: Vec<Vec<usize>>,
     next_transaction: u64,
     committed: BTreeMap<u64, u64>,
@@ -143,11 +143,12 @@ impl Database {
 
 /// What survives a crash of the relay.
 struct Checkpoint {
-    /// Commits before this one are confirmed to the slot; `None`: there is no slot, or not all from before it is copied.
+    /// Commits before this one are confirmed to the slot; `None` when there is no slot, or not all rows older than it
+    /// are copied.
     confirmed: Option<usize>,
 }
 
-/// One process that believes that it leads.
+/// A process that believes that it is the leader.
 struct Relay {
     window: Window<Row, Mark>,
     session: u32,
@@ -175,7 +176,7 @@ impl Relay {
         } else if let Some(next) = checkpoint.confirmed {
             Source::Wal { next, queue: Vec::new() }
         } else {
-            // a new slot: the rows from before it, then the commits from there on
+            // a new slot: first the rows that are older, then the commits after it
             let next = database.commits.len();
             let rows = database.between(&Snapshot::nothing(), &database.snapshot());
             let lsn = 2 * next as u64 + 1;
@@ -199,7 +200,7 @@ impl Relay {
                 if queue.is_empty() && *next < database.commits.len() {
                     let lsn = 2 * *next as u64 + 2;
                     let rows = database.commits[*next].iter().zip(0..);
-                    queue.extend(rows.map(|(&id, place)| Item::Row(row(database, id, lsn, place))));
+                    queue.extend(rows.map(|(&id, index)| Item::Row(row(database, id, lsn, index))));
                     *next += 1;
                     queue.push(Item::Mark(Mark::Committed(*next)));
                     queue.reverse();
@@ -258,24 +259,24 @@ enum Answer {
     Refused,
 }
 
-/// Everything, and the judge.
+/// All parts, and the checks.
 struct World {
     random: StdRng,
     now: Duration,
     database: Database,
     checkpoint: Checkpoint,
     leader: Relay,
-    /// A former leader that has not noticed yet.
+    /// A former leader that does not know yet that it lost the leadership.
     former: Option<Relay>,
-    /// There was one.
-    haunted: bool,
+    /// Whether there was a former leader at any time.
+    two_leaders: bool,
     sessions: u32,
     publishes: Vec<Publish>,
     answers: Vec<(u32, Ticket, Answer)>,
-    /// Ids that the broker would take for duplicates.
+    /// Ids within the broker's duplicate window.
     remembered: BTreeSet<usize>,
     stored: BTreeSet<usize>,
-    /// Per key the last first delivery.
+    /// For each key the last event that was stored for the first time.
     held: HashMap<u64, Row>,
     polling: bool,
     faults: bool,
@@ -296,7 +297,7 @@ impl World {
             checkpoint,
             leader,
             former: None,
-            haunted: false,
+            two_leaders: false,
             sessions: 0,
             publishes: Vec::new(),
             answers: Vec::new(),
@@ -349,7 +350,7 @@ impl World {
         }
     }
 
-    /// Any publish that is on the way arrives; perhaps not for the last time.
+    /// Any publish that is in flight arrives, and perhaps arrives again later.
     fn arrive(&mut self) {
         if self.publishes.is_empty() {
             return;
@@ -368,7 +369,7 @@ impl World {
         self.answers.push((publish.session, publish.ticket, answer));
     }
 
-    /// The judge.
+    /// Checks one arrival at the broker.
     fn store(&mut self, row: Row) {
         assert!(
             matches!(self.database.rows[row.id].state, RowState::Committed | RowState::Deleted),
@@ -384,8 +385,8 @@ impl World {
         let held = self.held.insert(row.key, row);
         let before = held.map_or(0, |held| held.number);
         assert_eq!(row.number, before + 1, "reordered: {row:?} came after {held:?}");
-        // two that send at once may have read the same rows through different snapshots
-        let sorted = self.haunted || held.is_none_or(|held| held.sequence < row.sequence);
+        // two leaders may have read the same rows through different snapshots
+        let sorted = self.two_leaders || held.is_none_or(|held| held.sequence < row.sequence);
         assert!(sorted, "{row:?} does not sort after {held:?}");
     }
 
@@ -411,7 +412,7 @@ impl World {
         }
     }
 
-    /// The leader deletes what is acknowledged and writes its checkpoint; a former leader has lost the right to.
+    /// The leader deletes what is acknowledged and writes its checkpoint; a former leader cannot.
     fn record(&mut self) {
         for id in std::mem::take(&mut self.leader.acknowledged) {
             assert!(self.stored.contains(&id), "row {id} is deleted and the broker does not have it");
@@ -435,7 +436,7 @@ impl World {
         }
     }
 
-    /// What is on the way may still arrive; its answers find nobody.
+    /// What is in flight may still arrive; its answers are lost.
     fn lose_connection(&mut self) {
         self.sessions += 1;
         self.leader.session = self.sessions;
@@ -455,7 +456,7 @@ impl World {
         }
     }
 
-    /// A crash, a lost lock, a lost slot, another mode: the next leader begins from what is recorded.
+    /// A crash, a lost lock, a lost slot or a change of the mode: the next leader starts from what is recorded.
     fn change_leader(&mut self) {
         self.sessions += 1;
         if self.random.random_bool(0.2) {
@@ -468,18 +469,18 @@ impl World {
         let former = std::mem::replace(&mut self.leader, leader);
         if self.random.random_bool(0.5) {
             self.former = Some(former);
-            self.haunted = true;
+            self.two_leaders = true;
         }
     }
 
-    /// The duplicate window ends for some.
+    /// Some ids leave the duplicate window.
     fn forget(&mut self) {
         let random = &mut self.random;
         self.remembered.retain(|_| random.random_bool(0.5));
     }
 
     /// No more faults: everything committed must arrive and be recorded.
-    fn come_to_rest(&mut self) {
+    fn run_to_the_end(&mut self) {
         self.faults = false;
         while !self.database.open.is_empty() {
             self.database.end(0, true);
@@ -492,11 +493,11 @@ impl World {
             self.arrive();
             self.answer();
             self.record();
-            // an answer that the faults swallowed
+            // an answer was lost while faults were injected
             if self.publishes.is_empty() && self.answers.is_empty() && self.leader.window.in_flight() > 0 {
                 self.leader.window.connection_lost();
             }
-            // an event whose row is gone already may be on the way once more: its answer is waited for too
+            // an event whose row is deleted may be in flight once more: wait for its answer too
             let done = !self.database.rows.iter().any(|row| row.state == RowState::Committed);
             if done && self.leader.window.is_empty() {
                 break;
@@ -516,7 +517,7 @@ fn schedule(seed: u64) -> (usize, u64) {
     for _ in 0..STEPS {
         world.step();
     }
-    world.come_to_rest();
+    world.run_to_the_end();
     (world.stored.len(), world.duplicates)
 }
 

@@ -1,4 +1,4 @@
-//! One term of leadership: from the lock to its loss.
+//! One term of leadership: from acquiring the lock to losing it.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -10,7 +10,7 @@ use super::{
     checkpoint::{self, Checkpoint, Recorder},
     control::{Control, DEADLINE},
     publisher::{Publisher, Rows},
-    report::{Report, reason},
+    reporter::{Reporter, reason},
     sink::{SinkError, nats::Nats},
     slot::Slot,
     source::{
@@ -26,9 +26,9 @@ use crate::{
     postgres::replication::{Lsn, Replication},
 };
 
-/// Batches between source and publisher, and between publisher and recorder.
-const BATCHES: usize = 2;
-const DONE: usize = 64;
+/// Capacity of the queues between source and publisher (batches), and between publisher and recorder.
+const BATCH_QUEUE: usize = 2;
+const DONE_QUEUE: usize = 64;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TermError {
@@ -40,39 +40,39 @@ pub(crate) enum TermError {
     LockLost,
 }
 
-/// Publishes as the leader. Returns only with an error; dropping the future stops everything at once.
+/// Publishes as the leader. Returns only with an error; dropping the future stops all parts at once.
 pub(crate) async fn lead(
     contract: &Relay,
     control: &Control,
     paused: watch::Receiver<bool>,
-    report: &Arc<Report>,
+    reporter: &Arc<Reporter>,
 ) -> Result<(), TermError> {
     let Relay { name, namespace, service, mode, source: _, sink, retention, paused: _, version: _ } = contract;
-    // the only retention so far; the recorder deletes
+    // `AfterPublish` is the only retention; the recorder deletes the rows
     let Retention::AfterPublish = retention;
     let Sink::Nats(nats) = sink;
     let sink = Nats::new(nats, &names::event_source(namespace, service), application(name))?;
     let checkpoint = checkpoint::open(&control.client, name).await?;
-    report.checkpoint(checkpoint.published);
-    report.leading(true);
+    reporter.checkpoint(checkpoint.published);
+    reporter.leading(true);
     tracing::info!(relay = name, ?mode, published = checkpoint.published, "leading");
 
-    let (batches, received) = mpsc::channel(BATCHES);
-    let (done, finished) = mpsc::channel(DONE);
+    let (batches, received) = mpsc::channel(BATCH_QUEUE);
+    let (done, finished) = mpsc::channel(DONE_QUEUE);
     let (progress, progressed) = watch::channel(None);
-    let publisher = Publisher::new(&sink, Table(&control.client), received, done, paused, report);
+    let publisher = Publisher::new(&sink, OutboxTable(&control.client), received, done, paused, reporter);
     let recorder = Recorder {
         client: &control.client,
         relay: name,
         done: finished,
         recorded: progress,
-        report,
+        reporter,
         slot: *mode == Mode::LogTailing,
         copied: false,
-        unseen: HashMap::new(),
-        held: None,
+        not_visible: HashMap::new(),
+        withheld: None,
     };
-    let source = Source { contract, control, report, batches };
+    let source = Source { contract, control, reporter, batches };
     tokio::select! {
         biased;
         () = control.lost.cancelled() => Err(TermError::LockLost),
@@ -82,26 +82,26 @@ pub(crate) async fn lead(
     }
 }
 
-/// The name under which the relay's connections are seen in the database and in the broker.
+/// The name that the relay's connections have in `pg_stat_activity` and in the broker's list of connections.
 pub(crate) fn application(relay: &str) -> String {
     format!("weft relay {relay}")
 }
 
-struct Table<'a>(&'a Client);
+struct OutboxTable<'a>(&'a Client);
 
-impl Rows for Table<'_> {
+impl Rows for OutboxTable<'_> {
     async fn present(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, SourceError> {
-        let doing = "looking for the rows of refused events";
+        let action = "querying the rows of refused events";
         let statement = "select id from weft.outbox where id = any ($1)";
-        let rows = within(DEADLINE, doing, self.0.query(statement, &[&ids])).await?;
-        rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(SourceError::query(doing))
+        let rows = within(DEADLINE, action, self.0.query(statement, &[&ids])).await?;
+        rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(SourceError::query(action))
     }
 }
 
 struct Source<'a> {
     contract: &'a Relay,
     control: &'a Control,
-    report: &'a Arc<Report>,
+    reporter: &'a Arc<Reporter>,
     batches: mpsc::Sender<Batch>,
 }
 
@@ -114,30 +114,31 @@ impl Source<'_> {
     }
 
     async fn poll(&self) -> Result<(), SourceError> {
-        let Self { contract, control, report, batches } = self;
-        report.mended(reason::SLOT_PENDING);
-        // a slot that nobody reads would hold the WAL back for ever; should the mode change again, a new one is made
+        let Self { contract, control, reporter, batches } = self;
+        reporter.resolve(reason::SLOT_PENDING);
+        // a slot that nobody reads would make the server keep its WAL forever; when the mode changes back, a new slot
+        // is created
         Slot::remove(&control.client).await?;
         control.listen().await?;
         let reader = Reader::connect(&contract.source, &application(&contract.name)).await?;
-        poll::poll(&reader, control.woken.clone(), batches).await
+        poll::poll(&reader, control.notified.clone(), batches).await
     }
 
     async fn tail(&self, copied: bool, recorded: watch::Receiver<Option<Mark>>) -> Result<(), SourceError> {
-        let Self { contract, control, report, batches } = self;
-        control.want_notifications(false).await?;
+        let Self { contract, control, reporter, batches } = self;
+        control.set_notifications(false).await?;
         let connect = async || Replication::connect(&contract.source, &application(&contract.name)).await;
-        let slot = Slot::look(&control.client).await?;
+        let slot = Slot::find(&control.client).await?;
         let (stream, serial) = match slot {
             Some(Slot { usable: true, .. }) if copied => (Slot::stream(&control.client, connect).await?, 0),
             slot => {
                 if slot.is_some_and(|slot| !slot.usable) {
                     let message = "the database dropped WAL that was not read yet; publishing what is in the outbox, then from a new slot";
-                    report.problem(reason::SLOT_LOST, message.to_owned());
+                    reporter.report(reason::SLOT_LOST, message.to_owned());
                 }
                 let mut replication = connect().await?;
                 self.copy(&mut replication).await?;
-                report.mended(reason::SLOT_LOST);
+                reporter.resolve(reason::SLOT_LOST);
                 (replication.stream(names::SLOT, names::PUBLICATION).await?, 1)
             }
         };
@@ -145,20 +146,22 @@ impl Source<'_> {
         let tailer = Tailer::new(stream, serial, recorded, tail);
         tokio::select! {
             ended = tailer.run(batches) => ended,
-            () = tell(tails, report) => Err(SourceError::Ended),
+            () = report_tail(tails, reporter) => Err(SourceError::Ended),
         }
     }
 
-    /// Makes the slot anew and sends the rows from before it. Every row that is not acknowledged is still in the table
-    /// (rows are deleted only after that), so nothing is skipped, whatever became of the former slot.
+    /// Creates the slot again and sends the rows that are older than it. Every row that is not acknowledged is still in
+    /// the table (rows are deleted only after the acknowledgement), so nothing is skipped, whatever happened to the
+    /// former slot.
     async fn copy(&self, replication: &mut Replication) -> Result<(), SourceError> {
-        let Self { contract, control, report, batches } = self;
+        let Self { contract, control, reporter, batches } = self;
         checkpoint::begin_copy(&control.client).await?;
         Slot::remove(&control.client).await?;
-        let slot = Slot::make(&control.client, replication, report).await?;
+        let slot = Slot::create(&control.client, replication, reporter).await?;
         let reader = Reader::connect(&contract.source, &application(&contract.name)).await?;
         let snapshot = reader.import(&slot.snapshot).await?;
-        // the copy may take as long as the broker is away, or a person pauses it
+        // the copy may take as long as the broker is unreachable or the relay is paused, and an exported snapshot would
+        // keep the server from removing dead rows for all that time
         replication.release_snapshot().await?;
         tracing::info!(consistent_point = %slot.consistent_point, "made the slot; publishing the rows from before it");
         let before = Lsn(slot.consistent_point.0.saturating_sub(1));
@@ -168,10 +171,10 @@ impl Source<'_> {
     }
 }
 
-/// Passes the slot's position on to the status.
-async fn tell(mut tails: watch::Receiver<Tail>, report: &Arc<Report>) {
+/// Reports the slot's position in the status.
+async fn report_tail(mut tails: watch::Receiver<Tail>, reporter: &Arc<Reporter>) {
     while tails.changed().await.is_ok() {
         let tail = *tails.borrow_and_update();
-        report.tail(tail);
+        reporter.tail(tail);
     }
 }

@@ -1,26 +1,27 @@
-//! The acknowledgement window: which event may be sent now, and up to where everything is acknowledged. Pure.
+//! The acknowledgement window: decides which event may be sent, and up to which mark everything is acknowledged. Pure.
 //!
 //! # The order promise
-//! **An event is handed out only when every earlier event of its key is acknowledged.** So a key has one event on the way at
-//! most, and whatever is sent can arrive at any time, any number of times, or never: of each key, the events that the
-//! broker holds are a prefix of what was committed, and their first occurrences are in the order of the commits.
+//! **An event is handed out only when every earlier event of its key is acknowledged.** So at most one event of a key
+//! is in flight, and whatever is sent can arrive at any time, any number of times, or never: for each key, the events
+//! that the broker has stored are a prefix of what was committed, and their first occurrences are in commit order.
 //!
-//! That needs no assumption about the broker or the network, which pipelining within a key would: a broker may refuse event 1 and
-//! store event 2 (JetStream sheds load, changes its leader, fills up), and then 1 can only come after 2. JetStream could
-//! fence with `Nats-Expected-Last-Msg-Id`, but only for a stream with one publisher. For the same reason a former
-//! leader need not be fenced at the broker: what it still has on the way was preceded by acknowledged events only, so
-//! wherever its copies land they are duplicates of, or the next after, a prefix. The price is that one single key
-//! proceeds at one event per round trip; throughput comes from keys side by side.
+//! This needs no assumption about the broker or the network. Pipelining within a key would: a broker may refuse event 1
+//! and store event 2 (JetStream sheds load, changes its leader, fills up), and then 1 can only come after 2. JetStream
+//! could fence with `Nats-Expected-Last-Msg-Id`, but only for a stream with one publisher. For the same reason a former
+//! leader need not be fenced at the broker: what it still has in flight was preceded by acknowledged events only, so
+//! its copies are duplicates of a prefix, or the event that follows it. The price is that a single key proceeds at one
+//! event per round trip; throughput comes from many keys.
 //!
-//! Keys are 64-bit hashes: a collision costs concurrency, never order.
+//! Keys are 64-bit hashes: a collision reduces concurrency but never changes the order.
 //!
 //! # Progress
-//! A mark stands between events; when everything before it is acknowledged it is *passed*. Only a passed mark may be
-//! confirmed to the source. Marks that wait for the same event are merged into the last of them, so an event that is held
-//! up for hours costs no memory for what passes it by.
+//! A mark lies between events; when everything before it is acknowledged it is *passed*. Only a passed mark may be
+//! confirmed to the source. Marks that wait for the same event are merged into the last of them, so an event that is
+//! blocked for hours costs no memory for the events that overtake it.
 //!
 //! # Refusals
-//! What a refused event holds up is *parked*: it has bounds of its own, so that the other keys keep the whole window.
+//! A refused event and the events behind it in its key are *parked*: they have limits of their own, so that the other
+//! keys keep the whole window.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -28,60 +29,61 @@ use std::{
     time::Duration,
 };
 
-/// Bounds of the window and waiting times between attempts.
+/// Limits of the window, and back-off between attempts.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Events in the window, sent or not; parked ones apart.
+    /// Events in the window, sent or not, without the parked ones.
     pub events: usize,
-    /// Their bytes. The bounds are looked at before a batch is admitted, so they may be exceeded by one batch.
+    /// Their bytes. The limits are checked before a batch is admitted, so one batch may exceed them.
     pub bytes: usize,
-    /// Events on the way to the broker.
+    /// Events in flight to the broker.
     pub in_flight: usize,
-    /// Parked events, and their bytes; beyond them everything waits.
+    /// Parked events, and their bytes; when they are exceeded nothing more is admitted.
     pub parked_events: usize,
     pub parked_bytes: usize,
-    /// First and longest wait before an event is sent again.
+    /// Shortest and longest wait before an event is sent again.
     pub backoff: (Duration, Duration),
-    /// Wait before a refused event is tried again, in case that the cause was mended.
+    /// Wait before a refused event is sent again, in case its cause was removed.
     pub refused: Duration,
 }
 
-/// Names one attempt to send one event.
+/// Identifies one attempt to send one event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket {
-    /// The event's number since the window was made.
+    /// The event's number since the window was created.
     pub number: u64,
     pub attempt: u32,
 }
 
-/// What can be in the window.
+/// An event of the window.
 pub trait Entry {
     /// Hash of the key within which order is kept.
     fn key(&self) -> u64;
-    /// Bytes that it holds.
+    /// Its size in bytes.
     fn size(&self) -> usize;
 }
 
 type ByHash<V> = HashMap<u64, V, BuildHasherDefault<AlreadyHashed>>;
 
-/// `E`: the events; `M`: the marks between them. Time is the caller's, measured from any fixed moment.
+/// `E` are the events, `M` the marks between them. The caller provides the time, as a duration since any fixed moment.
 #[derive(Debug)]
 pub struct Window<E, M> {
     limits: Limits,
-    /// Number that the next event gets.
+    /// The number of the next event.
     next: u64,
     /// Unacknowledged events by number.
     slots: ByHash<Slot<E>>,
     /// Keys that have an unacknowledged event.
     keys: ByHash<Key>,
     ready: VecDeque<u64>,
-    /// Events that wait for their next attempt, by time.
+    /// Events that wait for their next attempt, ordered by its time.
     waiting: BTreeSet<(Duration, u64)>,
     in_flight: usize,
     bytes: usize,
     parked: usize,
     parked_bytes: usize,
-    /// Unacknowledged events in front of each mark and behind the one before it; the last stretch has no mark yet.
+    /// Each stretch counts the unacknowledged events between a mark and the one before it; the last stretch has no mark
+    /// yet.
     stretches: BTreeMap<u64, Stretch<M>>,
     open: u64,
     passed: Option<M>,
@@ -116,11 +118,11 @@ struct Stretch<M> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Behind an unacknowledged event of its key.
+    /// Waits for an unacknowledged event of its key.
     Queued,
     Ready,
     InFlight,
-    /// Until its next attempt.
+    /// Waits for its next attempt.
     Waiting {
         until: Duration,
         refused: bool,
@@ -154,7 +156,7 @@ impl<E: Entry, M> Window<E, M> {
             && self.parked_bytes < self.limits.parked_bytes
     }
 
-    /// Takes an event in, after all that were admitted before.
+    /// Appends an event.
     pub fn admit(&mut self, event: E) {
         let number = self.next;
         self.next += 1;
@@ -179,7 +181,7 @@ impl<E: Entry, M> Window<E, M> {
         self.slots.insert(number, Slot { event, key: hash, size, stretch, state, attempt: 0, failures: 0, next: None });
     }
 
-    /// Sets a mark after all events that were admitted before.
+    /// Sets a mark after all events that are admitted so far.
     pub fn mark(&mut self, mark: M) {
         let ended = self.open;
         self.open += 1;
@@ -200,12 +202,12 @@ impl<E: Entry, M> Window<E, M> {
         Some((Ticket { number, attempt: slot.attempt }, &mut slot.event))
     }
 
-    /// The broker holds the event; any attempt will do. Gives the event back the first time.
+    /// The broker has stored the event; the acknowledgement of any attempt counts. Returns the event the first time.
     pub fn acknowledged(&mut self, ticket: Ticket) -> Option<E> {
         let number = ticket.number;
         let slot = self.slots.remove(&number)?;
         match slot.state {
-            // a ticket that was never given out
+            // a ticket that was never issued
             State::Queued => {
                 self.slots.insert(number, slot);
                 return None;
@@ -228,7 +230,8 @@ impl<E: Entry, M> Window<E, M> {
         Some(slot.event)
     }
 
-    /// The attempt came to nothing, or nobody knows: the event is sent again after a while. Its key waits with it.
+    /// The attempt failed, or its outcome is unknown: the event is sent again after a back-off, and its key waits with
+    /// it.
     pub fn failed(&mut self, ticket: Ticket, now: Duration) {
         let (shortest, longest) = self.limits.backoff;
         let Some(slot) = self.attempt(ticket) else { return };
@@ -237,7 +240,7 @@ impl<E: Entry, M> Window<E, M> {
         self.wait(ticket.number, now + wait, false);
     }
 
-    /// The broker will not take the event as things are: only a person can mend that. Its key waits and is parked.
+    /// The broker refuses the event, and only a person can change that. Its key waits and is parked.
     pub fn refused(&mut self, ticket: Ticket, now: Duration) {
         let Some(slot) = self.attempt(ticket) else { return };
         let hash = slot.key;
@@ -250,10 +253,10 @@ impl<E: Entry, M> Window<E, M> {
         }
     }
 
-    /// The connection is gone: whatever was on the way may have arrived or not, and is sent again, the oldest first.
+    /// The connection is lost: events in flight may have arrived or not, and are sent again, the oldest first.
     pub fn connection_lost(&mut self) {
-        let on_the_way = self.slots.iter_mut().filter(|(_, slot)| slot.state == State::InFlight);
-        let mut again: Vec<u64> = on_the_way
+        let in_flight = self.slots.iter_mut().filter(|(_, slot)| slot.state == State::InFlight);
+        let mut again: Vec<u64> = in_flight
             .map(|(&number, slot)| {
                 slot.state = State::Ready;
                 number
@@ -266,7 +269,7 @@ impl<E: Entry, M> Window<E, M> {
         }
     }
 
-    /// Makes those ready whose wait is over, and tells when the next one's is.
+    /// Makes the events ready whose wait is over, and returns when the next wait is over.
     pub fn wake(&mut self, now: Duration) -> Option<Duration> {
         while let Some(&(until, number)) = self.waiting.first() {
             if until > now {
@@ -278,19 +281,19 @@ impl<E: Entry, M> Window<E, M> {
         None
     }
 
-    /// Ends every wait at once, because the connection is new.
+    /// Ends every wait at once, because there is a new connection.
     pub fn wake_all(&mut self) {
         for (_until, number) in std::mem::take(&mut self.waiting) {
             self.make_ready(number);
         }
     }
 
-    /// The last mark of which every earlier event is acknowledged, when there is a new one.
+    /// The last passed mark, if there is a new one since the last call.
     pub fn passed(&mut self) -> Option<M> {
         self.passed.take()
     }
 
-    /// Whether the attempt is the current one and still without an answer.
+    /// Whether the attempt is the current one and has no answer yet.
     pub fn is_in_flight(&self, ticket: Ticket) -> bool {
         let current = |slot: &Slot<E>| slot.state == State::InFlight && slot.attempt == ticket.attempt;
         self.slots.get(&ticket.number).is_some_and(current)
@@ -301,7 +304,7 @@ impl<E: Entry, M> Window<E, M> {
         self.slots.get(&ticket.number).map(|slot| &slot.event)
     }
 
-    /// The oldest unacknowledged event. Looks at all of them.
+    /// The oldest unacknowledged event. Iterates over all of them.
     pub fn oldest(&self) -> Option<&E> {
         self.slots.iter().min_by_key(|&(&number, _)| number).map(|(_, slot)| &slot.event)
     }
@@ -310,7 +313,7 @@ impl<E: Entry, M> Window<E, M> {
         self.in_flight
     }
 
-    /// Admitted and not acknowledged.
+    /// Number of events that are admitted and not acknowledged.
     pub fn len(&self) -> usize {
         self.slots.len()
     }
@@ -319,12 +322,12 @@ impl<E: Entry, M> Window<E, M> {
         self.slots.is_empty()
     }
 
-    /// Of these, the ones that a refusal holds up (the refused event included).
+    /// How many of these are parked, the refused events included.
     pub fn parked(&self) -> usize {
         self.parked
     }
 
-    /// Refused events that wait.
+    /// Refused events that wait for their next attempt.
     pub fn refusals(&self) -> impl Iterator<Item = (Ticket, &E)> {
         self.waiting.iter().filter_map(|&(_, number)| {
             let slot = self.slots.get(&number)?;
@@ -333,7 +336,7 @@ impl<E: Entry, M> Window<E, M> {
         })
     }
 
-    /// The acknowledged event leaves its key; what comes after it is not held up any more.
+    /// Removes the acknowledged event from its key; the events behind it are no longer parked.
     fn release(&mut self, slot: &Slot<E>) {
         let Some(key) = self.keys.get_mut(&slot.key) else { return };
         if std::mem::replace(&mut key.parked, false) {
@@ -347,7 +350,8 @@ impl<E: Entry, M> Window<E, M> {
         }
     }
 
-    /// A stretch with a mark and nothing unacknowledged is passed, when it is the first, or joins the one before.
+    /// A stretch with a mark and without unacknowledged events is passed if it is the first one, else merged into the
+    /// one before it.
     fn settle(&mut self, id: u64) {
         let complete = |stretch: &Stretch<M>| stretch.unacknowledged == 0 && stretch.mark.is_some();
         if !self.stretches.get(&id).is_some_and(complete) {
@@ -381,7 +385,7 @@ impl<E: Entry, M> Window<E, M> {
     }
 }
 
-/// Keys are hashes already, numbers are dense.
+/// A hasher for keys that are hashes already, and for dense numbers.
 #[derive(Debug, Default)]
 struct AlreadyHashed(u64);
 
@@ -397,7 +401,7 @@ impl Hasher for AlreadyHashed {
     }
 
     fn write_u64(&mut self, number: u64) {
-        // the table looks at the top bits, too: spread dense numbers over all of them (Fibonacci hashing)
+        // the hash table uses the top bits too: spread dense numbers over all bits (Fibonacci hashing)
         self.0 = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 }

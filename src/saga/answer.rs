@@ -1,4 +1,4 @@
-//! What a participant's answer means: success, definite failure, or unknown.
+//! Classifies a participant's answer: success, definite failure, or unknown.
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -6,14 +6,14 @@ use serde_json::value::RawValue;
 
 use crate::domain::saga::state::{Event, Json, Phase};
 
-/// A longer reply is not kept.
+/// A longer reply is discarded.
 pub(super) const MAX_REPLY: usize = 64 * 1024;
-/// A longer error text is cut.
+/// A longer error text is truncated.
 const MAX_TEXT: usize = 1024;
-/// A longer failure code is cut.
+/// A longer failure code is truncated.
 const MAX_CODE: usize = 128;
 
-/// What came over the wire.
+/// The HTTP response.
 #[derive(Debug)]
 pub(super) struct Raw {
     pub status: u16,
@@ -31,7 +31,7 @@ pub(super) enum Answer {
 }
 
 impl Answer {
-    /// The event of an instance whose call `at`, `attempt` was answered so.
+    /// The event for an instance whose call (`at`, `attempt`) got this answer.
     pub(super) fn into_event(self, at: Phase, attempt: u32) -> Event {
         match self {
             Self::Success(reply) => Event::Succeeded { at, attempt, reply },
@@ -40,7 +40,7 @@ impl Answer {
         }
     }
 
-    /// For metrics.
+    /// The label for metrics.
     pub(super) fn outcome(&self) -> &'static str {
         match self {
             Self::Success(_) => "success",
@@ -58,40 +58,40 @@ pub(super) fn failure(code: &str, message: &str) -> Answer {
     Answer::Failure { code: cut(code, MAX_CODE), message: cut(message, MAX_TEXT) }
 }
 
-/// DESIGN §5: 2xx success; 4xx definite, but 408, 425 and 429; everything else unknown.
+/// 2xx is success; 4xx except 408, 425 and 429 is a definite failure; everything else is unknown.
 pub(super) fn classify(raw: Raw) -> Answer {
     let Raw { status, body, location: _, retry_after } = raw;
     match status {
         200..=201 | 203..=299 => Answer::Success(body.as_deref().and_then(reply)),
-        202 => unknown("the service answered 202 without a Location to look at", None),
-        408 | 425 | 429 | 500..=599 => in_doubt(status, body.as_deref(), retry_after.as_deref()),
+        202 => unknown("the service answered 202 without a Location to poll", None),
+        408 | 425 | 429 | 500..=599 => unknown_status(status, body.as_deref(), retry_after.as_deref()),
         400..=499 => {
             let problem = body.as_deref().map(Problem::read).unwrap_or_default();
             let code = problem.code().unwrap_or_else(|| format!("HTTP_{status}"));
             failure(&code, problem.text().unwrap_or(&format!("HTTP {status}")))
         }
-        _ => unknown(&format!("HTTP {status} is no answer to a command"), None),
+        _ => unknown(&format!("HTTP {status} is not a valid answer to a command"), None),
     }
 }
 
-/// The answer at the `Location` of a 202. The command was accepted by then: only what is said of the command itself, 409 or
-/// 422, is a definite failure. Any other 4xx says that the look failed (the service forgot the job, or moved it) and leaves
-/// open what became of the command.
+/// Classifies the answer from the `Location` of a 202. The command was accepted by then, so only a statement about the
+/// command itself, 409 or 422, is a definite failure. Any other 4xx means that the poll failed (the service forgot the
+/// job, or moved it); the command's outcome is unknown.
 pub(super) fn classify_accepted(raw: Raw) -> Answer {
     match raw.status {
         409 | 422 => classify(raw),
-        400..=499 => in_doubt(raw.status, raw.body.as_deref(), raw.retry_after.as_deref()),
+        400..=499 => unknown_status(raw.status, raw.body.as_deref(), raw.retry_after.as_deref()),
         _ => classify(raw),
     }
 }
 
-fn in_doubt(status: u16, body: Option<&[u8]>, retry_after: Option<&str>) -> Answer {
+fn unknown_status(status: u16, body: Option<&[u8]>, retry_after: Option<&str>) -> Answer {
     let problem = body.map(Problem::read).unwrap_or_default();
     let text = problem.text().map_or_else(String::new, |text| format!(": {text}"));
     unknown(&format!("HTTP {status}{text}"), retry_after.and_then(retry_after_ms))
 }
 
-/// A reply that is no JSON (or too long to keep) is none: the effect is there all the same.
+/// A reply that is not JSON, or too long, is discarded: the step has succeeded all the same.
 fn reply(body: &[u8]) -> Option<Json> {
     if body.is_empty() {
         return None;
@@ -99,12 +99,12 @@ fn reply(body: &[u8]) -> Option<Json> {
     serde_json::from_slice::<Box<RawValue>>(body).ok().map(Json::from)
 }
 
-/// Seconds; the other form, a date, is not used by services that mean to be retried soon.
+/// Parses seconds. The other form, a date, is not supported: services that want to be retried soon do not use it.
 fn retry_after_ms(value: &str) -> Option<u64> {
     value.trim().parse::<u64>().ok().map(|seconds| seconds.saturating_mul(1_000))
 }
 
-/// RFC 9457, as far as it is needed.
+/// The fields of an RFC 9457 document that are used.
 #[derive(Debug, Default, Deserialize)]
 struct Problem {
     #[serde(rename = "type")]
@@ -129,9 +129,9 @@ impl Problem {
     }
 }
 
-/// At most `longest` bytes, without control characters.
-fn cut(text: &str, longest: usize) -> String {
-    let mut end = text.len().min(longest);
+/// At most `max` bytes, without control characters.
+fn cut(text: &str, max: usize) -> String {
+    let mut end = text.len().min(max);
     while !text.is_char_boundary(end) {
         end -= 1;
     }

@@ -1,4 +1,4 @@
-//! The orchestrator's HTTP API. `openapi.json` describes it; a test holds the two together.
+//! The orchestrator's HTTP API. `openapi.json` describes it; a test compares the two.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,12 +26,12 @@ use crate::domain::saga::state::{Event, Json, Status};
 const MAX_INPUT: usize = 1024 * 1024;
 /// Longest idempotency key.
 const MAX_KEY: usize = 256;
-/// `?wait=true` waits so long, and no `?wait=` waits longer.
-const LONGEST_WAIT: Duration = Duration::from_mins(1);
-/// Instances in a list unless told.
-const LIST: usize = 50;
-/// Longest list.
-const LONGEST_LIST: usize = 1_000;
+/// `?wait=true` waits this long, and a longer `?wait=` is shortened to it.
+const MAX_WAIT: Duration = Duration::from_mins(1);
+/// Default number of instances in a list.
+const DEFAULT_LIST: usize = 50;
+/// Maximum number of instances in a list.
+const MAX_LIST: usize = 1_000;
 
 const OPENAPI: &str = include_str!("openapi.json");
 
@@ -45,7 +45,7 @@ pub(super) struct Api {
 enum ApiError {
     #[error(transparent)]
     Engine(#[from] EngineError),
-    #[error("the database does not answer; ask again")]
+    #[error("the database does not answer; try again")]
     Read(#[from] ReadError),
     #[error("{0}")]
     Invalid(String),
@@ -73,7 +73,7 @@ impl ApiError {
                 (StatusCode::SERVICE_UNAVAILABLE, "NotHeld")
             }
             Self::Engine(EngineError::Congested(_)) => (StatusCode::SERVICE_UNAVAILABLE, "Congested"),
-            Self::Read(error) if error.is_of_the_content() => (StatusCode::INTERNAL_SERVER_ERROR, "Unreadable"),
+            Self::Read(error) if error.is_permanent() => (StatusCode::INTERNAL_SERVER_ERROR, "Unreadable"),
             Self::Read(_) => (StatusCode::SERVICE_UNAVAILABLE, "DatabaseUnreachable"),
             Self::Invalid(_) => (StatusCode::BAD_REQUEST, "InvalidRequest"),
             Self::Verb(_) => (StatusCode::NOT_FOUND, "UnknownVerb"),
@@ -86,12 +86,12 @@ impl IntoResponse for ApiError {
         let (status, title) = self.class();
         let detail = match &self {
             Self::Engine(error @ EngineError::Refused { .. }) => error.to_string(),
-            Self::Read(error) if error.is_of_the_content() => error.to_string(),
+            Self::Read(error) if error.is_permanent() => error.to_string(),
             other => other.to_string(),
         };
         if let Self::Read(error) = &self {
             tracing::warn!(
-                error = super::problems::in_words(error),
+                error = super::problems::with_causes(error),
                 status = status.as_u16(),
                 "answering with an error"
             );
@@ -162,8 +162,8 @@ async fn start(
         (Some(end), Some(wait)) => {
             match tokio::time::timeout(wait, end).await {
                 Ok(Ok(ended)) => view = ended,
-                // taken back: it existed already, or another orchestrator has it
-                Ok(Err(_untold)) => view = api.detail(&saga, started.id).await?.view,
+                // the sender was dropped: the instance existed already, or another orchestrator holds it
+                Ok(Err(_dropped)) => view = api.detail(&saga, started.id).await?.view,
                 Err(_elapsed) => {}
             }
         }
@@ -196,10 +196,10 @@ fn parse_key(value: &header::HeaderValue) -> Result<&str, ApiError> {
 /// `true`, `false`, `30s`, `500ms`, `1m`.
 fn parse_wait(text: &str) -> Result<Duration, ApiError> {
     let invalid =
-        || ApiError::Invalid(format!("wait={text} is no time; give `true`, or a time such as `30s` or `500ms`"));
+        || ApiError::Invalid(format!("wait={text} is not a time; give `true`, or a time such as `30s` or `500ms`"));
     let scaled = |number: &str, unit: u64| Some(Duration::from_millis(number.parse::<u64>().ok()?.checked_mul(unit)?));
     let wait = match text {
-        "true" | "" => Some(LONGEST_WAIT),
+        "true" | "" => Some(MAX_WAIT),
         "false" => Some(Duration::ZERO),
         _ => match (text.strip_suffix("ms"), text.strip_suffix('s'), text.strip_suffix('m')) {
             (Some(number), _, _) => scaled(number, 1),
@@ -208,7 +208,7 @@ fn parse_wait(text: &str) -> Result<Duration, ApiError> {
             _ => None,
         },
     };
-    wait.map(|wait| wait.min(LONGEST_WAIT)).ok_or_else(invalid)
+    wait.map(|wait| wait.min(MAX_WAIT)).ok_or_else(invalid)
 }
 
 #[derive(Debug, Deserialize)]
@@ -227,7 +227,7 @@ async fn list(
     Path(saga): Path<String>,
     Query(query): Query<ListQuery>,
 ) -> Result<JsonBody<List>, ApiError> {
-    let limit = query.limit.unwrap_or(LIST).clamp(1, LONGEST_LIST);
+    let limit = query.limit.unwrap_or(DEFAULT_LIST).clamp(1, MAX_LIST);
     let parse = |text: &str| {
         let names = Status::ALL.map(Status::as_str).join(", ");
         Status::parse(text).ok_or_else(|| ApiError::Invalid(format!("there is no state `{text}`; there are {names}")))
@@ -247,7 +247,7 @@ async fn list(
     Ok(JsonBody(List { items }))
 }
 
-/// A row of the database in a list: one that has ended, or that another orchestrator runs.
+/// A listed instance from the database: it has ended, or another orchestrator runs it.
 fn ended(row: Listed) -> View {
     View {
         id: row.id,
@@ -264,7 +264,8 @@ fn ended(row: Listed) -> View {
 }
 
 fn parse_id(saga: &str, id: &str) -> Result<Uuid, ApiError> {
-    id.parse().map_err(|_| ApiError::Invalid(format!("`{id}` is no id of an instance of saga `{saga}`; ids are UUIDs")))
+    id.parse()
+        .map_err(|_| ApiError::Invalid(format!("`{id}` is not the id of an instance of saga `{saga}`; ids are UUIDs")))
 }
 
 async fn show(State(api): State<Api>, Path((saga, id)): Path<(String, String)>) -> Result<JsonBody<Detail>, ApiError> {
@@ -287,7 +288,7 @@ async fn change(
     };
     match api.engine.change(&saga, id, event).await {
         Ok(()) => {}
-        // not here: is it known at all?
+        // it is not in this process: it may have ended, be held by another orchestrator, or not exist
         Err(EngineError::UnknownInstance { .. }) => {
             let view = api.detail(&saga, id).await?.view;
             let why = crate::domain::saga::decide::Refusal::Ended;
@@ -325,10 +326,10 @@ mod tests {
 
     #[test]
     fn a_wait_is_a_time_of_at_most_a_minute() {
-        assert_eq!(parse_wait("true").unwrap(), LONGEST_WAIT);
+        assert_eq!(parse_wait("true").unwrap(), MAX_WAIT);
         assert_eq!(parse_wait("30s").unwrap(), Duration::from_secs(30));
         assert_eq!(parse_wait("500ms").unwrap(), Duration::from_millis(500));
-        assert_eq!(parse_wait("90m").unwrap(), LONGEST_WAIT);
+        assert_eq!(parse_wait("90m").unwrap(), MAX_WAIT);
         assert!(parse_wait("soon").is_err());
         assert!(parse_wait("99999999999999999999m").is_err());
     }

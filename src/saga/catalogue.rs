@@ -1,4 +1,4 @@
-//! The definitions that instances run: those of the contract, and older versions that still have instances.
+//! The definitions that instances run: those of the contract, and older versions that still have live instances.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,7 +23,8 @@ pub(super) struct Compiled {
     notify: Compilation,
 }
 
-/// A call whose expressions do not compile fails when it is made, in words: the lint keeps such a thing from being applied.
+/// A compiled body, or why an expression does not compile. The call then fails with this text; the lint keeps such a
+/// definition from being applied.
 type Compilation = Result<Body, String>;
 
 impl Compiled {
@@ -34,7 +35,7 @@ impl Compiled {
         Self { definition, counts, steps, notify }
     }
 
-    /// The JSON text to send in `phase`, or why an expression fails.
+    /// The JSON text to send in `phase`, or why an expression cannot be evaluated.
     pub(super) fn body(&self, phase: Phase, facts: &Facts) -> Result<String, String> {
         let missing = || Err(format!("there is no call in phase {phase:?}"));
         let compiled = match phase {
@@ -56,7 +57,7 @@ fn compile(call: &Call) -> Compilation {
     Body::compile(call).map_err(|error| error.to_string())
 }
 
-/// What expressions may refer to, taken out of an instance's state.
+/// What expressions may refer to, extracted from an instance's state.
 #[derive(Debug)]
 pub(super) struct Facts {
     input: Json,
@@ -99,13 +100,13 @@ pub(super) struct Catalogue(RwLock<Inner>);
 struct Inner {
     /// By saga, then by version.
     known: HashMap<String, HashMap<String, Arc<Compiled>>>,
-    /// The version that new instances get, by saga.
+    /// By saga, the version that new instances start with.
     current: BTreeMap<String, Arc<Compiled>>,
     counts: BTreeMap<String, Arc<Counts>>,
 }
 
 impl Catalogue {
-    /// The definition that new instances of `saga` get.
+    /// The definition that new instances of `saga` start with.
     pub(super) fn current(&self, saga: &str) -> Option<Arc<Compiled>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).current.get(saga).cloned()
     }
@@ -115,19 +116,19 @@ impl Catalogue {
     }
 
     /// Adds a definition for instances that started with it.
-    pub(super) fn learn(&self, definition: Definition) -> Arc<Compiled> {
+    pub(super) fn insert(&self, definition: Definition) -> Arc<Compiled> {
         let mut inner = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        inner.learn(definition)
+        inner.insert(definition)
     }
 
     /// Makes exactly `definitions` current. Each must be stored already.
     pub(super) fn publish(&self, definitions: Vec<Definition>) {
         let mut inner = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let current = definitions.into_iter().map(|definition| (definition.name.clone(), inner.learn(definition)));
+        let current = definitions.into_iter().map(|definition| (definition.name.clone(), inner.insert(definition)));
         inner.current = current.collect();
     }
 
-    /// The counts of every saga that was ever seen, with its current version if it has one.
+    /// The counts of every saga that this process knows, with its current version if it has one.
     pub(super) fn counts(&self) -> Vec<(String, Option<String>, Arc<Counts>)> {
         let inner = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let version = |saga: &str| inner.current.get(saga).map(|compiled| compiled.definition.version.clone());
@@ -144,7 +145,7 @@ impl Inner {
         Arc::clone(self.counts.entry(saga.to_owned()).or_default())
     }
 
-    fn learn(&mut self, definition: Definition) -> Arc<Compiled> {
+    fn insert(&mut self, definition: Definition) -> Arc<Compiled> {
         let counts = self.counts_of(&definition.name);
         let versions = self.known.entry(definition.name.clone()).or_default();
         let compiled =

@@ -1,4 +1,4 @@
-//! How many instances of one saga there are in each state, kept while they change.
+//! Counts of one saga's instances by state, updated with every change.
 
 use std::{
     collections::BTreeMap,
@@ -19,8 +19,8 @@ use crate::{
     },
 };
 
-/// So many stuck instances are told in the status.
-const TOLD: usize = 10;
+/// Maximum number of stuck instances in the status.
+const MAX_REPORTED: usize = 10;
 
 #[derive(Debug, Default)]
 pub(super) struct Counts {
@@ -32,7 +32,7 @@ pub(super) struct Counts {
     stuck: Mutex<BTreeMap<(i64, Uuid), StuckInstance>>,
 }
 
-/// What of a state is counted.
+/// The part of a state that is counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counted {
     live: bool,
@@ -41,7 +41,7 @@ pub(super) struct Counted {
 }
 
 impl Counted {
-    /// Of an instance that is not there (any more).
+    /// Of an instance that is not, or no longer, in this process.
     pub(super) const NOTHING: Self = Self { live: false, compensating: false, stuck_since: None };
 
     pub(super) fn of(state: &State) -> Self {
@@ -52,7 +52,8 @@ impl Counted {
 }
 
 impl Counts {
-    /// An instance was `before` and is as `state` says now (`None`: this process has it no longer).
+    /// Updates the counts for an instance that was `before` and is now in `state` (`None`: it is no longer in this
+    /// process).
     pub(super) fn change(&self, id: Uuid, before: Counted, definition: &Definition, state: Option<&State>) {
         let now = state.map_or(Counted::NOTHING, Counted::of);
         if before == now {
@@ -68,17 +69,17 @@ impl Counts {
             stuck.remove(&(since, id));
         }
         if let (Some(since), Some(state)) = (now.stuck_since, state) {
-            stuck.insert((since, id), told(id, definition, state));
+            stuck.insert((since, id), stuck_instance(id, definition, state));
         }
     }
 
-    /// What the database says; no commit of this process may be under way.
-    pub(super) fn begin(&self, completed: u64, compensated: u64) {
+    /// Sets the counts of ended instances from the database; no commit of this process may be in progress.
+    pub(super) fn set_ended(&self, completed: u64, compensated: u64) {
         self.completed.store(completed, Relaxed);
         self.compensated.store(compensated, Relaxed);
     }
 
-    /// An end became durable.
+    /// Counts an end that became durable.
     pub(super) fn ended(&self, status: Status) {
         match status {
             Status::Completed => self.completed.fetch_add(1, Relaxed),
@@ -100,12 +101,12 @@ impl Counts {
             completed: self.completed.load(Relaxed),
             compensated: self.compensated.load(Relaxed),
             stuck: stuck.len() as u64,
-            stuck_instances: stuck.values().take(TOLD).cloned().collect(),
+            stuck_instances: stuck.values().take(MAX_REPORTED).cloned().collect(),
         }
     }
 }
 
-fn told(id: Uuid, definition: &Definition, state: &State) -> StuckInstance {
+fn stuck_instance(id: Uuid, definition: &Definition, state: &State) -> StuckInstance {
     let stuck = state.stuck.as_ref();
     StuckInstance {
         id: id.to_string(),

@@ -1,5 +1,6 @@
-//! The engine: instances in memory by partition, each changed under its partition's lock by [`decide`], its rows queued for
-//! the writer in the order of the decisions. What goes out goes out in [`Engine::recorded`], after the commit.
+//! The engine: keeps the instances in memory by partition. Each is changed by [`decide`] under its partition's lock,
+//! and its rows are queued for the writer in the order of the decisions. Calls are sent from [`Engine::recorded`],
+//! after the commit.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -18,7 +19,7 @@ use super::{
     counts::Counted,
     log::{self, Acknowledge, CONGESTED, Entry, Queue, Recorded, Row, Unrecorded},
     meters::Meters,
-    transport::{self, Place, Transport},
+    transport::{self, Permit, Transport},
     view::View,
 };
 use crate::domain::saga::{
@@ -26,14 +27,14 @@ use crate::domain::saga::{
     state::{Event, Json, Phase, State, Status, codes},
 };
 
-/// Partitions of an orchestrator's instances, as many as `orchestrator.sql` makes rows.
+/// Number of partitions of an orchestrator's instances: as many as `orchestrator.sql` inserts rows.
 pub(super) const PARTITIONS: i16 = 16;
 
-/// A deadline that passed before the start was durable is looked at again after so long.
-const NOT_YET: Duration = Duration::from_millis(500);
+/// A deadline that passed before the start was durable is checked again after this time.
+const NOT_DURABLE_RETRY: Duration = Duration::from_millis(500);
 
-/// Namespace of the ids that are made from idempotency keys.
-const KEYS: Uuid = Uuid::from_u128(0x8f1d_6a52_94f0_4c53_9a0e_2d2f_6b70_31c8);
+/// Namespace of the ids that are derived from idempotency keys (UUID version 5).
+const KEY_NAMESPACE: Uuid = Uuid::from_u128(0x8f1d_6a52_94f0_4c53_9a0e_2d2f_6b70_31c8);
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum EngineError {
@@ -44,12 +45,12 @@ pub(super) enum EngineError {
     #[error("instance `{id}` cannot be changed like that: {why}")]
     Refused {
         id: Uuid,
-        // said in the message, since the API answers with one sentence
+        // a part of the message and not a source, since the API answers with one sentence
         why: Refusal,
     },
-    #[error("this orchestrator does not hold the instance's partition (yet); ask again")]
+    #[error("this orchestrator does not hold the instance's partition, or not yet; try again")]
     NotHeld,
-    #[error("the database is not keeping up with {0} waiting changes; ask again")]
+    #[error("the database is not keeping up with {0} waiting changes; try again")]
     Congested(usize),
     #[error(transparent)]
     Unrecorded(#[from] Unrecorded),
@@ -62,14 +63,15 @@ struct Instance {
     state: State,
     next_seq: i32,
     started_at: Timestamp,
-    /// Its key in [`Shard::deadlines`], as long as it is there.
+    /// Its key in [`Shard::deadlines`].
     due: Instant,
-    /// Its start is in the log. Until then it may turn out that the instance exists already and ended long ago, so that
-    /// nothing but its start may be queued: a second row of this life could be taken for one of the first life's.
+    /// Whether its start is in the log. Until then the commit may find that the instance exists already and ended long
+    /// ago. So nothing but its start may be queued: a second row of this life could be mistaken for one of the first
+    /// life.
     durable: bool,
-    /// A clone is with each of its calls, as long as that is under way.
+    /// Every call that is in progress holds a clone.
     calls: Arc<()>,
-    /// Those who wait for its end.
+    /// Senders for callers that wait for its end.
     waiting: Vec<oneshot::Sender<View>>,
 }
 
@@ -77,7 +79,8 @@ struct Instance {
 struct Shard {
     held: bool,
     instances: HashMap<Uuid, Instance>,
-    /// Of live instances only: a deadline may be a year, and what has ended must not be remembered that long.
+    /// Deadlines of live instances only: a deadline may be a year away, and an instance that has ended must not use
+    /// memory until then.
     deadlines: BTreeSet<(Instant, Uuid)>,
 }
 
@@ -93,14 +96,14 @@ impl Shard {
         Some(instance)
     }
 
-    /// The instances whose deadline has passed, each once; those that are not durable yet are put off.
+    /// Returns the instances whose deadline has passed, each once; instances that are not durable yet are postponed.
     fn overdue(&mut self, now: Instant) -> Vec<Uuid> {
         let mut passed = Vec::new();
         while let Some((due, id)) = self.deadlines.first().copied().filter(|(due, _)| *due <= now) {
             self.deadlines.remove(&(due, id));
             match self.instances.get_mut(&id) {
                 Some(instance) if !instance.durable => {
-                    instance.due = now + NOT_YET;
+                    instance.due = now + NOT_DURABLE_RETRY;
                     self.deadlines.insert((instance.due, id));
                 }
                 Some(_) => passed.push(id),
@@ -111,7 +114,7 @@ impl Shard {
     }
 }
 
-/// An instance as the database knows it, for [`Engine::adopt`].
+/// An instance that was read from the database, for [`Engine::adopt`].
 #[derive(Debug)]
 pub(super) struct Recovered {
     pub id: Uuid,
@@ -121,22 +124,23 @@ pub(super) struct Recovered {
     pub started_at: Timestamp,
 }
 
-/// What a call needs.
+/// Everything that a call needs.
 #[derive(Debug)]
 struct Prepared {
     compiled: Arc<Compiled>,
     facts: Facts,
-    /// The instance's [`Instance::calls`].
-    under_way: Arc<()>,
+    /// A clone of [`Instance::calls`].
+    call_guard: Arc<()>,
 }
 
-/// What a start came to.
+/// The result of a start.
 #[derive(Debug)]
 pub(super) struct Started {
     pub id: Uuid,
     pub recorded: Recorded,
     pub view: View,
-    /// Resolves with the instance's end; for one that exists already in this process too. `None` when it ended before.
+    /// Resolves when the instance ends, also for an instance that existed already in this process. `None` when it had
+    /// ended before.
     pub end: Option<oneshot::Receiver<View>>,
 }
 
@@ -148,8 +152,8 @@ pub(super) struct Engine {
     transport: Transport,
     pub(super) meters: Meters,
     pub(super) tasks: TaskTracker,
-    /// Cancelled: no new call goes out.
-    pub(super) ending: CancellationToken,
+    /// When cancelled, no new call is sent.
+    pub(super) stopping: CancellationToken,
 }
 
 pub(super) fn partition_of(id: Uuid) -> i16 {
@@ -166,7 +170,7 @@ impl Engine {
             transport: Transport::default(),
             meters,
             tasks: TaskTracker::new(),
-            ending: CancellationToken::new(),
+            stopping: CancellationToken::new(),
         })
     }
 
@@ -183,16 +187,16 @@ impl Engine {
             return Err(EngineError::Congested(waiting));
         }
         let id = match key {
-            Some(key) => Uuid::new_v5(&KEYS, format!("{saga}\0{key}").as_bytes()),
+            Some(key) => Uuid::new_v5(&KEY_NAMESPACE, format!("{saga}\0{key}").as_bytes()),
             None => Uuid::now_v7(),
         };
         let (acknowledge, acknowledged) = oneshot::channel();
-        let (tell, end) = oneshot::channel();
-        let (view, fresh) = self.begin(id, compiled, input, acknowledge, tell)?;
+        let (end_sender, end) = oneshot::channel();
+        let (view, fresh) = self.begin(id, compiled, input, acknowledge, end_sender)?;
         let recorded = acknowledged.await.map_err(|_| Unrecorded::TakenOver)??;
         let (recorded, end) = match (recorded, fresh) {
             (Recorded::Written, true) => (Recorded::Written, Some(end)),
-            // it is in memory: live, or just ended and about to tell
+            // it is in memory: live, or it has just ended and its end is about to be sent
             (Recorded::Written, false) => (Recorded::Existed, Some(end)),
             (Recorded::Existed, _) => (Recorded::Existed, None),
         };
@@ -205,14 +209,14 @@ impl Engine {
         compiled: Arc<Compiled>,
         input: Json,
         acknowledge: Acknowledge,
-        tell: oneshot::Sender<View>,
+        end_sender: oneshot::Sender<View>,
     ) -> Result<(View, bool), EngineError> {
         let partition = partition_of(id);
         let mut shard = self.shard(partition).filter(|shard| shard.held).ok_or(EngineError::NotHeld)?;
         if let Some(instance) = shard.instances.get_mut(&id) {
-            instance.waiting.push(tell);
+            instance.waiting.push(end_sender);
             let view = instance.view(id);
-            // behind the entry of the first start, which may not be durable yet
+            // queued behind the entry of the first start, which may not be durable yet
             self.queue.push(Entry { id, partition, row: None, command: None, acknowledge: Some(acknowledge) });
             return Ok((view, false));
         }
@@ -236,7 +240,7 @@ impl Engine {
             due,
             durable: false,
             calls: Arc::default(),
-            waiting: vec![tell],
+            waiting: vec![end_sender],
         };
         let view = instance.view(id);
         shard.insert(id, instance);
@@ -244,7 +248,7 @@ impl Engine {
         Ok((view, true))
     }
 
-    /// A person's verb, made with the attempt that the instance is at; returns when it is durable.
+    /// Applies a person's verb, with the attempt that the instance has reached; returns when it is durable.
     pub(super) async fn change(&self, saga: &str, id: Uuid, event: fn(u32) -> Event) -> Result<(), EngineError> {
         let (acknowledge, acknowledged) = oneshot::channel();
         let unknown = || EngineError::UnknownInstance { saga: saga.to_owned(), id };
@@ -259,30 +263,30 @@ impl Engine {
             }
             let event = event(instance.state.attempt);
             if event == Event::Cancel {
-                instance.may_cancel().map_err(|why| EngineError::Refused { id, why })?;
+                instance.check_cancel().map_err(|why| EngineError::Refused { id, why })?;
             }
-            let decided = self.apply_to(id, instance, &event, Some(acknowledge));
+            let decided = self.decide_and_queue(id, instance, &event, Some(acknowledge));
             decided.map_err(|why| EngineError::Refused { id, why })?;
         }
         acknowledged.await.map_err(|_| Unrecorded::TakenOver)??;
         Ok(())
     }
 
-    /// Something happened to an instance. Nothing when it is not here any more.
-    pub(super) fn happened(self: &Arc<Self>, id: Uuid, event: &Event) {
+    /// Applies an event to an instance. Does nothing when the instance is no longer in this process.
+    pub(super) fn handle_event(self: &Arc<Self>, id: Uuid, event: &Event) {
         let command = {
             let Some(mut shard) = self.shard(partition_of(id)) else { return };
             let Some(instance) = shard.instances.get_mut(&id) else { return };
             // only a person's verbs are refused
-            self.apply_to(id, instance, event, None).unwrap_or(None)
+            self.decide_and_queue(id, instance, event, None).unwrap_or(None)
         };
         if let Some(command) = command {
             self.send(id, command);
         }
     }
 
-    /// Decides and queues; answers a command that may go out at once because nothing is to be recorded.
-    fn apply_to(
+    /// Decides and queues the row; returns a command that may be sent at once because nothing has to be recorded.
+    fn decide_and_queue(
         &self,
         id: Uuid,
         instance: &mut Instance,
@@ -313,8 +317,8 @@ impl Engine {
         Ok(None)
     }
 
-    /// `entries` are durable: sends calls, tells those who wait, forgets what has ended. `existed` are the starts that the
-    /// database refused because the instance exists already.
+    /// Called when `entries` are durable: sends their calls, notifies callers and removes instances that have ended.
+    /// `existed` are the starts that the database refused because the instance exists already.
     pub(super) fn recorded(self: &Arc<Self>, entries: Vec<Entry>, existed: &[Uuid]) {
         let existed: HashSet<Uuid> = existed.iter().copied().collect();
         self.withdraw(&existed);
@@ -332,14 +336,15 @@ impl Engine {
             }
             if let Some(acknowledge) = acknowledge {
                 let recorded = if refused { Recorded::Existed } else { Recorded::Written };
-                // whoever asked may have gone away
+                // the caller may have disconnected
                 let _ = acknowledge.send(Ok(recorded));
             }
         }
     }
 
-    /// What still waits for instances that existed already. Rows are none of it, unless something was queued for an instance
-    /// that was not durable; they must not be written, since they would be taken for rows of the first life.
+    /// Answers the queued entries of instances that existed already. They should contain no rows, unless something was
+    /// queued for an instance that was not durable; such rows must not be written, since they could be mistaken for
+    /// rows of the first life.
     fn withdraw(&self, existed: &HashSet<Uuid>) {
         if existed.is_empty() {
             return;
@@ -361,7 +366,7 @@ impl Engine {
         self.meters.started(saga);
     }
 
-    /// Takes back an instance whose start was refused.
+    /// Removes an instance whose start was refused.
     fn forget(&self, id: Uuid, partition: i16) {
         if let Some(instance) = self.shard(partition).and_then(|mut shard| shard.remove(id)) {
             let counted = Counted::of(&instance.state);
@@ -382,19 +387,19 @@ impl Engine {
     }
 
     fn send(self: &Arc<Self>, id: Uuid, command: Command) {
-        if !self.ending.is_cancelled() {
-            self.tasks.spawn(Arc::clone(self).carry_out(id, command));
+        if !self.stopping.is_cancelled() {
+            self.tasks.spawn(Arc::clone(self).run_attempt(id, command));
         }
     }
 
-    /// One attempt, after its back-off.
-    async fn carry_out(self: Arc<Self>, id: Uuid, command: Command) {
+    /// Makes one attempt, after its back-off.
+    async fn run_attempt(self: Arc<Self>, id: Uuid, command: Command) {
         if command.after_ms > 0 {
             let pause = tokio::time::sleep(Duration::from_millis(command.after_ms));
-            tokio::select! { () = pause => {} () = self.ending.cancelled() => return }
+            tokio::select! { () = pause => {} () = self.stopping.cancelled() => return }
         }
-        let Some(place) = self.place(id, command).await else { return };
-        let Some(Prepared { compiled, facts, under_way }) = self.prepare(id, command) else { return };
+        let Some(permit) = self.acquire_permit(id, command).await else { return };
+        let Some(Prepared { compiled, facts, call_guard }) = self.prepare(id, command) else { return };
         let Some((call, timeout_ms)) = command.at.call(&compiled.definition) else { return };
         let began = Instant::now();
         let answer = match compiled.body(command.at, &facts) {
@@ -411,28 +416,28 @@ impl Engine {
                     correlation_id: id.to_string(),
                     timeout: Duration::from_millis(timeout_ms),
                 };
-                self.transport.call(&call, place).await
+                self.transport.call(&call, permit).await
             }
         };
         let definition = &compiled.definition;
         self.meters.called(&definition.name, answer.outcome(), began.elapsed());
-        self.happened(id, &answer.into_event(command.at, command.attempt));
-        drop(under_way);
+        self.handle_event(id, &answer.into_event(command.at, command.attempt));
+        drop(call_guard);
     }
 
-    /// A place among the requests to the service that `command` calls. What happens while it is waited for is seen by
-    /// [`Self::prepare`]; at the end of the process there is none.
-    async fn place(&self, id: Uuid, command: Command) -> Option<Place> {
+    /// Waits for a concurrency permit for the target service. `None` when the process is shutting down.
+    /// [`Self::prepare`] handles what changes during the wait.
+    async fn acquire_permit(&self, id: Uuid, command: Command) -> Option<Permit> {
         let compiled = Arc::clone(&self.shard(partition_of(id))?.instances.get(&id)?.compiled);
         let (call, _) = command.at.call(&compiled.definition)?;
         tokio::select! {
-            biased; // a place that is free costs no look at the end
-            place = self.transport.place(&call.service) => (!self.ending.is_cancelled()).then_some(place),
-            () = self.ending.cancelled() => None,
+            biased; // a free permit needs no check of the shutdown
+            permit = self.transport.acquire_permit(&call.service) => (!self.stopping.is_cancelled()).then_some(permit),
+            () = self.stopping.cancelled() => None,
         }
     }
 
-    /// What the call needs, if it is still the one to make.
+    /// Returns what the call needs, if it is still the next call of the instance.
     fn prepare(&self, id: Uuid, command: Command) -> Option<Prepared> {
         let mut shard = self.shard(partition_of(id))?;
         let instance = shard.instances.get_mut(&id)?;
@@ -446,11 +451,11 @@ impl Engine {
         Some(Prepared {
             compiled: Arc::clone(&instance.compiled),
             facts: Facts::of(&instance.state),
-            under_way: Arc::clone(&instance.calls),
+            call_guard: Arc::clone(&instance.calls),
         })
     }
 
-    /// Takes over a partition with its live instances, and repeats the calls that were under way.
+    /// Takes over a partition with its live instances, and repeats the calls that were in progress.
     pub(super) fn adopt(self: &Arc<Self>, partition: i16, instances: Vec<Recovered>) {
         let mut commands = Vec::new();
         if let Some(mut shard) = self.shard(partition) {
@@ -470,7 +475,7 @@ impl Engine {
         }
     }
 
-    /// Another process holds the partition now: everything that this one knew of it is out of date.
+    /// Another process holds the partition now: drops its instances, which are out of date here.
     pub(super) fn abandon(&self, partition: i16) {
         let Some(mut shard) = self.shard(partition) else { return };
         let Shard { instances, .. } = std::mem::take(&mut *shard);
@@ -480,23 +485,23 @@ impl Engine {
         }
     }
 
-    /// Tells the instances whose deadline has passed.
-    pub(super) fn deadlines(self: &Arc<Self>) {
+    /// Applies the passing of the deadline to every overdue instance.
+    pub(super) fn check_deadlines(self: &Arc<Self>) {
         let now = Instant::now();
         for partition in 0..PARTITIONS {
             let passed = self.shard(partition).map(|mut shard| shard.overdue(now)).unwrap_or_default();
             for id in passed {
-                self.happened(id, &Event::DeadlinePassed);
+                self.handle_event(id, &Event::DeadlinePassed);
             }
         }
     }
 
-    /// How many partitions are held.
+    /// Number of partitions that this process holds.
     pub(super) fn held(&self) -> usize {
         (0..PARTITIONS).filter(|partition| self.shard(*partition).is_some_and(|shard| shard.held)).count()
     }
 
-    /// The live instances of `saga` in `status`, up to `limit`; `None`: in any.
+    /// The live instances of `saga` in `status` (`None`: in any status), at most `limit`.
     pub(super) fn live(&self, saga: &str, status: Option<Status>, limit: usize) -> Vec<View> {
         let mut views = Vec::new();
         for shard in (0..PARTITIONS).filter_map(|partition| self.shard(partition)) {
@@ -517,9 +522,9 @@ impl Instance {
         View::new(id, &self.compiled.definition, &self.state, self.started_at, None)
     }
 
-    /// A pivot that is stuck may be cancelled by whoever found out that it did not happen. That must stay so: no call of it may
-    /// be under way, and none may follow by itself.
-    fn may_cancel(&self) -> Result<(), Refusal> {
+    /// A stuck pivot may be cancelled by a person who has verified that it did not happen. That must remain true: no
+    /// call of it may be in progress, and none may follow automatically.
+    fn check_cancel(&self) -> Result<(), Refusal> {
         let pivot = self.compiled.definition.pivot().map(Phase::Do);
         if self.state.stuck.is_none() || pivot != Some(self.state.phase) {
             return Ok(());
@@ -534,16 +539,16 @@ impl Instance {
     }
 }
 
-/// The stored deadline on this process's monotonic clock. A wall clock that jumped between two processes can bring it forward
-/// to now or put it off by one whole deadline, no more.
+/// Converts the stored deadline to this process's monotonic clock. A wall clock that jumped between two processes can
+/// shift it to now, or delay it by one whole deadline at most.
 fn due(started_at: Timestamp, deadline_ms: u64) -> Instant {
-    let gone = Timestamp::now().as_millisecond().saturating_sub(started_at.as_millisecond());
-    let left = deadline_ms.saturating_sub(u64::try_from(gone).unwrap_or(0)).min(deadline_ms);
+    let elapsed = Timestamp::now().as_millisecond().saturating_sub(started_at.as_millisecond());
+    let left = deadline_ms.saturating_sub(u64::try_from(elapsed).unwrap_or(0)).min(deadline_ms);
     Instant::now() + Duration::from_millis(left)
 }
 
 fn body(event: &Event) -> String {
-    // strings, numbers and raw JSON always have a form in JSON
+    // serializing strings, numbers and raw JSON cannot fail
     serde_json::to_string(event).unwrap_or_default()
 }
 

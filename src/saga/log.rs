@@ -1,4 +1,4 @@
-//! What is to be made durable, between the engine that decides and the writer that commits.
+//! The queue of rows to commit, between the engine that decides and the writer that commits.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -11,19 +11,19 @@ use uuid::Uuid;
 
 use crate::domain::saga::{decide::Command, state::Status};
 
-/// Rows of one commit: enough to share one `fsync`, few enough for a statement of some megabytes at most.
+/// Maximum number of rows of one commit: enough to share one `fsync`, few enough for a statement of a few megabytes.
 const BATCH: usize = 4_096;
-/// Above this the API takes no new instances: the database is not keeping up.
+/// With more queued entries the API accepts no new instances: the database is not keeping up.
 pub(super) const CONGESTED: usize = 50_000;
 
-/// Why something was not recorded.
+/// Why an entry was not recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unrecorded {
-    #[error("another orchestrator has taken over this instance; ask again")]
+    #[error("another orchestrator has taken over this instance; try again")]
     TakenOver,
 }
 
-/// What became of a recorded entry.
+/// The result of a committed entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Recorded {
     Written,
@@ -33,7 +33,8 @@ pub(super) enum Recorded {
 
 pub(super) type Acknowledge = oneshot::Sender<Result<Recorded, Unrecorded>>;
 
-/// One transition of one instance, or (without `row`) only the wish to know that everything before it is durable.
+/// One transition of one instance. Without `row` it is only a request to be acknowledged when everything before it is
+/// durable.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub id: Uuid,
@@ -47,12 +48,12 @@ pub(super) struct Entry {
 #[derive(Debug)]
 pub(super) struct Row {
     pub seq: i32,
-    /// In whole microseconds, as the database keeps it.
+    /// In whole microseconds, the resolution of the database.
     pub at: Timestamp,
     pub body: String,
-    /// Saga and version: this is the instance's first row.
+    /// Saga and version, if this is the instance's first row.
     pub start: Option<(String, String)>,
-    /// Saga and final state: this is its last.
+    /// Saga and final state, if this is the instance's last row.
     pub end: Option<(String, Status)>,
 }
 
@@ -79,7 +80,7 @@ impl Queue {
         }
     }
 
-    /// What waits and is `unwanted`, taken out.
+    /// Removes and returns the queued entries that are `unwanted`.
     pub(super) fn withdraw(&self, unwanted: impl Fn(&Entry) -> bool) -> Vec<Entry> {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let (gone, kept) = entries.drain(..).partition(unwanted);
@@ -87,7 +88,8 @@ impl Queue {
         VecDeque::into(gone)
     }
 
-    /// The next group. An instance never starts and ends in one group, since its end updates what its start inserts.
+    /// Removes and returns the next group. An instance never starts and ends in one group, since its end updates the
+    /// row that its start inserts.
     pub(super) fn take(&self) -> Vec<Entry> {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let mut started = HashSet::new();
@@ -107,7 +109,7 @@ impl Queue {
     }
 }
 
-/// The time of a row: the database keeps microseconds.
+/// The current time in the resolution of the database, microseconds.
 pub(super) fn now() -> Timestamp {
     let now = Timestamp::now();
     Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)

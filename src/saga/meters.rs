@@ -31,7 +31,7 @@ pub(super) struct Meters {
     rows: Counter,
 }
 
-/// From half a millisecond to half a minute.
+/// Buckets from 0.5 ms to 16 s.
 fn durations() -> Histogram {
     Histogram::new(prometheus_client::metrics::histogram::exponential_buckets(0.0005, 2.0, 16))
 }
@@ -72,13 +72,13 @@ impl Meters {
         self.ended.get_or_create(&[(SAGA, saga.to_owned()), (OUTCOME, status.as_str().to_ascii_lowercase())]).inc();
     }
 
-    pub(super) fn called(&self, saga: &str, outcome: &'static str, took: Duration) {
+    pub(super) fn called(&self, saga: &str, outcome: &'static str, elapsed: Duration) {
         let labels = [(SAGA, saga.to_owned()), (OUTCOME, outcome.to_owned())];
-        self.calls.get_or_create(&labels).observe(took.as_secs_f64());
+        self.calls.get_or_create(&labels).observe(elapsed.as_secs_f64());
     }
 
-    pub(super) fn committed(&self, rows: usize, took: Duration) {
-        self.commits.observe(took.as_secs_f64());
+    pub(super) fn committed(&self, rows: usize, elapsed: Duration) {
+        self.commits.observe(elapsed.as_secs_f64());
         self.rows.inc_by(rows as u64);
     }
 

@@ -9,14 +9,14 @@
 mod answer;
 mod api;
 mod catalogue;
+mod cli;
 mod counts;
 mod engine;
+mod liveness;
 mod log;
 mod meters;
 mod orchestrator;
-mod people;
 mod problems;
-mod pulse;
 mod reader;
 mod session;
 mod starts;
@@ -28,7 +28,7 @@ use std::path::PathBuf;
 
 use crate::shutdown::Shutdown;
 
-/// Run sagas (`--config`, or `run`), look at them, and mend them.
+/// Run the orchestrator (`--config`, or `run`), and list, show, start and repair sagas.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
 pub struct Args {
@@ -44,12 +44,12 @@ enum Command {
     /// Run the orchestrator: the engine and its HTTP API (the operator starts it)
     Run(orchestrator::RunArgs),
     #[command(flatten)]
-    People(people::Command),
+    Cli(cli::Command),
 }
 
 pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     match args {
-        Args { command: Some(Command::People(command)), config: _ } => people::run(command).await,
+        Args { command: Some(Command::Cli(command)), config: _ } => cli::run(command).await,
         Args { command: Some(Command::Run(args)), config: _ } => Box::pin(orchestrator::run(args, shutdown)).await,
         Args { command: None, config: Some(config) } => {
             Box::pin(orchestrator::run(orchestrator::RunArgs::of(config), shutdown)).await

@@ -1,4 +1,4 @@
-//! `weft saga run`: puts the parts together, follows the contract, and ends in order.
+//! `weft saga run`: connects the parts, follows the contract, and shuts down in order.
 
 use std::{
     net::SocketAddr,
@@ -16,9 +16,9 @@ use uuid::Uuid;
 use super::{
     api::Api,
     engine::{Engine, PARTITIONS},
+    liveness::Liveness,
     meters::Meters,
-    problems::{Problems, in_words},
-    pulse::Pulse,
+    problems::{Problems, with_causes},
     reader::Reader,
     starts::Starts,
     writer::Writer,
@@ -30,13 +30,13 @@ use crate::{
     shutdown::Shutdown,
 };
 
-/// The contract's file is looked at, and the status is told, so often.
-const LOOK: Duration = Duration::from_secs(1);
-/// Deadlines of instances are looked at so often.
+/// How often the contract's file is read and the status is updated.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the deadlines of instances are checked.
 const DEADLINES: Duration = Duration::from_millis(100);
-/// At the end, calls under way are waited for so long; their results would be unknown otherwise.
+/// At shutdown, calls in progress are awaited for this long; otherwise their results would be unknown.
 const LAST_CALLS: Duration = Duration::from_secs(5);
-/// …and the last commits so long.
+/// At shutdown, the last commits are awaited for this long.
 const LAST_COMMITS: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
@@ -55,7 +55,7 @@ impl RunArgs {
     }
 }
 
-/// Everything that the orchestrator's tasks share.
+/// What the orchestrator's tasks share.
 struct Parts {
     engine: Arc<Engine>,
     reader: Arc<Reader>,
@@ -71,31 +71,31 @@ pub(super) async fn run(args: RunArgs, shutdown: Shutdown) -> anyhow::Result<()>
     let engine = Engine::new(Meters::register(&mut registry));
     let reader = Arc::new(Reader::new(contract.database.clone()));
     let problems = Arc::new(Problems::default());
-    let pulse = Arc::new(Pulse::default());
+    let liveness = Arc::new(Liveness::default());
     let first = OrchestratorStatus { orchestrator: contract.name.clone(), ..OrchestratorStatus::default() };
-    let (status, seen) = watch::channel(first);
+    let (status, status_receiver) = watch::channel(first);
     let close = CancellationToken::new();
     let writer = Writer {
         engine: Arc::clone(&engine),
         reader: Arc::clone(&reader),
         problems: Arc::clone(&problems),
-        pulse: Arc::clone(&pulse),
+        liveness: Arc::clone(&liveness),
         login: contract.database.clone(),
         holder: holder(),
         close: close.clone(),
     };
     let writer = tokio::spawn(writer.run());
     let api = Api { engine: Arc::clone(&engine), reader: Arc::clone(&reader) };
-    let served = tokio::spawn(admin::serve(api.router(), any(contract.api_port), shutdown.clone()));
-    let live: admin::Check = Arc::new(move || pulse.check(Instant::now()));
-    let admin = Admin { live, ready: ready(&engine), status: seen, registry: Arc::new(registry) };
+    let served_api = tokio::spawn(admin::serve(api.router(), any(contract.api_port), shutdown.clone()));
+    let live: admin::Check = Arc::new(move || liveness.check(Instant::now()));
+    let admin = Admin { live, ready: ready(&engine), status: status_receiver, registry: Arc::new(registry) };
     let admin = tokio::spawn(admin::serve(admin.router(), any(admin_port), shutdown.clone()));
 
     let starts = Starts::new(Arc::clone(&engine), Arc::clone(&problems));
     let parts = Parts { engine, reader, problems, status, starts };
     let ended = tokio::select! {
         ended = parts.follow(config, contract) => ended,
-        served = served => served.context("serving the API")?.context("serving the API"),
+        served = served_api => served.context("serving the API")?.context("serving the API"),
         served = admin => served.context("serving the admin port")?.context("serving the admin port"),
         () = shutdown.requested() => Ok(()),
     };
@@ -109,7 +109,7 @@ fn any(port: u16) -> SocketAddr {
     SocketAddr::from(([0, 0, 0, 0], port))
 }
 
-/// The pod, and this run of the process in it.
+/// Identifies the pod and this run of its process.
 fn holder() -> String {
     let pod = std::env::var("HOSTNAME").unwrap_or_else(|_| "local".to_owned());
     format!("{pod}/{}", Uuid::new_v4())
@@ -123,53 +123,53 @@ fn ready(engine: &Arc<Engine>) -> admin::Check {
             return Ok(());
         }
         Err(format!(
-            "{held} of {PARTITIONS} partitions are held; the others are another orchestrator's, or not read yet"
+            "{held} of {PARTITIONS} partitions are held; the others are held by another orchestrator, or not recovered yet"
         ))
     })
 }
 
 impl Parts {
-    /// Deadlines, status, and the contract's changes, until cancelled.
+    /// Checks deadlines, updates the status, and follows the contract, until cancelled.
     async fn follow(&self, config: PathBuf, contract: Orchestrator) -> anyhow::Result<()> {
-        let (mut deadlines, mut look) = (interval(DEADLINES), interval(LOOK));
-        let mut known = String::new();
-        let mut wanted = Some(contract);
+        let (mut deadlines, mut refresh) = (interval(DEADLINES), interval(REFRESH_INTERVAL));
+        let mut last_text = String::new();
+        let mut pending = Some(contract);
         loop {
             tokio::select! {
-                _ = deadlines.tick() => self.engine.deadlines(),
-                _ = look.tick() => {
-                    self.reload(&config, &mut known, &mut wanted).await;
-                    if let Some(contract) = wanted.take() {
-                        wanted = self.publish(contract).await;
+                _ = deadlines.tick() => self.engine.check_deadlines(),
+                _ = refresh.tick() => {
+                    self.reload(&config, &mut last_text, &mut pending).await;
+                    if let Some(contract) = pending.take() {
+                        pending = self.publish(contract).await;
                     }
-                    self.tell();
+                    self.report_status();
                 }
             }
         }
     }
 
-    /// Reads the contract again when its text has changed. A broken one leaves the last good one in force.
-    async fn reload(&self, config: &PathBuf, known: &mut String, wanted: &mut Option<Orchestrator>) {
+    /// Reads the contract again when its text has changed. An invalid one leaves the last valid one in force.
+    async fn reload(&self, config: &PathBuf, last_text: &mut String, pending: &mut Option<Orchestrator>) {
         const SOURCE: &str = "contract";
         let text = match tokio::fs::read_to_string(config).await {
-            Ok(text) if text == *known => return,
+            Ok(text) if text == *last_text => return,
             Ok(text) => text,
             Err(error) => {
-                let message = format!("reading {}: {error}; running with the last good contract", config.display());
-                return self.problems.say(SOURCE, "ContractUnreadable", message);
+                let message = format!("reading {}: {error}; the last valid contract stays in force", config.display());
+                return self.problems.report(SOURCE, "ContractUnreadable", message);
             }
         };
         match Orchestrator::from_yaml(&text, config) {
             Ok(contract) => {
-                self.problems.mended(SOURCE);
-                *wanted = Some(contract);
+                self.problems.resolve(SOURCE);
+                *pending = Some(contract);
             }
-            Err(error) => self.problems.say(SOURCE, "ContractInvalid", in_words(&error)),
+            Err(error) => self.problems.report(SOURCE, "ContractInvalid", with_causes(&error)),
         }
-        *known = text;
+        *last_text = text;
     }
 
-    /// Puts a contract in force; gives it back when the database does not take its definitions yet.
+    /// Puts a contract in force; returns it when the database cannot store its definitions yet.
     async fn publish(&self, contract: Orchestrator) -> Option<Orchestrator> {
         const SOURCE: &str = "definitions";
         let seal = |definition: &Definition| {
@@ -179,26 +179,26 @@ impl Parts {
         let (runnable, empty): (Vec<_>, Vec<_>) =
             contract.sagas.iter().map(seal).partition(|definition| !definition.steps.is_empty());
         for definition in &runnable {
-            // stored before the first instance refers to it
+            // the definition must be stored before the first instance refers to it
             if let Err(error) = self.reader.store(definition).await {
-                self.problems.say(SOURCE, "DefinitionsNotStored", in_words(&error));
+                self.problems.report(SOURCE, "DefinitionsNotStored", with_causes(&error));
                 return Some(contract);
             }
         }
         match empty.first() {
             Some(definition) => {
                 let message = format!("saga `{}` has no steps and is not run; give it at least one", definition.name);
-                self.problems.say(SOURCE, "DefinitionInvalid", message);
+                self.problems.report(SOURCE, "DefinitionInvalid", message);
             }
-            None => self.problems.mended(SOURCE),
+            None => self.problems.resolve(SOURCE),
         }
         self.engine.catalogue.publish(runnable);
         self.starts.follow(&contract);
-        tracing::info!(orchestrator = contract.name, sagas = contract.sagas.len(), "contract in force");
+        tracing::info!(orchestrator = contract.name, sagas = contract.sagas.len(), "the contract is in force");
         None
     }
 
-    fn tell(&self) {
+    fn report_status(&self) {
         let sagas = self.engine.catalogue.counts();
         let sagas =
             sagas.into_iter().map(|(saga, version, counts)| (saga, counts.snapshot(version.unwrap_or_default())));
@@ -209,17 +209,17 @@ impl Parts {
             problems: self.problems.all(),
         };
         self.engine.meters.follow(&status);
-        self.status.send_if_modified(|told| {
-            let changed = *told != status;
-            *told = status;
+        self.status.send_if_modified(|reported| {
+            let changed = *reported != status;
+            *reported = status;
             changed
         });
     }
 
-    /// No new call goes out; those under way are given a moment, since their results save a repetition.
+    /// Sends no new calls, and gives the calls in progress a moment, since their results save a repetition.
     async fn end(&self) {
         self.starts.stop();
-        self.engine.ending.cancel();
+        self.engine.stopping.cancel();
         self.engine.tasks.close();
         let _ = tokio::time::timeout(LAST_CALLS, self.engine.tasks.wait()).await;
     }

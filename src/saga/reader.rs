@@ -1,4 +1,4 @@
-//! Everything that is read from the orchestrator's database, and the definitions written to it: not on the hot path.
+//! Reads from the orchestrator's database, and stores definitions in it. None of this is on the hot path.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::{
     postgres::login::{self, LoginError},
 };
 
-/// Longest time for one answer; recovery reads may be large.
+/// Deadline of a query; recovery may read much.
 const DEADLINE: Duration = Duration::from_mins(1);
 
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +24,7 @@ pub(super) enum ReadError {
     #[error("reading the saga log")]
     Database(#[from] tokio_postgres::Error),
     #[error("the database did not answer within {} s", DEADLINE.as_secs())]
-    Silent,
+    Timeout,
     #[error("the log of instance {id} cannot be read at row {seq}")]
     Event {
         id: Uuid,
@@ -42,13 +42,14 @@ pub(super) enum ReadError {
 }
 
 impl ReadError {
-    /// What was read is wrong, and not the reading: it is so the next time too.
-    pub(super) fn is_of_the_content(&self) -> bool {
+    /// True when retrying cannot help, because the stored content is damaged or of a newer version; false when the
+    /// database failed and may recover.
+    pub(super) fn is_permanent(&self) -> bool {
         matches!(self, Self::Event { .. } | Self::Definition { .. })
     }
 }
 
-/// A log, or why it cannot be read.
+/// An instance's log, or why it cannot be read.
 pub(super) type Log = Result<Vec<Logged>, ReadError>;
 
 /// A row of `weft.saga_instance`.
@@ -65,7 +66,7 @@ pub(super) struct Listed {
 
 const COLUMNS: &str = "id, saga, version, started_at, ended_at, state";
 
-/// One connection, shared; made again when it is lost.
+/// One shared connection, re-established when it is lost.
 #[derive(Debug)]
 pub(super) struct Reader {
     login: DatabaseLogin,
@@ -103,12 +104,13 @@ impl Reader {
             Ok(rows) => Ok(rows?),
             Err(_elapsed) => {
                 *self.client.lock().await = None;
-                Err(ReadError::Silent)
+                Err(ReadError::Timeout)
             }
         }
     }
 
-    /// Stores a definition; the version is a hash of the content, so that one that is there already is the same.
+    /// Stores a definition. Its version is a hash of its content, so a stored definition with the same version is the
+    /// same one.
     pub(super) async fn store(&self, definition: &Definition) -> Result<(), ReadError> {
         const SQL: &str =
             "insert into weft.saga_definition (saga, version, body) values ($1, $2, $3) on conflict do nothing";
@@ -128,7 +130,7 @@ impl Reader {
         serde_json::from_str(body).map(Some).map_err(unreadable)
     }
 
-    /// Ends ever: saga, completed, compensated.
+    /// How many instances of each saga have ended: saga, completed, compensated.
     pub(super) async fn counts(&self) -> Result<Vec<(String, u64, u64)>, ReadError> {
         let rows = self.query("select saga, completed, compensated from weft.saga_count", &[]).await?;
         let count = |row: &tokio_postgres::Row, index: usize| -> Result<u64, ReadError> {
@@ -149,7 +151,7 @@ impl Reader {
         self.query(&sql, &[&partition]).await?.iter().map(listed).collect()
     }
 
-    /// Instances of a saga, the latest first; with `ended`, those that ended so.
+    /// Instances of a saga, the latest first; with `ended`, only those that ended in this status.
     pub(super) async fn list(&self, saga: &str, ended: Option<Status>, limit: i64) -> Result<Vec<Listed>, ReadError> {
         let sql = format!(
             "select {COLUMNS} from weft.saga_instance where saga = $1 and ($2::text is null or state = $2)
@@ -166,7 +168,8 @@ impl Reader {
         rows.iter().map(|row| logged(row)?.1).collect()
     }
 
-    /// The logs of all live instances of a partition, each by itself: one that cannot be read says nothing of the others.
+    /// The logs of all live instances of a partition. Each is read separately, so that one that cannot be read does not
+    /// affect the others.
     pub(super) async fn live_events(&self, partition: i16) -> Result<HashMap<Uuid, Log>, ReadError> {
         const SQL: &str = "select e.id, e.seq, e.at, e.body from weft.saga_instance i join weft.saga_event e using (id)
              where i.partition = $1 and i.state is null order by e.id, e.seq";

@@ -1,9 +1,9 @@
-//! The writer's connection: takes partitions, commits groups, resolves a commit whose outcome is unknown.
+//! The writer's connection: acquires partitions, commits groups, resolves a commit whose outcome is unknown.
 //!
-//! The fence is the session lock of this one connection: only its holder writes a partition, and the server frees it when,
-//! and not before, the session's last transaction is over. So a successor that gets the lock sees everything that its
-//! predecessor wrote, and the predecessor can write nothing any more. A holder that is alive but silent (stopped, cut off) has
-//! its session terminated once its beat is older than [`LEASE`].
+//! The fence is the session-level advisory lock of this connection. Only its holder writes a partition, and the server
+//! releases it when, and not before, the session's last transaction is over. So a successor that acquires the lock sees
+//! everything that its predecessor wrote, and the predecessor cannot write any more. The session of a holder that is
+//! alive but unresponsive (stopped, cut off) is terminated once its lease ([`LEASE`]) has expired.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -19,40 +19,41 @@ use crate::{
     postgres::login::{self, LoginError},
 };
 
-/// A holder that has not shown itself for so long is taken over from. By the database's clock.
+/// A partition is taken over when its holder has not renewed the lease for this long, by the database's clock.
 pub(super) const LEASE: Duration = Duration::from_secs(8);
-/// A holder shows itself so often.
-pub(super) const BEAT: Duration = Duration::from_secs(2);
-/// No statement of the writer may take longer: the connection is given up then.
+/// How often a holder renews its lease.
+pub(super) const RENEW_INTERVAL: Duration = Duration::from_secs(2);
+/// Deadline of every statement of the writer; after it the connection is dropped.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Times to look whether evicted sessions are gone, before trying again later.
-const EVICTIONS: usize = 20;
+/// How often to check whether terminated sessions have ended, before trying again later.
+const MAX_EVICTION_CHECKS: usize = 20;
 
-/// First key of the session locks: `weft` knows its own by it.
+/// First key of the advisory locks, by which Weft's own are recognized.
 const LOCK_CLASS: i32 = 5701;
 
 const COMMIT: &str = include_str!("sql/commit.sql");
 
-/// Plans are made once and never depend on table statistics; asynchronous commit would break the promise.
+/// Plans are made once and must not depend on table statistics; an asynchronous commit would break the promise that a
+/// call is sent only after its row is durable.
 const SETTINGS: &str = "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; set enable_hashjoin = off; \
      set enable_mergejoin = off; set synchronous_commit = on; set jit = off";
 
 const LOCK: &str = "select partition from weft.saga_partition where partition = any($1) and pg_try_advisory_lock($2, partition::integer)";
 
-/// Ends sessions that hold a partition without having shown themselves for too long, and sessions that this process gave up.
-const EVICT: &str = "select pg_terminate_backend(l.pid) from pg_locks l
+/// Terminates sessions that hold a partition with an expired lease, and earlier sessions of this process.
+const TERMINATE_EXPIRED: &str = "select pg_terminate_backend(l.pid) from pg_locks l
      join weft.saga_partition p on p.partition::integer = l.objid::integer
      where l.locktype = 'advisory' and l.classid::integer = $1 and l.granted and l.pid <> pg_backend_pid()
        and l.database = (select oid from pg_database where datname = current_database())
        and (p.holder = $3 or p.beat_at < clock_timestamp() - make_interval(secs => $2))";
 
-/// A holder that was the last one keeps its epoch, and with it what it has in memory.
-const TAKE: &str = "update weft.saga_partition
+/// A process that was also the last holder keeps the epoch, so that what it has in memory stays valid.
+const ACQUIRE: &str = "update weft.saga_partition
      set epoch = case when holder = $2 then epoch else epoch + 1 end, holder = $2, beat_at = clock_timestamp()
      where partition = any($1) returning partition, epoch";
 
-const SHOW: &str = "update weft.saga_partition set beat_at = clock_timestamp() where holder = $1";
+const RENEW: &str = "update weft.saga_partition set beat_at = clock_timestamp() where holder = $1";
 
 const FIND: &str = "select e.id from weft.saga_event e
      join unnest($1::uuid[], $2::integer[], $3::timestamptz[]) as n (id, seq, at) on e.id = n.id and e.seq = n.seq and e.at = n.at";
@@ -64,21 +65,22 @@ pub(super) enum SessionError {
     #[error("writing the saga log")]
     Database(#[from] tokio_postgres::Error),
     #[error("the database did not answer within {} s", DEADLINE.as_secs())]
-    Silent,
+    Timeout,
     #[error("another orchestrator has taken over a partition of this one")]
     Fenced,
 }
 
 impl SessionError {
-    /// The database refuses what is to be written, and will refuse it again: integrity, or the data's form.
-    pub(super) fn is_for_ever(&self) -> bool {
+    /// True when retrying cannot help, because the database refuses the rows themselves: an integrity violation, or a
+    /// data exception.
+    pub(super) fn is_permanent(&self) -> bool {
         let Self::Database(error) = self else { return false };
         let class = error.code().and_then(|code| code.code().get(..2));
         class.is_some_and(|class| ["22", "23"].contains(&class))
     }
 }
 
-/// Which partitions this process holds, and since when.
+/// The partitions that this process holds, each with its epoch.
 pub(super) type Epochs = BTreeMap<i16, i64>;
 
 #[derive(Debug)]
@@ -108,30 +110,31 @@ impl Session {
         Ok(Self { client, commit, connection, epochs: Epochs::new() })
     }
 
-    /// Takes those of `wanted` that nobody else holds; answers their epochs.
-    pub(super) async fn take(&mut self, wanted: &[i16], holder: &str) -> Result<Epochs, SessionError> {
+    /// Acquires those of `wanted` that nobody else holds; returns their epochs.
+    pub(super) async fn acquire(&mut self, wanted: &[i16], holder: &str) -> Result<Epochs, SessionError> {
         let mut locked: Vec<i16> = self.query(LOCK, &[&wanted, &LOCK_CLASS]).await?;
-        for _ in 0..EVICTIONS {
+        for _ in 0..MAX_EVICTION_CHECKS {
             let missing: Vec<i16> = wanted.iter().copied().filter(|partition| !locked.contains(partition)).collect();
             let lease = LEASE.as_secs_f64();
-            if missing.is_empty() || within(self.client.query(EVICT, &[&LOCK_CLASS, &lease, &holder])).await?.is_empty()
+            if missing.is_empty()
+                || within(self.client.query(TERMINATE_EXPIRED, &[&LOCK_CLASS, &lease, &holder])).await?.is_empty()
             {
                 break;
             }
-            // the server frees the locks of a terminated session when its transaction is rolled back
+            // the server releases the locks of a terminated session when its transaction is rolled back
             tokio::time::sleep(Duration::from_millis(50)).await;
             locked.extend(self.query(LOCK, &[&missing, &LOCK_CLASS]).await?);
         }
         if locked.is_empty() {
             return Ok(Epochs::new());
         }
-        let rows = within(self.client.query(TAKE, &[&locked, &holder])).await?;
-        let taken: Epochs = rows
+        let rows = within(self.client.query(ACQUIRE, &[&locked, &holder])).await?;
+        let acquired: Epochs = rows
             .iter()
             .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
             .collect::<Result<_, tokio_postgres::Error>>()?;
-        self.epochs.extend(&taken);
-        Ok(taken)
+        self.epochs.extend(&acquired);
+        Ok(acquired)
     }
 
     async fn query(
@@ -143,12 +146,12 @@ impl Session {
         Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
     }
 
-    pub(super) async fn show(&self, holder: &str) -> Result<(), SessionError> {
-        within(self.client.execute(SHOW, &[&holder])).await?;
+    pub(super) async fn renew_lease(&self, holder: &str) -> Result<(), SessionError> {
+        within(self.client.execute(RENEW, &[&holder])).await?;
         Ok(())
     }
 
-    /// Makes `entries` durable, all or none; answers the ids that were to be started but exist already.
+    /// Commits `entries`, all or none; returns the ids of starts whose instance exists already.
     pub(super) async fn commit(&self, entries: &[Entry]) -> Result<Vec<Uuid>, SessionError> {
         let columns = Columns::of(entries);
         if columns.ids.is_empty() {
@@ -179,12 +182,12 @@ impl Session {
             ],
         ))
         .await?;
-        // the rows are durable here, unless the fence held them back
+        // the rows are durable here, unless the fence rejected them
         if row.try_get::<_, bool>(0)? { Ok(row.try_get(1)?) } else { Err(SessionError::Fenced) }
     }
 
-    /// Whether a commit of `entries`, whose answer was lost, took place; if so, with the same answer as [`Self::commit`].
-    /// Only to be asked while holding the partitions again: before that the commit might still be under way.
+    /// Whether a commit of `entries`, whose answer was lost, took place; if so, returns what [`Self::commit`] would
+    /// have returned. Call it only after the partitions are held again: before that the commit could still be running.
     pub(super) async fn find(&self, entries: &[Entry]) -> Result<Option<Vec<Uuid>>, SessionError> {
         let columns = Columns::of(entries);
         let rows = within(self.client.query(FIND, &[&columns.ids, &columns.seqs, &columns.times])).await?;
@@ -199,7 +202,7 @@ impl Session {
 async fn within<T>(answer: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, SessionError> {
     match tokio::time::timeout(DEADLINE, answer).await {
         Ok(answer) => Ok(answer?),
-        Err(_elapsed) => Err(SessionError::Silent),
+        Err(_elapsed) => Err(SessionError::Timeout),
     }
 }
 
@@ -247,7 +250,7 @@ impl<'a> Columns<'a> {
         columns
     }
 
-    /// Ends by saga: completed, compensated.
+    /// Ended instances by saga: completed, compensated.
     fn counts(&self) -> (Vec<&'a str>, Vec<i64>, Vec<i64>) {
         let mut by_saga: BTreeMap<&str, (i64, i64)> = BTreeMap::new();
         for (saga, state) in self.end_sagas.iter().zip(&self.end_states) {

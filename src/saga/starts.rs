@@ -1,7 +1,8 @@
-//! Starting sagas by events: a durable JetStream consumer per start, acknowledged after the start is durable.
+//! Starts sagas by events: one durable JetStream consumer for each start, which acknowledges an event after the start
+//! of the saga is durable.
 //!
-//! It reads from the time when the Saga was made, and of the stream only what can be the event: else a Saga added to a system
-//! that runs for years would run its whole past.
+//! A consumer reads from the time at which the Saga was created, and only subjects that can contain its event.
+//! Otherwise a Saga that is added to a system that has run for years would run for its whole past.
 
 use std::{
     collections::HashMap,
@@ -22,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     engine::{Engine, EngineError},
-    problems::{Problems, in_words},
+    problems::{Problems, with_causes},
 };
 use crate::{
     contract::{
@@ -32,14 +33,14 @@ use crate::{
     domain::saga::state::Json,
 };
 
-/// Events of one start in work at a time.
-const CONCURRENT: usize = 256;
-/// An event that was not acknowledged for so long is delivered again.
+/// Events of one start that are handled concurrently.
+const MAX_CONCURRENT: usize = 256;
+/// An event that was not acknowledged within this time is delivered again.
 const ACK_WAIT: Duration = Duration::from_secs(30);
-/// Between two attempts to reach the broker.
-const PAUSE: Duration = Duration::from_secs(2);
-/// An event that cannot be taken now is asked for again after so long.
-const AGAIN: Duration = Duration::from_secs(1);
+/// Time between two attempts to connect to the broker.
+const RECONNECT_DELAY: Duration = Duration::from_secs(2);
+/// An event that cannot be handled now is redelivered after this time.
+const REDELIVERY_DELAY: Duration = Duration::from_secs(1);
 const CONNECT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
@@ -50,9 +51,9 @@ enum StartsError {
         #[source]
         source: async_nats::ConnectError,
     },
-    #[error("the stream `{0}` is not there yet; it is made when the service's relay publishes its first event")]
+    #[error("the stream `{0}` does not exist yet; the service's relay creates it when it first connects")]
     NoStream(String),
-    #[error("making the consumer `{name}` of stream `{stream}`: {source}")]
+    #[error("creating the consumer `{name}` of stream `{stream}`: {source}")]
     Consumer { name: String, stream: String, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("reading events of stream `{stream}`: {source}")]
     Read { stream: String, source: Box<dyn std::error::Error + Send + Sync> },
@@ -78,7 +79,7 @@ impl Starts {
             let wanted = contract.starts.contains(start);
             if !wanted {
                 token.cancel();
-                self.problems.mended(&source(start));
+                self.problems.resolve(&source(start));
             }
             wanted
         });
@@ -101,7 +102,7 @@ impl Starts {
         }
     }
 
-    /// Ends all consumers; what is not acknowledged is delivered again to the next process.
+    /// Stops all consumers; events that are not acknowledged are delivered again to the next process.
     pub(super) fn stop(&self) {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.drain().for_each(|(_, (_, token))| token.cancel());
@@ -112,14 +113,15 @@ fn source(start: &Start) -> String {
     format!("start of saga {}", start.saga)
 }
 
-/// The durable consumer's name. Letters, digits, `-` and `_`; another event is another consumer, which begins anew.
+/// The durable consumer's name: letters, digits, `-` and `_`. A start by another event gets another consumer, which
+/// reads from its own start.
 fn durable_name(contract: &Orchestrator, start: &Start) -> String {
     let name = format!("weft-saga_{}_{}_{}_{}", contract.namespace, contract.name, start.saga, start.event_type);
     name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' }).collect()
 }
 
-/// The subjects under which an event of this type can have been published, narrowly where that is certain: `template` with its
-/// type filled in, and `*` for every token that something else goes into, or a type that the relay may have to escape.
+/// The narrowest subject filter that certainly matches every event of this type: `template` with the type filled in,
+/// and `*` for every token that contains another placeholder, or a type that the relay may have to escape.
 fn event_filter(template: &str, event_type: &str) -> String {
     let plain =
         !event_type.is_empty() && event_type.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
@@ -147,9 +149,9 @@ impl Consumer {
                     StartsError::NoStream(_) => "StreamMissing",
                     _ => "BrokerUnreachable",
                 };
-                self.problems.say(&source, reason, in_words(&error));
+                self.problems.report(&source, reason, with_causes(&error));
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(RECONNECT_DELAY).await;
         }
     }
 
@@ -172,12 +174,12 @@ impl Consumer {
             source: error,
         };
         let mut messages = consumer.messages().await.map_err(|error| read(error.into()))?.fuse();
-        self.problems.mended(source);
+        self.problems.resolve(source);
         let mut working = futures::stream::FuturesUnordered::new();
         loop {
             tokio::select! {
-                message = messages.next(), if working.len() < CONCURRENT => match message {
-                    Some(Ok(message)) => working.push(self.take(message)),
+                message = messages.next(), if working.len() < MAX_CONCURRENT => match message {
+                    Some(Ok(message)) => working.push(self.process(message)),
                     Some(Err(error)) => return Err(read(error.into())),
                     None => return Ok(()),
                 },
@@ -186,7 +188,7 @@ impl Consumer {
         }
     }
 
-    /// The durable consumer, made when it is missing. One that is there keeps its position.
+    /// The durable consumer, created when it is missing. An existing one keeps its position.
     async fn consumer(
         &self,
         stream: &Stream,
@@ -197,14 +199,15 @@ impl Consumer {
             durable_name: Some(self.name.clone()),
             description: Some(format!("starts saga {}", self.start.saga)),
             deliver_policy: match self.start.since {
-                // of such a stream everything is read once, or the server refuses; the past is passed over below
+                // a work queue must be consumed from its start, or the server refuses the consumer; past events are
+                // skipped in `handle`
                 _ if stream.cached_info().config.retention == RetentionPolicy::WorkQueue => DeliverPolicy::All,
                 Some(since) => DeliverPolicy::ByStartTime { start_time: from_nanos(since.as_nanosecond())? },
                 None => DeliverPolicy::All,
             },
             ack_policy: AckPolicy::Explicit,
             ack_wait: ACK_WAIT,
-            max_ack_pending: 4 * i64::try_from(CONCURRENT).unwrap_or(i64::MAX),
+            max_ack_pending: 4 * i64::try_from(MAX_CONCURRENT).unwrap_or(i64::MAX),
             filter_subject: filter.clone(),
             ..pull::Config::default()
         };
@@ -214,7 +217,8 @@ impl Consumer {
         if present == filter {
             return Ok(consumer);
         }
-        // of another subject template: what was published under that one and was not read yet must not be passed over
+        // the consumer was created for another subject template: events that were published under that one and were not
+        // read yet must still be delivered
         let filter = if info.num_pending == 0 && info.num_ack_pending == 0 { filter } else { String::new() };
         if present == filter {
             return Ok(consumer);
@@ -224,25 +228,25 @@ impl Consumer {
         Ok(stream.update_consumer(config).await?)
     }
 
-    async fn take(&self, message: Message) {
+    async fn process(&self, message: Message) {
         let kind = self.handle(&message).await;
         let answered = match kind {
-            // only now: the start is durable, or the event is not ours
+            // acknowledge last: the start is durable, or the event starts no saga
             None => message.ack().await,
             Some(kind) => message.ack_with(kind).await,
         };
         if let Err(error) = answered {
-            tracing::debug!(%error, "acknowledging an event; it is delivered again");
+            tracing::debug!(%error, "an event could not be acknowledged and is delivered again");
         }
     }
 
-    /// Of before the Saga was made: a consumer of an older Saga of the same name may still stand there.
+    /// Whether the event is older than the Saga: the consumer may belong to an earlier Saga of the same name.
     fn is_past(&self, message: &Message) -> bool {
         let published = message.info().ok().map(|info| info.published.unix_timestamp_nanos());
         self.start.since.zip(published).is_some_and(|(since, published)| published < since.as_nanosecond())
     }
 
-    /// `None`: done with it.
+    /// Handles an event; `None` when it is to be acknowledged.
     async fn handle(&self, message: &Message) -> Option<AckKind> {
         let header = |name: &str| {
             message.headers.as_ref().and_then(|headers| headers.get(name)).map(async_nats::HeaderValue::as_str)
@@ -267,12 +271,12 @@ impl Consumer {
         match self.engine.start(saga, input, Some(id)).await {
             Ok(_) => None,
             Err(error @ (EngineError::UnknownSaga(_) | EngineError::NotHeld)) => {
-                tracing::debug!(saga, %error, "an event waits");
-                Some(AckKind::Nak(Some(AGAIN)))
+                tracing::debug!(saga, %error, "an event cannot start its saga now and is redelivered");
+                Some(AckKind::Nak(Some(REDELIVERY_DELAY)))
             }
             Err(error) => {
-                tracing::warn!(saga, %error, "an event waits");
-                Some(AckKind::Nak(Some(AGAIN)))
+                tracing::warn!(saga, %error, "an event cannot start its saga now and is redelivered");
+                Some(AckKind::Nak(Some(REDELIVERY_DELAY)))
             }
         }
     }
@@ -291,7 +295,7 @@ mod tests {
             ("shop.{aggregate_type}-{type}", "OrderCreated", "shop.*"),
             ("shop.{aggregate_type}", "OrderCreated", "shop.*"),
             ("shop.all", "OrderCreated", "shop.all"),
-            // the relay writes `Order%2ECreated`
+            // the relay escapes it to `Order%2ECreated`
             ("shop.{type}", "Order.Created", "shop.*"),
             ("shop.{type}", "", "shop.*"),
         ] {

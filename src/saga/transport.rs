@@ -1,7 +1,7 @@
-//! Calling a participant over HTTP/1.1: pooled connections, a bound per service, and what an answer means.
+//! Calls participants over HTTP/1.1, with pooled connections and a concurrency limit for each service.
 //!
-//! hyper's connection is used directly: a pool of idle connections per address is all that is needed, and a client with
-//! redirects, proxies and cookies costs more than the rest of a step.
+//! hyper's connections are used directly: a pool of idle connections for each address is all that is needed, and a
+//! client with redirects, proxies and cookies costs more than the rest of a step.
 
 use std::{
     collections::HashMap,
@@ -25,13 +25,14 @@ use tokio::{
 
 use super::answer::{self, Answer, MAX_REPLY, Raw};
 
-/// Requests to one service at a time; more wait for a [`Place`], before their time-out begins.
-const IN_FLIGHT: usize = 256;
-/// Idle connections kept per address.
+/// Maximum number of concurrent requests to one service; further ones wait for a [`Permit`] before their time-out
+/// begins.
+const MAX_IN_FLIGHT: usize = 256;
+/// Maximum number of idle connections for each address.
 const IDLE: usize = 256;
-/// A connection is closed after so long, so that load finds its way to new pods of the service.
+/// A connection is closed after this time, so that new pods of the service get requests.
 const MAX_AGE: Duration = Duration::from_mins(1);
-/// First and longest pause between two looks at the `Location` of a 202.
+/// Shortest and longest pause between two polls of a 202's `Location`.
 const POLL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// One call, ready to be sent.
@@ -40,7 +41,7 @@ pub(super) struct Call<'a> {
     pub method: &'a str,
     pub url: &'a str,
     pub body: String,
-    /// Header values: made by us, of visible ASCII.
+    /// A header value that the engine makes, of visible ASCII characters.
     pub idempotency_key: String,
     pub traceparent: String,
     pub correlation_id: String,
@@ -49,7 +50,7 @@ pub(super) struct Call<'a> {
 
 #[derive(Debug, thiserror::Error)]
 enum TransportError {
-    #[error("the address {0} is not an absolute http:// URL")]
+    #[error("`{0}` is not an absolute http:// URL")]
     Address(String),
     #[error("connecting to {0}")]
     Connect(String, #[source] std::io::Error),
@@ -65,7 +66,7 @@ type Sender = SendRequest<Full<Bytes>>;
 
 #[derive(Debug, Default)]
 pub(super) struct Transport {
-    bounds: Mutex<HashMap<String, Arc<Semaphore>>>,
+    semaphores: Mutex<HashMap<String, Arc<Semaphore>>>,
     idle: Mutex<HashMap<String, Vec<Connection>>>,
 }
 
@@ -75,51 +76,51 @@ struct Connection {
     since: Instant,
 }
 
-/// A place among the requests to one service, had before it is settled whether the call is still wanted: the wait for it may
-/// be long.
+/// Permission to send one request to a service. It is acquired before the engine checks whether the call is still to be
+/// made, since the wait for it may be long.
 #[derive(Debug)]
-pub(super) struct Place {
-    bound: Arc<Semaphore>,
+pub(super) struct Permit {
+    semaphore: Arc<Semaphore>,
     permit: Option<OwnedSemaphorePermit>,
 }
 
-impl Place {
-    fn leave(&mut self) {
+impl Permit {
+    fn release(&mut self) {
         self.permit = None;
     }
 
-    async fn take(&mut self) {
-        // the semaphore is never closed
-        self.permit = Arc::clone(&self.bound).acquire_owned().await.ok();
+    async fn acquire(&mut self) {
+        // acquiring fails only when the semaphore is closed, and it never is
+        self.permit = Arc::clone(&self.semaphore).acquire_owned().await.ok();
     }
 }
 
 impl Transport {
-    /// Waits for a place among the requests to `service`.
-    pub(super) async fn place(&self, service: &str) -> Place {
-        let mut place = Place { bound: self.bound(service), permit: None };
-        place.take().await;
-        place
+    /// Waits for a concurrency permit for `service`.
+    pub(super) async fn acquire_permit(&self, service: &str) -> Permit {
+        let mut permit = Permit { semaphore: self.semaphore(service), permit: None };
+        permit.acquire().await;
+        permit
     }
 
-    /// Makes the call and says what came of it. Never fails: whatever goes wrong is an answer of its own.
-    pub(super) async fn call(&self, call: &Call<'_>, place: Place) -> Answer {
-        match tokio::time::timeout(call.timeout, self.exchange(call, place)).await {
+    /// Makes the call and classifies its outcome; every error is an outcome too.
+    pub(super) async fn call(&self, call: &Call<'_>, permit: Permit) -> Answer {
+        match tokio::time::timeout(call.timeout, self.exchange(call, permit)).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => answer::unknown(&with_causes(&error), None),
             Err(_elapsed) => answer::unknown(&format!("no answer within {} ms", call.timeout.as_millis()), None),
         }
     }
 
-    fn bound(&self, service: &str) -> Arc<Semaphore> {
-        let mut bounds = self.bounds.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(bound) = bounds.get(service) {
-            return Arc::clone(bound);
+    fn semaphore(&self, service: &str) -> Arc<Semaphore> {
+        let mut semaphores = self.semaphores.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(semaphore) = semaphores.get(service) {
+            return Arc::clone(semaphore);
         }
-        Arc::clone(bounds.entry(service.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(IN_FLIGHT))))
+        Arc::clone(semaphores.entry(service.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(MAX_IN_FLIGHT))))
     }
 
-    async fn exchange(&self, call: &Call<'_>, place: Place) -> Result<Answer, TransportError> {
+    async fn exchange(&self, call: &Call<'_>, permit: Permit) -> Result<Answer, TransportError> {
         let url: Uri = call.url.parse().map_err(|_| TransportError::Address(call.url.to_owned()))?;
         let host = authority(&url)?;
         let request = || {
@@ -137,30 +138,30 @@ impl Transport {
         };
         let raw = self.send(&host, request).await?;
         match raw.location.as_deref() {
-            Some(location) if raw.status == 202 => self.poll(&url, &host, location, call, place).await,
+            Some(location) if raw.status == 202 => self.poll(&url, &host, location, call, permit).await,
             _ => Ok(answer::classify(raw)),
         }
     }
 
-    /// Looks at where a 202 points to until it says something else; the attempt's time-out ends it. Between two looks the
-    /// place is others', so that jobs that take long keep no call from going out.
+    /// Polls the `Location` of a 202 until the answer is not 202; the attempt's time-out ends it. Between two polls the
+    /// permit is released, so that long jobs do not block other calls.
     async fn poll(
         &self,
         url: &Uri,
         host: &str,
         location: &str,
         call: &Call<'_>,
-        mut place: Place,
+        mut permit: Permit,
     ) -> Result<Answer, TransportError> {
         let Some(path) = same_origin(url, location) else {
             return Ok(answer::unknown("the service answered 202 with a Location on another host", None));
         };
         let mut pause = POLL.0;
         loop {
-            place.leave();
+            permit.release();
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(POLL.1);
-            place.take().await;
+            permit.acquire().await;
             let request = || {
                 Request::get(&path)
                     .header(header::HOST, url.authority().map_or("", hyper::http::uri::Authority::as_str))
@@ -246,7 +247,7 @@ async fn connect(host: &str) -> Result<Connection, TransportError> {
     let stream = TcpStream::connect(host).await.map_err(failed)?;
     stream.set_nodelay(true).map_err(failed)?;
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(TransportError::Send)?;
-    // ends when the service closes it or when its sender is dropped
+    // the task ends when the service closes the connection, or when its sender is dropped
     tokio::spawn(connection);
     Ok(Connection { sender, since: Instant::now() })
 }
@@ -262,7 +263,7 @@ fn path(url: &Uri) -> &str {
     url.path_and_query().map_or("/", hyper::http::uri::PathAndQuery::as_str)
 }
 
-/// The path that `location` (absolute or relative to the root) means, when it is on the host that answered.
+/// The path of `location` (absolute, or relative to the root) if it is on the host that answered.
 fn same_origin(url: &Uri, location: &str) -> Option<String> {
     let target: Uri = location.parse().ok()?;
     let same = target.authority().is_none_or(|authority| Some(authority) == url.authority());

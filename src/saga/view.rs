@@ -1,4 +1,4 @@
-//! What people and programs see of an instance: `GET /sagas/{name}/{id}`, made by replaying its events.
+//! The representation of an instance in the API: `GET /sagas/{name}/{id}`, computed by replaying its events.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -20,13 +20,13 @@ pub struct View {
     pub state: Status,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
-    /// The deadline passed after the point of no return.
+    /// The deadline passed after the pivot.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub overdue: bool,
     pub started_at: Timestamp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Timestamp>,
-    /// The step that is under way, with its operation and attempt.
+    /// The current step, with its operation and attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current: Option<Current>,
     /// Why the saga is (being) compensated.
@@ -41,15 +41,15 @@ pub struct Current {
     /// `do` or `undo`.
     pub operation: String,
     pub attempt: u32,
-    /// What an instance that is stuck is stuck with.
+    /// Why the instance is stuck, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stuck: Option<String>,
-    /// A stuck instance goes on only when told to.
+    /// The instance is stuck and continues only after a person's verb.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub waits_for_a_person: bool,
 }
 
-/// An instance with everything that happened to it.
+/// An instance with its history.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Detail {
@@ -59,12 +59,12 @@ pub struct Detail {
     pub history: Vec<Transition>,
 }
 
-/// One thing that happened.
+/// One event of the history.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Transition {
     pub time: Timestamp,
-    /// Of a call's result: the step, the operation and the attempt.
+    /// The step of a call's result, with its operation and attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -121,7 +121,8 @@ impl View {
     }
 }
 
-/// The state that `events` lead to; `None` when they do not begin with a start. `each` sees the state after each event.
+/// Replays `events` and returns the final state; `None` when they do not begin with a start. `each` is called with
+/// every event and the state after it.
 pub(super) fn replay<'e>(
     definition: &Definition,
     events: impl IntoIterator<Item = &'e Logged>,
@@ -134,7 +135,7 @@ pub(super) fn replay<'e>(
             (None, _) => return None,
             (Some(state), event) => {
                 let moment = Moment { now_ms: logged.at.as_millisecond(), random: 0.0 };
-                // what was refused was never recorded
+                // a refused event is never recorded, so an error cannot occur here
                 let _ = decide::decide(definition, state, event, moment);
             }
         }
@@ -171,25 +172,25 @@ impl Transition {
             reply: None,
             state,
         };
-        transition.tell(definition, &logged.event);
+        transition.describe(definition, &logged.event);
         transition
     }
 
-    fn tell(&mut self, definition: &Definition, event: &Event) {
+    fn describe(&mut self, definition: &Definition, event: &Event) {
         let outcome = match event {
             Event::Started { .. } => "started",
             Event::Succeeded { at, attempt, reply } => {
-                self.called(definition, *at, *attempt);
+                self.set_call(definition, *at, *attempt);
                 self.reply = reply.as_ref().map(parsed);
                 "succeeded"
             }
             Event::Failed { at, attempt, code, message } => {
-                self.called(definition, *at, *attempt);
+                self.set_call(definition, *at, *attempt);
                 (self.code, self.message) = (Some(code.clone()), Some(message.clone()));
                 "failed"
             }
             Event::Unknown { at, attempt, message, retry_after_ms: _ } => {
-                self.called(definition, *at, *attempt);
+                self.set_call(definition, *at, *attempt);
                 self.message = Some(message.clone());
                 "unknown"
             }
@@ -203,7 +204,7 @@ impl Transition {
         outcome.clone_into(&mut self.outcome);
     }
 
-    fn called(&mut self, definition: &Definition, at: Phase, attempt: u32) {
+    fn set_call(&mut self, definition: &Definition, at: Phase, attempt: u32) {
         self.step = at.step(definition).map(ToOwned::to_owned);
         self.operation = at.operation().map(ToOwned::to_owned);
         self.attempt = Some(attempt);

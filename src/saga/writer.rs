@@ -1,4 +1,4 @@
-//! The writer: one task that holds the partitions and makes what the engine decides durable, group by group.
+//! The writer: one task that holds the partitions and commits what the engine decides, group by group.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,20 +9,20 @@ use uuid::Uuid;
 use super::{
     catalogue::Compiled,
     engine::{Engine, PARTITIONS, Recovered},
+    liveness::Liveness,
     log::{Entry, Unrecorded},
-    problems::{Problems, in_words},
-    pulse::Pulse,
+    problems::{Problems, with_causes},
     reader::{Listed, Log, ReadError, Reader},
-    session::{BEAT, Epochs, Session, SessionError},
+    session::{Epochs, RENEW_INTERVAL, Session, SessionError},
     view,
 };
 use crate::contract::DatabaseLogin;
 
 const DATABASE: &str = "database";
-/// So many of the instances that cannot be recovered are named for each partition.
-const TOLD: usize = 5;
-/// Between two attempts to reach the database, and between two looks for partitions that became free.
-const PAUSE: Duration = Duration::from_millis(500);
+/// Maximum number of unreadable instances that are named for each partition.
+const MAX_REPORTED: usize = 5;
+/// Time between two attempts to connect to the database, and between two attempts to acquire missing partitions.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 #[derive(Debug, thiserror::Error)]
 enum RecoveryError {
@@ -30,196 +30,204 @@ enum RecoveryError {
     Read(#[from] ReadError),
     #[error("instance {id} runs version {version} of saga {saga}, which is not stored")]
     NoDefinition { id: Uuid, saga: String, version: String },
-    #[error("rows of the log of instance {0} are missing")]
+    #[error("rows are missing in the log of instance {0}")]
     Gap(Uuid),
     #[error("the log of instance {0} does not begin with its start")]
-    Headless(Uuid),
+    MissingStart(Uuid),
 }
 
 impl RecoveryError {
-    /// Of this one instance, and so the next time too; else of the database, at this moment.
-    fn is_of_the_instance(&self) -> bool {
+    /// True when retrying cannot help, because this instance's log is damaged; false when the database failed and may
+    /// recover.
+    fn is_permanent(&self) -> bool {
         match self {
-            Self::Read(error) => error.is_of_the_content(),
-            Self::NoDefinition { .. } | Self::Gap(_) | Self::Headless(_) => true,
+            Self::Read(error) => error.is_permanent(),
+            Self::NoDefinition { .. } | Self::Gap(_) | Self::MissingStart(_) => true,
         }
     }
 }
 
-/// The live instances of a partition, and why others of them are left alone.
+/// The live instances of a partition, and the errors of those that are unreadable and not run.
 #[derive(Debug, Default)]
 struct Recovery {
     instances: Vec<Recovered>,
-    left: Vec<RecoveryError>,
+    unreadable: Vec<RecoveryError>,
 }
 
 pub(super) struct Writer {
     pub engine: Arc<Engine>,
     pub reader: Arc<Reader>,
     pub problems: Arc<Problems>,
-    pub pulse: Arc<Pulse>,
+    pub liveness: Arc<Liveness>,
     pub login: DatabaseLogin,
-    /// Unique to this run of the process: whoever holds the partitions under it has what is in memory.
+    /// Unique to this run of the process: the memory of this process is valid as long as the partitions are held under
+    /// this name.
     pub holder: String,
-    /// Cancelled when everything is flushed that will be: the queue is emptied once more, then the partitions are freed.
+    /// Cancelled at shutdown, after the last calls: the queue is committed once more, then the partitions are released.
     pub close: CancellationToken,
 }
 
 impl Writer {
-    /// Runs until closed. `Fenced` and lost connections are survived, by starting over.
+    /// Runs until closed. After `Fenced` or a lost connection it starts over with a new session.
     pub(super) async fn run(self) {
-        let mut doubt: Option<Vec<Entry>> = None;
+        let mut in_flight_commit: Option<Vec<Entry>> = None;
         let mut held = Epochs::new();
-        while !self.close.is_cancelled() || doubt.is_some() || self.engine.queue.len() > 0 {
-            match self.session(&mut doubt, &mut held).await {
+        while !self.close.is_cancelled() || in_flight_commit.is_some() || self.engine.queue.len() > 0 {
+            match self.session(&mut in_flight_commit, &mut held).await {
                 Ok(()) => break,
                 Err(SessionError::Fenced) => {
-                    tracing::warn!("another orchestrator has taken over; starting over");
-                    self.lose(&mut held, |_| true);
-                    refuse(doubt.take().unwrap_or_default());
+                    tracing::warn!("another orchestrator has taken over partitions; starting over with a new session");
+                    self.drop_partitions(&mut held, |_| true);
+                    fail_entries(in_flight_commit.take().unwrap_or_default());
                 }
                 Err(error) => {
                     let reason =
                         if matches!(error, SessionError::Login(_)) { "DatabaseUnreachable" } else { "DatabaseFails" };
-                    self.problems.say(DATABASE, reason, in_words(&error));
-                    if error.is_for_ever() {
-                        self.pulse.refused(std::time::Instant::now());
+                    self.problems.report(DATABASE, reason, with_causes(&error));
+                    if error.is_permanent() {
+                        self.liveness.commit_refused(std::time::Instant::now());
                     }
                     if self.close.is_cancelled() {
-                        break; // asked to end: what is not durable is repeated by the next process
+                        break; // shutting down: the next process repeats what is not durable
                     }
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(RETRY_INTERVAL).await;
                 }
             }
         }
-        refuse(doubt.unwrap_or_default());
-        refuse(self.engine.queue.take());
+        fail_entries(in_flight_commit.unwrap_or_default());
+        fail_entries(self.engine.queue.take());
     }
 
-    /// One connection's life. What was being committed when it broke stays in `doubt`.
-    async fn session(&self, doubt: &mut Option<Vec<Entry>>, held: &mut Epochs) -> Result<(), SessionError> {
+    /// Runs one session. Entries whose commit was interrupted stay in `in_flight_commit`.
+    async fn session(&self, in_flight_commit: &mut Option<Vec<Entry>>, held: &mut Epochs) -> Result<(), SessionError> {
         let mut session = Session::open(&self.login).await?;
-        self.acquire(&mut session, held, doubt).await?;
-        let (mut beat, mut look) = (interval(BEAT), interval(PAUSE));
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.acquire(&mut session, held, in_flight_commit).await?;
+        let (mut renew, mut retry) = (interval(RENEW_INTERVAL), interval(RETRY_INTERVAL));
+        renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let wanting = held.len() < usize::from(PARTITIONS.unsigned_abs());
+            let missing_partitions = held.len() < usize::from(PARTITIONS.unsigned_abs());
             tokio::select! {
                 biased;
-                _ = beat.tick() => session.show(&self.holder).await?,
-                () = self.engine.queue.filled() => self.commit(&session, doubt).await?,
+                _ = renew.tick() => session.renew_lease(&self.holder).await?,
+                () = self.engine.queue.filled() => self.commit(&session, in_flight_commit).await?,
                 () = self.close.cancelled() => return Ok(()),
-                _ = look.tick(), if wanting => self.acquire(&mut session, held, doubt).await?,
+                _ = retry.tick(), if missing_partitions => self.acquire(&mut session, held, in_flight_commit).await?,
             }
         }
     }
 
-    async fn commit(&self, session: &Session, doubt: &mut Option<Vec<Entry>>) -> Result<(), SessionError> {
-        let entries = doubt.insert(self.engine.queue.take());
+    async fn commit(&self, session: &Session, in_flight_commit: &mut Option<Vec<Entry>>) -> Result<(), SessionError> {
+        let entries = in_flight_commit.insert(self.engine.queue.take());
         let began = Instant::now();
         let existed = session.commit(entries).await?;
-        // durable: from here on calls may go out and callers may be told
+        // durable: from here on calls may be sent and callers may be notified
         self.engine.meters.committed(entries.len(), began.elapsed());
-        self.pulse.committed();
-        self.problems.mended(DATABASE);
-        self.engine.recorded(doubt.take().unwrap_or_default(), &existed);
+        self.liveness.commit_succeeded();
+        self.problems.resolve(DATABASE);
+        self.engine.recorded(in_flight_commit.take().unwrap_or_default(), &existed);
         Ok(())
     }
 
-    /// Takes what partitions are free; settles what is in doubt once those of before are held again.
+    /// Acquires the free partitions. Resolves the in-flight commit once its partitions are held again.
     async fn acquire(
         &self,
         session: &mut Session,
         held: &mut Epochs,
-        doubt: &mut Option<Vec<Entry>>,
+        in_flight_commit: &mut Option<Vec<Entry>>,
     ) -> Result<(), SessionError> {
         let wanted: Vec<i16> = (0..PARTITIONS).filter(|p| !session.epochs.contains_key(p)).collect();
-        let taken = session.take(&wanted, &self.holder).await?;
-        // a partition that was ours and is not again, under the same epoch, was another's in between
+        let acquired = session.acquire(&wanted, &self.holder).await?;
+        // a partition that was not re-acquired under the same epoch was held by another process in between
         let lost = |p: i16, epoch: i64| session.epochs.get(&p) != Some(&epoch);
-        self.lose(held, |(p, epoch)| lost(p, epoch));
-        if let Some(entries) = doubt.take() {
-            self.settle(session, held, entries, doubt).await?;
+        self.drop_partitions(held, |(p, epoch)| lost(p, epoch));
+        if let Some(entries) = in_flight_commit.take() {
+            self.resolve_commit(session, held, entries, in_flight_commit).await?;
         }
-        if !taken.is_empty() {
+        if !acquired.is_empty() {
             self.count().await;
         }
-        for (partition, epoch) in taken {
+        for (partition, epoch) in acquired {
             if held.contains_key(&partition) {
                 continue;
             }
             match self.recover(partition).await {
-                Ok(Recovery { instances, left }) => {
+                Ok(Recovery { instances, unreadable }) => {
                     if !instances.is_empty() {
                         tracing::info!(partition, instances = instances.len(), "recovered");
                     }
                     held.insert(partition, epoch);
                     self.engine.adopt(partition, instances);
-                    self.tell_of(partition, &left);
+                    self.report_unreadable(partition, &unreadable);
                 }
                 Err(error) => {
-                    self.problems.say(&recovery(partition), "RecoveryFailed", in_words(&error));
-                    // frees it, so that it is tried again
-                    return Err(SessionError::Silent);
+                    self.problems.report(&recovery(partition), "RecoveryFailed", with_causes(&error));
+                    // ends the session, which releases the partition, so that the recovery is tried again
+                    return Err(SessionError::Timeout);
                 }
             }
         }
         if held.is_empty() {
-            self.problems.say(DATABASE, "Standby", "another orchestrator holds all partitions; standing by".to_owned());
+            self.problems.report(
+                DATABASE,
+                "Standby",
+                "another orchestrator holds all partitions; this one is a standby".to_owned(),
+            );
         } else {
-            self.problems.mended(DATABASE);
+            self.problems.resolve(DATABASE);
         }
         Ok(())
     }
 
-    /// The commit whose answer was lost: did it take place? If not it is repeated, but for partitions that are lost.
-    async fn settle(
+    /// Finds out whether the commit whose answer was lost took place. If not, it is repeated, except for partitions
+    /// that are lost.
+    async fn resolve_commit(
         &self,
         session: &Session,
         held: &Epochs,
         entries: Vec<Entry>,
-        doubt: &mut Option<Vec<Entry>>,
+        in_flight_commit: &mut Option<Vec<Entry>>,
     ) -> Result<(), SessionError> {
         let (ours, others) = entries.into_iter().partition(|entry| held.contains_key(&entry.partition));
-        refuse(others);
-        let entries: &mut Vec<Entry> = doubt.insert(ours);
+        fail_entries(others);
+        let entries: &mut Vec<Entry> = in_flight_commit.insert(ours);
         let existed = match session.find(entries).await? {
             Some(existed) => existed,
             None => session.commit(entries).await?,
         };
-        self.pulse.committed();
-        self.engine.recorded(doubt.take().unwrap_or_default(), &existed);
+        self.liveness.commit_succeeded();
+        self.engine.recorded(in_flight_commit.take().unwrap_or_default(), &existed);
         Ok(())
     }
 
-    fn lose(&self, held: &mut Epochs, lost: impl Fn((i16, i64)) -> bool) {
+    fn drop_partitions(&self, held: &mut Epochs, lost: impl Fn((i16, i64)) -> bool) {
         held.retain(|partition, epoch| {
             let gone = lost((*partition, *epoch));
             if gone {
                 self.engine.abandon(*partition);
-                self.problems.mended(&recovery(*partition));
-                // in memory only, and out of date
-                refuse(self.engine.queue.withdraw(|entry| entry.partition == *partition));
+                self.problems.resolve(&recovery(*partition));
+                // these entries exist only in memory, and are out of date
+                fail_entries(self.engine.queue.withdraw(|entry| entry.partition == *partition));
             }
             !gone
         });
     }
 
-    /// How many instances have ended ever: exact while no commit is under way, which only this task makes.
+    /// Reads how many instances have ended. This is exact, because only this task commits, and it is not committing
+    /// now.
     async fn count(&self) {
         match self.reader.counts().await {
             Ok(counts) => {
                 for (saga, completed, compensated) in counts {
-                    self.engine.catalogue.counts_of(&saga).begin(completed, compensated);
+                    self.engine.catalogue.counts_of(&saga).set_ended(completed, compensated);
                 }
             }
-            Err(error) => self.problems.say(DATABASE, "DatabaseFails", in_words(&error)),
+            Err(error) => self.problems.report(DATABASE, "DatabaseFails", with_causes(&error)),
         }
     }
 
-    /// An instance that cannot be recovered keeps nobody else from going on. It stays as it is, for a version that can read it,
-    /// or for a person.
+    /// Reads the live instances of a partition. An instance that cannot be recovered does not affect the others: it
+    /// stays in the database as it is, for a version that can read it, or for a person.
     async fn recover(&self, partition: i16) -> Result<Recovery, RecoveryError> {
         let listed = self.reader.live(partition).await?;
         let mut recovery = Recovery::default();
@@ -231,7 +239,7 @@ impl Writer {
             let log = logs.remove(&instance.id).unwrap_or_else(|| Ok(Vec::new()));
             match self.recover_one(&instance, log).await {
                 Ok(recovered) => recovery.instances.push(recovered),
-                Err(error) if error.is_of_the_instance() => recovery.left.push(error),
+                Err(error) if error.is_permanent() => recovery.unreadable.push(error),
                 Err(error) => return Err(error),
             }
         }
@@ -242,7 +250,7 @@ impl Writer {
         let (id, started_at) = (instance.id, instance.started_at);
         let events = log?;
         let compiled = self.compiled(instance).await?;
-        let state = view::replay(&compiled.definition, &events, |_, _| {}).ok_or(RecoveryError::Headless(id))?;
+        let state = view::replay(&compiled.definition, &events, |_, _| {}).ok_or(RecoveryError::MissingStart(id))?;
         if !(0..).zip(&events).all(|(seq, logged)| logged.seq == seq) {
             return Err(RecoveryError::Gap(id));
         }
@@ -250,22 +258,23 @@ impl Writer {
         Ok(Recovered { id, compiled, state, next_seq, started_at })
     }
 
-    /// Says which instances of a partition are left alone; the problem lasts until the partition is recovered again.
-    fn tell_of(&self, partition: i16, left: &[RecoveryError]) {
-        let Some(first) = left.iter().take(TOLD).map(ToString::to_string).reduce(|all, one| format!("{all}; {one}"))
+    /// Reports which instances of a partition are unreadable; the problem lasts until the partition is recovered again.
+    fn report_unreadable(&self, partition: i16, unreadable: &[RecoveryError]) {
+        let Some(first) =
+            unreadable.iter().take(MAX_REPORTED).map(ToString::to_string).reduce(|all, one| format!("{all}; {one}"))
         else {
-            return self.problems.mended(&recovery(partition));
+            return self.problems.resolve(&recovery(partition));
         };
-        for error in left {
-            // the causes only here: they may quote the log
-            tracing::error!(partition, error = in_words(error), "an instance is left alone");
+        for error in unreadable {
+            // the causes are only logged, since they may quote an instance's data
+            tracing::error!(partition, error = with_causes(error), "an instance cannot be read and is not run");
         }
-        let more = left.len().saturating_sub(TOLD);
+        let more = unreadable.len().saturating_sub(MAX_REPORTED);
         let more = if more == 0 { String::new() } else { format!("; and {more} more") };
         let message = format!(
-            "{first}{more}: left alone, all others go on; run the version of weft that wrote it, or mend the row, and restart the orchestrator"
+            "{first}{more}; it is not run, all others are; run the version of weft that wrote it, or repair the row, and restart the orchestrator"
         );
-        self.problems.say(&recovery(partition), "InstanceUnreadable", message);
+        self.problems.report(&recovery(partition), "InstanceUnreadable", message);
     }
 
     /// The definition that an instance started with, from memory or from the database.
@@ -276,7 +285,7 @@ impl Writer {
         }
         let stored = self.reader.definition(saga, version).await?;
         let missing = || RecoveryError::NoDefinition { id: *id, saga: saga.clone(), version: version.clone() };
-        Ok(self.engine.catalogue.learn(stored.ok_or_else(missing)?))
+        Ok(self.engine.catalogue.insert(stored.ok_or_else(missing)?))
     }
 }
 
@@ -284,7 +293,7 @@ fn recovery(partition: i16) -> String {
     format!("recovery of partition {partition}")
 }
 
-fn refuse(entries: Vec<Entry>) {
+fn fail_entries(entries: Vec<Entry>) {
     for entry in entries {
         if let Some(acknowledge) = entry.acknowledge {
             let _ = acknowledge.send(Err(Unrecorded::TakenOver));

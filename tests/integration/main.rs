@@ -14,7 +14,7 @@ mod relay_kills;
 mod saga;
 mod saga_crashes;
 mod saga_participant;
-mod saga_places;
+mod saga_permits;
 mod saga_starts;
 mod saga_world;
 mod sample_system;

@@ -1,4 +1,4 @@
-//! `weft relay` in both modes: what it publishes, from where it goes on, what it says.
+//! `weft relay` in both modes: what it publishes, from where it continues, what it reports.
 
 use std::collections::BTreeSet;
 
@@ -111,14 +111,14 @@ async fn a_row_that_would_break_the_connection_blocks_its_aggregate_only() {
     relay.until("leading", |status| status.leading && status.ready).await;
     let insert = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload, headers) \
          select 'order', $1, repeat('x', $2), '{\"n\": 1}', jsonb_build_object('note', repeat('y', $3)) returning id::text";
-    for (aggregate, kind, header, said) in [
+    for (aggregate, kind, header, expected) in [
         ("long type", 5000_i32, 1_i32, "its subject has 5013 bytes: shorten type or aggregate_type"),
         ("long header", 1, 70_000, "bytes and JetStream takes 65535: shorten the row's headers"),
     ] {
         let id: String = app.query_one(insert, &[&aggregate, &kind, &header]).await.unwrap().get(0);
         app.query_one(insert, &[&format!("after {aggregate}"), &1_i32, &1_i32]).await.unwrap();
         let named = |status: &RelayStatus| {
-            let of_event = |message: &str| message.contains(&id) && message.contains(said);
+            let of_event = |message: &str| message.contains(&id) && message.contains(expected);
             status.problems.iter().any(|problem| problem.reason == "EventRefused" && of_event(&problem.message))
         };
         let status = relay.until("refused by name", named).await;
@@ -129,7 +129,7 @@ async fn a_row_that_would_break_the_connection_blocks_its_aggregate_only() {
         )
         .await;
         let skip = |status: &RelayStatus| status.problems.iter().any(|problem| problem.message.contains("skips it"));
-        relay.until("it may be skipped", skip).await;
+        relay.until("the problem explains how to skip it", skip).await;
         setting.database.superuser().await.batch_execute("delete from weft.outbox").await.unwrap();
         relay.until("skipped", |status| status.problems.is_empty()).await;
     }
@@ -159,11 +159,11 @@ async fn rows_that_were_restored_from_another_server_are_published() {
         Writers::start(&url(&setting), 9, 1, 5).finished().await;
         setting.drained().await;
         relay.kill9();
-        // a log-tailing relay finds rows by themselves only when it makes its slot
+        // a log-tailing relay reads the table only when it creates its slot
         crate::database::until(&superuser, "select not exists (select from pg_replication_slots where active)").await;
         let drop = "select pg_drop_replication_slot(slot_name) from pg_replication_slots";
         superuser.batch_execute(drop).await.unwrap();
-        // as pg_restore does: the ids of transactions of another server, earlier and later ones than here
+        // as pg_restore does: transaction ids of another server, lower and higher ones than here
         let restored = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload, txid) \
              select 'order', 'restored', 'x', jsonb_build_object('n', n), t::xid8 \
                from (values (1, '3'), (2, '4000000000'), (3, '4000000001')) as r (n, t)";
@@ -200,7 +200,7 @@ async fn a_change_of_the_mode_loses_nothing_and_leaves_no_slot() {
 }
 
 #[tokio::test]
-async fn only_a_relay_that_polls_is_notified_and_it_finds_rows_without_that_too() {
+async fn only_a_polling_relay_is_notified_and_it_finds_rows_without_notifications() {
     let mut setting = Setting::new(Mode::LogTailing).await;
     let superuser = setting.database.superuser().await;
     let relay = setting.start_relay();
@@ -242,7 +242,7 @@ async fn one_of_two_leads_and_the_other_takes_over() {
         let mut first = setting.start_relay();
         first.until("leading", |status| status.leading).await;
         let second = setting.start_relay();
-        second.until("standing by", |status| status.ready && !status.leading).await;
+        second.until("a standby", |status| status.ready && !status.leading).await;
         let writers = Writers::start(&url(&setting), 5, 4, 200);
         first.until("published some", |status| status.published > 20).await;
         first.kill9();
@@ -260,7 +260,7 @@ async fn relays_of_one_outbox_take_turns_whatever_they_are_called() {
     let mut old = setting.start_relay_as("old");
     old.until("leading", |status| status.leading && status.ready).await;
     let new = setting.start_relay_as("new");
-    new.until("standing by", |status| status.ready && !status.leading).await;
+    new.until("a standby", |status| status.ready && !status.leading).await;
     old.kill9();
     new.until("leading", |status| status.leading && status.ready).await;
 }
@@ -275,14 +275,14 @@ async fn a_transaction_that_keeps_the_slot_from_being_made_is_named() {
     let process: i32 = app.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
     let relay = setting.start_relay();
     let named = format!("process {process} (role app)");
-    let said = |status: &RelayStatus| {
+    let expected = |status: &RelayStatus| {
         status.problems.iter().any(|problem| problem.reason == "SlotPending" && problem.message.contains(&named))
     };
-    let status = relay.until("the transaction is named", said).await;
+    let status = relay.until("the transaction is named", expected).await;
     assert!(status.leading && !status.ready && status.problems.len() == 1, "{status:?}");
     app.batch_execute("commit").await.unwrap();
     setting.drained().await;
-    relay.until("mended", |status| status.ready && status.problems.is_empty() && status.published == 1).await;
+    relay.until("resolved", |status| status.ready && status.problems.is_empty() && status.published == 1).await;
 }
 
 #[tokio::test]
@@ -296,7 +296,7 @@ async fn a_relay_that_gets_its_old_name_back_leaves_no_row_behind() {
     setting.nats.kill9();
     Writers::start(&url(&setting), 7, 2, 20).finished().await;
     let written = wal_position(&superuser).await;
-    // makes the slot anew, behind the rows, and does not get to publish them
+    // creates the slot again, after the rows, and cannot publish them
     let mut second = setting.start_relay_as("second");
     confirmed(&superuser, &written).await;
     second.kill9();
@@ -327,7 +327,7 @@ async fn a_copy_under_traffic_is_recorded_and_the_next_leader_keeps_the_slot() {
 }
 
 #[tokio::test]
-async fn a_lost_slot_is_healed() {
+async fn a_lost_slot_is_recreated() {
     let setting = Setting::new(Mode::LogTailing).await;
     let superuser = setting.database.superuser().await;
     let mut relay = setting.start_relay();
@@ -345,7 +345,7 @@ async fn a_lost_slot_is_healed() {
 }
 
 #[tokio::test]
-async fn an_idle_outbox_in_a_busy_database_holds_no_wal_back() {
+async fn an_idle_outbox_in_a_busy_database_keeps_no_wal() {
     let setting = Setting::new(Mode::LogTailing).await;
     let superuser = setting.database.superuser().await;
     let relay = setting.start_relay();
@@ -376,9 +376,9 @@ async fn a_refused_event_blocks_its_aggregate_only_and_is_skipped_when_its_row_i
         relay.until("the others are published", |status| status.published == 2).await;
         let aggregates: BTreeSet<String> = setting.delivered().await.into_iter().map(|event| event.aggregate).collect();
         assert_eq!(aggregates, BTreeSet::from(["other".to_owned()]), "{mode:?}");
-        let offered =
+        let explains_skipping =
             |status: &RelayStatus| status.problems.iter().any(|problem| problem.message.contains("deleting its row"));
-        relay.until("a person may skip it", offered).await;
+        relay.until("the problem explains how to skip it", explains_skipping).await;
         let superuser = setting.database.superuser().await;
         superuser.execute(&format!("delete from weft.outbox where id = '{large}'"), &[]).await.unwrap();
         setting.drained().await;
@@ -390,23 +390,23 @@ async fn a_refused_event_blocks_its_aggregate_only_and_is_skipped_when_its_row_i
             .map(|event| event.number)
             .collect();
         assert_eq!(numbers, [2], "{mode:?}");
-        relay.until("mended", |status| status.problems.is_empty()).await;
+        relay.until("resolved", |status| status.problems.is_empty()).await;
     }
 }
 
-/// Where the WAL is.
+/// The current position of the WAL.
 async fn wal_position(superuser: &tokio_postgres::Client) -> String {
     superuser.query_one("select pg_current_wal_lsn()::text", &[]).await.unwrap().get(0)
 }
 
-/// Waits until the slot needs nothing from before `position` any more.
+/// Waits until the slot's confirmed position has reached `position`.
 async fn confirmed(superuser: &tokio_postgres::Client, position: &str) {
     let confirmed =
         format!("select exists (select from pg_replication_slots where confirmed_flush_lsn >= '{position}')");
     crate::database::until(superuser, &confirmed).await;
 }
 
-/// Inserts an event that NATS never takes, and gives the row's id.
+/// Inserts an event that NATS never accepts, and returns the row's id.
 async fn insert_too_large(setting: &Setting) -> String {
     let insert = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload) \
          values ('order', 'large', 'Changed', jsonb_build_object('n', 1, 'x', repeat('x', 2000000))) returning id::text";
@@ -418,7 +418,7 @@ fn is_refused(status: &RelayStatus) -> bool {
 }
 
 #[tokio::test]
-async fn a_deleted_row_of_a_refused_event_holds_no_wal_back() {
+async fn a_deleted_row_of_a_refused_event_keeps_no_wal() {
     let setting = Setting::new(Mode::LogTailing).await;
     let superuser = setting.database.superuser().await;
     let relay = setting.start_relay();
@@ -428,7 +428,7 @@ async fn a_deleted_row_of_a_refused_event_holds_no_wal_back() {
     let written = wal_position(&superuser).await;
     superuser.batch_execute("delete from weft.outbox").await.unwrap();
     confirmed(&superuser, &written).await;
-    relay.until("mended", |status| status.problems.is_empty()).await;
+    relay.until("resolved", |status| status.problems.is_empty()).await;
 }
 
 #[tokio::test]
@@ -445,14 +445,14 @@ async fn a_refused_event_whose_row_was_deleted_while_no_relay_ran_is_skipped() {
          values ('order', 'large', 'Changed', '{\"n\": 2}')";
     superuser.batch_execute(next).await.unwrap();
     let second = setting.start_relay();
-    second.until("the slot brings it again", is_refused).await;
+    second.until("it is streamed again", is_refused).await;
     setting.drained().await;
     let numbers: Vec<u64> = setting.delivered().await.iter().map(|event| event.number).collect();
     assert_eq!(numbers, [2]);
 }
 
 #[tokio::test]
-async fn a_subject_that_is_added_to_the_stream_mends_a_refusal() {
+async fn a_subject_that_is_added_to_the_stream_ends_a_refusal() {
     use async_nats::jetstream::{self, stream};
 
     let setting = Setting::new(Mode::LogTailing).await;
@@ -471,11 +471,11 @@ async fn a_subject_that_is_added_to_the_stream_mends_a_refusal() {
     relay.until("refused", is_refused).await;
     context.update_stream(taking(&["events.customer.>", "events.order.>"])).await.unwrap();
     setting.drained().await;
-    relay.until("mended", |status| status.problems.is_empty() && status.published == 1).await;
+    relay.until("resolved", |status| status.problems.is_empty() && status.published == 1).await;
 }
 
 #[tokio::test]
-async fn rows_that_take_long_to_count_hold_nothing_up() {
+async fn rows_that_take_long_to_count_block_nothing() {
     let setting = Setting::new(Mode::LogTailing).await;
     let superuser = setting.database.superuser().await;
     Writers::start(&url(&setting), 11, 2, 20).finished().await;
@@ -489,7 +489,7 @@ async fn rows_that_take_long_to_count_hold_nothing_up() {
     assert!(verdict.is_kept() && verdict.duplicates == 0, "{verdict}");
 }
 
-/// Rows of 4 KiB, more than the window and the connection's buffers hold.
+/// Inserts rows of 4 KiB, more than the window and the connection's buffers hold.
 async fn insert_backlog(setting: &Setting) {
     let insert = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload) \
          select 'order', n, 'Changed', jsonb_build_object('n', 1, 'x', repeat('x', 4096)) from generate_series(1, 10000) as n";
@@ -501,8 +501,9 @@ async fn a_backlog_is_copied_in_one_term_whatever_timeouts_the_database_sets() {
     let setting = Setting::new(Mode::LogTailing).await;
     insert_backlog(&setting).await;
     let superuser = setting.database.superuser().await;
-    let hasty = "alter database orders set statement_timeout = '200ms'; alter role postgres set statement_timeout = 0";
-    superuser.batch_execute(hasty).await.unwrap();
+    let timeouts =
+        "alter database orders set statement_timeout = '200ms'; alter role postgres set statement_timeout = 0";
+    superuser.batch_execute(timeouts).await.unwrap();
     let relay = setting.start_relay();
     relay.until("leading", |status| status.leading).await;
     let leader = "select pid from pg_locks where locktype = 'advisory' and granted";
@@ -526,12 +527,12 @@ async fn a_paused_copy_lets_the_database_remove_dead_rows() {
 }
 
 #[tokio::test]
-async fn a_missing_broker_is_said_and_mended_by_its_coming() {
+async fn an_unreachable_broker_is_reported_until_it_is_back() {
     let mut setting = Setting::new(Mode::LogTailing).await;
     setting.nats.kill9();
     let relay = setting.start_relay();
     relay
-        .until("the broker is missed", |status| {
+        .until("the broker is reported", |status| {
             status.leading
                 && !status.ready
                 && status.problems.iter().any(|problem| problem.reason == "BrokerUnreachable")
@@ -540,5 +541,5 @@ async fn a_missing_broker_is_said_and_mended_by_its_coming() {
     assert_eq!(relay.get("/readyz").await.unwrap().0, 503);
     assert_eq!(relay.get("/livez").await.unwrap().0, 200, "a restart would not help");
     setting.nats.restart();
-    relay.until("mended", |status| status.ready && status.problems.is_empty()).await;
+    relay.until("resolved", |status| status.ready && status.problems.is_empty()).await;
 }

@@ -1,4 +1,4 @@
-//! `weft relay` as a process of its own between a real database and a real broker, and a writer with many aggregates.
+//! `weft relay` as a separate process between a real database and a real broker, and writers with many aggregates.
 
 #![allow(dead_code, reason = "each test uses what it needs")]
 
@@ -81,7 +81,7 @@ impl Setting {
         self.folder.path().join("relay.yaml")
     }
 
-    /// As a ConfigMap's volume does: whole or not at all.
+    /// Replaces the file atomically, as a ConfigMap's volume does.
     pub fn write_contract(&self) {
         let new = self.folder.path().join("relay.yaml.new");
         fs::write(&new, self.contract.clone().seal().to_yaml().unwrap()).unwrap();
@@ -92,7 +92,7 @@ impl Setting {
         RelayProcess::start(&self.contract_file())
     }
 
-    /// A relay under another name, as after the OutboxRelay was replaced by another one.
+    /// Starts a relay under another name, as after the OutboxRelay was replaced by another one.
     pub fn start_relay_as(&self, name: &str) -> RelayProcess {
         let file = self.folder.path().join(format!("{name}.yaml"));
         let contract = Relay { name: name.to_owned(), ..self.contract.clone() };
@@ -113,12 +113,12 @@ impl Setting {
         rows.iter().map(|row| (row.get(0), row.get::<_, i64>(1).unsigned_abs())).collect()
     }
 
-    /// The whole stream, as a consumer reads it.
+    /// All messages of the stream, as a consumer reads them.
     pub async fn delivered(&self) -> Vec<Delivered> {
         self.messages().await.iter().map(delivered).collect()
     }
 
-    /// Messages in the stream; `None` while it cannot be asked.
+    /// Number of messages in the stream; `None` while it cannot be queried.
     pub async fn count(&self) -> Option<u64> {
         let client = async_nats::connect(self.nats.url()).await.ok()?;
         let mut stream = jetstream::new(client).get_stream(STREAM).await.ok()?;
@@ -199,7 +199,7 @@ impl RelayProcess {
         serde_json::from_str(&self.get("/status").await?.1).ok()
     }
 
-    /// Waits until the status is so.
+    /// Waits until the status fulfils a condition.
     pub async fn until(&self, what: &str, holds: impl Fn(&RelayStatus) -> bool) -> RelayStatus {
         let mut found = None;
         servers::until(what, async || {
@@ -217,7 +217,7 @@ impl Drop for RelayProcess {
     }
 }
 
-/// Writers that commit, roll back, linger, and live through crashes of the database.
+/// Writers that commit, roll back, keep transactions open, and survive crashes of the database.
 #[derive(Debug)]
 pub struct Writers {
     tasks: Vec<tokio::task::JoinHandle<()>>,
@@ -279,7 +279,7 @@ async fn transaction(client: &mut tokio_postgres::Client, random: &mut StdRng) -
     let outcome: f64 = random.random();
     let transaction = client.transaction().await?;
     if outcome > 0.97 {
-        // takes its id early and commits late: others with higher ids commit before
+        // assigns the transaction id early and commits late: others with higher ids commit before
         transaction.execute("select pg_current_xact_id()", &[]).await?;
         tokio::time::sleep(Duration::from_millis(random.random_range(1..100))).await;
     }
@@ -293,7 +293,7 @@ async fn transaction(client: &mut tokio_postgres::Client, random: &mut StdRng) -
         transaction.execute(insert, &[&id, &number]).await?;
     }
     if (0.95..0.97).contains(&outcome) {
-        // holds its lower `seq` while others take higher ones and commit
+        // keeps its lower `seq` while others get higher ones and commit
         tokio::time::sleep(Duration::from_millis(random.random_range(1..100))).await;
     }
     if outcome < 0.1 { transaction.rollback().await } else { transaction.commit().await }

@@ -22,10 +22,10 @@ async fn kill_at_random(mode: Mode) {
     let mut relays = [setting.start_relay(), setting.start_relay()];
     let writers = Writers::start(&url, seed, WRITERS, usize::MAX);
     for _ in 0..KILLS {
-        // between kills some events get through, sometimes few, sometimes many
+        // between two kills some events are published, sometimes few, sometimes many
         let more = setting.count().await.unwrap_or_default() + random.random_range(1..200);
         let enough = async || setting.count().await.is_some_and(|count| count >= more);
-        until("events get through", enough).await;
+        until("events are published", enough).await;
         match random.random_range(0..4) {
             0 => setting.database.server.restart(),
             1 => setting.nats.restart(),
@@ -41,7 +41,7 @@ async fn kill_at_random(mode: Mode) {
     let verdict = check(&setting.committed().await, &setting.delivered().await);
     println!("{mode:?}: {verdict}");
     assert!(verdict.is_kept(), "{mode:?}, WEFT_SEED={seed}: {verdict}");
-    assert!(verdict.events > 1000, "{mode:?}: too few events to tell: {verdict}");
+    assert!(verdict.events > 1000, "{mode:?}: too few events for a verdict: {verdict}");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The orchestrator's life: forward, backward, stuck, verbs, reload.
+//! The orchestrator's behaviour: forward, compensation, stuck, verbs, reload.
 
 use std::time::Duration;
 
@@ -7,12 +7,12 @@ use weft::domain::saga::definition::Definition;
 
 use crate::{
     saga_participant::Behaviour,
-    saga_world::{World, id, story},
+    saga_world::{World, history_lines, id},
     servers,
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_saga_runs_forward_and_tells_its_history() {
+async fn a_saga_runs_forward_and_has_a_history() {
     let world = World::new().await;
     let orchestrator = world.orchestrator().await;
     let view = orchestrator.to_its_end("order", &json!({"orderId": "o-1", "total": 21})).await;
@@ -28,7 +28,7 @@ async fn a_saga_runs_forward_and_tells_its_history() {
     let (status, detail) = orchestrator.get(&format!("/sagas/order/{id}")).await;
     assert_eq!(status, 200);
     assert_eq!(
-        story(&detail),
+        history_lines(&detail),
         ["started", "reserve do succeeded", "pack do succeeded", "charge do succeeded", "ship do succeeded"]
     );
     assert_eq!(detail["input"], json!({"orderId": "o-1", "total": 21}));
@@ -39,7 +39,7 @@ async fn a_saga_runs_forward_and_tells_its_history() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_undoes_in_reverse_and_tells_why() {
+async fn a_refusal_undoes_in_reverse_and_has_a_reason() {
     let world = World::new().await;
     let orchestrator = world.orchestrator().await;
     world.participant.behave("charge", Behaviour::Refuse("CreditLimitExceeded"));
@@ -53,9 +53,9 @@ async fn a_refusal_undoes_in_reverse_and_tells_why() {
     );
     let (body, _) = world.participant.calls("undo-pack").remove(0);
     assert_eq!(body, json!({"order": "o-1", "why": "INSUFFICIENT_CREDIT"}));
-    let (body, _) = world.participant.calls("told").remove(0);
+    let (body, _) = world.participant.calls("notify").remove(0);
     assert_eq!(body, json!({"reason": "INSUFFICIENT_CREDIT", "at": "charge"}));
-    let shown = orchestrator.person(&["show", "order", &id]).await;
+    let shown = orchestrator.cli(&["show", "order", &id]).await;
     let text = String::from_utf8(shown.stdout).unwrap();
     for line in ["State:    Compensated", "INSUFFICIENT_CREDIT at charge: refused by the test", "undo        succeeded"]
     {
@@ -64,7 +64,7 @@ async fn a_refusal_undoes_in_reverse_and_tells_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_in_doubt_are_repeated_and_effects_stay_single() {
+async fn unknown_results_are_retried_and_effects_stay_single() {
     let world = World::new().await;
     let orchestrator = world.orchestrator().await;
     for (command, behaviour) in [
@@ -74,7 +74,7 @@ async fn answers_in_doubt_are_repeated_and_effects_stay_single() {
     ] {
         world.participant.behave(command, behaviour);
     }
-    // `reserve` is refused once for load, so that its reply comes from a second attempt
+    // `reserve` is rejected once because of load, so its reply comes from a second attempt
     let view = orchestrator.to_its_end("order", &json!({"orderId": "o-1", "total": 1})).await;
     assert_eq!(view["state"], "Completed", "{view}");
     let id = id(&view);
@@ -107,7 +107,7 @@ async fn a_step_whose_answers_are_lost_is_undone_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_accepted_step_that_the_service_forgot_is_in_doubt() {
+async fn an_accepted_step_that_the_service_forgot_is_unknown() {
     let world = World::new().await;
     let orchestrator = world.orchestrator().await;
     let input = json!({"orderId": "o-1", "total": 1});
@@ -122,7 +122,7 @@ async fn an_accepted_step_that_the_service_forgot_is_in_doubt() {
         world.participant.calls("pack").iter().map(|(_, headers)| headers["idempotency-key"].clone()).collect();
     assert_eq!(keys, vec![format!("{}/pack/do", id(&view)); 3], "maxAttempts under one key");
 
-    // a pivot that may have happened turns nothing round
+    // a pivot that may have happened starts no compensation
     world.participant.behave("pack", Behaviour::Succeed);
     world.participant.behave("charge", Behaviour::Forgotten);
     let (_, view) = orchestrator.start_saga("order", &input, "", None).await;
@@ -151,7 +151,7 @@ async fn a_deadline_compensates_before_the_pivot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_undo_that_is_refused_is_stuck_loudly_until_a_retry_mends_it() {
+async fn a_refused_undo_is_reported_as_stuck_until_a_retry() {
     let world = World::new().await;
     let orchestrator = world.orchestrator().await;
     world.participant.behave("charge", Behaviour::Refuse("CreditLimitExceeded"));
@@ -161,12 +161,12 @@ async fn an_undo_that_is_refused_is_stuck_loudly_until_a_retry_mends_it() {
     let detail = orchestrator.until_state("order", &id, "Stuck").await;
     assert_eq!(detail["current"]["waitsForAPerson"], true, "{detail}");
     orchestrator.until_counts("order", &[("running", 1), ("compensating", 1), ("stuck", 1)]).await;
-    let told = orchestrator.status().await["sagas"]["order"]["stuckInstances"][0].clone();
+    let reported = orchestrator.status().await["sagas"]["order"]["stuckInstances"][0].clone();
     assert_eq!(
-        (told["id"].as_str(), told["step"].as_str(), told["operation"].as_str()),
+        (reported["id"].as_str(), reported["step"].as_str(), reported["operation"].as_str()),
         (Some(id.as_str()), Some("pack"), Some("undo"))
     );
-    servers::until("the metric says so", async || {
+    servers::until("the metric counts it", async || {
         orchestrator.metrics().await.contains("weft_saga_stuck{saga=\"order\"} 1")
     })
     .await;
@@ -174,19 +174,19 @@ async fn an_undo_that_is_refused_is_stuck_loudly_until_a_retry_mends_it() {
     assert_eq!(listed["items"][0]["id"], id.as_str());
 
     world.participant.behave("undo-pack", Behaviour::Succeed);
-    let output = orchestrator.person(&["retry", "order", &id]).await;
+    let output = orchestrator.cli(&["retry", "order", &id]).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let detail = orchestrator.until_state("order", &id, "Compensated").await;
     assert_eq!(
         world.participant.effects(&id),
         ["reserve do", "pack do", "pack undo", "reserve undo", "onCompensated do"]
     );
-    assert!(story(&detail).contains(&"retry".to_owned()));
+    assert!(history_lines(&detail).contains(&"retry".to_owned()));
     orchestrator.until_counts("order", &[("running", 0), ("compensating", 0), ("stuck", 0), ("compensated", 1)]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_outage_of_a_participant_heals_by_itself() {
+async fn a_saga_recovers_from_an_outage_of_a_participant() {
     let world = World::new().await;
     let orchestrator = world.orchestrator().await;
     world.participant.behave("ship", Behaviour::Unavailable);
@@ -194,7 +194,7 @@ async fn an_outage_of_a_participant_heals_by_itself() {
     let id = id(&view);
     orchestrator.until_state("order", &id, "Stuck").await;
     let calls = world.participant.count("ship");
-    servers::until("it goes on trying", async || world.participant.count("ship") > calls + 2).await;
+    servers::until("it is retried", async || world.participant.count("ship") > calls + 2).await;
     world.participant.behave("ship", Behaviour::Succeed);
     orchestrator.until_state("order", &id, "Completed").await;
 }
@@ -211,7 +211,8 @@ async fn verbs_pause_resume_cancel_and_skip() {
     let (status, view) = orchestrator.verb("order", &one, "pause").await;
     assert_eq!((status, &view["paused"]), (200, &json!(true)), "{view}");
     servers::until("the result is recorded all the same", async || {
-        story(&orchestrator.get(&format!("/sagas/order/{one}")).await.1).contains(&"pack do succeeded".to_owned())
+        history_lines(&orchestrator.get(&format!("/sagas/order/{one}")).await.1)
+            .contains(&"pack do succeeded".to_owned())
     })
     .await;
     assert_eq!(world.participant.count("charge"), 0);
@@ -256,15 +257,14 @@ async fn a_stuck_pivot_is_cancelled_only_when_nothing_can_make_it_happen() {
     assert_eq!(status, 409, "{problem}");
     assert!(problem["detail"].as_str().unwrap().contains("pause it first"), "{problem}");
 
-    // the next call has just begun: a pause does not call it back
+    // the next call has just begun: a pause does not cancel it
     let calls = world.participant.count("charge");
     servers::until("it is tried again", async || world.participant.count("charge") > calls).await;
     assert_eq!(orchestrator.verb("order", &id, "pause").await.0, 200);
     let (status, problem) = orchestrator.verb("order", &id, "cancel").await;
     assert_eq!(status, 409, "{problem}");
-    assert!(problem["detail"].as_str().unwrap().contains("is under way"), "{problem}");
-    servers::until("the call has come to its end", async || orchestrator.verb("order", &id, "cancel").await.0 == 200)
-        .await;
+    assert!(problem["detail"].as_str().unwrap().contains("is in progress"), "{problem}");
+    servers::until("the call has ended", async || orchestrator.verb("order", &id, "cancel").await.0 == 200).await;
     let calls = world.participant.count("charge");
     orchestrator.verb("order", &id, "resume").await;
     orchestrator.until_state("order", &id, "Compensated").await;
@@ -324,7 +324,7 @@ async fn a_new_definition_is_for_new_instances() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_expression_that_fails_is_a_failure_in_words() {
+async fn an_expression_that_fails_names_the_missing_member() {
     let world = World::new().await;
     let orchestrator = world.orchestrator().await;
     let view = orchestrator.to_its_end("order", &json!({"total": 1})).await;
@@ -340,7 +340,7 @@ async fn bad_requests_get_a_sentence() {
     let (status, problem) = orchestrator.start_saga("nothing", &json!({}), "", None).await;
     assert_eq!((status, &problem["detail"]), (404, &json!("there is no saga `nothing`")));
     for (path, status, part) in [
-        ("/sagas/order/none", 400, "is no id"),
+        ("/sagas/order/none", 400, "is not the id"),
         ("/sagas/order/0192f3a4-0000-7000-8000-000000000001", 404, "there is no instance"),
         ("/sagas/order?state=lost", 400, "there is no state `lost`"),
         ("/sagas/nothing", 404, "there is no saga"),

@@ -1,4 +1,4 @@
-//! The orchestrator, the database and the network die in mid-flight: every saga ends, with each effect exactly once.
+//! Crashes of orchestrator, database and network while sagas run: every saga ends, with each effect exactly once.
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ async fn until_all_ended(orchestrator: &Running) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_orchestrator_killed_in_mid_flight_goes_on_where_it_was() {
+async fn a_killed_orchestrator_continues_its_sagas() {
     let world = World::new().await;
     let mut orchestrator = two_sagas(&world).await;
     let started = start_all(&world, &orchestrator).await;
@@ -61,21 +61,21 @@ async fn an_orchestrator_killed_in_mid_flight_goes_on_where_it_was() {
         servers::until("some calls are made", async || world.participant.count("pack") > round * SAGAS / 6).await;
         orchestrator.kill9();
         orchestrator.start();
-        servers::until("it answers", async || orchestrator.is_ready().await).await;
+        servers::until("it is ready", async || orchestrator.is_ready().await).await;
     }
     until_all_ended(&orchestrator).await;
     check(&world, &started);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_killed_in_mid_flight_is_waited_for() {
+async fn sagas_continue_after_a_killed_database_is_back() {
     let mut world = World::new().await;
     let orchestrator = two_sagas(&world).await;
     let started = start_all(&world, &orchestrator).await;
     for round in 1..=3 {
         servers::until("some calls are made", async || world.participant.count("pack") > round * SAGAS / 6).await;
         world.database.server.kill9();
-        servers::until("the status says so", async || {
+        servers::until("the problem is reported", async || {
             orchestrator.status().await["problems"].as_array().is_some_and(|problems| {
                 problems.iter().any(|problem| problem["reason"].as_str().is_some_and(|r| r.starts_with("Database")))
             })
@@ -85,7 +85,7 @@ async fn a_database_killed_in_mid_flight_is_waited_for() {
     }
     until_all_ended(&orchestrator).await;
     check(&world, &started);
-    servers::until("the problem is gone", async || orchestrator.status().await.get("problems").is_none()).await;
+    servers::until("the problem is resolved", async || orchestrator.status().await.get("problems").is_none()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,7 +97,7 @@ async fn a_stopped_orchestrator_cannot_write_after_it_was_taken_over_from() {
     first.signal("-STOP");
     let mut contract = first.contract.clone();
     contract.api_port = servers::free_port();
-    // ready once the lease of the stopped one is over
+    // it is ready when the lease of the stopped one has expired
     let second = world.run(contract).await;
     until_all_ended(&second).await;
     check(&world, &started);
@@ -105,7 +105,7 @@ async fn a_stopped_orchestrator_cannot_write_after_it_was_taken_over_from() {
     let rows = "select count(*), coalesce(sum(hashtext(id::text || seq || body)), 0) from weft.saga_event";
     let before = client.query_one(rows, &[]).await.unwrap();
     first.signal("-CONT");
-    servers::until("the first one knows that it holds nothing", async || {
+    servers::until("the first one has dropped its partitions", async || {
         !first.is_ready().await && first.status().await["sagas"]["order"]["running"] == 0
     })
     .await;
@@ -118,14 +118,14 @@ async fn a_stopped_orchestrator_cannot_write_after_it_was_taken_over_from() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_orchestrator_that_ends_in_order_hands_over_at_once() {
+async fn an_orchestrator_that_shuts_down_hands_over_at_once() {
     let world = World::new().await;
     let mut first = two_sagas(&world).await;
     let started = start_all(&world, &first).await;
     let mut contract = first.contract.clone();
     contract.api_port = servers::free_port();
     let second = world.spawn(contract);
-    servers::until("the second one stands by", async || {
+    servers::until("the second one is a standby", async || {
         second.status().await["problems"][0]["reason"] == "Standby" && !second.is_ready().await
     })
     .await;
@@ -173,9 +173,9 @@ async fn start_all_patiently(orchestrator: &Running) -> Vec<(String, bool)> {
     started
 }
 
-/// A key is sent again after its saga has ended, at a time when the database takes nothing for longer than the deadline.
+/// A key is sent again after its saga has ended, while the database commits nothing for longer than the deadline.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_repeated_while_the_database_stalls_stops_nothing() {
+async fn a_repeated_start_while_the_database_stalls_blocks_nothing() {
     let world = World::new().await;
     let mut hasty = world.definition("hasty");
     hasty.deadline_ms = 3_000;
@@ -193,7 +193,8 @@ async fn a_start_repeated_while_the_database_stalls_stops_nothing() {
     assert_eq!(status, 201);
     let client = world.database.superuser().await;
     client.batch_execute("begin; lock weft.saga_instance in access exclusive mode").await.unwrap();
-    // this one's commit is under way when the key comes again: the repeated start and what follows it share the next one
+    // the commit of this start is in progress when the key is sent again: the repeated start and what follows it share
+    // the next commit
     let (other, again, ()) = tokio::join!(
         orchestrator.start_saga("hasty", &input, "", None),
         orchestrator.start_saga("hasty", &input, "?wait=true", Some("k-1")),
@@ -214,11 +215,11 @@ async fn a_start_repeated_while_the_database_stalls_stops_nothing() {
     );
     assert_eq!(other.0, 201, "{other:?}");
     assert_eq!((again.0, &again.1["id"], &again.1["state"]), (200, &first["id"], &json!("Completed")));
-    goes_on(&world, &orchestrator, &id(&first)).await;
+    continues(&world, &orchestrator, &id(&first)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_repeated_while_the_database_is_down_stops_nothing() {
+async fn a_repeated_start_while_the_database_is_down_blocks_nothing() {
     let mut world = World::new().await;
     let mut hasty = world.definition("hasty");
     hasty.deadline_ms = 3_000;
@@ -227,17 +228,18 @@ async fn a_start_repeated_while_the_database_is_down_stops_nothing() {
     let (_, first) = orchestrator.start_saga("hasty", &input, "?wait=true", Some("k-1")).await;
     world.database.server.kill9();
     let (again, ()) = tokio::join!(orchestrator.start_saga("hasty", &input, "", Some("k-1")), async {
-        servers::until("the status says so", async || orchestrator.status().await["problems"][0].is_object()).await;
-        // longer than the deadline, and than what it is put off by
+        servers::until("the problem is reported", async || orchestrator.status().await["problems"][0].is_object())
+            .await;
+        // longer than the deadline, and than the time by which it is postponed
         tokio::time::sleep(Duration::from_secs(4)).await;
         world.database.server.restart();
     });
     assert_eq!((again.0, &again.1["id"], &again.1["state"]), (200, &first["id"], &json!("Completed")));
-    goes_on(&world, &orchestrator, &id(&first)).await;
+    continues(&world, &orchestrator, &id(&first)).await;
 }
 
-/// The first life of a repeated start is as it was, and new sagas run.
-async fn goes_on(world: &World, orchestrator: &Running, first: &str) {
+/// The first instance of a repeated start is unchanged, and new sagas run.
+async fn continues(world: &World, orchestrator: &Running, first: &str) {
     let view = orchestrator.to_its_end("hasty", &json!({"orderId": "o-2", "total": 1})).await;
     assert_eq!(view["state"], "Completed", "{view}");
     assert_eq!(world.participant.effects(first), ["reserve do", "pack do", "charge do", "ship do"]);
@@ -246,9 +248,9 @@ async fn goes_on(world: &World, orchestrator: &Running, first: &str) {
     servers::until("nothing is wrong", async || orchestrator.status().await.get("problems").is_none()).await;
 }
 
-/// As after a roll-back of the orchestrator's version, or when somebody has tidied up by hand.
+/// Such logs exist after a roll-back of the orchestrator's version, or after manual changes.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_instance_that_cannot_be_read_keeps_no_other_one_from_going_on() {
+async fn an_unreadable_instance_blocks_no_other_one() {
     let world = World::new().await;
     let mut orchestrator = world.orchestrator_of(|order| order.steps[1].timeout_ms = 60_000).await;
     world.participant.behave("pack", Behaviour::Slow(Duration::from_secs(30)));
@@ -258,7 +260,7 @@ async fn an_instance_that_cannot_be_read_keeps_no_other_one_from_going_on() {
         let (_, view) = orchestrator.start_saga("order", &input, "", Some(&format!("k-{number}"))).await;
         started.push(id(&view));
     }
-    servers::until("they are under way", async || world.participant.count("pack") == 20).await;
+    servers::until("they are running", async || world.participant.count("pack") == 20).await;
     orchestrator.kill9();
     let client = world.database.superuser().await;
     let (newer, headless, holed, undefined) = (&started[0], &started[1], &started[2], &started[3]);
@@ -276,12 +278,12 @@ async fn an_instance_that_cannot_be_read_keeps_no_other_one_from_going_on() {
     let view = orchestrator.to_its_end("order", &json!({"orderId": "new", "total": 1})).await;
     assert_eq!(view["state"], "Completed", "{view}");
     let problems = orchestrator.status().await["problems"].clone();
-    let said = problems.to_string();
-    assert!(started[..4].iter().all(|id| said.contains(id)), "{said}");
-    assert!(started[4..].iter().all(|id| !said.contains(id)), "{said}");
-    assert!(problems.as_array().unwrap().iter().all(|problem| problem["reason"] == "InstanceUnreadable"), "{said}");
+    let messages = problems.to_string();
+    assert!(started[..4].iter().all(|id| messages.contains(id)), "{messages}");
+    assert!(started[4..].iter().all(|id| !messages.contains(id)), "{messages}");
+    assert!(problems.as_array().unwrap().iter().all(|problem| problem["reason"] == "InstanceUnreadable"), "{messages}");
 
-    // it is there all the same: its key starts nothing, and whoever asks is told
+    // it exists all the same: its key starts nothing, and requests for it get an error
     let input = json!({"orderId": "o-0", "total": 0});
     let (status, problem) = orchestrator.start_saga("order", &input, "", Some("k-0")).await;
     assert_eq!((status, &problem["title"]), (500, &json!("Unreadable")), "{problem}");
@@ -292,7 +294,7 @@ async fn an_instance_that_cannot_be_read_keeps_no_other_one_from_going_on() {
     );
     assert_eq!(world.participant.effects(newer), ["reserve do", "pack do"]);
 
-    // a version that can read it goes on with it
+    // a version that can read it continues it
     client.execute("delete from weft.saga_event where body like '%forked%'", &[]).await.unwrap();
     orchestrator.kill9();
     orchestrator.start();

@@ -1,5 +1,5 @@
-//! A service that takes part in sagas: in the test's process, so that it outlives orchestrators. It keeps the barrier of
-//! DESIGN §5 and writes down every effect, in order, so that a test can check them exactly.
+//! A participant in the test's process, so that it survives crashes of orchestrators. It implements the barrier of
+//! `weft.enter` and records every effect in order, so that a test can check them exactly.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,7 +19,7 @@ use axum::{
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-/// How a command is answered, besides taking effect.
+/// How a command is answered, and whether it takes effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Behaviour {
     Succeed,
@@ -27,17 +27,17 @@ pub enum Behaviour {
     Refuse(&'static str),
     /// 503; no effect.
     Unavailable,
-    /// The effect takes place and the answer is lost.
+    /// 503 after the effect.
     LoseTheAnswer,
-    /// The answer comes after so long; the effect at once.
+    /// Success after this time; the effect at once.
     Slow(Duration),
-    /// No effect, and no answer as long as it behaves so; then 503.
+    /// No effect, and no answer until the behaviour changes; then 503.
     NoAnswer,
-    /// 202 and a Location that becomes 200 at the third look.
+    /// 202 and a Location that is 200 at the third poll.
     Accepted,
-    /// 202 and a Location that is 202 for ever.
+    /// 202 and a Location that is 202 forever.
     Unfinished,
-    /// 202 and a Location that is 404: the effect takes place, the service has forgotten the job.
+    /// 202 and a Location that is 404: the command takes effect, but the service has forgotten the job.
     Forgotten,
     /// 200 with this reply.
     Reply(Value),
@@ -54,13 +54,13 @@ pub struct Effect {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// By command; for one saga by `command/saga-id`.
+    /// By command, or by `command/saga-id` for one saga.
     behaviours: HashMap<String, Behaviour>,
     keys: HashSet<(String, String, String)>,
     effects: Vec<Effect>,
-    /// Every call, with its body and headers, repeated ones too.
+    /// Every call with its body and headers, also repeated ones.
     calls: Vec<(String, Value, HashMap<String, String>)>,
-    looks: HashMap<String, u32>,
+    polls: HashMap<String, u32>,
 }
 
 #[derive(Clone, Debug)]
@@ -86,7 +86,7 @@ impl Participant {
         format!("http://{}/commands/{command}", self.address)
     }
 
-    /// From now on `command` (of one saga: `command/saga-id`) is answered so.
+    /// Sets how `command` (of one saga: `command/saga-id`) is answered from now on.
     pub fn behave(&self, command: &str, behaviour: Behaviour) {
         self.inner.lock().unwrap().behaviours.insert(command.to_owned(), behaviour);
     }
@@ -110,7 +110,7 @@ impl Participant {
 }
 
 impl Inner {
-    /// `weft.enter`: whether the operation is to take effect.
+    /// `weft.enter`: whether the operation must take effect.
     fn enter(&mut self, saga: &str, step: &str, operation: &str) -> bool {
         let key = |operation: &str| (saga.to_owned(), step.to_owned(), operation.to_owned());
         match operation {
@@ -186,7 +186,7 @@ async fn command(
 
 async fn job(State(participant): State<Participant>, Path(job): Path<String>) -> Response {
     let mut inner = participant.inner.lock().unwrap();
-    let looks = inner.looks.entry(job.clone()).or_default();
-    *looks += 1;
-    if *looks < 3 { StatusCode::ACCEPTED.into_response() } else { Json(json!({"job": job})).into_response() }
+    let polls = inner.polls.entry(job.clone()).or_default();
+    *polls += 1;
+    if *polls < 3 { StatusCode::ACCEPTED.into_response() } else { Json(json!({"job": job})).into_response() }
 }

@@ -1,4 +1,4 @@
-//! Sagas that are started by events, from a real NATS JetStream.
+//! Sagas that are started by events of a real NATS JetStream.
 
 use async_nats::{HeaderMap, jetstream};
 use serde_json::json;
@@ -44,7 +44,7 @@ fn order_created(nats: &Nats, since: Option<jiff::Timestamp>) -> Start {
     }
 }
 
-fn data(order: &str) -> String {
+fn order_data(order: &str) -> String {
     json!({"orderId": order, "total": 1}).to_string()
 }
 
@@ -59,21 +59,21 @@ fn reserved(world: &World) -> Vec<String> {
 const CONSUMER: &str = "weft-saga_shop_default_order_OrderCreated";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_happened_before_the_saga_was_made_starts_nothing() {
+async fn events_older_than_the_saga_start_nothing() {
     let world = World::new().await;
     let nats = Nats::start();
     let context = jetstream::new(async_nats::connect(nats.url()).await.unwrap());
     let stream = make_stream(&context).await;
     for number in 0..20 {
-        publish(&context, "/shop/orders", "OrderCreated", &format!("old-{number}"), &data("old")).await;
+        publish(&context, "/shop/orders", "OrderCreated", &format!("old-{number}"), &order_data("old")).await;
     }
     let since = jiff::Timestamp::now();
     let contract = world.contract(vec![world.definition("order")], vec![order_created(&nats, Some(since))]);
     let orchestrator = world.run(contract).await;
-    publish(&context, "/shop/orders", "OrderPaid", "p-1", &data("paid")).await;
-    publish(&context, "/shop/orders", "OrderCreated", "e-1", &data("o-1")).await;
+    publish(&context, "/shop/orders", "OrderPaid", "p-1", &order_data("paid")).await;
+    publish(&context, "/shop/orders", "OrderCreated", "e-1", &order_data("o-1")).await;
     orchestrator.until_counts("order", &[("completed", 1), ("running", 0)]).await;
-    publish(&context, "/shop/orders", "OrderCreated", "e-2", &data("o-2")).await;
+    publish(&context, "/shop/orders", "OrderCreated", "e-2", &order_data("o-2")).await;
     orchestrator.until_counts("order", &[("completed", 2), ("running", 0)]).await;
     assert_eq!(reserved(&world), ["o-1", "o-2"]);
     let info = stream.consumer_info(CONSUMER).await.unwrap();
@@ -81,9 +81,9 @@ async fn what_happened_before_the_saga_was_made_starts_nothing() {
     assert_eq!(info.delivered.consumer_sequence, 2, "nothing else was read");
 }
 
-/// As one that an older version made, or a Saga of the same name that was deleted.
+/// Such a consumer may be left by an older version, or by a deleted Saga of the same name.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_consumer_that_is_there_goes_on_where_it_was_and_passes_over_the_past() {
+async fn an_existing_consumer_keeps_its_position_and_skips_past_events() {
     let world = World::new().await;
     let nats = Nats::start();
     let context = jetstream::new(async_nats::connect(nats.url()).await.unwrap());
@@ -94,15 +94,15 @@ async fn a_consumer_that_is_there_goes_on_where_it_was_and_passes_over_the_past(
         ..Default::default()
     };
     stream.create_consumer(config).await.unwrap();
-    publish(&context, "/shop/orders", "OrderCreated", "old", &data("old")).await;
+    publish(&context, "/shop/orders", "OrderCreated", "old", &order_data("old")).await;
     let since = jiff::Timestamp::now();
     let contract = world.contract(vec![world.definition("order")], vec![order_created(&nats, Some(since))]);
     let mut orchestrator = world.run(contract).await;
-    publish(&context, "/shop/orders", "OrderCreated", "e-1", &data("o-1")).await;
+    publish(&context, "/shop/orders", "OrderCreated", "e-1", &order_data("o-1")).await;
     orchestrator.until_counts("order", &[("completed", 1), ("running", 0)]).await;
     assert_eq!(reserved(&world), ["o-1"]);
     let filter = async || stream.consumer_info(CONSUMER).await.unwrap().config.filter_subject;
-    assert_eq!(filter().await, "", "everything, until it has caught up");
+    assert_eq!(filter().await, "", "all subjects, until it has caught up");
     servers::until("it has caught up", async || {
         let info = stream.consumer_info(CONSUMER).await.unwrap();
         info.num_pending == 0 && info.num_ack_pending == 0
@@ -112,8 +112,8 @@ async fn a_consumer_that_is_there_goes_on_where_it_was_and_passes_over_the_past(
     orchestrator.start();
     orchestrator.until_ready().await;
     servers::until("it reads its own events only", async || filter().await == "events.*.OrderCreated").await;
-    publish(&context, "/shop/orders", "OrderPaid", "p-1", &data("paid")).await;
-    publish(&context, "/shop/orders", "OrderCreated", "e-2", &data("o-2")).await;
+    publish(&context, "/shop/orders", "OrderPaid", "p-1", &order_data("paid")).await;
+    publish(&context, "/shop/orders", "OrderCreated", "e-2", &order_data("o-2")).await;
     orchestrator.until_counts("order", &[("completed", 2), ("running", 0)]).await;
     assert_eq!(reserved(&world), ["o-1", "o-2"]);
     assert_eq!(stream.consumer_info(CONSUMER).await.unwrap().delivered.consumer_sequence, 3, "nothing is read twice");
@@ -126,36 +126,36 @@ async fn an_event_starts_one_saga_whatever_is_repeated() {
     let start = order_created(&nats, None);
     let contract = world.contract(vec![world.definition("order")], vec![start]);
     let mut orchestrator = world.run(contract).await;
-    servers::until("the missing stream is said in words", async || {
+    servers::until("the missing stream is reported", async || {
         orchestrator.status().await["problems"][0]["message"]
             .as_str()
-            .is_some_and(|m| m.contains("stream `events` is not there yet"))
+            .is_some_and(|m| m.contains("stream `events` does not exist yet"))
     })
     .await;
 
     let client = async_nats::connect(nats.url()).await.unwrap();
     let stream = jetstream::new(client);
     make_stream(&stream).await;
-    publish(&stream, "/shop/orders", "OrderCreated", "e-1", &data("o-1")).await;
-    publish(&stream, "/shop/orders", "OrderCreated", "e-1", &data("o-1")).await;
-    publish(&stream, "/other/orders", "OrderCreated", "e-2", &data("o-2")).await;
-    publish(&stream, "/shop/orders", "OrderCancelled", "e-3", &data("o-3")).await;
+    publish(&stream, "/shop/orders", "OrderCreated", "e-1", &order_data("o-1")).await;
+    publish(&stream, "/shop/orders", "OrderCreated", "e-1", &order_data("o-1")).await;
+    publish(&stream, "/other/orders", "OrderCreated", "e-2", &order_data("o-2")).await;
+    publish(&stream, "/shop/orders", "OrderCancelled", "e-3", &order_data("o-3")).await;
     publish(&stream, "/shop/orders", "OrderCreated", "e-4", "not json").await;
-    publish(&stream, "/shop/orders", "OrderCreated", "e-5", &data("o-5")).await;
+    publish(&stream, "/shop/orders", "OrderCreated", "e-5", &order_data("o-5")).await;
     orchestrator.until_counts("order", &[("completed", 2), ("running", 0)]).await;
-    servers::until("the problem is gone", async || orchestrator.status().await.get("problems").is_none()).await;
+    servers::until("the problem is resolved", async || orchestrator.status().await.get("problems").is_none()).await;
 
-    // what was published while nobody listened is started afterwards, and nothing else again
+    // events that were published while no orchestrator ran start sagas afterwards, each once
     orchestrator.kill9();
-    publish(&stream, "/shop/orders", "OrderCreated", "e-5", &data("o-5")).await;
-    publish(&stream, "/shop/orders", "OrderCreated", "e-6", &data("o-6")).await;
+    publish(&stream, "/shop/orders", "OrderCreated", "e-5", &order_data("o-5")).await;
+    publish(&stream, "/shop/orders", "OrderCreated", "e-6", &order_data("o-6")).await;
     orchestrator.start();
     orchestrator.until_counts("order", &[("completed", 3), ("running", 0)]).await;
 
     nats.kill9();
     nats.restart();
     let client = async_nats::connect(nats.url()).await.unwrap();
-    publish(&jetstream::new(client), "/shop/orders", "OrderCreated", "e-7", &data("o-7")).await;
+    publish(&jetstream::new(client), "/shop/orders", "OrderCreated", "e-7", &order_data("o-7")).await;
     orchestrator.until_counts("order", &[("completed", 4), ("running", 0)]).await;
     assert_eq!(reserved(&world), ["o-1", "o-5", "o-6", "o-7"]);
 }

@@ -1,4 +1,4 @@
-//! An orchestrator as a process of its own, on a database of its own, with a participant in the test's process.
+//! An orchestrator as a separate process, with a database of its own and a participant in the test's process.
 
 #![allow(dead_code, reason = "each test uses what it needs")]
 
@@ -61,7 +61,8 @@ impl World {
         }
     }
 
-    /// `reserve` and `pack` can be undone, `charge` is the pivot, `ship` uses a reply; `told` tells of a compensation.
+    /// `reserve` and `pack` can be undone, `charge` is the pivot, `ship` uses a reply; `notify` is called after a
+    /// compensation.
     pub fn definition(&self, name: &str) -> Definition {
         let mut charge = self.step("charge", false);
         charge.pivot = true;
@@ -73,7 +74,7 @@ impl World {
             version: String::new(),
             deadline_ms: 60_000,
             steps: vec![self.step("reserve", true), self.step("pack", true), charge, ship],
-            on_compensated: Some(self.call("told", &[("reason", "failure.reason"), ("at", "failure.step")])),
+            on_compensated: Some(self.call("notify", &[("reason", "failure.reason"), ("at", "failure.step")])),
         }
         .seal()
     }
@@ -94,7 +95,7 @@ impl World {
         self.orchestrator_of(|_| {}).await
     }
 
-    /// As [`World::orchestrator`], its saga changed.
+    /// As [`World::orchestrator`], with a changed saga.
     pub async fn orchestrator_of(&self, change: impl FnOnce(&mut Definition)) -> Running {
         let mut definition = self.definition("order");
         change(&mut definition);
@@ -152,7 +153,7 @@ impl Running {
         assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
     }
 
-    /// Asks it to end and waits until it has.
+    /// Sends SIGTERM and waits until the process has ended.
     pub async fn terminate(&mut self) {
         self.signal("-TERM");
         let mut process = self.process.take().unwrap();
@@ -207,7 +208,7 @@ impl Running {
         .await;
     }
 
-    /// Starts an instance; answers the HTTP status and the document.
+    /// Starts an instance; returns the HTTP status and the document.
     pub async fn start_saga(&self, saga: &str, input: &Value, query: &str, key: Option<&str>) -> (u16, Value) {
         let mut request = self.client.post(self.url(&format!("/sagas/{saga}{query}"))).json(input);
         if let Some(key) = key {
@@ -248,8 +249,8 @@ impl Running {
         last
     }
 
-    /// Runs `weft saga …` as a person would.
-    pub async fn person(&self, arguments: &[&str]) -> Output {
+    /// Runs `weft saga …`.
+    pub async fn cli(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
         command.arg("saga").args(arguments).env("WEFT_ORCHESTRATOR_URL", self.url(""));
         tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
@@ -261,9 +262,9 @@ pub fn id(view: &Value) -> String {
 }
 
 /// The history as `step operation outcome`, in order.
-pub fn story(detail: &Value) -> Vec<String> {
+pub fn history_lines(detail: &Value) -> Vec<String> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let tell =
+    let line =
         |t: &Value| format!("{} {} {}", text(&t["step"]), text(&t["operation"]), text(&t["outcome"])).trim().to_owned();
-    detail["history"].as_array().unwrap_or_else(|| panic!("no history in {detail}")).iter().map(tell).collect()
+    detail["history"].as_array().unwrap_or_else(|| panic!("no history in {detail}")).iter().map(line).collect()
 }

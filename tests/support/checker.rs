@@ -1,16 +1,16 @@
-//! The checker of the relay's promise: no event lost, none reordered within its aggregate, duplicates under the same id,
-//! none that was rolled back.
+//! Checks the relay's promise: no event lost, none reordered within its aggregate, duplicates under the same id, none
+//! that was rolled back.
 //!
-//! A writer numbers the events of each aggregate 1, 2, 3, … in the transaction that writes them (a counter in the aggregate's
-//! row), and puts the number into the payload as `n`. The counters that are committed in the end are the truth, also
-//! when the writer never learned whether its commit succeeded.
+//! A writer numbers the events of each aggregate 1, 2, 3, … in the transaction that writes them (a counter in the
+//! aggregate's row), and puts the number into the payload as `n`. The committed counters are the truth, even when the
+//! writer does not know whether its commit succeeded.
 
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
 };
 
-/// An event as a consumer sees it, in the order of the stream.
+/// An event as a consumer receives it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivered {
     pub id: String,
@@ -21,7 +21,7 @@ pub struct Delivered {
     pub sequence: String,
 }
 
-/// What the checker found; everything but `duplicates` must be zero.
+/// The result; everything except `duplicates` must be zero.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
     pub events: u64,
@@ -30,12 +30,12 @@ pub struct Verdict {
     pub reordered: u64,
     /// Deliveries of a number that was never committed.
     pub phantoms: u64,
-    /// Deliveries of a number under another id than its first.
+    /// Deliveries of a number under another id than that of its first delivery.
     pub renamed: u64,
     /// First deliveries of an aggregate whose `sequence` is not above the one before.
     pub unsorted: u64,
     pub duplicates: u64,
-    /// The first few findings, for people.
+    /// The first few violations.
     pub examples: Vec<String>,
 }
 
@@ -100,7 +100,7 @@ pub fn check(committed: &BTreeMap<String, u64>, delivered: &[Delivered]) -> Verd
         for number in 1..=count {
             if !delivered.is_some_and(|numbers| numbers.contains_key(&number)) {
                 verdict.lost += 1;
-                verdict.example(format!("{aggregate} {number} of {count} never came"));
+                verdict.example(format!("{aggregate} {number} of {count} was never delivered"));
             }
         }
     }
@@ -112,11 +112,11 @@ mod tests {
     use super::*;
 
     fn delivered(numbers: &[(u64, &str)]) -> Vec<Delivered> {
-        let event = |(place, &(number, id)): (usize, &(u64, &str))| Delivered {
+        let event = |(index, &(number, id)): (usize, &(u64, &str))| Delivered {
             id: id.to_owned(),
             aggregate: "a".to_owned(),
             number,
-            sequence: format!("{place:08}"),
+            sequence: format!("{index:08}"),
         };
         numbers.iter().enumerate().map(event).collect()
     }
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn the_checker_sees_each_way_to_break_the_promise() {
+    fn the_checker_detects_each_way_to_break_the_promise() {
         assert!(verdict(2, &[(1, "x"), (2, "y")]).is_kept());
         assert!(verdict(2, &[(1, "x"), (2, "y"), (1, "x"), (2, "y")]).is_kept(), "duplicates are allowed");
         assert_eq!(verdict(2, &[(1, "x"), (1, "x"), (2, "y")]).duplicates, 1);

@@ -1,4 +1,4 @@
-//! The service `customers`: keeps credit limits, and reserves credit for orders.
+//! The service `customers`: manages credit limits, and reserves credit for orders.
 
 use axum::{
     Json, Router,
@@ -86,7 +86,7 @@ async fn reserve(
         Begun::New(transaction) => transaction,
         Begun::Before(reply) => return Ok(reply),
     };
-    // locks the customer, so that two reservations cannot both take the last of the credit
+    // locks the customer, so that two reservations cannot both use the last of the credit
     let select = "select credit_limit - reserved from customers where id = $1 for update";
     let Some(row) = transaction.query_opt(select, &[&customer_id]).await? else {
         let reply = Reply::refused(StatusCode::UNPROCESSABLE_ENTITY, "CustomerNotFound", "there is no such customer");
@@ -110,7 +110,7 @@ async fn reserve(
     command.finish(transaction, Reply::ok(json!({"available": available - amount}))).await
 }
 
-/// Undoes [`reserve`], by what was reserved and not by what the command says.
+/// Undoes [`reserve`]: releases the recorded reservation, whatever amount the command contains.
 async fn release(
     State(pool): State<Pool>,
     command: Command,
@@ -121,11 +121,11 @@ async fn release(
         Begun::New(transaction) => transaction,
         Begun::Before(reply) => return Ok(reply),
     };
-    // the customer's row first, as in `reserve`, so that the two cannot wait for each other
+    // locks the customer's row first, as `reserve` does, so that the two cannot deadlock
     transaction.execute("select from customers where id = $1 for update", &[&customer_id]).await?;
     let delete = "delete from reservations where order_id = $1 and customer_id = $2 returning amount";
     let Some(row) = transaction.query_opt(delete, &[&order_id, &customer_id]).await? else {
-        // the reservation had been refused
+        // the reservation was refused
         return command.finish(transaction, Reply::ok(json!({"released": 0}))).await;
     };
     let amount: i64 = row.try_get(0)?;
@@ -136,8 +136,8 @@ async fn release(
     command.finish(transaction, Reply::ok(json!({"released": amount}))).await
 }
 
-/// Takes an event of another service, a `CloudEvent` in binary mode: attributes in `ce-…` headers, data in the body.
-/// Counts a customer's approved orders, each once, however often its event comes.
+/// Receives an event of another service, a `CloudEvent` in binary mode: attributes in `ce-…` headers, data in the body.
+/// Counts a customer's approved orders, each once, however often its event is delivered.
 async fn receive(
     State(pool): State<Pool>,
     headers: HeaderMap,

@@ -1,4 +1,4 @@
-//! Two services that place an order together: `orders` takes it, `customers` reserves credit for it.
+//! Two services that place an order together: `orders` accepts it, `customers` reserves credit for it.
 //!
 //! ```text
 //! POST /orders ─► orders ── OrderCreated ─► saga create-order ─► customers: reserve-credit ─► orders: approve-order
@@ -8,7 +8,7 @@
 //!
 //! - [`outbox`]: an event is a row, written in the transaction that changes the data.
 //! - [`saga`]: a command takes effect once, however often it is sent, and can be undone.
-//! - `customers` handles an event once, by `weft.receive`.
+//! - `customers` handles each event once, through `weft.receive`.
 
 #![deny(unreachable_pub)]
 

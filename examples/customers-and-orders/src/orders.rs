@@ -1,4 +1,4 @@
-//! The service `orders`: takes orders, and is told by the saga what becomes of them.
+//! The service `orders`: accepts orders, which the saga then approves or rejects.
 
 use axum::{
     Json, Router,
@@ -34,12 +34,12 @@ struct NewOrder {
     customer_id: String,
     /// In cents.
     total: i64,
-    /// Something that is kept in stock, if it is that.
+    /// The article, if the order is for one that is kept in stock.
     article: Option<String>,
 }
 
-/// The order and its event `OrderCreated`, in one transaction; the event starts the saga. With an `Idempotency-Key` a
-/// repeated request is answered with the first one's order.
+/// Creates the order and its event `OrderCreated` in one transaction; the event starts the saga. A repeated request
+/// with the same `Idempotency-Key` returns the first one's order.
 async fn place(
     State(pool): State<Pool>,
     headers: HeaderMap,
@@ -87,7 +87,7 @@ async fn show(State(pool): State<Pool>, Path(id): Path<String>) -> Result<Reply,
     })
 }
 
-/// The latest hundred.
+/// The latest hundred orders.
 async fn list(State(pool): State<Pool>) -> Result<Reply, Unavailable> {
     let rows = pool.get().await?.query(&format!("{ORDER} order by created_at desc limit 100"), &[]).await?;
     Ok(Reply::ok(rows.iter().map(order).collect::<Result<_, _>>()?))
@@ -117,7 +117,7 @@ async fn approve(
     command.finish(transaction, reply).await
 }
 
-/// Takes a piece of the article that a pending order names; whether there was one, or none is needed.
+/// Takes one piece of the pending order's article from the stock; returns whether there was one, or none was needed.
 async fn take_from_stock(transaction: &Transaction<'_>, order_id: &str) -> Result<bool, tokio_postgres::Error> {
     let wanted = "select article from orders where id = $1 and state = 'PENDING' and article is not null for update";
     let Some(order) = transaction.query_opt(wanted, &[&order_id]).await? else { return Ok(true) };
@@ -146,7 +146,7 @@ async fn reject(
     command.finish(transaction, reply).await
 }
 
-/// Moves a pending order to its final state and tells of it.
+/// Moves a pending order to its final state and emits the event.
 async fn decide(
     transaction: &Transaction<'_>,
     command: &Command,

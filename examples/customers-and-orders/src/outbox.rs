@@ -1,10 +1,11 @@
-//! Events: a row in the outbox, in the same transaction as the change that it tells of. Weft's relay publishes it.
+//! Events: each is a row in the outbox, written in the transaction that changes the data. Weft's relay publishes it.
 
 use axum::http::HeaderMap;
 use deadpool_postgres::Transaction;
 use serde_json::{Map, Value};
 
-/// Writes an event of one aggregate. Change the aggregate's own row first: its lock puts the aggregate's events in order.
+/// Writes an event of an aggregate. Change the aggregate's own row first: its lock determines the order of the
+/// aggregate's events.
 pub async fn emit(
     transaction: &Transaction<'_>,
     (aggregate_type, aggregate_id): (&str, &str),
@@ -17,7 +18,7 @@ pub async fn emit(
     Ok(())
 }
 
-/// The headers of a request that its events should carry on, so that one order can be followed through all services.
+/// The headers of a request that its events must contain too, so that one order can be traced through all services.
 pub fn trace(headers: &HeaderMap) -> Value {
     let carried = ["traceparent", "tracestate", "correlationid"];
     let found = carried.iter().filter_map(|&name| Some((name.to_owned(), headers.get(name)?.to_str().ok()?.into())));

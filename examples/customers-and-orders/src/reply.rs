@@ -1,4 +1,4 @@
-//! What a handler answers, and what it answers when it fails.
+//! The answers of handlers.
 
 use axum::{
     Json,
@@ -8,7 +8,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// An answer that can be kept, and given again when the same command comes again.
+/// An answer that can be stored, and returned again when the same command comes again.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reply {
     status: u16,
@@ -24,7 +24,7 @@ impl Reply {
         Self { status: 201, body }
     }
 
-    /// A refusal: an RFC 9457 problem. A saga knows it by its `kind`, and does not ask again.
+    /// A refusal: an RFC 9457 problem. A saga recognizes it by its `kind`, and does not retry.
     pub fn refused(status: StatusCode, kind: &str, detail: &str) -> Self {
         let body = json!({"type": kind, "title": kind, "status": status.as_u16(), "detail": detail});
         Self { status: status.as_u16(), body }
@@ -39,7 +39,7 @@ impl IntoResponse for Reply {
     }
 }
 
-/// Something that may pass: the caller is told to try again (503), the log is told what it was.
+/// A temporary failure: the caller gets a 503, the cause is logged.
 #[derive(Debug)]
 pub struct Unavailable(anyhow::Error);
 

@@ -1,8 +1,8 @@
 //! Commands of a saga: each takes effect once.
 //!
 //! The orchestrator repeats a command until it knows the outcome, so a command may come twice, late, or after its own
-//! undo. `weft.enter` says, in the handler's transaction, whether to act; `weft.remember` keeps the answer for the next
-//! time. A handler reads:
+//! undo. `weft.enter` decides, in the handler's transaction, whether to act; `weft.remember` stores the answer for a
+//! repetition. A handler has this form:
 //!
 //! ```text
 //! let transaction = match command.begin(&mut client).await? {
@@ -10,7 +10,7 @@
 //!     Begun::Before(reply) => return Ok(reply),
 //! };
 //! …                                          // change data, emit events
-//! command.finish(transaction, reply).await   // refusals too: the first answer stands
+//! command.finish(transaction, reply).await   // also with a refusal: a repetition gets the first answer
 //! ```
 
 use axum::{
@@ -31,16 +31,16 @@ pub struct Command {
     saga_id: String,
     step: String,
     op: String,
-    /// What the command's events carry on.
+    /// The headers that the command's events must contain.
     pub trace: Value,
 }
 
-/// What a command finds.
+/// Whether a command is new.
 #[expect(missing_debug_implementations, reason = "a transaction has none")]
 pub enum Begun<'a> {
-    /// It is new: act in this transaction, and finish it.
+    /// The command is new: act in this transaction, and finish it.
     New(Transaction<'a>),
-    /// It came before, or its undo did: answer this, and do nothing.
+    /// The command or its undo came before: return this answer, and do nothing.
     Before(Reply),
 }
 
@@ -53,7 +53,8 @@ impl Command {
             return Ok(Begun::New(transaction));
         }
         let earlier = transaction.query_one("select recall($1, $2, $3)", &[saga_id, step, op]).await?;
-        // an undo that came first has left a mark that keeps its do out: without the commit it would be lost
+        // an undo that comes before its do has inserted a row that blocks the do: without the commit the row would be
+        // lost
         transaction.commit().await?;
         Ok(Begun::Before(match earlier.try_get::<_, Option<Value>>(0)? {
             Some(reply) => serde_json::from_value(reply)?,

@@ -1,4 +1,4 @@
-//! What both services are served by.
+//! What both services share: database pool, health check, HTTP server.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::reply::Unavailable;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connections to the service's own database; made when needed, so the service starts without it.
+/// Connections to the service's own database. They are made when needed, so the service starts without the database.
 pub fn pool(database_url: &str) -> anyhow::Result<Pool> {
     let mut config: tokio_postgres::Config = database_url.parse().context("parsing DATABASE_URL")?;
     config.connect_timeout(TIMEOUT).application_name("customers-and-orders");
@@ -24,7 +24,8 @@ pub fn pool(database_url: &str) -> anyhow::Result<Pool> {
     pool.wait_timeout(Some(TIMEOUT)).create_timeout(Some(TIMEOUT)).build().context("making the pool")
 }
 
-/// `GET /healthz`: the database answers. For the readiness probe; a dead database is no reason to restart the service.
+/// `GET /healthz`: whether the database answers. This is for the readiness probe; an unreachable database is no reason
+/// to restart the service.
 pub fn health(pool: Pool) -> Router {
     Router::new().route("/healthz", get(healthz)).with_state(pool)
 }
@@ -34,7 +35,7 @@ async fn healthz(State(pool): State<Pool>) -> Result<&'static str, Unavailable> 
     Ok("ok\n")
 }
 
-/// Serves on `$PORT` until `SIGTERM`, then answers what has begun.
+/// Serves on `$PORT` until `SIGTERM`, then finishes the requests in progress.
 pub async fn serve(routes: Router) -> anyhow::Result<()> {
     let port: u16 = std::env::var("PORT").map_or(Ok(8080), |port| port.parse()).context("parsing PORT")?;
     let listener = TcpListener::bind(("0.0.0.0", port)).await.with_context(|| format!("listening on port {port}"))?;

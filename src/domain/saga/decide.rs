@@ -1,32 +1,34 @@
-//! What to do next: one pure function from definition, state and event to the new state and the next call.
+//! Decides what to do next: a pure function from definition, state and event to the new state and the next call.
 //!
-//! - A result is success, definite failure, or unknown. Unknown is repeated; a definite failure or the deadline compensates.
-//! - Undone is, in reverse order, every step that may have happened: those that succeeded, and the failing one too when one of
-//!   its attempts (attempt number > 1) or its only one (deadline, cancel, attempts exhausted) came to nothing certain. The
-//!   participant's barrier makes an undo without a do safe.
-//! - The pivot is the point of no return once it was called: until its answer is certain there is no way back either.
-//! - What must succeed (an undo, `onCompensated`, a step from the pivot on) is repeated until it does. After `maxAttempts` the
-//!   instance is stuck, says so, and goes on trying at the longest back-off, so that an outage heals by itself; a definite
-//!   failure there is stuck at once and waits for a person, since repeating cannot help.
+//! - A result is success, definite failure, or unknown. An unknown result is retried; a definite failure or the
+//!   deadline compensates.
+//! - Compensation undoes, in reverse order, every step that may have happened: the steps that succeeded, and also the
+//!   failing one when the outcome of one of its attempts is unknown (an earlier attempt, or the current one at a
+//!   deadline, a cancel or exhausted attempts). The participant's barrier makes an undo without a do safe.
+//! - Once the pivot was called, the saga cannot be compensated until its answer is certain.
+//! - What must succeed (an undo, `onCompensated`, a step from the pivot on) is retried until it does. After
+//!   `maxAttempts` the instance is stuck, which is reported, and is still retried at the longest back-off, so that it
+//!   recovers from an outage without a person. After a definite failure it is stuck at once and waits for a person,
+//!   since retrying cannot help.
 
 use super::{
     definition::{Definition, Step},
     state::{Event, Failure, Json, Phase, State, Stuck, codes},
 };
 
-/// Longest time that a participant's `Retry-After` is honoured for.
+/// Longest `Retry-After` of a participant that is honoured; a longer one is shortened to it.
 pub const MAX_RETRY_AFTER_MS: u64 = 600_000;
 
-/// Time and chance of one decision.
+/// Time and randomness of one decision.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
-    /// Milliseconds since the epoch; only told to people.
+    /// Milliseconds since the epoch; only shown, never compared.
     pub now_ms: i64,
     /// Uniform in [0, 1): the jitter of the back-off.
     pub random: f64,
 }
 
-/// A call to make. It may be sent only after the event that led to it is durable.
+/// A call to make. It may be sent only after the event that caused it is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Command {
     pub at: Phase,
@@ -37,15 +39,16 @@ pub struct Command {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Out of date, or without consequence: the state is as it was.
+    /// The event is out of date or has no effect; the state is unchanged.
     Ignored,
-    /// To be appended to the log; then the call may go out.
+    /// The event must be appended to the log; then the call may be sent.
     Recorded(Option<Command>),
-    /// Another unknown result of an instance that is stuck already: not recorded, so that an outage does not fill the log.
+    /// Another unknown result of an instance that is stuck already. It is not recorded, so that an outage does not fill
+    /// the log.
     Unrecorded(Command),
 }
 
-/// Why a person's verb does nothing. Displays as a clause: `it has ended`.
+/// Why a person's verb is refused. Displays as a clause: `it has ended`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error("it has ended")]
@@ -54,18 +57,18 @@ pub enum Refusal {
     NotStuck,
     #[error("no attempt has failed, so there is nothing to retry")]
     NothingToRetry,
-    #[error("it is being compensated already")]
+    #[error("it is already being compensated")]
     Compensating,
     #[error("it is past its point of no return (its pivot), so it can only go forward")]
     PastPivot,
-    /// Of the engine, as the next one: a replay does not know what is under way.
-    #[error("its pivot is tried again by itself and may yet happen; pause it first, then cancel")]
+    /// Returned by the engine, as is the next one: a replay does not know which calls are in progress.
+    #[error("its pivot is retried automatically and may still happen; pause it first, then cancel")]
     PivotTried,
-    #[error("a call of its pivot is under way; cancel again when that has come to its end")]
+    #[error("a call of its pivot is in progress; cancel again when it has ended")]
     PivotUnderWay,
 }
 
-/// The first state of an instance and its first call.
+/// The initial state of an instance, and its first call.
 pub fn start(definition: &Definition, input: Json) -> (State, Option<Command>) {
     let mut state = State {
         phase: Phase::Do(0),
@@ -85,7 +88,7 @@ pub fn start(definition: &Definition, input: Json) -> (State, Option<Command>) {
     (state, command)
 }
 
-/// The call to repeat after a crash: the one under way may have been sent, so it counts as an attempt.
+/// The call to repeat after a crash. The current attempt may have been sent, so it counts as an attempt.
 pub fn recover(state: &mut State) -> Option<Command> {
     let waits = state.stuck.as_ref().is_some_and(|stuck| stuck.waits);
     if state.phase.is_end() || waits || state.held {
@@ -94,14 +97,14 @@ pub fn recover(state: &mut State) -> Option<Command> {
     again(state, 0)
 }
 
-/// The engine found the instance paused when `command` was due: it goes out at `resume`.
+/// Called when the instance is paused and `command` was due: it is sent at `resume`.
 pub fn hold(state: &mut State, command: Command) {
     if state.paused && state.phase == command.at && state.attempt == command.attempt {
         state.stopped = true;
     }
 }
 
-/// The consequence of `event`. A refusal leaves the state as it was.
+/// Applies `event`. A refusal leaves the state unchanged.
 pub fn decide(definition: &Definition, state: &mut State, event: &Event, moment: Moment) -> Result<Decision, Refusal> {
     match event {
         Event::Started { .. } => Ok(Decision::Ignored),
@@ -129,7 +132,7 @@ pub fn decide(definition: &Definition, state: &mut State, event: &Event, moment:
     }
 }
 
-/// A result counts when it belongs to the call that is under way. The log may hold a higher attempt than a replay has counted,
+/// Whether a result belongs to the current call. The log may contain a higher attempt than a replay has counted,
 /// because recovery and unrecorded attempts raise it.
 fn current(state: &mut State, at: Phase, attempt: u32) -> bool {
     let counts = state.phase == at && attempt >= state.attempt;
@@ -152,7 +155,7 @@ fn null() -> Json {
     Json::from(serde_json::value::RawValue::NULL.to_owned())
 }
 
-/// The current operation is done (or skipped): what comes after it.
+/// The current operation is done (or skipped): enters the next phase.
 fn forward(definition: &Definition, state: &mut State) -> Option<Command> {
     let next = match state.phase {
         Phase::Do(index) if index + 1 < definition.steps.len() => Phase::Do(index + 1),
@@ -190,8 +193,9 @@ fn again(state: &mut State, after_ms: u64) -> Option<Command> {
 }
 
 fn failed(definition: &Definition, state: &mut State, code: &str, message: &str, moment: Moment) -> Option<Command> {
-    if let Some(index) = way_back(definition, state.phase) {
-        // the first attempt's definite failure had no effect; with an earlier attempt in doubt the step may have happened
+    if let Some(index) = compensable_step(definition, state.phase) {
+        // a definite failure of the first attempt had no effect; when the outcome of an earlier attempt is unknown, the
+        // step may have happened
         return compensate(definition, state, code, message, index + usize::from(state.attempt > 1));
     }
     state.stuck = Some(Stuck { message: format!("{code}: {message}"), since_ms: since(state, moment), waits: true });
@@ -203,7 +207,7 @@ fn unknown(definition: &Definition, state: &mut State, message: &str, retry_afte
     let used = (state.attempt + 1).saturating_sub(state.allowance_from);
     let exhausted = used >= policy.max_attempts;
     let pivot = matches!(state.phase, Phase::Do(index) if definition.pivot() == Some(index));
-    if let Some(index) = way_back(definition, state.phase)
+    if let Some(index) = compensable_step(definition, state.phase)
         && exhausted
         && !pivot
     {
@@ -233,15 +237,15 @@ fn since(state: &State, moment: Moment) -> i64 {
     state.stuck.as_ref().map_or(moment.now_ms, |stuck| stuck.since_ms)
 }
 
-/// The step that is under way, when the saga can still be compensated.
-fn way_back(definition: &Definition, phase: Phase) -> Option<usize> {
+/// The index of the current step, if the saga can still be compensated.
+fn compensable_step(definition: &Definition, phase: Phase) -> Option<usize> {
     match phase {
         Phase::Do(index) if definition.pivot().is_none_or(|pivot| index <= pivot) => Some(index),
         _ => None,
     }
 }
 
-/// Turns round: undoes the steps with an index below `until`.
+/// Starts the compensation: undoes the steps with an index below `until`.
 fn compensate(definition: &Definition, state: &mut State, code: &str, message: &str, until: usize) -> Option<Command> {
     let step = match state.phase {
         Phase::Do(index) => definition.steps.get(index),
@@ -257,9 +261,10 @@ fn compensate(definition: &Definition, state: &mut State, code: &str, message: &
     enter(state, backward(definition, until))
 }
 
-/// The first step not to undo when neither a result nor a failure is waited for; `None` when the pivot may have happened.
-fn turning_point(definition: &Definition, state: &State) -> Option<usize> {
-    let index = way_back(definition, state.phase)?;
+/// The index below which steps must be undone when the saga is compensated without a result of the current call; `None`
+/// when the pivot may have happened.
+fn undo_bound(definition: &Definition, state: &State) -> Option<usize> {
+    let index = compensable_step(definition, state.phase)?;
     let never_called = state.held && state.attempt == 1;
     if definition.pivot() == Some(index) && !never_called {
         return None;
@@ -268,7 +273,7 @@ fn turning_point(definition: &Definition, state: &State) -> Option<usize> {
 }
 
 fn deadline(definition: &Definition, state: &mut State) -> Decision {
-    match turning_point(definition, state) {
+    match undo_bound(definition, state) {
         Some(until) => {
             let message = format!("not finished within {} ms", definition.deadline_ms);
             Decision::Recorded(compensate(definition, state, codes::DEADLINE, &message, until))
@@ -307,10 +312,10 @@ fn cancel(definition: &Definition, state: &mut State) -> Result<Decision, Refusa
     match state.phase {
         phase if phase.is_end() => Err(Refusal::Ended),
         Phase::Do(index) => {
-            // whoever cancels a stuck pivot has found out that it did not happen; the engine sees to it that it does not later
+            // a person who cancels a stuck pivot has verified that it did not happen; the engine ensures that it cannot
+            // happen later
             let pivot_refused = state.stuck.is_some() && definition.pivot() == Some(index);
-            let until =
-                turning_point(definition, state).or(pivot_refused.then_some(index)).ok_or(Refusal::PastPivot)?;
+            let until = undo_bound(definition, state).or(pivot_refused.then_some(index)).ok_or(Refusal::PastPivot)?;
             Ok(Decision::Recorded(compensate(definition, state, codes::CANCELLED, MESSAGE, until)))
         }
         _ => Err(Refusal::Compensating),

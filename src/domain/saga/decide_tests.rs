@@ -14,7 +14,7 @@ fn call(name: &str) -> Call {
     }
 }
 
-/// `a` and `b` can be undone, `look` changes nothing, `charge` is the pivot, `ship` comes after it.
+/// `a` and `b` can be undone, `check` changes nothing, `charge` is the pivot, `ship` comes after it.
 fn definition() -> Definition {
     let step = |name: &str, undo: bool, pivot: bool| Step {
         name: name.into(),
@@ -31,12 +31,12 @@ fn definition() -> Definition {
         deadline_ms: 60_000,
         steps: vec![
             step("a", true, false),
-            step("look", false, false),
+            step("check", false, false),
             step("b", true, false),
             step("charge", false, true),
             step("ship", false, false),
         ],
-        on_compensated: Some(call("told")),
+        on_compensated: Some(call("notify")),
     }
 }
 
@@ -94,7 +94,7 @@ impl Run {
         (0..count).fold(self, |run, _| step(run))
     }
 
-    /// The phases that undo everything, once it has turned.
+    /// Completes the compensation and returns its phases.
     fn undone(mut self) -> Vec<Phase> {
         let mut phases = Vec::new();
         while !self.state.phase.is_end() {
@@ -124,7 +124,7 @@ fn a_definite_failure_undoes_the_steps_before_it_in_reverse() {
 }
 
 #[test]
-fn a_failure_after_an_attempt_in_doubt_undoes_the_failing_step_too() {
+fn a_failure_after_an_unknown_attempt_undoes_the_failing_step_too() {
     assert_eq!(Run::new().ok().ok().fail().undone(), [Phase::Undo(0), Phase::Notify]);
     assert_eq!(Run::new().ok().ok().unknown().fail().undone(), [Phase::Undo(2), Phase::Undo(0), Phase::Notify]);
 }
@@ -138,7 +138,7 @@ fn an_unknown_result_is_repeated_with_growing_back_off() {
 }
 
 #[test]
-fn attempts_that_come_to_nothing_compensate_the_step_too() {
+fn exhausted_attempts_undo_the_step_too() {
     let run = Run::new().times(3, Run::unknown);
     assert_eq!(run.state.failure.as_ref().map(|f| f.code.as_str()), Some(codes::ATTEMPTS));
     assert_eq!(run.undone(), [Phase::Undo(0), Phase::Notify]);
@@ -148,7 +148,7 @@ fn attempts_that_come_to_nothing_compensate_the_step_too() {
 fn the_pivot_is_repeated_until_its_answer_is_certain() {
     let run = Run::new().times(3, Run::ok).times(4, Run::unknown);
     assert_eq!(run.state.status(), Status::Stuck);
-    assert_eq!(run.command.map(|c| (c.at, c.attempt)), Some((Phase::Do(3), 5)), "it goes on by itself");
+    assert_eq!(run.command.map(|c| (c.at, c.attempt)), Some((Phase::Do(3), 5)), "it is retried without a person");
     assert_eq!(run.fail().undone(), [Phase::Undo(2), Phase::Undo(0), Phase::Notify]);
 }
 
@@ -170,11 +170,11 @@ fn a_deadline_from_the_pivot_on_is_only_reported() {
 }
 
 #[test]
-fn a_definite_failure_where_none_may_be_waits_for_a_person() {
+fn a_definite_failure_where_none_is_allowed_waits_for_a_person() {
     for mut run in [Run::new().times(4, Run::ok).fail(), Run::new().ok().ok().ok().fail().fail()] {
         let phase = run.state.phase;
         assert_eq!(run.state.stuck.as_ref().map(|s| (s.waits, s.since_ms)), Some((true, 7)));
-        assert_eq!(recover(&mut run.state), None, "a restart does not go on by itself");
+        assert_eq!(recover(&mut run.state), None, "a restart does not retry it");
         let run = run.event(Event::Retry { after: 1 });
         assert_eq!(run.command, Some(Command { at: phase, attempt: 2, after_ms: 0 }));
         assert_ne!(run.ok().state.status(), Status::Stuck);
@@ -182,7 +182,7 @@ fn a_definite_failure_where_none_may_be_waits_for_a_person() {
 }
 
 #[test]
-fn an_undo_in_doubt_is_stuck_after_its_attempts_and_goes_on() {
+fn an_undo_with_unknown_results_is_stuck_after_its_attempts_and_retried() {
     let mut run = Run::new().ok().fail().times(3, Run::unknown);
     assert_eq!(run.state.stuck.as_ref().map(|s| s.waits), Some(false));
     let (at, attempt) = run.at();
@@ -214,7 +214,7 @@ fn results_of_other_attempts_and_phases_are_ignored() {
 }
 
 #[test]
-fn recovery_repeats_the_call_and_remembers_the_doubt() {
+fn after_a_recovery_the_current_step_is_undone_too() {
     let mut run = Run::new().ok().ok();
     assert_eq!(recover(&mut run.state), Some(Command { at: Phase::Do(2), attempt: 2, after_ms: 0 }));
     assert_eq!(run.fail().undone(), [Phase::Undo(2), Phase::Undo(0), Phase::Notify]);

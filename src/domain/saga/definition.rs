@@ -1,7 +1,7 @@
-//! A saga's definition as the orchestrator runs it: every participant's address is resolved, every duration is a number.
+//! A saga's definition as the orchestrator runs it: addresses are resolved, durations are numbers.
 //!
-//! The operator makes it from a `Saga` object and the `Microservice`s that it names; an instance keeps the definition that
-//! it started with, so a definition is identified by the hash of its content ([`Definition::version`]).
+//! The operator makes it from a `Saga` object and the `Microservice`s that it names. An instance keeps the definition
+//! that it started with, so a definition is identified by the hash of its content ([`Definition::version`]).
 
 use std::collections::BTreeMap;
 
@@ -16,10 +16,11 @@ pub struct Definition {
     /// The `Saga` object's name, unique within its orchestrator.
     pub name: String,
     /// First 16 hex digits of the SHA-256 of the canonical JSON of everything else (see [`Definition::seal`]). The
-    /// orchestrator seals a definition that comes without, as one written by hand may.
+    /// orchestrator computes it for a definition without one, such as one that is written by hand.
     #[serde(default)]
     pub version: String,
-    /// Milliseconds from start after which a saga before its pivot is compensated. After the pivot it is only reported.
+    /// Milliseconds from the start after which a saga that has not reached its pivot is compensated. After the pivot a
+    /// passed deadline is only reported.
     pub deadline_ms: u64,
     pub steps: Vec<Step>,
     /// Called once everything is undone, retried like an undo.
@@ -47,15 +48,15 @@ impl Definition {
 pub struct Step {
     /// Unique within the saga; part of the idempotency key `SAGA-ID/STEP/do`.
     pub name: String,
-    /// The point of no return: once it succeeded the saga can only go forward.
+    /// The pivot (the point of no return): once it has succeeded, the saga can only go forward.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pivot: bool,
     #[serde(rename = "do")]
     pub action: Call,
-    /// `None`: the step has nothing to undo (it said `undo: {none: true}`, or it is the pivot or after it).
+    /// `None` when there is nothing to undo (`undo: {none: true}`, the pivot, or a step after it).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo: Option<Call>,
-    /// Milliseconds that one attempt may take; an attempt that takes longer is *unknown*.
+    /// Time-out of one attempt in milliseconds; the outcome of an attempt that takes longer is *unknown*.
     pub timeout_ms: u64,
     pub retry: RetryPolicy,
     /// The participant's failure code (`type` of its problem document) → the saga's `failure.reason`.
@@ -82,8 +83,8 @@ pub struct Call {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RetryPolicy {
-    /// Attempts of a `do` before the pivot; after them the saga compensates. An undo, and a step from the pivot on,
-    /// is retried for ever, and the saga is `Stuck` (still retrying) after this many attempts.
+    /// Attempts of a `do` before the pivot; after them the saga compensates. An undo, and a step from the pivot on, is
+    /// retried forever; after this many attempts the saga is `Stuck`, and still retried.
     pub max_attempts: u32,
     pub initial_backoff_ms: u64,
     pub max_backoff_ms: u64,

@@ -1,4 +1,4 @@
-//! CEL in `with`: compiled once per definition version, evaluated for each call.
+//! CEL expressions in `with`: compiled once for each definition version, evaluated for each call.
 //!
 //! Variables: `input`, `steps.NAME.reply` (of the steps that succeeded), and while compensating `failure` with its members
 //! `step`, `code`, `reason`, `message`. A step whose name holds a dash is written `steps["reserve-credit"].reply`.
@@ -18,15 +18,16 @@ use super::{
     references::{self, References},
 };
 
-/// A longer expression is refused: it is code, and belongs into a service.
+/// A longer expression is refused: it is code, and code belongs in a service.
 pub const MAX_LENGTH: usize = 1_000;
 
-/// Operations within operations, as the tree has them: the interpreter needs some 40 kB of stack for each.
+/// Maximum nesting depth of the tree: the interpreter needs about 40 kB of stack for each level.
 const MAX_DEPTH: usize = 32;
-/// Up to so many brackets and conditionals an expression is parsed on the caller's stack, more on one of its own: the parser
-/// needs up to 200 kB for each that is within another, so that a few hundred brackets would end the process.
-const SHALLOW: usize = 8;
-/// Of that stack; what is not touched costs nothing.
+/// An expression with more brackets and conditionals than this is parsed on a thread with a large stack, since the
+/// parser needs up to 200 kB of stack for each nested one: a few hundred brackets would overflow the caller's stack and
+/// end the process.
+const MAX_BRACKETS_INLINE: usize = 8;
+/// Size of that stack. Pages that are not touched cost nothing.
 const STACK: usize = 128 * 1024 * 1024;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,13 +44,13 @@ pub enum ExpressionError {
     Evaluate(String),
 }
 
-/// What the variables stand for in one evaluation.
+/// The values of the variables in one evaluation.
 #[derive(Clone, Copy, Debug)]
 pub struct Scope<'a> {
     pub input: &'a Value,
-    /// `{NAME: {"reply": …}}`; a step without a reply is `{}`, so that `has(steps.NAME.reply)` can be asked.
+    /// `{NAME: {"reply": …}}`; a step without a reply is `{}`, so that `has(steps.NAME.reply)` works.
     pub steps: &'a Value,
-    /// `None` while the saga goes forward.
+    /// `None` while the saga is not compensating.
     pub failure: Option<&'a Value>,
 }
 
@@ -70,7 +71,7 @@ pub struct Expression(Form);
 
 #[derive(Debug)]
 enum Form {
-    /// `input.a.b`, `steps["x"].reply.y`: most expressions are no more than this, and need no interpreter.
+    /// `input.a.b`, `steps["x"].reply.y`: most expressions are only a path, which needs no interpreter.
     Path(Vec<String>),
     Constant(Value),
     Program(Program),
@@ -79,7 +80,7 @@ enum Form {
 impl Expression {
     pub fn compile(source: &str) -> Result<Self, ExpressionError> {
         let program = parse(source)?;
-        // the lint says so earlier; a definition that was stored before it did must not end the process
+        // the lint refuses it earlier, but a definition that was stored by an older version must not end the process
         if let Some(refusal) = References::of(&program.expression().expr).refusals().into_iter().next() {
             return Err(ExpressionError::Refused(refusal));
         }
@@ -136,14 +137,14 @@ pub(super) fn parse(source: &str) -> Result<Program, ExpressionError> {
         return Err(ExpressionError::TooLong(length));
     }
     let brackets = source.bytes().filter(|byte| b"([{?".contains(byte)).count();
-    if brackets <= SHALLOW {
+    if brackets <= MAX_BRACKETS_INLINE {
         return parse_here(source);
     }
     std::thread::scope(|scope| {
         let parsing = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, || parse_here(source));
-        let parsing =
-            parsing.map_err(|error| ExpressionError::Parse(format!("there is no memory to read it: {error}")))?;
-        // the parser itself counts wrongly past a hundred, and says so with a panic when it is built with checks
+        let parsing = parsing
+            .map_err(|error| ExpressionError::Parse(format!("there is not enough memory to parse it: {error}")))?;
+        // beyond a nesting depth of a hundred the parser miscounts, which is a panic in builds with overflow checks
         parsing.join().unwrap_or(Err(ExpressionError::TooDeep))
     })
 }
@@ -165,7 +166,7 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The names of a chain of selections that starts at a variable, or `None` when it is anything else.
+/// The names of a chain of selections that starts with a variable; `None` for anything else.
 pub(super) fn as_path(expression: &Expr) -> Option<Vec<String>> {
     match expression {
         Expr::Ident(name) => Some(vec![name.clone()]),
@@ -212,7 +213,7 @@ fn follow(path: &[String], scope: Scope<'_>) -> Result<Value, ExpressionError> {
 }
 
 thread_local! {
-    // the standard functions are many boxed closures: made once per thread, not once per call
+    // the standard functions are many boxed closures: allocated once for each thread, not once for each call
     static FUNCTIONS: Context<'static> = Context::default();
 }
 
@@ -226,13 +227,13 @@ fn interpret(program: &Program, scope: Scope<'_>) -> Result<Value, ExpressionErr
             }
         }
         let value =
-            program.execute(&context).map_err(|error| ExpressionError::Evaluate(shorten(&error.to_string())))?;
-        value.json().map_err(|_| ExpressionError::Evaluate("the result has no form in JSON".to_owned()))
+            program.execute(&context).map_err(|error| ExpressionError::Evaluate(truncate(&error.to_string())))?;
+        value.json().map_err(|_| ExpressionError::Evaluate("the result has no JSON form".to_owned()))
     })
 }
 
-/// An error of the interpreter may print whole values: they stay out of logs and of the log table.
-fn shorten(message: &str) -> String {
+/// The interpreter's errors may contain whole values, which must not get into logs and into the log table.
+fn truncate(message: &str) -> String {
     const LONGEST: usize = 120;
     let line = one_line(message);
     if line.chars().count() <= LONGEST {
@@ -296,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absent_member_is_an_error_in_words() {
+    fn an_absent_member_is_named_by_the_error() {
         let error = evaluate("input.customer.name").unwrap_err();
         assert_eq!(error.to_string(), "cannot be evaluated: `input.customer.name` has no `name`");
         assert!(matches!(evaluate("input.nothing + 1"), Err(ExpressionError::Evaluate(_))));

@@ -1,11 +1,11 @@
-//! The lint of a saga: what is wrong with it, before anything runs. Pure; the operator puts the findings into
+//! The lint of a saga: finds what is wrong with it before anything runs. Pure; the operator puts the findings into
 //! `Accepted=False`. Whether the named services and commands exist is not known here: the operator checks that.
 
 use std::{collections::BTreeMap, fmt};
 
 use super::{expression, references::References};
 
-/// What the lint looks at: a saga as its author wrote it, durations in milliseconds.
+/// The lint's input: a saga as its author wrote it, durations in milliseconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spec {
     pub deadline_ms: u64,
@@ -26,10 +26,10 @@ pub struct Step {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Undo {
-    /// The author said nothing.
+    /// Not given.
     #[default]
     Missing,
-    /// `undo: {none: true}`: the step changes nothing that would have to be undone.
+    /// `undo: {none: true}`: the step has nothing to undo.
     Nothing,
     Call(Call),
 }
@@ -41,12 +41,12 @@ pub struct Call {
     pub with: BTreeMap<String, String>,
 }
 
-/// One thing that is wrong. Displays as one sentence: `FIELD: MESSAGE`.
+/// One fault. Displays as one sentence: `FIELD: MESSAGE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// Path from the object's root: `spec.steps[1].do.with.amount`.
     pub field: String,
-    /// What is wrong with which value, and the remedy.
+    /// What is wrong with which value, and how to fix it.
     pub message: String,
 }
 
@@ -56,7 +56,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Everything that is wrong with `spec`, in the order of its fields; empty when it can run.
+/// All faults of `spec`, in the order of its fields; empty when it can run.
 pub fn lint(spec: &Spec) -> Vec<Finding> {
     let mut findings = Findings(Vec::new());
     if spec.deadline_ms == 0 {
@@ -70,8 +70,9 @@ pub fn lint(spec: &Spec) -> Vec<Finding> {
         lint_step(spec, index, step, pivot, &mut findings);
     }
     if let Some(call) = &spec.on_compensated {
-        let site = Site { field: "spec.onCompensated".to_owned(), place: Place::Compensated, steps: &spec.steps };
-        site.lint(call, &mut findings);
+        let call_check =
+            CallCheck { field: "spec.onCompensated".to_owned(), site: CallSite::Compensated, steps: &spec.steps };
+        call_check.lint(call, &mut findings);
     }
     findings.0
 }
@@ -104,10 +105,10 @@ fn lint_step(spec: &Spec, index: usize, step: &Step, pivot: Option<usize>, findi
         );
     }
     lint_times(spec, step, &field, findings);
-    let action = Site { field: format!("{field}.do"), place: Place::Do(index), steps: &spec.steps };
+    let action = CallCheck { field: format!("{field}.do"), site: CallSite::Do(index), steps: &spec.steps };
     action.lint(&step.action, findings);
     if let Undo::Call(call) = &step.undo {
-        let undo = Site { field: format!("{field}.undo"), place: Place::Undo(index), steps: &spec.steps };
+        let undo = CallCheck { field: format!("{field}.undo"), site: CallSite::Undo(index), steps: &spec.steps };
         undo.lint(call, findings);
     }
 }
@@ -132,7 +133,7 @@ fn lint_undo(index: usize, step: &Step, pivot: Option<usize>, field: &str, findi
     match &step.undo {
         Undo::Missing if before_pivot => findings.add(
             field,
-            format!("step `{name}` comes before the pivot and does not say how it is undone; give `undo`, or `undo: {{none: true}}` when there is nothing to undo"),
+            format!("step `{name}` comes before the pivot and does not define how it is undone; give `undo`, or `undo: {{none: true}}` when there is nothing to undo"),
         ),
         Undo::Call(_) if step.pivot => findings.add(
             field,
@@ -142,11 +143,12 @@ fn lint_undo(index: usize, step: &Step, pivot: Option<usize>, field: &str, findi
             field,
             format!("step `{name}` comes after the pivot and is never undone; remove `undo`, or move the step before the pivot"),
         ),
-        // the do's mark, by which `weft.enter` knows that there is something to undo, is in the database of its service
+        // the barrier row of the do, by which `weft.enter` knows that there is something to undo, is in the database of
+        // its service
         Undo::Call(undo) if elsewhere(&step.action, undo) => findings.add(
             format!("{field}.service"),
             format!(
-                "step `{name}` is done in `{done}` and undone in `{undone}`, whose database never saw it, so that `weft.enter` would undo nothing there; undo it in `{done}`, and give `{undone}` a step of its own",
+                "step `{name}` is done in `{done}` and undone in `{undone}`, whose database has no record of it, so `weft.enter` would undo nothing there; undo it in `{done}`, and give `{undone}` a step of its own",
                 done = step.action.service,
                 undone = undo.service,
             ),
@@ -155,7 +157,7 @@ fn lint_undo(index: usize, step: &Step, pivot: Option<usize>, field: &str, findi
     }
 }
 
-/// Whether both name a service, and not the same one.
+/// Whether both calls name a service, and not the same one.
 fn elsewhere(action: &Call, undo: &Call) -> bool {
     !action.service.is_empty() && !undo.service.is_empty() && action.service != undo.service
 }
@@ -189,26 +191,26 @@ fn lint_times(spec: &Spec, step: &Step, field: &str, findings: &mut Findings) {
     }
 }
 
-/// Milliseconds as a person writes them.
+/// Milliseconds in the form of a duration field.
 fn seconds(milliseconds: u64) -> String {
     if milliseconds.is_multiple_of(1_000) { format!("{}s", milliseconds / 1_000) } else { format!("{milliseconds}ms") }
 }
 
-/// When a call is made, which decides what its expressions can know.
+/// Which call of the saga it is. This decides which values its expressions can use.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum CallSite {
     Do(usize),
     Undo(usize),
     Compensated,
 }
 
-struct Site<'a> {
+struct CallCheck<'a> {
     field: String,
-    place: Place,
+    site: CallSite,
     steps: &'a [Step],
 }
 
-impl Site<'_> {
+impl CallCheck<'_> {
     fn lint(&self, call: &Call, findings: &mut Findings) {
         if call.service.is_empty() {
             findings.add(format!("{}.service", self.field), "no service is named; give the name of a Microservice");
@@ -230,15 +232,15 @@ impl Site<'_> {
     }
 
     fn lint_references(&self, references: &References, field: &str, findings: &mut Findings) {
-        let mut said = Vec::new();
+        let mut reported = Vec::new();
         for name in &references.variables {
-            if said.contains(&name) {
+            if reported.contains(&name) {
                 continue;
             }
-            said.push(name);
+            reported.push(name);
             match name.as_str() {
                 "input" | "steps" => {}
-                "failure" if !matches!(self.place, Place::Do(_)) => {}
+                "failure" if !matches!(self.site, CallSite::Do(_)) => {}
                 "failure" => findings.add(field, "`failure` is known only in `undo` and `onCompensated`; use `input` or `steps` here"),
                 _ => findings.add(field, format!("`{name}` is not a variable; there are `input`, `steps.NAME.reply` and, when compensating, `failure`{}", self.dash_hint(name))),
             }
@@ -250,15 +252,15 @@ impl Site<'_> {
             findings.add(field, "`steps` is used as a whole; name a step in it: `steps.NAME.reply`");
         }
         for reference in &references.steps {
-            let asked = references.steps.iter().any(|other| other.asked && other.step == reference.step);
-            if let Some(message) = self.wrong_step(&reference.step, reference.member.as_deref(), asked) {
+            let guarded = references.steps.iter().any(|other| other.guarded && other.step == reference.step);
+            if let Some(message) = self.wrong_step(&reference.step, reference.member.as_deref(), guarded) {
                 findings.add(field, message);
             }
         }
     }
 
-    /// What is wrong with a reference to `step`; `asked` when the expression asks `has(steps.STEP.reply)` too.
-    fn wrong_step(&self, step: &str, member: Option<&str>, asked: bool) -> Option<String> {
+    /// What is wrong with a reference to `step`; `guarded` when the expression also contains `has(steps.STEP.reply)`.
+    fn wrong_step(&self, step: &str, member: Option<&str>, guarded: bool) -> Option<String> {
         let Some(index) = self.steps.iter().position(|other| other.name == step) else {
             let names = self.steps.iter().map(|step| format!("`{}`", step.name)).collect::<Vec<_>>().join(", ");
             return Some(format!("`{step}` is not a step; there are {names}{}", self.dash_hint(step)));
@@ -266,24 +268,24 @@ impl Site<'_> {
         if member != Some("reply") {
             return Some(format!("a step has a `reply` and nothing else; write `steps[\"{step}\"].reply`"));
         }
-        match self.place {
-            Place::Do(here) if index >= here => {
+        match self.site {
+            CallSite::Do(here) if index >= here => {
                 Some(format!("the reply of `{step}` is not there yet; use `input` or the reply of an earlier step"))
             }
-            Place::Undo(here) if index > here => Some(format!(
+            CallSite::Undo(here) if index > here => Some(format!(
                 "the reply of the later step `{step}` is not there when it never ran; use `input` or the reply of an earlier step"
             )),
-            Place::Undo(here) if index == here && !asked => Some(format!(
-                "`{step}` is also undone when its outcome is unknown, and then has no reply; use `input`, or ask `has(steps[\"{step}\"].reply)` first"
+            CallSite::Undo(here) if index == here && !guarded => Some(format!(
+                "`{step}` is also undone when its outcome is unknown, and then has no reply; use `input`, or test `has(steps[\"{step}\"].reply)` first"
             )),
-            Place::Compensated if !asked => Some(format!(
-                "`{step}` may not have run, and then has no reply; use `input` or `failure`, or ask `has(steps[\"{step}\"].reply)` first"
+            CallSite::Compensated if !guarded => Some(format!(
+                "`{step}` may not have run, and then has no reply; use `input` or `failure`, or test `has(steps[\"{step}\"].reply)` first"
             )),
-            Place::Do(_) | Place::Undo(_) | Place::Compensated => None,
+            CallSite::Do(_) | CallSite::Undo(_) | CallSite::Compensated => None,
         }
     }
 
-    /// `steps.reserve-credit.reply` is a subtraction in CEL: said when a step's name begins or ends like that.
+    /// `steps.reserve-credit.reply` is a subtraction in CEL: a hint, when a step's name begins or ends with `name`.
     fn dash_hint(&self, name: &str) -> String {
         let parts = |step: &&Step| step.name.split('-').any(|part| part == name) && step.name.contains('-');
         self.steps.iter().find(parts).map_or_else(String::new, |step| {

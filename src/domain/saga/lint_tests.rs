@@ -59,9 +59,9 @@ fn a_good_saga_has_no_findings() {
 }
 
 #[test]
-fn a_step_before_the_pivot_says_how_it_is_undone() {
-    let said = finding(|spec| spec.steps[0].undo = Undo::Missing);
-    assert!(said.starts_with("spec.steps[0].undo: step `reserve-credit` comes before the pivot"), "{said}");
+fn a_step_before_the_pivot_defines_how_it_is_undone() {
+    let message = finding(|spec| spec.steps[0].undo = Undo::Missing);
+    assert!(message.starts_with("spec.steps[0].undo: step `reserve-credit` comes before the pivot"), "{message}");
     let mut without_pivot = good();
     without_pivot.steps[1].pivot = false;
     assert_eq!(lint(&without_pivot).len(), 2, "both later steps are before a pivot that does not exist");
@@ -69,32 +69,33 @@ fn a_step_before_the_pivot_says_how_it_is_undone() {
 
 #[test]
 fn a_step_is_undone_where_it_was_done() {
-    let said = finding(|spec| {
+    let message = finding(|spec| {
         let elsewhere = Call { service: "ledger".into(), ..with("input.id") };
         spec.steps[0].undo = Undo::Call(elsewhere);
     });
     assert_eq!(
-        said,
+        message,
         "spec.steps[0].undo.service: step `reserve-credit` is done in `customers` and undone in `ledger`, whose database \
-         never saw it, so that `weft.enter` would undo nothing there; undo it in `customers`, and give `ledger` a step of \
+         has no record of it, so `weft.enter` would undo nothing there; undo it in `customers`, and give `ledger` a step of \
          its own"
     );
 }
 
 #[test]
 fn nothing_from_the_pivot_on_is_undone() {
-    let said = finding(|spec| spec.steps[1].undo = Undo::Call(with("input.id")));
-    assert!(said.starts_with("spec.steps[1].undo: step `charge` is the pivot"), "{said}");
-    let said = finding(|spec| spec.steps[2].undo = Undo::Call(with("input.id")));
-    assert!(said.starts_with("spec.steps[2].undo: step `approve` comes after the pivot"), "{said}");
+    let message = finding(|spec| spec.steps[1].undo = Undo::Call(with("input.id")));
+    assert!(message.starts_with("spec.steps[1].undo: step `charge` is the pivot"), "{message}");
+    let message = finding(|spec| spec.steps[2].undo = Undo::Call(with("input.id")));
+    assert!(message.starts_with("spec.steps[2].undo: step `approve` comes after the pivot"), "{message}");
 }
 
 #[test]
 fn nothing_after_the_pivot_can_fail() {
-    let said = finding(|spec| spec.steps[2].failures = [("Refused".to_owned(), "NO".to_owned())].into());
+    let message = finding(|spec| spec.steps[2].failures = [("Refused".to_owned(), "NO".to_owned())].into());
     assert!(
-        said.starts_with("spec.steps[2].failures: step `approve` comes after the pivot and may not fail, yet Refused"),
-        "{said}"
+        message
+            .starts_with("spec.steps[2].failures: step `approve` comes after the pivot and may not fail, yet Refused"),
+        "{message}"
     );
 }
 
@@ -117,10 +118,10 @@ fn there_is_one_pivot_at_most() {
 
 #[test]
 fn times_fit_into_each_other() {
-    let said = finding(|spec| spec.steps[1].timeout_ms = 90_500);
+    let message = finding(|spec| spec.steps[1].timeout_ms = 90_500);
     assert!(
-        said.starts_with("spec.steps[1].timeout: one attempt may take 90500ms and the whole saga only 60s"),
-        "{said}"
+        message.starts_with("spec.steps[1].timeout: one attempt may take 90500ms and the whole saga only 60s"),
+        "{message}"
     );
     assert!(finding(|spec| spec.steps[1].timeout_ms = 0).starts_with("spec.steps[1].timeout: 0s"));
     assert!(finding(|spec| spec.deadline_ms = 0).starts_with("spec.deadline: 0s"));
@@ -147,10 +148,10 @@ fn a_saga_has_steps_and_a_call_has_an_address() {
 
 #[test]
 fn broken_expressions_are_found() {
-    let said = finding(|spec| spec.steps[1].action = with("input.total +"));
-    assert!(said.starts_with("spec.steps[1].do.with.x: `input.total +` is not a CEL expression: "), "{said}");
-    let said = finding(|spec| spec.steps[1].action = with(&"1+".repeat(600)));
-    assert!(said.contains("has 1200 characters"), "{said}");
+    let message = finding(|spec| spec.steps[1].action = with("input.total +"));
+    assert!(message.starts_with("spec.steps[1].do.with.x: `input.total +` is not a CEL expression: "), "{message}");
+    let message = finding(|spec| spec.steps[1].action = with(&"1+".repeat(600)));
+    assert!(message.contains("has 1200 characters"), "{message}");
 }
 
 #[test]
@@ -182,8 +183,8 @@ fn what_the_interpreter_does_not_survive_is_refused() {
         ("bytes(input.a).contains(bytes(input.b))", "`bytes` is not a function"),
         ("b'abc'.contains(b'')", "bytes have no form in JSON"),
     ] {
-        let said = finding(|spec| spec.steps[1].action = with(source));
-        assert!(said.contains(part), "{source}: {said}");
+        let message = finding(|spec| spec.steps[1].action = with(source));
+        assert!(message.contains(part), "{source}: {message}");
         let refused = expression::Expression::compile(source).unwrap_err().to_string();
         assert!(refused.starts_with("is not allowed: ") && refused.contains(part), "{source}: {refused}");
     }
@@ -205,15 +206,15 @@ fn a_reply_is_used_only_where_it_exists() {
             .contains("outcome is unknown")
     );
     assert!(finding(|spec| spec.on_compensated = Some(with("steps.charge.reply.id"))).contains("may not have run"));
-    let mut asked = good();
-    asked.on_compensated = Some(with("has(steps.charge.reply) ? steps.charge.reply.id : 0"));
-    assert_eq!(lint(&asked), []);
+    let mut guarded = good();
+    guarded.on_compensated = Some(with("has(steps.charge.reply) ? steps.charge.reply.id : 0"));
+    assert_eq!(lint(&guarded), []);
 }
 
 #[test]
 fn a_dash_in_a_path_is_explained() {
     let mut spec = good();
     spec.steps[2].action = with("steps.reserve-credit.reply.id");
-    let said = lint(&spec).iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-    assert!(said.contains(r#"written `steps["reserve-credit"].reply`"#), "{said}");
+    let message = lint(&spec).iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    assert!(message.contains(r#"written `steps["reserve-credit"].reply`"#), "{message}");
 }

@@ -6,7 +6,8 @@
 //!                     │ result, timer, a person's verb              │ recorded first, then sent
 //!                     └──────────── the engine (crate::saga) ◄──────┘
 //! ```
-//! An instance is its events: [`state::State`] is what [`decide::decide`] makes of them, one after the other.
+//! An instance is the sequence of its events: [`decide::decide`] computes its [`state::State`] from them, one after the
+//! other.
 
 pub mod decide;
 pub mod definition;

@@ -1,4 +1,4 @@
-//! What an expression refers to: the walk over the CEL tree that the lint needs, with the scopes of macros.
+//! What an expression refers to: walks the CEL tree for the lint, with the scopes of macros.
 
 use std::collections::BTreeSet;
 
@@ -8,27 +8,27 @@ use cel::common::ast::{CallExpr, EntryExpr, Expr, LiteralValue};
 pub(super) const FUNCTIONS: &[&str] =
     &["size", "contains", "startsWith", "endsWith", "string", "int", "uint", "double", "max", "min"];
 
-/// All references of one expression, in the order of the text.
+/// All references of an expression, in the order of the text.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct References {
     /// Variables that no macro declares.
     pub variables: Vec<String>,
     pub functions: Vec<String>,
-    /// `steps.NAME…`: the step's name and what follows it.
+    /// References `steps.NAME…`.
     pub steps: Vec<StepReference>,
-    /// `steps` used as a whole, or indexed by something that is not a literal.
+    /// Whether `steps` is used as a whole, or indexed by something that is not a literal.
     pub whole_steps: bool,
-    /// What the language has and the interpreter does not survive, or JSON has no form for: a sentence each.
+    /// One sentence for each construct that the language has, but that panics in the interpreter or has no JSON form.
     pub unsupported: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct StepReference {
     pub step: String,
-    /// First member after the step's name: `reply`, or a mistake.
+    /// The first member after the step's name. Only `reply` is valid.
     pub member: Option<String>,
-    /// Inside `has(…)`.
-    pub asked: bool,
+    /// Whether the reference is inside `has(…)`.
+    pub guarded: bool,
 }
 
 impl References {
@@ -38,7 +38,7 @@ impl References {
         found
     }
 
-    /// Why the expression must not be evaluated, whatever else is right or wrong with it.
+    /// Reasons why the expression must not be evaluated at all.
     pub(super) fn refusals(&self) -> Vec<String> {
         let unknown: BTreeSet<_> = self.functions.iter().filter(|name| !FUNCTIONS.contains(&name.as_str())).collect();
         let unknown =
@@ -52,7 +52,7 @@ impl References {
         }
         match expression {
             Expr::Literal(LiteralValue::Bytes(_)) => {
-                self.unsupported.push("bytes have no form in JSON; write a string: `\"…\"` without the `b`".to_owned());
+                self.unsupported.push("bytes have no JSON form; write a string: `\"…\"` without the `b`".to_owned());
             }
             Expr::Unspecified | Expr::Literal(_) => {}
             Expr::Ident(name) => self.variable(name, declared),
@@ -108,9 +108,9 @@ impl References {
         }
     }
 
-    /// Takes `steps.NAME…` as one reference; `false` for anything else.
+    /// Records `steps.NAME…` as one reference; returns `false` for anything else.
     fn path(&mut self, expression: &Expr, declared: &[&str]) -> bool {
-        let (names, asked) = match expression {
+        let (names, guarded) = match expression {
             Expr::Select(select) if select.test => match chain(&select.operand.expr) {
                 Some(mut names) => {
                     names.push(&select.field);
@@ -129,12 +129,12 @@ impl References {
         }
         self.variables.push("steps".to_owned());
         let member = rest.first().map(|name| (*name).to_owned());
-        self.steps.push(StepReference { step: (*step).to_owned(), member, asked });
+        self.steps.push(StepReference { step: (*step).to_owned(), member, guarded });
         true
     }
 }
 
-/// How many operations are within each other.
+/// The nesting depth of operations.
 pub(super) fn depth(expression: &Expr) -> usize {
     fn entry(entry: &EntryExpr) -> usize {
         match entry {

@@ -1,5 +1,6 @@
-//! A seeded simulation of [`decide`](super::decide): one saga per schedule, with crashes at every boundary of a commit,
-//! requests and answers that are lost, repeated, late and out of order, time-outs, deadlines, clock jumps and a person's verbs.
+//! A seeded simulation of [`decide`](super::decide): one saga for each schedule, with crashes at every boundary of a
+//! commit; requests and answers that are lost, repeated, late and out of order; time-outs, deadlines, clock jumps and a
+//! person's verbs.
 //!
 //! `WEFT_SEEDS=100000 cargo test --release saga::simulation` runs more schedules, `WEFT_SEED=17` only that one.
 
@@ -12,7 +13,7 @@ use super::{
 };
 
 const SCHEDULES: u64 = 10_000;
-/// Actions of a schedule while everything goes wrong; then the faults end and the saga must come to an end.
+/// Number of actions with faults, and the maximum without; within the latter the saga must end.
 const FAULTY: usize = 60;
 const CALM: usize = 2_000;
 
@@ -66,7 +67,7 @@ fn definition(random: &mut Random) -> Definition {
     Definition { name: "s".into(), version: String::new(), deadline_ms: 1, steps, on_compensated }
 }
 
-/// The operation that a phase calls: step (the last index + 1 for `onCompensated`) and whether it is an undo.
+/// The operation of a phase: the step's index (the number of steps for `onCompensated`), and whether it is an undo.
 type Operation = (usize, bool);
 
 fn operation(definition: &Definition, at: Phase) -> Operation {
@@ -77,32 +78,33 @@ fn operation(definition: &Definition, at: Phase) -> Operation {
     }
 }
 
-/// The participants' databases, with the barrier of DESIGN §5.
+/// The participants' databases, with the barrier of `weft.enter`.
 #[derive(Default)]
 struct Participants {
     keys: HashSet<Operation>,
     effects: Vec<Operation>,
-    /// Refused for certain, without effect, until mended.
+    /// Operations that are refused, without effect, until they are repaired.
     refusing: HashSet<Operation>,
-    /// Steps whose repeated do is refused ("exists already") although the first one had its effect.
+    /// Steps whose repeated do is refused ("exists already") although the first one took effect.
     forgetful: HashSet<usize>,
     pivot: Option<usize>,
-    /// The pivot was refused, and is for ever.
-    kept_out: bool,
+    /// The pivot was refused once, and so is refused forever.
+    pivot_refused: bool,
 }
 
 impl Participants {
-    /// Whether the answer is success.
+    /// Handles a request; returns whether the answer is success.
     fn handle(&mut self, (step, undo): Operation) -> bool {
         if self.refusing.contains(&(step, undo)) {
-            // its transaction is rolled back, barrier included; the pivot's refusal is remembered, as docs/saga.md asks:
-            // nothing undoes the pivot, so nothing else would keep a late copy of an earlier attempt out
+            // its transaction is rolled back, barrier included, but the refusal of the pivot is remembered, as
+            // docs/saga.md requires: nothing undoes the pivot, so only that keeps a late copy of an earlier attempt
+            // from taking effect
             if self.pivot == Some(step) {
-                self.kept_out = true;
+                self.pivot_refused = true;
             }
             return false;
         }
-        if self.kept_out && self.pivot == Some(step) {
+        if self.pivot_refused && self.pivot == Some(step) {
             return false;
         }
         let fresh = self.keys.insert((step, undo)) && !(undo && self.keys.insert((step, false)));
@@ -117,16 +119,16 @@ struct World {
     random: Random,
     definition: Definition,
     participants: Participants,
-    /// What survives a crash.
+    /// The durable log.
     log: Vec<Event>,
-    /// Decided but not yet committed, with the command to send then.
+    /// Decided but not yet committed, with the command to send after the commit.
     pending: Vec<(Event, Option<Command>)>,
     state: State,
-    /// Recorded and to be sent, or waiting for their back-off.
+    /// Calls that are recorded and ready to be sent, or wait for their back-off.
     due: Vec<Command>,
-    /// Sent by this process, not yet answered.
+    /// Calls that this process sent and that are not answered.
     in_flight: Vec<Command>,
-    /// Copies in the network that nobody waits for: repeated, late, or from a process that is dead.
+    /// Requests in the network whose answers nobody awaits: repeated, late, or sent by a process that has died.
     stray: Vec<Operation>,
     crashes: usize,
 }
@@ -155,7 +157,7 @@ impl World {
         Self { random, definition, participants, log, pending, state, due, in_flight, stray, crashes: 0 }
     }
 
-    fn happened(&mut self, event: Event) {
+    fn handle(&mut self, event: Event) {
         let moment = self.random.moment();
         match decide::decide(&self.definition, &mut self.state, &event, moment) {
             Ok(Decision::Recorded(command)) => self.pending.push((event, command)),
@@ -164,7 +166,7 @@ impl World {
         }
     }
 
-    /// The group commit; with a crash right after it, before anything is sent.
+    /// Commits the group; with `crash`, the process crashes right after the commit, before anything is sent.
     fn commit(&mut self, crash: bool) {
         for (event, command) in self.pending.drain(..) {
             self.log.push(event);
@@ -187,7 +189,7 @@ impl World {
         state
     }
 
-    /// A replay of the log leads to what is in memory.
+    /// A replay of the log must lead to the state in memory.
     fn check_replay(&self) {
         let (live, replayed) = (&self.state, self.replayed());
         let of =
@@ -202,7 +204,7 @@ impl World {
         let sent = self.in_flight.drain(..).map(|command| operation(&self.definition, command.at));
         self.stray.extend(sent);
         if self.log.is_empty() {
-            // the start was never acknowledged: whoever asked for it asks again
+            // the start was never acknowledged, so the client sends it again
             let input = Json::parse("{}".into()).unwrap();
             let (state, command) = decide::start(&self.definition, input.clone());
             self.state = state;
@@ -213,7 +215,7 @@ impl World {
         self.due.extend(decide::recover(&mut self.state));
     }
 
-    /// Sends what is due, unless it is out of date or paused: as `Engine::prepare` does.
+    /// Sends a call that is due, unless it is out of date or the instance is paused, as `Engine::prepare` does.
     fn send(&mut self, index: usize) {
         let command = self.due.swap_remove(index);
         if self.state.phase != command.at || self.state.attempt != command.attempt {
@@ -226,26 +228,26 @@ impl World {
         }
     }
 
-    /// A request arrives, or does not; its answer arrives, or does not.
+    /// A request arrives or is lost; its answer arrives or is lost.
     fn answer(&mut self, index: usize, faulty: bool) {
         let Command { at, attempt, .. } = self.in_flight.swap_remove(index);
         let called = operation(&self.definition, at);
         let unknown = |message: &str| Event::Unknown { at, attempt, message: message.into(), retry_after_ms: None };
         if faulty && self.random.percent(15) {
-            return self.happened(unknown("the request is lost"));
+            return self.handle(unknown("the request is lost"));
         }
         if faulty && self.random.percent(15) {
             self.stray.push(called);
-            return self.happened(unknown("timed out; it arrives later"));
+            return self.handle(unknown("timed out; it arrives later"));
         }
         if faulty && self.random.percent(10) {
             self.stray.push(called);
         }
         let done = self.participants.handle(called);
         if faulty && self.random.percent(15) {
-            return self.happened(unknown("the answer is lost"));
+            return self.handle(unknown("the answer is lost"));
         }
-        self.happened(if done {
+        self.handle(if done {
             Event::Succeeded { at, attempt, reply: None }
         } else {
             Event::Failed { at, attempt, code: "Refused".into(), message: String::new() }
@@ -260,8 +262,8 @@ impl World {
         }
     }
 
-    /// As `Engine::change` sees to it, a pivot that is stuck is cancelled only while no call of it is under way or due; and only
-    /// by somebody who knows that it did not happen and will not: that no copy of it is in the network either.
+    /// A stuck pivot is cancelled only while no call of it is in progress or due (`Engine::change` ensures that), and
+    /// only by a person who knows that it did not happen and will not: no copy of it may be in the network either.
     fn may_cancel(&self) -> bool {
         let pivot = self.definition.pivot().map(Phase::Do);
         if self.state.stuck.is_none() || pivot != Some(self.state.phase) {
@@ -277,11 +279,11 @@ impl World {
         match choice {
             0..=3 if faulty => self.crash(),
             4..=6 if faulty => self.commit(true),
-            7..=8 if faulty => self.happened(Event::DeadlinePassed),
-            9..=10 if faulty => self.happened(Event::Pause),
-            11..=14 => self.happened(Event::Resume),
-            15 if faulty => self.happened(Event::Retry { after: self.state.attempt }),
-            16 if faulty && self.may_cancel() => self.happened(Event::Cancel),
+            7..=8 if faulty => self.handle(Event::DeadlinePassed),
+            9..=10 if faulty => self.handle(Event::Pause),
+            11..=14 => self.handle(Event::Resume),
+            15 if faulty => self.handle(Event::Retry { after: self.state.attempt }),
+            16 if faulty && self.may_cancel() => self.handle(Event::Cancel),
             17..=22 => self.stray(),
             23..=50 if !self.pending.is_empty() => self.commit(false),
             51..=75 if !self.due.is_empty() => {
@@ -300,25 +302,27 @@ impl World {
         for _ in 0..FAULTY {
             self.act(true);
         }
-        let mut mended = false;
+        let mut repaired = false;
         for _ in 0..CALM {
             self.act(false);
             let waits = self.state.stuck.as_ref().is_some_and(|stuck| stuck.waits);
-            if waits && self.pending.is_empty() && !mended {
-                // stuck is only what is refused where nothing may be refused; a person mends the service and says retry
+            if waits && self.pending.is_empty() && !repaired {
+                // an instance is stuck only when an operation that must succeed is refused; a person repairs the
+                // service and retries
                 let called = operation(&self.definition, self.state.phase);
                 assert!(
                     self.participants.refusing.contains(&called),
                     "stuck without a reason at {:?}",
                     self.state.phase
                 );
-                // a person comes after the last late request: the copy of one that was refused would be let in
+                // the person waits for the last late request, since a late copy of a refused request would take effect
+                // now
                 while !self.stray.is_empty() {
                     self.stray();
                 }
                 self.participants.refusing.clear();
-                self.happened(Event::Retry { after: self.state.attempt });
-                mended = true;
+                self.handle(Event::Retry { after: self.state.attempt });
+                repaired = true;
             }
             if self.state.phase.is_end() && self.pending.is_empty() {
                 break;
@@ -333,7 +337,7 @@ impl World {
         (self.state.status(), self.crashes)
     }
 
-    /// Exactly once, undone in reverse, also after every late request has arrived.
+    /// Every effect happened exactly once and was undone in reverse order, also after every late request has arrived.
     fn check_effects(&self) {
         let effects = &self.participants.effects;
         let steps = self.definition.steps.len();
@@ -341,10 +345,10 @@ impl World {
             effects.iter().filter(|(_, undo)| !undo).map(|(step, _)| *step).filter(|s| *s < steps).collect();
         let undone: Vec<usize> = effects.iter().filter(|(_, undo)| *undo).map(|(step, _)| *step).collect();
         assert!(done.windows(2).all(|pair| pair[0] < pair[1]), "done once each and in order: {effects:?}");
-        let told = effects.iter().filter(|(step, _)| *step == steps).count();
+        let notified = effects.iter().filter(|(step, _)| *step == steps).count();
         if self.state.status() == Status::Completed {
             assert_eq!(done, (0..steps).collect::<Vec<_>>(), "everything is done");
-            assert!(undone.is_empty() && told == 0, "nothing is undone: {effects:?}");
+            assert!(undone.is_empty() && notified == 0, "nothing is undone: {effects:?}");
             return;
         }
         let undoable = |index: &usize| self.definition.steps[*index].undo.is_some();
@@ -353,7 +357,7 @@ impl World {
         if let Some(pivot) = self.definition.pivot() {
             assert!(done.iter().all(|index| *index < pivot), "compensated past the pivot: {effects:?}");
         }
-        assert_eq!(told, usize::from(self.definition.on_compensated.is_some()), "told once: {effects:?}");
+        assert_eq!(notified, usize::from(self.definition.on_compensated.is_some()), "notified once: {effects:?}");
     }
 }
 

@@ -7,12 +7,12 @@ use serde_json::value::RawValue;
 
 use super::definition::{Call, Definition, RetryPolicy};
 
-/// Name of the call to `onCompensated` where a step's name is expected: idempotency key, history.
+/// The step name of the call to `onCompensated`, in idempotency key and history.
 pub const ON_COMPENSATED: &str = "onCompensated";
-/// Milliseconds that one attempt of `onCompensated` may take.
+/// Time-out of one attempt of `onCompensated`, in milliseconds.
 pub const ON_COMPENSATED_TIMEOUT_MS: u64 = 10_000;
 
-/// A JSON text, shared and not parsed.
+/// A shared JSON text that is not parsed.
 #[derive(Clone, Debug)]
 pub struct Json(Arc<RawValue>);
 
@@ -50,7 +50,7 @@ impl<'de> Deserialize<'de> for Json {
     }
 }
 
-/// Where an instance is. The number is the step's index.
+/// The phase of an instance. The number is the step's index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Phase {
@@ -85,7 +85,7 @@ impl Phase {
         }
     }
 
-    /// What is called in this phase, and how long one attempt may take in milliseconds.
+    /// The call of this phase, and the time-out of one attempt in milliseconds.
     pub fn call(self, definition: &Definition) -> Option<(&Call, u64)> {
         match self {
             Self::Do(index) => definition.steps.get(index).map(|step| (&step.action, step.timeout_ms)),
@@ -111,20 +111,20 @@ impl Phase {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Failure {
-    /// The step that failed, or that was under way.
+    /// The step that failed, or that was current.
     pub step: String,
     /// The participant's code, or one of [`codes`].
     pub code: String,
-    /// What the step's `failures` make of the code; the code itself when they do not name it.
+    /// The reason to which the step's `failures` map the code; the code itself when they do not contain it.
     pub reason: String,
     pub message: String,
 }
 
-/// Failure codes of the orchestrator's own.
+/// Failure codes of the orchestrator itself.
 pub mod codes {
     /// The saga's deadline passed before its pivot.
     pub const DEADLINE: &str = "DeadlineExceeded";
-    /// All attempts of a step came to nothing certain.
+    /// All attempts of a step are used up, and none has a certain outcome.
     pub const ATTEMPTS: &str = "AttemptsExhausted";
     /// A person cancelled the saga.
     pub const CANCELLED: &str = "Cancelled";
@@ -132,14 +132,15 @@ pub mod codes {
     pub const EXPRESSION: &str = "InvalidExpression";
 }
 
-/// An operation that must succeed does not.
+/// Set when an operation that must succeed does not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stuck {
-    /// What the last attempt came to.
+    /// The error of the last attempt.
     pub message: String,
     /// Milliseconds since the epoch.
     pub since_ms: i64,
-    /// Refused for certain: only a person's verb goes on. Otherwise attempts go on by themselves, at the longest back-off.
+    /// True after a definite failure: the instance continues only after a person's verb. False after unknown results:
+    /// it is still retried, at the longest back-off.
     pub waits: bool,
 }
 
@@ -148,19 +149,19 @@ pub struct Stuck {
 #[allow(clippy::struct_excessive_bools)] // independent facts, not a state machine
 pub struct State {
     pub phase: Phase,
-    /// Number of the attempt that is under way or due; 1 is the first. A higher one says that an earlier attempt may have
-    /// had its effect.
+    /// Number of the current attempt; 1 is the first. A higher one means that an earlier attempt may have had its
+    /// effect.
     pub attempt: u32,
-    /// The attempt at which the present allowance of `maxAttempts` began (a person's `retry` begins a new one).
+    /// The attempt with which the present allowance of `maxAttempts` began (a person's `retry` begins a new one).
     pub(super) allowance_from: u32,
     pub paused: bool,
-    /// The pause withholds a call that was not made yet.
+    /// The pause withholds a call that was not issued yet.
     pub(super) held: bool,
-    /// The pause came between a call's recording and its sending. In memory only: no replay knows it, and nothing but
-    /// `resume` depends on it.
+    /// The pause came after a call was recorded and before it was sent. In memory only: a replay does not know it, and
+    /// only `resume` depends on it.
     pub(super) stopped: bool,
     pub stuck: Option<Stuck>,
-    /// The deadline passed when there was no way back any more.
+    /// The deadline passed after the pivot was called.
     pub overdue: bool,
     pub failure: Option<Failure>,
     pub input: Json,
@@ -169,7 +170,7 @@ pub struct State {
 }
 
 impl State {
-    /// What the instance is called in the API.
+    /// The instance's state as shown in the API.
     pub fn status(&self) -> Status {
         match self.phase {
             Phase::Completed => Status::Completed,
@@ -212,7 +213,7 @@ impl Status {
     }
 }
 
-/// What happens to an instance, as its log keeps it (externally tagged JSON).
+/// An event of an instance, as the log stores it (externally tagged JSON).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Event {
@@ -220,7 +221,7 @@ pub enum Event {
     Started {
         input: Json,
     },
-    /// Success: the effect is there.
+    /// Success: the step took effect.
     Succeeded {
         at: Phase,
         attempt: u32,
@@ -234,17 +235,18 @@ pub enum Event {
         code: String,
         message: String,
     },
-    /// Unknown: the effect may or may not be there.
+    /// Unknown: the attempt may or may not have taken effect.
     Unknown {
         at: Phase,
         attempt: u32,
         message: String,
-        /// What the participant asks for.
+        /// The participant's `Retry-After`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         retry_after_ms: Option<u64>,
     },
     DeadlinePassed,
-    /// `after` is the attempt that the instance was at: recovery raises it in memory only, and a replay must not depend on that.
+    /// `after` is the attempt that the instance had reached: recovery raises it in memory only, and a replay must not
+    /// depend on that.
     Retry {
         after: u32,
     },

@@ -1,5 +1,5 @@
-//! A panic ends the orchestrator, and recovery would evaluate the same expression again: no expression that can be compiled may
-//! panic, whatever the values are. Expressions are grown at random; `WEFT_SEEDS` says how many (a seed is reproduced by its text).
+//! A panic ends the orchestrator, and recovery would evaluate the same expression again. So no expression that compiles
+//! may panic, whatever the values are. Expressions are generated at random; `WEFT_SEEDS` sets how many.
 
 use std::{env, panic};
 
@@ -10,7 +10,7 @@ use super::expression::{Expression, Scope};
 
 const EXPRESSIONS: u64 = 2_000;
 
-/// Not among them the least integer, whose negation panics where overflows are checked: in tests only.
+/// Without the smallest integer, whose negation panics in builds with overflow checks.
 const ATOMS: &[&str] = &[
     "input",
     "input.n",

@@ -1,6 +1,7 @@
-//! The messages of `pgoutput`, protocol version 1, that an insert-only publication makes: Begin, Relation, Insert, Commit.
+//! The messages of `pgoutput`, protocol version 1, for an insert-only publication: Begin, Relation, Insert, Commit.
 //!
-//! A transaction is sent when it has committed, whole, in commit order; so what is between Begin and Commit is final.
+//! A transaction is sent as a whole after it has committed, in commit order, so everything between Begin and Commit is
+//! final.
 
 use bytes::{Buf, Bytes};
 
@@ -15,16 +16,16 @@ pub enum Message {
         committed_at: i64,
     },
     Commit {
-        /// Where the transaction ends; confirming it confirms the transaction and all before.
+        /// The end of the transaction; confirming it confirms the transaction and everything before it.
         end_lsn: Lsn,
     },
     Relation(Relation),
     Insert(Insert),
-    /// A message of no meaning to a reader of inserts: origin, type, and whatever a later server adds.
+    /// A message that is irrelevant to a reader of inserts: origin, type, and whatever a later server adds.
     Other,
 }
 
-/// A table's form; sent before its first row in a stream and whenever it changed.
+/// A table's layout; sent before its first row in a stream and whenever it has changed.
 #[derive(Debug)]
 pub struct Relation {
     pub oid: u32,
@@ -203,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_message_is_passed_over() {
+    fn an_unknown_message_is_ignored() {
         assert!(matches!(Message::decode(Bytes::from_static(b"O123")).unwrap(), Message::Other));
     }
 }

@@ -1,7 +1,7 @@
 //! NATS JetStream: pipelined publishes, acknowledged on one reply subject.
 //!
-//! The driver's JetStream publish makes a future and a subscription slot per message; here the reply subject carries the
-//! ticket (`INBOX.NUMBER.ATTEMPT`), so an acknowledgement needs no lookup and no allocation of its own.
+//! The driver's JetStream publish allocates a future and a subscription slot for each message. Here the reply subject
+//! contains the ticket (`INBOX.NUMBER.ATTEMPT`), so an acknowledgement needs no lookup and no allocation of its own.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
@@ -32,25 +32,26 @@ use crate::{
     relay::window::Ticket,
 };
 
-/// A stream that the relay makes drops copies of an event for so long.
+/// Duplicate window of a stream that the relay creates.
 const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
-/// Deadline of connecting, and of each question about the stream.
+/// Deadline of connecting, and of each request about the stream.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// How often a stream is asked for its subjects anew, when it did not take one: a person may have added it.
+/// How often the stream's subjects are read again when it does not accept an event's subject: a person may have added
+/// it.
 const SUBJECTS: Duration = Duration::from_secs(15);
-/// A silent connection is noticed within twice this.
+/// A silent connection is detected within twice this time.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
-/// Answers taken at a time.
+/// Maximum number of answers handled at once.
 const BATCH: usize = 512;
-/// A longer subject is not sent: the server ends a connection whose command line is longer than its `max_control_line`, 4096
-/// bytes unless told, and what one event does must not happen to all.
-const LONGEST_SUBJECT: usize = 2048;
-/// JetStream's bound of a message's headers (`processJetStreamMsg` of nats-server).
-const MOST_HEADERS: usize = u16::MAX as usize;
-/// What a message's headers take on the wire beside names and values: the version line and the last line.
+/// A longer subject is not sent: the server closes a connection whose command line is longer than its
+/// `max_control_line`, 4096 bytes by default, and one event must not close the connection for all others.
+const MAX_SUBJECT: usize = 2048;
+/// JetStream's limit of a message's headers (`processJetStreamMsg` of nats-server).
+const MAX_HEADERS: usize = u16::MAX as usize;
+/// Bytes of a message's headers on the wire in addition to names and values: the version line and the last line.
 const HEADER_FRAME: usize = 14;
 
-/// JetStream's error codes (`server/errors.json` of nats-server) that repeating cannot mend.
+/// JetStream's error codes (`server/errors.json` of nats-server) with which repeating cannot help.
 mod code {
     pub(super) const MESSAGE_EXCEEDS_MAXIMUM: u64 = 10054;
     pub(super) const STREAM_NOT_MATCH: u64 = 10060;
@@ -63,14 +64,14 @@ pub struct Nats {
     url: String,
     stream: String,
     template: Arc<Template>,
-    /// Of a stream that is made here; zero: events stay for ever.
+    /// Of a stream that is created here; zero keeps events forever.
     max_age: Duration,
     source: Arc<str>,
     name: String,
 }
 
 impl Nats {
-    /// `source` is the CloudEvents attribute; `name` shows in the server's list of connections.
+    /// `source` is the CloudEvents attribute; `name` is shown in the server's list of connections.
     pub fn new(sink: &NatsSink, source: &str, name: String) -> Result<Self, SinkError> {
         Ok(Self {
             url: sink.url.clone(),
@@ -82,7 +83,7 @@ impl Nats {
         })
     }
 
-    /// Gives the stream's subjects; makes the stream when it is missing, and never alters it.
+    /// Returns the stream's subjects; creates the stream when it is missing, and never alters it.
     async fn ensure_stream(&self, client: &Client) -> Result<Vec<String>, SinkError> {
         let failed = |cause: String| SinkError::JetStream { url: self.url.clone(), cause };
         let mut context = jetstream::new(client.clone());
@@ -94,7 +95,7 @@ impl Nats {
                     tracing::warn!(
                         stream = self.stream,
                         duplicate_window_seconds = config.duplicate_window.as_secs(),
-                        "the stream's duplicate window is short: after an outage longer than it, events come twice"
+                        "the stream's duplicate window is short: after an outage that is longer, some events are delivered twice"
                     );
                 }
                 return Ok(config.subjects.clone());
@@ -110,17 +111,17 @@ impl Nats {
             subjects: subjects.clone(),
             storage: StorageType::File,
             max_age: self.max_age,
-            // no longer than events stay, or the server refuses the stream
+            // the server refuses a duplicate window that is longer than `max_age`
             duplicate_window: if self.max_age.is_zero() {
                 DUPLICATE_WINDOW
             } else {
                 self.max_age.min(DUPLICATE_WINDOW)
             },
-            description: Some("Events of services, made by weft relay".to_owned()),
+            description: Some("Events of services, created by weft relay".to_owned()),
             ..Config::default()
         };
         context.create_stream(config).await.map_err(|error| failed(error.to_string()))?;
-        tracing::info!(stream = self.stream, subjects = self.template.filter(), "made the stream");
+        tracing::info!(stream = self.stream, subjects = self.template.filter(), "created the stream");
         Ok(subjects)
     }
 }
@@ -130,16 +131,16 @@ impl Sink for Nats {
 
     async fn connect(&self) -> Result<NatsSession, SinkError> {
         let lost = Arc::new(Notify::new());
-        let tell = lost.clone();
+        let notify_lost = lost.clone();
         let options = ConnectOptions::new()
             .name(&self.name)
             .connection_timeout(DEADLINE)
             .request_timeout(Some(DEADLINE))
             .ping_interval(PING_INTERVAL)
             .event_callback(move |event| {
-                // the session ends with its connection: its tickets are sent again on a new one
+                // the session ends with its connection: its events are sent again on a new one
                 if matches!(event, ClientEvent::Disconnected | ClientEvent::Closed) {
-                    tell.notify_one();
+                    notify_lost.notify_one();
                 }
                 std::future::ready(())
             });
@@ -166,7 +167,7 @@ impl Sink for Nats {
     }
 }
 
-/// One connection, which is not mended but replaced.
+/// One connection. A lost one is not re-established but replaced by a new session.
 #[derive(Debug)]
 pub struct NatsSession {
     client: Client,
@@ -185,7 +186,7 @@ impl Session for NatsSession {
     async fn publish(&mut self, ticket: Ticket, event: &Event) -> Result<Option<Answer>, SinkError> {
         let subject = self.template.subject(event);
         let (headers, length) = headers(event, &self.source, &self.stream);
-        if !self.takes(&subject) && self.subjects_read.elapsed() >= SUBJECTS {
+        if !self.accepts(&subject) && self.subjects_read.elapsed() >= SUBJECTS {
             self.read_subjects().await;
         }
         if let Err(why) = self.check(&subject, length, event.payload.len()) {
@@ -197,7 +198,7 @@ impl Session for NatsSession {
             Ok(Ok(())) => Ok(None),
             Ok(Err(error)) => match error.kind() {
                 PublishErrorKind::MaxPayloadExceeded | PublishErrorKind::InvalidSubject => {
-                    Ok(Some(Answer::Refused(format!("the driver does not send it: {error}"))))
+                    Ok(Some(Answer::Refused(format!("the NATS client refuses it: {error}"))))
                 }
                 PublishErrorKind::Send => Err(SinkError::Lost { url: self.url.clone() }),
             },
@@ -211,10 +212,10 @@ impl Session for NatsSession {
             () = self.lost.notified() => return Err(lost),
             message = self.answers.next() => message.ok_or(lost)?,
         };
-        self.take(&first, replies)?;
+        self.push_reply(&first, replies)?;
         for _ in 1..BATCH {
             let Some(Some(message)) = self.answers.next().now_or_never() else { break };
-            self.take(&message, replies)?;
+            self.push_reply(&message, replies)?;
         }
         Ok(())
     }
@@ -225,12 +226,12 @@ impl Session for NatsSession {
 }
 
 impl NatsSession {
-    fn takes(&self, subject: &str) -> bool {
+    fn accepts(&self, subject: &str) -> bool {
         self.subjects.iter().any(|filter| subject::matches(filter, subject))
     }
 
-    /// Takes the stream's subjects up as they are now. Without an answer the old ones hold: a connection that is lost is
-    /// noticed elsewhere.
+    /// Reads the stream's subjects again. Without an answer the known ones stay: a lost connection is detected
+    /// elsewhere.
     async fn read_subjects(&mut self) {
         let mut context = jetstream::new(self.client.clone());
         context.set_timeout(DEADLINE);
@@ -240,29 +241,32 @@ impl NatsSession {
         self.subjects_read = Instant::now();
     }
 
-    /// Why the event cannot be sent, in a sentence. What the server answers by ending the connection is found here: the
-    /// event would end the next one too, and every other event with it.
+    /// Checks whether the event can be sent; the error is the sentence that explains why not. Events to which the
+    /// server would react by closing the connection must be caught here: each would close the next connection too, and
+    /// hold up all other events.
     fn check(&self, subject: &str, headers: usize, payload: usize) -> Result<(), String> {
         let (stream, length, most) = (&self.stream, subject.len(), self.client.max_payload());
-        if length > LONGEST_SUBJECT {
+        if length > MAX_SUBJECT {
             return Err(format!("its subject has {length} bytes: shorten type or aggregate_type"));
         }
-        if !self.takes(subject) {
-            return Err(format!("the stream {stream} does not take the subject {subject}: add it to its subjects"));
-        }
-        if headers > MOST_HEADERS {
+        if !self.accepts(subject) {
             return Err(format!(
-                "its headers take {headers} bytes and JetStream takes {MOST_HEADERS}: shorten the row's headers"
+                "the stream {stream} does not accept the subject {subject}: add it to the stream's subjects"
+            ));
+        }
+        if headers > MAX_HEADERS {
+            return Err(format!(
+                "its headers have {headers} bytes and JetStream accepts {MAX_HEADERS}: shorten the row's headers"
             ));
         }
         let size = headers + payload;
         if size > most {
-            return Err(format!("it takes {size} bytes and NATS takes {most}: raise the server's max_payload"));
+            return Err(format!("it has {size} bytes and NATS accepts {most}: raise the server's max_payload"));
         }
         Ok(())
     }
 
-    fn take(&self, message: &Message, replies: &mut Vec<Reply>) -> Result<(), SinkError> {
+    fn push_reply(&self, message: &Message, replies: &mut Vec<Reply>) -> Result<(), SinkError> {
         if message.status == Some(StatusCode::NO_RESPONDERS) {
             return Err(SinkError::StreamMissing { url: self.url.clone(), stream: self.stream.clone() });
         }
@@ -309,12 +313,12 @@ fn answer(payload: &[u8]) -> Answer {
             }
         }
         Ok(PubAck { error: None, seq: None }) | Err(_) => {
-            Answer::Failed("an answer that is no acknowledgement".to_owned())
+            Answer::Failed("the answer is not a JetStream acknowledgement".to_owned())
         }
     }
 }
 
-/// The event's headers and the bytes that they take on the wire.
+/// The event's headers, and the bytes that they need on the wire.
 fn headers(event: &Event, source: &str, stream: &str) -> (HeaderMap, usize) {
     let mut headers = HeaderMap::new();
     let mut length = HEADER_FRAME;
@@ -325,7 +329,7 @@ fn headers(event: &Event, source: &str, stream: &str) -> (HeaderMap, usize) {
     put(NATS_EXPECTED_STREAM, "Nats-Expected-Stream".len(), stream);
     for (name, value) in event.attributes(source) {
         if name == event::HEADER_ID {
-            // ids are unique within their source only, and a stream may take events of many
+            // ids are unique only within their source, and several sources may publish into one stream
             put(NATS_MESSAGE_ID, "Nats-Msg-Id".len(), &format!("{} {value}", event::encode(source)));
         }
         match name {
@@ -340,7 +344,7 @@ fn headers(event: &Event, source: &str, stream: &str) -> (HeaderMap, usize) {
     (headers, length)
 }
 
-/// Names without an allocation.
+/// The name as a header name, without an allocation.
 fn known(name: &str) -> HeaderName {
     for known in event::FIXED_HEADERS {
         if name == known {
@@ -355,7 +359,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_acknowledgement_is_told_from_an_error() {
+    fn acknowledgements_and_errors_are_distinguished() {
         assert_eq!(answer(br#"{"stream":"events","seq":7}"#), Answer::Stored);
         assert_eq!(answer(br#"{"stream":"events","seq":7,"duplicate":true}"#), Answer::Stored);
         let full = br#"{"error":{"code":503,"err_code":10077,"description":"maximum bytes exceeded"},"stream":"events","seq":0}"#;

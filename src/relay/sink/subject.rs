@@ -3,7 +3,7 @@
 use super::SinkError;
 use crate::domain::event::{Event, escape};
 
-/// Written for an empty value, which would make an empty (invalid) token.
+/// Replaces an empty value, which would be an empty (invalid) token.
 const EMPTY: &str = "_";
 
 /// A parsed template. Values are escaped, so that each stays within its token: everything but ASCII letters, digits and
@@ -32,7 +32,7 @@ impl Template {
             parts.push(match name {
                 "aggregate_type" => Part::AggregateType,
                 "type" => Part::Type,
-                _ => return Err(error("only {aggregate_type} and {type} can be replaced")),
+                _ => return Err(error("the only placeholders are {aggregate_type} and {type}")),
             });
             rest = tail;
         }
@@ -70,7 +70,7 @@ impl Template {
         subject
     }
 
-    /// The wildcard subject that takes in every subject that the template can make: `events.*.*`.
+    /// The wildcard subject that matches every subject of the template: `events.*.*`.
     pub fn filter(&self) -> &str {
         &self.filter
     }
@@ -85,7 +85,7 @@ fn is_plain(byte: u8) -> bool {
     byte.is_ascii_graphic() && !matches!(byte, b'.' | b'*' | b'>' | b'%' | b'$')
 }
 
-/// Whether `filter` (with `*` and `>`) takes in `subject`.
+/// Whether `filter` (with `*` and `>`) matches `subject`.
 pub fn matches(filter: &str, subject: &str) -> bool {
     let mut tokens = subject.split('.');
     for part in filter.split('.') {
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn values_take_the_place_of_their_names() {
+    fn placeholders_are_replaced_by_values() {
         let template = Template::parse("events.{aggregate_type}.v1-{type}").unwrap();
         assert_eq!(template.subject(&event("order", "OrderCreated")), "events.order.v1-OrderCreated");
         assert_eq!(template.filter(), "events.*.*");

@@ -1,10 +1,11 @@
 //! Where events come from: batches of events with marks between them.
 //!
 //! # The contract
-//! - Events come in the order in which their transactions became visible, and of one transaction in the order of `seq`.
-//! - A mark tells what may be recorded once every event before it is acknowledged; before that nothing of it may be.
-//! - After a restart the source begins at the last *recorded* mark or earlier, so an event that was not acknowledged comes
-//!   again, under the same id.
+//! - Events come in the order in which their transactions became visible, and within a transaction in the order of
+//!   `seq`.
+//! - A mark is a position that may be recorded once every event before it is acknowledged, and not earlier.
+//! - After a restart the source starts at the last *recorded* mark or earlier, so an event that was not acknowledged
+//!   comes again, under the same id.
 
 pub mod poll;
 pub mod row;
@@ -21,7 +22,7 @@ use crate::{
     postgres::replication::{Lsn, ReplicationError},
 };
 
-/// Events of a batch, and their bytes, about.
+/// Approximate size of a batch, in events and in bytes.
 pub const BATCH_EVENTS: usize = 256;
 pub const BATCH_BYTES: usize = 256 * 1024;
 
@@ -31,7 +32,7 @@ pub enum Item {
     Mark(Mark),
 }
 
-/// A point between events. Serials grow by one from mark to mark of a source.
+/// A position between events. Serials of a source grow by one from mark to mark.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mark {
     pub serial: u64,
@@ -40,11 +41,11 @@ pub struct Mark {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Point {
-    /// All rows that were there before the slot; its consistent point.
+    /// All rows that are older than the slot; the LSN is the slot's consistent point.
     Copied(Lsn),
-    /// The end of a transaction in the WAL.
+    /// The end of a transaction; the LSN is the end of its commit record.
     Committed(Lsn),
-    /// A window of rows; where the WAL was when it was looked at.
+    /// A window of rows that were polled; the LSN is the WAL's insert position at that time.
     Seen(Lsn),
 }
 
@@ -60,9 +61,9 @@ pub type Batch = Vec<Item>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    #[error("{doing}")]
+    #[error("{action}")]
     Query {
-        doing: &'static str,
+        action: &'static str,
         #[source]
         source: tokio_postgres::Error,
     },
@@ -70,19 +71,19 @@ pub enum SourceError {
     Replication(#[from] ReplicationError),
     #[error(transparent)]
     Login(#[from] crate::postgres::login::LoginError),
-    #[error("weft.outbox is not as `weft database setup` makes it: {0}")]
+    #[error("weft.outbox is not as `weft database setup` creates it: {0}")]
     Layout(&'static str),
     #[error("the database did not answer within {0} s")]
     Timeout(u64),
-    #[error("the database makes the replication slot after all older transactions have ended: {0}")]
+    #[error("the database creates the replication slot when all older transactions have ended: {0}")]
     SlotPending(String),
     #[error("the publisher has ended")]
     Ended,
 }
 
 impl SourceError {
-    pub(crate) fn query(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Self {
-        move |source| Self::Query { doing, source }
+    pub(crate) fn query(action: &'static str) -> impl Fn(tokio_postgres::Error) -> Self {
+        move |source| Self::Query { action, source }
     }
 }
 
@@ -93,12 +94,12 @@ pub(crate) async fn send(batches: &mpsc::Sender<Batch>, batch: Batch) -> Result<
     batches.send(batch).await.map_err(|_closed| SourceError::Ended)
 }
 
-/// Awaits an answer of the database.
+/// Awaits a query's result, for `deadline` at the longest. `action` names the query in the error.
 pub(crate) async fn within<T>(
     deadline: Duration,
-    doing: &'static str,
-    asked: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    action: &'static str,
+    query: impl Future<Output = Result<T, tokio_postgres::Error>>,
 ) -> Result<T, SourceError> {
-    let answered = timeout(deadline, asked).await.map_err(|_elapsed| SourceError::Timeout(deadline.as_secs()))?;
-    answered.map_err(SourceError::query(doing))
+    let answer = timeout(deadline, query).await.map_err(|_elapsed| SourceError::Timeout(deadline.as_secs()))?;
+    answer.map_err(SourceError::query(action))
 }

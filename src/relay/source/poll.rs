@@ -1,11 +1,12 @@
-//! The polling source: windows between snapshots (see [`super::snapshot`]), woken by `LISTEN`.
+//! The polling source: reads the rows between two snapshots (see [`super::snapshot`]) and is notified by `LISTEN`.
 //!
-//! A term's first window is everything that is in the table, whatever the checkpoint says: rows are deleted in the
-//! transaction that records their publication, so what is there was not recorded. That also finds rows which came with a
-//! backup of another server and tell nothing by their transaction's id.
+//! A term's first window is everything that is in the table, whatever the checkpoint contains: rows are deleted in the
+//! transaction that records their publication, so a row that is present was not recorded. This also finds rows that
+//! were restored from another server's backup, whose transaction ids mean nothing here.
 //!
-//! A poller sees a transaction as soon as it is visible; with `synchronous_commit = off` that is before it is durable,
-//! and a crash of the server can then leave an event published whose transaction is gone. Log tailing has no such gap.
+//! A transaction is polled as soon as it is visible. With `synchronous_commit = off` that is before it is durable, and
+//! a crash of the server can then leave a published event whose transaction is lost. Log tailing does not have this
+//! gap.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,36 +18,36 @@ use tokio::{
 use super::{Batch, Item, Mark, Point, SourceError, table::Reader};
 use crate::postgres::replication::Lsn;
 
-/// Shortest and longest time between two looks; a notification ends the wait.
-const SHORTEST: Duration = Duration::from_millis(20);
-const LONGEST: Duration = Duration::from_secs(5);
+/// Shortest and longest time between two queries; a notification ends the wait.
+const MIN_WAIT: Duration = Duration::from_millis(20);
+const MAX_WAIT: Duration = Duration::from_secs(5);
 
-/// Polls for ever.
+/// Polls until an error.
 pub(crate) async fn poll(
     reader: &Reader,
-    woken: Arc<Notify>,
+    notified: Arc<Notify>,
     batches: &mpsc::Sender<Batch>,
 ) -> Result<(), SourceError> {
     let mut previous = None;
-    let (mut wait, mut serial, mut last) = (SHORTEST, 0, Lsn(0));
+    let (mut wait, mut serial, mut last) = (MIN_WAIT, 0, Lsn(0));
     loop {
         let probe = reader.probe(previous.as_ref()).await?;
-        if previous.is_some() && !probe.any {
+        if previous.is_some() && !probe.has_rows {
             previous = Some(probe.snapshot);
-            // a notification that came while we looked has left its permit
-            if timeout(wait, woken.notified()).await.is_ok() {
-                wait = SHORTEST;
+            // a notification that came during the query has stored a permit, which ends this wait at once
+            if timeout(wait, notified.notified()).await.is_ok() {
+                wait = MIN_WAIT;
             } else {
-                wait = (wait * 2).min(LONGEST);
+                wait = (wait * 2).min(MAX_WAIT);
             }
             continue;
         }
-        // positions must grow from window to window, also when no WAL was written between two looks
+        // positions must grow from window to window, even when no WAL was written between two queries
         last = Lsn(probe.lsn.0.max(last.0 + 1));
         reader.rows(previous.as_ref(), &probe.snapshot, last, batches).await?;
         serial += 1;
         super::send(batches, vec![Item::Mark(Mark { serial, point: Point::Seen(last) })]).await?;
         previous = Some(probe.snapshot);
-        wait = SHORTEST;
+        wait = MIN_WAIT;
     }
 }

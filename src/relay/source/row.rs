@@ -1,4 +1,4 @@
-//! An [`Event`] from a row of `weft.outbox`, as the WAL has it or as a query gives it.
+//! Builds an [`Event`] from a row of `weft.outbox`, as the WAL contains it or as a query returns it.
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio_postgres::{
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// Columns that an event is made of, in the order in which [`SELECT_COLUMNS`] has them.
+/// Columns of the event with their type OIDs, in the order of [`SELECT_COLUMNS`].
 const COLUMNS: [(&str, u32); 8] = [
     ("id", 2950),
     ("aggregate_type", 25),
@@ -31,15 +31,15 @@ const COLUMNS: [(&str, u32); 8] = [
     ("seq", 20),
 ];
 const JSONB: u32 = 3802;
-/// First byte of a jsonb's binary form; text follows.
+/// First byte of a jsonb value's binary form; the text follows.
 const JSONB_VERSION: u8 = 1;
 pub(crate) const SELECT_COLUMNS: &str = "id, aggregate_type, aggregate_id, type, payload, headers, created_at, seq";
 
-/// Which column of the table is which of the event's.
+/// Maps the table's columns to [`COLUMNS`].
 #[derive(Clone, Debug)]
 pub(crate) struct Layout {
-    /// For each column of the table its place in [`COLUMNS`].
-    places: Vec<Option<usize>>,
+    /// For each column of the table its index in [`COLUMNS`].
+    fields: Vec<Option<usize>>,
 }
 
 impl Layout {
@@ -48,8 +48,8 @@ impl Layout {
         if relation.schema != names::SCHEMA || relation.table != "outbox" {
             return Ok(None);
         }
-        let place = |name: &str| COLUMNS.iter().position(|&(column, _)| column == name);
-        let places: Vec<Option<usize>> = relation.columns.iter().map(|column| place(&column.name)).collect();
+        let field = |name: &str| COLUMNS.iter().position(|&(column, _)| column == name);
+        let fields: Vec<Option<usize>> = relation.columns.iter().map(|column| field(&column.name)).collect();
         for (wanted, type_oid) in COLUMNS {
             match relation.columns.iter().find(|column| column.name == wanted) {
                 None => return Err(SourceError::Layout("a column is missing")),
@@ -59,15 +59,15 @@ impl Layout {
                 Some(_) => {}
             }
         }
-        Ok(Some(Self { places }))
+        Ok(Some(Self { fields }))
     }
 
     /// The event of an inserted row.
     pub(crate) fn event(&self, columns: Columns, position: Position) -> Result<Event, SourceError> {
         let mut values: [Bytes; COLUMNS.len()] = Default::default();
-        for (value, place) in columns.zip(&self.places) {
+        for (value, field) in columns.zip(&self.fields) {
             let value = value?;
-            let Some(target) = place.and_then(|place| values.get_mut(place)) else { continue };
+            let Some(target) = field.and_then(|field| values.get_mut(field)) else { continue };
             *target = match value {
                 Value::Binary(bytes) => bytes,
                 Value::Text(_) => return Err(SourceError::Layout("a value is not in binary form")),
@@ -78,7 +78,7 @@ impl Layout {
     }
 }
 
-/// Copies, in one allocation: an event that waits keeps nothing alive but itself, least of all the buffer that it came in.
+/// Copies the values into one allocation, so that a waiting event does not keep the whole receive buffer alive.
 fn owned(values: [&[u8]; COLUMNS.len()]) -> [Bytes; COLUMNS.len()] {
     let mut buffer = BytesMut::with_capacity(values.iter().map(|value| value.len()).sum());
     for value in values {
@@ -131,7 +131,8 @@ impl<'a> FromSql<'a> for Raw<'a> {
     }
 }
 
-/// The event of a row of [`SELECT_COLUMNS`]. `lsn` is where in the WAL the row was seen.
+/// Builds the event from a row of [`SELECT_COLUMNS`] and returns it with the row's `seq`. `lsn` is the WAL position at
+/// which the row was read.
 pub(crate) fn event(row: &Row, lsn: u64) -> Result<(Event, i64), SourceError> {
     let mut raws: [&[u8]; COLUMNS.len()] = Default::default();
     for (index, raw) in raws.iter_mut().enumerate() {

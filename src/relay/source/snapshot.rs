@@ -1,8 +1,9 @@
-//! A `pg_snapshot`: which transactions are seen.
+//! A `pg_snapshot`: which transactions are visible.
 //!
-//! The polling source goes from snapshot to snapshot, not from number to number: a window is what one snapshot sees and the one before
-//! does not: PgQ's algorithm (Skype, 2007; `pgq.get_batch_events`). A lower id that commits late is in a later window, so
-//! it is not lost; and a transaction that stays open is passed by, so it stalls nothing.
+//! The polling source goes from snapshot to snapshot, not from number to number: a window consists of the rows that one
+//! snapshot sees and the previous one does not. This is PgQ's algorithm (Skype, 2007; `pgq.get_batch_events`). A lower
+//! id that commits late is in a later window, so it is not lost; a transaction that stays open is left out, so it
+//! blocks nothing.
 
 use std::{fmt, str::FromStr};
 
@@ -20,7 +21,7 @@ pub struct Snapshot {
 pub struct SnapshotError(String);
 
 impl Snapshot {
-    /// The snapshot before everything.
+    /// The snapshot that sees no transaction.
     pub fn nothing() -> Self {
         Self { xmin: 1, xmax: 1, xip: Vec::new() }
     }

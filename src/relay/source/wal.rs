@@ -1,9 +1,9 @@
-//! The log-tailing source: the outbox's inserts out of the WAL, and what the slot is told.
+//! The log-tailing source: reads the outbox's inserts from the WAL, and confirms positions to the slot.
 //!
-//! `confirmed_flush` is the end of the last transaction of which every event, and every event before it, is acknowledged by the
-//! broker *and recorded*. Nothing else moves it, but the **idle rule**: when everything that was read is recorded and
-//! no transaction is open in the stream, the keepalive's WAL end, before which everything was sent. So an idle outbox in
-//! a busy database holds no WAL back.
+//! `confirmed_flush` is the end of the last transaction of which every event, and every event before it, is
+//! acknowledged by the broker *and recorded*. Nothing else moves it, except the **idle rule**: when everything that was
+//! read is recorded and no transaction is open in the stream, the WAL end of a keepalive is confirmed, since everything
+//! before it was sent. So an idle outbox in a busy database does not make the server keep WAL.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -22,15 +22,15 @@ use crate::{
     },
 };
 
-/// The slot is told of progress at most this often…
+/// Progress is confirmed to the slot at most this often…
 const CONFIRM: Duration = Duration::from_millis(100);
-/// …and of our being alive at least this often (`wal_sender_timeout` is 60 s unless told).
-const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
-/// More silence than this is an end. An idle server that hears from us has no reason to speak (it does so only when
-/// half of `wal_sender_timeout` passed without a word), so it is asked to after a third of this.
-const SILENCE: Duration = Duration::from_secs(90);
+/// …and a status update is sent at least this often (`wal_sender_timeout` is 60 s by default).
+const STATUS_UPDATE: Duration = Duration::from_secs(10);
+/// The connection is given up when the server sent nothing for this long. An idle server that receives status updates
+/// sends keepalives only after half of `wal_sender_timeout`, so a keepalive is requested after a third of this time.
+const MAX_SILENCE: Duration = Duration::from_secs(90);
 
-/// What the server and the slot are at; for the status.
+/// The server's and the slot's positions, for the status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tail {
     pub(crate) confirmed: Lsn,
@@ -45,14 +45,14 @@ pub(crate) struct Tailer {
     recorded: watch::Receiver<Option<Mark>>,
     tail: watch::Sender<Tail>,
     confirmed: Lsn,
-    /// What the slot was told last, and when.
-    told: Lsn,
-    told_at: Instant,
-    heard_at: Instant,
+    /// What was last confirmed to the slot, and when.
+    confirm_sent: Lsn,
+    confirm_sent_at: Instant,
+    received_at: Instant,
 }
 
 impl Tailer {
-    /// `serial` is that of the last mark that was sent before.
+    /// `serial` is the serial of the last mark that was sent before.
     pub(crate) fn new(
         stream: WalStream,
         serial: u64,
@@ -66,28 +66,28 @@ impl Tailer {
             recorded,
             tail,
             confirmed: Lsn(0),
-            told: Lsn(0),
-            told_at: now,
-            heard_at: now,
+            confirm_sent: Lsn(0),
+            confirm_sent_at: now,
+            received_at: now,
         }
     }
 
-    /// Streams for ever.
+    /// Streams until an error.
     pub(crate) async fn run(mut self, batches: &mpsc::Sender<Batch>) -> Result<(), SourceError> {
         loop {
-            let due = if self.confirmed > self.told { CONFIRM } else { SIGN_OF_LIFE };
+            let due = if self.confirmed > self.confirm_sent { CONFIRM } else { STATUS_UPDATE };
             let full = self.decoder.is_full();
             tokio::select! {
                 permit = batches.reserve(), if !self.decoder.batch.is_empty() => {
                     let permit = permit.map_err(|_closed| SourceError::Ended)?;
                     permit.send(self.decoder.take());
                     if full {
-                        // nobody listened meanwhile
-                        self.heard_at = Instant::now();
+                        // while the batch was full nothing was read from the server, so its silence proves nothing
+                        self.received_at = Instant::now();
                     }
                 }
                 frame = self.stream.next(), if !full => {
-                    self.heard_at = Instant::now();
+                    self.received_at = Instant::now();
                     self.frame(frame?).await?;
                     while !self.decoder.is_full() && let Some(frame) = self.stream.buffered()? {
                         self.frame(frame).await?;
@@ -97,8 +97,8 @@ impl Tailer {
                     changed.map_err(|_closed| SourceError::Ended)?;
                     self.progress();
                 }
-                () = sleep_until(self.told_at + due) => self.confirm().await?,
-                () = sleep_until(self.heard_at + SILENCE), if !full => return Err(SourceError::Timeout(SILENCE.as_secs())),
+                () = sleep_until(self.confirm_sent_at + due) => self.confirm().await?,
+                () = sleep_until(self.received_at + MAX_SILENCE), if !full => return Err(SourceError::Timeout(MAX_SILENCE.as_secs())),
             }
         }
     }
@@ -123,30 +123,30 @@ impl Tailer {
         }
     }
 
-    /// Everything that was read is recorded, and no transaction is open in the stream.
+    /// Whether everything that was read is recorded and no transaction is open in the stream.
     fn is_idle(&self) -> bool {
         let recorded = self.recorded.borrow().as_ref().map_or(0, |mark| mark.serial);
         !self.decoder.is_open() && self.decoder.batch.is_empty() && recorded == self.decoder.serial
     }
 
     async fn confirm(&mut self) -> Result<(), SourceError> {
-        self.told_at = Instant::now();
-        self.told = self.confirmed;
-        // acknowledged last: every event before `confirmed` is with the broker, and that is recorded
-        let quiet = self.heard_at.elapsed() >= SILENCE / 3;
+        self.confirm_sent_at = Instant::now();
+        self.confirm_sent = self.confirmed;
+        // acknowledge last: the broker has stored every event before `confirmed`, and that is recorded
+        let quiet = self.received_at.elapsed() >= MAX_SILENCE / 3;
         self.stream.confirm(self.confirmed, quiet).await?;
         self.tail.send_modify(|tail| tail.confirmed = self.confirmed);
         Ok(())
     }
 }
 
-/// Makes batches of the stream's messages.
+/// Turns the stream's messages into batches.
 #[derive(Debug)]
 struct Decoder {
     batch: Batch,
     bytes: usize,
     serial: u64,
-    /// The transaction that is being read: its commit position and the next row's place in it.
+    /// The open transaction: its commit position and the index of its next row.
     open: Option<Position>,
     layouts: HashMap<u32, Option<Layout>>,
 }
@@ -186,7 +186,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// Of two marks with nothing between them the later one is enough.
+    /// Appends a mark. Of two marks without an event between them only the later one is kept.
     fn mark(&mut self, end_lsn: Lsn) {
         let mark = Mark { serial: self.serial, point: Point::Committed(end_lsn) };
         if let Some(Item::Mark(last)) = self.batch.last_mut() {
@@ -197,10 +197,10 @@ impl Decoder {
     }
 
     fn insert(&mut self, insert: Insert) -> Result<(), SourceError> {
-        let unknown = || SourceError::Layout("a row came before its table's description");
+        let unknown = || SourceError::Layout("a row was sent before its table's relation message");
         let Some(layout) = self.layouts.get(&insert.relation).ok_or_else(unknown)? else { return Ok(()) };
         let Some(position) = &mut self.open else {
-            return Err(SourceError::Layout("a row came outside of a transaction"));
+            return Err(SourceError::Layout("a row was sent outside of a transaction"));
         };
         let event = layout.event(insert.columns, *position)?;
         position.index += 1;

@@ -1,5 +1,5 @@
--- One group commit: all transitions of the last milliseconds, or nothing when a partition is no longer ours.
--- Answers whether it was ours, and the ids that were to be started but exist already.
+-- One group commit: all transitions of the last milliseconds, or nothing when another process holds one of the
+-- partitions. Returns whether all partitions were held, and the ids of starts whose instance exists already.
 with fence as (
   select count(*) = cardinality($1::smallint[]) as ours
   from unnest($1::smallint[], $2::bigint[]) as mine (partition, epoch)

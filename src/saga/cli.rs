@@ -1,4 +1,4 @@
-//! `weft saga list|show|start|retry|…`: the orchestrator's API for people.
+//! `weft saga list|show|start|retry|…`: commands for people, on top of the orchestrator's API.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -10,8 +10,8 @@ use super::view::{Detail, Transition, View};
 const DEADLINE: Duration = Duration::from_secs(90);
 
 #[derive(Debug, clap::Args)]
-pub struct At {
-    /// Where the orchestrator's API is, such as http://default-orchestrator.shop:8080
+pub struct Endpoint {
+    /// The address of the orchestrator's API, such as http://default-orchestrator.shop:8080
     #[arg(long, env = "WEFT_ORCHESTRATOR_URL", default_value = "http://localhost:8080")]
     orchestrator_url: String,
     /// Print the API's JSON
@@ -20,13 +20,13 @@ pub struct At {
 }
 
 #[derive(Debug, clap::Args)]
-pub struct One {
+pub struct InstanceArgs {
     /// The saga's name
     saga: String,
     /// The instance's id
     id: String,
     #[command(flatten)]
-    at: At,
+    endpoint: Endpoint,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -41,10 +41,10 @@ pub enum Command {
         #[arg(long, default_value_t = 50)]
         limit: usize,
         #[command(flatten)]
-        at: At,
+        endpoint: Endpoint,
     },
     /// Show an instance with its history
-    Show(One),
+    Show(InstanceArgs),
     /// Start an instance and wait for its end, for a minute at most
     Start {
         /// The saga's name
@@ -56,41 +56,42 @@ pub enum Command {
         #[arg(long)]
         key: Option<String>,
         #[command(flatten)]
-        at: At,
+        endpoint: Endpoint,
     },
     /// Make the current call again at once, with a new allowance of attempts
-    Retry(One),
-    /// Take the call that is stuck as done
-    Skip(One),
-    /// Compensate, before the point of no return; a pivot that is stuck is paused first
-    Cancel(One),
-    /// Make no further call until told to resume
-    Pause(One),
-    /// Go on after a pause
-    Resume(One),
+    Retry(InstanceArgs),
+    /// Treat the stuck call as done
+    Skip(InstanceArgs),
+    /// Compensate, before the pivot; pause a stuck pivot first
+    Cancel(InstanceArgs),
+    /// Make no further call until `resume`
+    Pause(InstanceArgs),
+    /// Continue after a pause
+    Resume(InstanceArgs),
 }
 
 pub(super) async fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::List { saga, state, limit, at } => {
+        Command::List { saga, state, limit, endpoint } => {
             let state = state.map_or_else(String::new, |state| format!("&state={state}"));
-            let text = ask(&at, reqwest::Method::GET, &format!("/sagas/{saga}?limit={limit}{state}"), None).await?;
-            print(&at, &text, |list: List| table(&list.items))
+            let text =
+                request(&endpoint, reqwest::Method::GET, &format!("/sagas/{saga}?limit={limit}{state}"), None).await?;
+            print(&endpoint, &text, |list: List| table(&list.items))
         }
-        Command::Show(One { saga, id, at }) => {
-            let text = ask(&at, reqwest::Method::GET, &format!("/sagas/{saga}/{id}"), None).await?;
-            print(&at, &text, |detail| history(&detail))
+        Command::Show(InstanceArgs { saga, id, endpoint }) => {
+            let text = request(&endpoint, reqwest::Method::GET, &format!("/sagas/{saga}/{id}"), None).await?;
+            print(&endpoint, &text, |detail| history(&detail))
         }
-        Command::Start { saga, input, key, at } => {
+        Command::Start { saga, input, key, endpoint } => {
             let body = Some((input, key));
-            let text = ask(&at, reqwest::Method::POST, &format!("/sagas/{saga}?wait=true"), body).await?;
-            print(&at, &text, |view: View| table(&[view]))
+            let text = request(&endpoint, reqwest::Method::POST, &format!("/sagas/{saga}?wait=true"), body).await?;
+            print(&endpoint, &text, |view: View| table(&[view]))
         }
-        Command::Retry(one) => change(one, "retry").await,
-        Command::Skip(one) => change(one, "skip").await,
-        Command::Cancel(one) => change(one, "cancel").await,
-        Command::Pause(one) => change(one, "pause").await,
-        Command::Resume(one) => change(one, "resume").await,
+        Command::Retry(instance) => change(instance, "retry").await,
+        Command::Skip(instance) => change(instance, "skip").await,
+        Command::Cancel(instance) => change(instance, "cancel").await,
+        Command::Pause(instance) => change(instance, "pause").await,
+        Command::Resume(instance) => change(instance, "resume").await,
     }
 }
 
@@ -99,14 +100,14 @@ struct List {
     items: Vec<View>,
 }
 
-async fn change(one: One, verb: &str) -> anyhow::Result<()> {
-    let One { saga, id, at } = one;
-    let text = ask(&at, reqwest::Method::POST, &format!("/sagas/{saga}/{id}/{verb}"), None).await?;
-    print(&at, &text, |view: View| table(&[view]))
+async fn change(instance: InstanceArgs, verb: &str) -> anyhow::Result<()> {
+    let InstanceArgs { saga, id, endpoint } = instance;
+    let text = request(&endpoint, reqwest::Method::POST, &format!("/sagas/{saga}/{id}/{verb}"), None).await?;
+    print(&endpoint, &text, |view: View| table(&[view]))
 }
 
-async fn ask(
-    at: &At,
+async fn request(
+    endpoint: &Endpoint,
     method: reqwest::Method,
     path: &str,
     body: Option<(String, Option<String>)>,
@@ -115,7 +116,7 @@ async fn ask(
     struct Problem {
         detail: String,
     }
-    let base = at.orchestrator_url.trim_end_matches('/');
+    let base = endpoint.orchestrator_url.trim_end_matches('/');
     let client = reqwest::Client::builder().timeout(DEADLINE).build().context("making an HTTP client")?;
     let mut request = client.request(method, format!("{base}{path}"));
     if let Some((body, key)) = body {
@@ -136,10 +137,10 @@ async fn ask(
     Ok(text)
 }
 
-/// People read the output of this command: it goes to standard output.
+/// Prints to standard output: this is what the command is for.
 #[allow(clippy::print_stdout)]
-fn print<T: DeserializeOwned>(at: &At, text: &str, form: impl FnOnce(T) -> String) -> anyhow::Result<()> {
-    if at.json {
+fn print<T: DeserializeOwned>(endpoint: &Endpoint, text: &str, form: impl FnOnce(T) -> String) -> anyhow::Result<()> {
+    if endpoint.json {
         println!("{text}");
     } else {
         print!("{}", form(serde_json::from_str(text).context("reading the answer")?));
@@ -163,9 +164,9 @@ fn table(views: &[View]) -> String {
 
 fn state(view: &View) -> String {
     let mut text = view.state.as_str().to_owned();
-    for (flag, word) in [(view.paused, " (paused)"), (view.overdue, " (overdue)")] {
+    for (flag, suffix) in [(view.paused, " (paused)"), (view.overdue, " (overdue)")] {
         if flag {
-            text.push_str(word);
+            text.push_str(suffix);
         }
     }
     text
@@ -183,8 +184,11 @@ fn history(detail: &Detail) -> String {
     if let Some(current) = &view.current {
         let _ = writeln!(text, "Current:  {} {}, attempt {}", current.operation, current.step, current.attempt);
         if let Some(stuck) = &current.stuck {
-            let next =
-                if current.waits_for_a_person { "waits for `retry`, `skip` or `cancel`" } else { "goes on trying" };
+            let next = if current.waits_for_a_person {
+                "waits for `retry`, `skip` or `cancel`"
+            } else {
+                "is retried automatically"
+            };
             let _ = writeln!(text, "Stuck:    {stuck}; {next}");
         }
     }

@@ -1,4 +1,4 @@
-//! What the relay tells of itself: status, problems, metrics, health.
+//! What the relay reports about itself: status, problems, metrics, health.
 
 use std::{
     collections::BTreeMap,
@@ -28,30 +28,30 @@ use crate::{
     metrics::relay as names,
 };
 
-/// With events waiting, no acknowledgement for so long and no problem that would explain it, the process is not live.
+/// The process is not live when events wait, none was acknowledged for this long, and no problem explains it.
 const STUCK: Duration = Duration::from_mins(1);
 
-/// Reasons of problems, which become reasons of conditions.
+/// Reasons of problems. The operator uses them as the reasons of conditions.
 pub(crate) mod reason {
     pub(crate) const CONTRACT_INVALID: &str = "ContractInvalid";
     pub(crate) const DATABASE_UNREACHABLE: &str = "DatabaseUnreachable";
     pub(crate) const DATABASE_NOT_READY: &str = "DatabaseNotReady";
     pub(crate) const BROKER_UNREACHABLE: &str = "BrokerUnreachable";
     pub(crate) const STREAM_MISSING: &str = "StreamMissing";
-    /// The broker answers that it does not store events.
+    /// The broker answers with an error instead of storing the event.
     pub(crate) const PUBLISH_FAILING: &str = "PublishFailing";
     pub(crate) const EVENT_REFUSED: &str = "EventRefused";
     pub(crate) const SLOT_AT_RISK: &str = "SlotAtRisk";
     pub(crate) const SLOT_LOST: &str = "SlotLost";
-    /// The database waits for transactions before it makes the slot.
+    /// The database waits for the end of older transactions before it creates the slot.
     pub(crate) const SLOT_PENDING: &str = "SlotPending";
-    /// Those that keep events from being published at all.
+    /// Problems with which no event can be published at all; the relay is not ready while one of them exists.
     pub(super) const BLOCKING: [&str; 6] =
         [DATABASE_UNREACHABLE, DATABASE_NOT_READY, BROKER_UNREACHABLE, STREAM_MISSING, PUBLISH_FAILING, SLOT_PENDING];
 }
 
 #[derive(Debug)]
-pub(crate) struct Report {
+pub(crate) struct Reporter {
     state: Mutex<State>,
     status: watch::Sender<RelayStatus>,
     metrics: Metrics,
@@ -61,26 +61,26 @@ pub(crate) struct Report {
 #[allow(clippy::struct_excessive_bools, reason = "independent facts, not a state machine")]
 struct State {
     leading: bool,
-    /// The database answers, and so does the broker (only asked while leading).
+    /// Whether the database is connected.
     database: bool,
     broker: bool,
-    /// Version of the contract.
+    /// Version of the contract in force.
     contract: String,
     paused: bool,
     problems: BTreeMap<&'static str, String>,
-    /// Published as the checkpoint has it, and acknowledged but not yet recorded.
+    /// Published events according to the checkpoint, and those acknowledged since but not recorded yet.
     recorded: u64,
     unrecorded: u64,
-    /// Rows of the outbox when they were last counted or deleted.
+    /// Rows of the outbox: the last count, less what was deleted since.
     rows: u64,
-    /// Something was published, or waited, since the rows were counted.
+    /// Whether an event was published or waited since the rows were last counted, so that counting again is worthwhile.
     busy: bool,
     waiting: Waiting,
     tail: Option<Tail>,
     slot_lag: Option<u64>,
     position: Option<String>,
     last_published: Option<Timestamp>,
-    /// When there was last an acknowledgement, or nothing to wait for.
+    /// When an event was last acknowledged, or nothing waited.
     progressed: Instant,
 }
 
@@ -132,12 +132,12 @@ impl Metrics {
         registry.register(names::PARKED, "Events that wait behind one that the broker refuses", parked.clone());
         registry.register(names::LAG_SECONDS, "Age of the oldest event that waits", lag_seconds.clone());
         registry.register(names::LAG_BYTES, "WAL behind the slot's confirmed position", lag_bytes.clone());
-        registry.register(names::LEADING, "1 when this process publishes, 0 when it stands by", leading.clone());
+        registry.register(names::LEADING, "1 when this process publishes, 0 when it is a standby", leading.clone());
         metrics
     }
 }
 
-impl Report {
+impl Reporter {
     pub(crate) fn new(relay: &str, registry: &mut Registry) -> Arc<Self> {
         let status = RelayStatus { relay: relay.to_owned(), ..RelayStatus::default() };
         Arc::new(Self {
@@ -168,7 +168,7 @@ impl Report {
         self.status.subscribe()
     }
 
-    /// Not live: only a new process can help, as far as we know.
+    /// An error when only a restart of the process can help, as far as the relay can know.
     pub(crate) fn live(&self) -> Result<(), String> {
         let state = self.lock();
         let stuck =
@@ -176,7 +176,7 @@ impl Report {
         if !stuck {
             return Ok(());
         }
-        Err(format!("no event was acknowledged for {} s, though some wait", state.progressed.elapsed().as_secs()))
+        Err(format!("no event was acknowledged for {} s although events wait", state.progressed.elapsed().as_secs()))
     }
 
     pub(crate) fn ready(&self) -> Result<(), String> {
@@ -185,10 +185,14 @@ impl Report {
             return Ok(());
         }
         let problems: Vec<&str> = state.problems.values().map(String::as_str).collect();
-        Err(if problems.is_empty() { "starting".to_owned() } else { problems.join("; ") })
+        Err(if problems.is_empty() {
+            "the relay is starting: it is not connected to the database yet".to_owned()
+        } else {
+            problems.join("; ")
+        })
     }
 
-    /// The database answers; this process leads or stands by.
+    /// The database is connected; this process leads, or is a standby.
     pub(crate) fn leading(&self, leading: bool) {
         self.change(|state| {
             state.database = true;
@@ -202,7 +206,7 @@ impl Report {
         });
     }
 
-    /// A term ended: nothing is known any more but what the checkpoint told.
+    /// A term ended: forgets everything but the checkpoint's count.
     pub(crate) fn ended(&self) {
         self.change(|state| {
             state.leading = false;
@@ -213,11 +217,11 @@ impl Report {
             state.waiting = Waiting::default();
             state.tail = None;
             state.slot_lag = None;
-            for gone in [reason::EVENT_REFUSED, reason::PUBLISH_FAILING, reason::SLOT_AT_RISK, reason::SLOT_LOST] {
-                state.problems.remove(gone);
+            for resolved in [reason::EVENT_REFUSED, reason::PUBLISH_FAILING, reason::SLOT_AT_RISK, reason::SLOT_LOST] {
+                state.problems.remove(resolved);
             }
-            for gone in [reason::BROKER_UNREACHABLE, reason::STREAM_MISSING, reason::SLOT_PENDING] {
-                state.problems.remove(gone);
+            for resolved in [reason::BROKER_UNREACHABLE, reason::STREAM_MISSING, reason::SLOT_PENDING] {
+                state.problems.remove(resolved);
             }
         });
     }
@@ -233,7 +237,7 @@ impl Report {
         });
     }
 
-    /// What it works by from now on.
+    /// Sets the contract in force.
     pub(crate) fn contract(&self, contract: &Relay) {
         self.change(|state| {
             state.contract.clone_from(&contract.version);
@@ -242,24 +246,24 @@ impl Report {
         });
     }
 
-    pub(crate) fn problem(&self, reason: &'static str, message: String) {
-        let mut said = false;
-        self.change(|state| said = state.problems.insert(reason, message.clone()).as_ref() != Some(&message));
-        if said {
-            tracing::warn!(reason, message, "problem");
+    pub(crate) fn report(&self, reason: &'static str, message: String) {
+        let mut changed = false;
+        self.change(|state| changed = state.problems.insert(reason, message.clone()).as_ref() != Some(&message));
+        if changed {
+            tracing::warn!(reason, message, "a problem was found");
         }
     }
 
-    pub(crate) fn mended(&self, reason: &'static str) {
+    pub(crate) fn resolve(&self, reason: &'static str) {
         if self.lock().problems.contains_key(reason) {
-            tracing::info!(reason, "mended");
+            tracing::info!(reason, "the problem is resolved");
             self.change(|state| {
                 state.problems.remove(reason);
             });
         }
     }
 
-    /// The checkpoint's count, at the beginning of a term.
+    /// Sets the count of published events from the checkpoint, at the start of a term.
     pub(crate) fn checkpoint(&self, published: u64) {
         self.change(|state| state.recorded = published);
     }
@@ -273,7 +277,7 @@ impl Report {
         self.metrics.published.inc_by(events as u64);
     }
 
-    pub(crate) fn took(&self, duration: Duration) {
+    pub(crate) fn acknowledged_after(&self, duration: Duration) {
         self.metrics.duration.observe(duration.as_secs_f64());
     }
 
@@ -281,7 +285,7 @@ impl Report {
         self.metrics.retries.inc();
     }
 
-    /// From time to time: what waits now.
+    /// Updates what waits in the window.
     pub(crate) fn waiting(&self, waiting: Waiting) {
         self.change(|state| {
             state.busy |= waiting.events > 0;
@@ -307,7 +311,7 @@ impl Report {
         });
     }
 
-    /// Whether there was anything to do since the last time.
+    /// Whether an event was published or waited since the last call.
     pub(crate) fn take_busy(&self) -> bool {
         std::mem::take(&mut self.lock().busy)
     }
@@ -324,9 +328,9 @@ impl Report {
                     "the database drops the WAL that the slot {} needs after {left} more bytes: let the relay catch up, or raise max_slot_wal_keep_size",
                     crate::domain::names::SLOT
                 );
-                self.problem(reason::SLOT_AT_RISK, message);
+                self.report(reason::SLOT_AT_RISK, message);
             }
-            None => self.mended(reason::SLOT_AT_RISK),
+            None => self.resolve(reason::SLOT_AT_RISK),
         }
     }
 
@@ -371,7 +375,7 @@ impl State {
     #[allow(clippy::cast_precision_loss, reason = "microseconds of a lag fit 52 bits")]
     fn lag_seconds(&self) -> f64 {
         let age = |oldest: i64| (Timestamp::now().as_microsecond() - oldest).max(0) as f64 / 1e6;
-        // tenths: a status changes no more often than a person can read
+        // rounded to tenths of a second, so that the status does not change more often than a person can read
         (self.waiting.oldest.map_or(0.0, age) * 10.0).round() / 10.0
     }
 
