@@ -125,7 +125,7 @@ pub(crate) fn assert_restricted(pod: &serde_json::Value) {
 }
 
 /// `TYPE=STATUS REASON` of each condition, in order.
-pub(crate) fn said(conditions: &[Condition]) -> Vec<String> {
+pub(crate) fn summaries(conditions: &[Condition]) -> Vec<String> {
     let line = |one: &Condition| format!("{}={} {}", one.type_, one.status, one.reason);
     conditions.iter().map(line).collect()
 }

@@ -1,6 +1,6 @@
 //! The control plane: one driver for every kind of object.
 //!
-//! A reconcile is four words: `observe` (reads only) → `plan` (pure) → `apply` (server-side apply) → `status` (pure). Only
+//! A reconcile has four steps: `observe` (reads only) → `plan` (pure) → `apply` (server-side apply) → `status` (pure). Only
 //! what observes, applies and reports holds a client.
 //!
 //! ```text

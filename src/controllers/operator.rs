@@ -31,7 +31,7 @@ use crate::{
 
 /// How long running reconciles may take to end, once asked to.
 const LAST_WORK: Duration = Duration::from_secs(5);
-/// A connection on which the API server says nothing for so long is dead. A watch gets a bookmark about once a minute.
+/// A connection on which the API server sends nothing for so long is dead. A watch gets a bookmark about once a minute.
 const SILENCE: Duration = Duration::from_mins(3);
 /// How often the gauges about the store are brought up to date.
 const GAUGES: Duration = Duration::from_secs(5);
@@ -87,7 +87,7 @@ fn label(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
-/// What `/status` tells of the operator.
+/// What `/status` of the operator answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct OperatorStatus {

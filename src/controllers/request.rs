@@ -12,8 +12,8 @@ use crate::controllers::resources::{
 /// Longest that one request may take, the client's own repetitions (429, 503, 504) included.
 pub const REQUEST_DEADLINE: Duration = Duration::from_secs(15);
 
-/// Longest part of the API server's words that is passed on.
-const MAX_WORDS: usize = 400;
+/// Longest part of the API server's message that is passed on, in characters.
+const MAX_MESSAGE: usize = 400;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
@@ -52,33 +52,33 @@ impl RequestError {
     }
 
     /// The API server's own sentence, or ours.
-    pub fn words(&self) -> String {
-        let words = match self {
+    pub fn message(&self) -> String {
+        let message = match self {
             Self::Api(kube::Error::Api(status)) => status.message.clone(),
             Self::Api(error) => format!("the API server cannot be reached: {}", root(error)),
             Self::Deadline | Self::Json(_) => self.to_string(),
         };
-        words.chars().take(MAX_WORDS).collect()
+        message.chars().take(MAX_MESSAGE).collect()
     }
 
     /// For `child`, in a sentence.
     pub fn about(&self, doing: &str, child: &ChildRef) -> Failure {
         let (class, reason) = self.class();
-        let words = self.words();
+        let message = self.message();
         let message = match reason {
             "ChildConflict" => {
-                format!("{child} exists and is not Weft's: delete it or give this resource another name ({words})")
+                format!("{child} exists and is not Weft's: delete it or give this resource another name ({message})")
             }
             "Forbidden" => format!(
-                "the operator may not {doing} {child}: its roles do not fit its version; upgrade the chart ({words})"
+                "the operator may not {doing} {child}: its roles do not fit its version; upgrade the chart ({message})"
             ),
-            _ => format!("cannot {doing} {child}: {words}"),
+            _ => format!("cannot {doing} {child}: {message}"),
         };
         Failure { child: child.clone(), class, reason, message }
     }
 }
 
-/// How a server-side apply begins to say, with a mere 500, that the child is not of its kind's form.
+/// How the message of a server-side apply begins that answers 500 because the child is not of its kind's form.
 const FORMLESS: [&str; 2] = ["failed to create typed patch object", "failed to convert new object"];
 
 fn class_of(status: &Status) -> (Class, &'static str) {
@@ -90,8 +90,8 @@ fn class_of(status: &Status) -> (Class, &'static str) {
         }
         403 if status.message.contains("exceeded quota") => (Class::Retry, "QuotaExceeded"),
         401 => (Class::Fatal, "Unauthorized"),
-        // a webhook's words, and those of a ValidatingAdmissionPolicy
-        403 if ["denied the request", "denied request"].iter().any(|words| status.message.contains(words)) => {
+        // the message of a webhook, and that of a ValidatingAdmissionPolicy
+        403 if ["denied the request", "denied request"].iter().any(|message| status.message.contains(message)) => {
             (Class::Invalid, "ChildRefused")
         }
         403 => (Class::Fatal, "Forbidden"),
@@ -101,7 +101,7 @@ fn class_of(status: &Status) -> (Class, &'static str) {
             (Class::Retry, "ChildConflict")
         }
         400 | 405 | 413 | 415 | 422 => (Class::Invalid, "ChildRefused"),
-        500 if FORMLESS.iter().any(|words| status.message.starts_with(words)) => (Class::Invalid, "ChildRefused"),
+        500 if FORMLESS.iter().any(|message| status.message.starts_with(message)) => (Class::Invalid, "ChildRefused"),
         _ => (Class::Retry, "ApiUnavailable"),
     }
 }

@@ -57,7 +57,7 @@ impl Operator {
         outcome
     }
 
-    fn seen(&mut self, kind: &'static str) -> &mut ChildSeen {
+    fn seen(&mut self, kind: ChildKind) -> &mut ChildSeen {
         self.present.iter_mut().find(|(child, _)| child.kind == kind).map(|(_, seen)| seen).expect("known")
     }
 }
@@ -109,7 +109,7 @@ async fn what_somebody_changed_is_put_right_and_reported() {
     let (server, mut operator) = (Server::default(), Operator::default());
     operator.pass(&server, &plan()).await;
     server.lines();
-    let deployment = operator.seen("Deployment");
+    let deployment = operator.seen(ChildKind::Deployment);
     // somebody took a field from us
     deployment.ours += 1;
     deployment.version += 100;
@@ -117,7 +117,7 @@ async fn what_somebody_changed_is_put_right_and_reported() {
     let asked = server.asked();
     assert_eq!((asked.len(), asked[0].line().as_str()), (1, "PATCH deployments/orders"));
     assert!(asked[0].query.contains("force=true"));
-    assert_eq!(outcome.drifted.iter().map(|child| child.kind).collect::<Vec<_>>(), ["Deployment"]);
+    assert_eq!(outcome.drifted.iter().map(|child| child.kind).collect::<Vec<_>>(), [ChildKind::Deployment]);
 }
 
 #[tokio::test]
@@ -125,10 +125,10 @@ async fn what_somebody_deleted_is_made_again() {
     let (server, mut operator) = (Server::default(), Operator::default());
     operator.pass(&server, &plan()).await;
     server.lines();
-    operator.present.retain(|child, _| child.kind != "Service" && child.kind != "Job");
+    operator.present.retain(|child, _| !matches!(child.kind, ChildKind::Service | ChildKind::Job));
     let outcome = operator.pass(&server, &plan()).await;
     assert_eq!(server.lines(), ["PATCH services/orders", "POST jobs"]);
-    assert_eq!(outcome.drifted.iter().map(|child| child.kind).collect::<Vec<_>>(), ["Service"]);
+    assert_eq!(outcome.drifted.iter().map(|child| child.kind).collect::<Vec<_>>(), [ChildKind::Service]);
 }
 
 #[tokio::test]

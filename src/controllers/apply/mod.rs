@@ -205,7 +205,7 @@ fn step(hash: &str, known: Option<&ChildSeen>, record: Option<&Record>) -> Step 
         (Some(_), Some(record)) if record.hash != hash => Step::Update,
         (Some(known), None) if known.applied_hash.as_deref() != Some(hash) => Step::Update,
         // we applied it and it is not so: it was changed, replaced or deleted. Nothing remembered means a restart: it may
-        // have drifted while nobody looked
+        // have drifted while nobody watched
         (None | Some(_), Some(_)) | (Some(_), None) => Step::Repair,
     }
 }

@@ -51,11 +51,11 @@ const PORT_NAME: &str = "postgres";
 /// Starts the image's own entry point, `$@`, on the volume `$0`, once two things are so:
 ///
 /// - No other server has the volume. A pod that is deleted by force may have a successor while its server still runs, and
-///   PostgreSQL's own lock file, which names a process, cannot tell: each pod counts its processes by itself. The server and
+///   PostgreSQL's own lock file, which names a process, is no help: each pod counts its processes by itself. The server and
 ///   its children inherit the lock and keep it until the last of them has ended. It holds where locks hold: on one node, or on
 ///   a file system that shares them; between nodes it is the attachment of the volume that keeps two servers apart.
 /// - The database is whole. The entry point takes one whose making was cut off for a finished one; the mark, durable before
-///   anybody can have written, says that it is not.
+///   anybody can have written, records that it is not.
 const WHEN_ALONE: &str = r#"exec 9>>"$0/weft.lock" || exit
 flock -n 9 || { echo "another server still uses this volume: waiting until it has ended" >&2; flock 9; }
 unfinished=$0/weft.unfinished
@@ -142,7 +142,7 @@ fn stateful_set(wanted: &Wanted<'_>, live: Option<&Workload>, settings: &Setting
             service_name: Some(name),
             selector: selector(wanted),
             template: pinned.template,
-            // with OrderedReady a server that cannot start would never get the mended template
+            // with OrderedReady a server that cannot start would never get the corrected template
             pod_management_policy: Some("Parallel".to_owned()),
             persistent_volume_claim_retention_policy: Some(StatefulSetPersistentVolumeClaimRetentionPolicy {
                 when_deleted: Some(when_deleted.to_owned()),

@@ -1,4 +1,4 @@
-//! What a database says of itself, for the status of its owner.
+//! Conditions of a database, for the status of its owner.
 
 use super::Stage;
 use crate::controllers::{

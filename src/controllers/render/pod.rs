@@ -103,7 +103,7 @@ pub struct Pinned {
 
 /// Makes a template with the image that the live workload has, as long as nothing else of the template changed, nobody asked
 /// for the newest, and the image can be had; else with `newest`. So a new operator restarts nothing, and a mistake in the
-/// operator's own configuration can be mended.
+/// operator's own configuration can be corrected.
 pub fn pin_image<E>(
     live: Option<&Workload>,
     newest: &str,

@@ -1,4 +1,4 @@
-//! What is reconciled, what it becomes, and the few words that every other part of the operator shares. Pure data.
+//! What is reconciled, what it becomes, and the vocabulary that every other part of the operator shares. Pure data.
 
 pub mod child;
 pub mod key;

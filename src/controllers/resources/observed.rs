@@ -21,7 +21,7 @@ pub struct Workload {
     pub updated: i32,
     pub ready: i32,
     pub available: i32,
-    /// What is wrong with its pods, in words, worst first: `ImagePullFailed`, `CrashLooping`, `SecretMissing`,
+    /// The problems of its pods, worst first: `ImagePullFailed`, `CrashLooping`, `SecretMissing`,
     /// `Unschedulable`, `OutOfMemory`, `QuotaExceeded`, …
     pub problems: Vec<Problem>,
     /// Images of its pods that cannot be pulled.
@@ -44,7 +44,7 @@ pub struct JobState {
     /// Its annotations under `weft.dev/`.
     pub annotations: BTreeMap<String, String>,
     pub outcome: JobOutcome,
-    /// What is wrong with its pods, in words; the last attempt's own message among it (`SetupFailed`).
+    /// The problems of its pods; the last attempt's own message among them (`SetupFailed`).
     pub problems: Vec<Problem>,
     /// Images of its pods that cannot be pulled.
     pub missing_images: Vec<String>,
@@ -54,7 +54,7 @@ pub struct JobState {
 pub enum JobOutcome {
     Running,
     Succeeded,
-    /// The Job has given up; `message` is the last pod's termination message, or else the Job's own words.
+    /// The Job has given up; `message` is the last pod's termination message, or else the Job's own message.
     Failed {
         message: String,
     },

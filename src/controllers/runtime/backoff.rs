@@ -9,7 +9,7 @@ use std::{
 use crate::controllers::resources::{key::Key, outcome::Class};
 
 const FIRST: Duration = Duration::from_millis(500);
-/// What may mend itself is looked at again within a minute, what a person must mend within five.
+/// What may resolve itself is retried within a minute, what a person must repair within five.
 const LONGEST_RETRY: Duration = Duration::from_mins(1);
 const LONGEST_OTHER: Duration = Duration::from_mins(5);
 

@@ -132,7 +132,7 @@ pub async fn reconcile<K: Driven>(context: &Context, key: &Key) -> Verdict {
         (None, Some(object)) => pass::<K>(context, key, &object).await,
     };
     verdict.unwrap_or_else(|error| {
-        tracing::warn!(error = error.words(), "reconcile failed");
+        tracing::warn!(error = error.message(), "reconcile failed");
         Verdict::Failed(error.class().0)
     })
 }

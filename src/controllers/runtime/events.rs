@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::controllers::status::events::Notice;
 
-/// Events that wait to be written; more are dropped, for the conditions say the same.
+/// Events that wait to be written; more are dropped, for the conditions hold the same.
 const CAPACITY: usize = 256;
 const DEADLINE: Duration = Duration::from_secs(10);
 /// The API's limit, in bytes.

@@ -23,7 +23,7 @@ use crate::controllers::resources::labels::FIELD_MANAGER;
 /// For how long a lease that is not renewed keeps others out.
 const LEASE_SECONDS: i32 = 15;
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
-/// Between two renewals, and between two looks at another's lease.
+/// Between two renewals, and between two reads of another's lease.
 const RETRY: Duration = Duration::from_secs(2);
 /// Longest that giving the lease back may take.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(2);
@@ -141,7 +141,7 @@ impl Elector {
         attempt
     }
 
-    /// Somebody else was faster: not an error, and what they wrote is looked at next time.
+    /// Somebody else was faster: not an error, and what they wrote is read next time.
     fn unless_conflict(&mut self, written: kube::Result<Lease>) -> kube::Result<Attempt> {
         match written {
             Ok(lease) => Ok(self.note(lease)),

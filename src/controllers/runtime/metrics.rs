@@ -87,7 +87,7 @@ impl OperatorMetrics {
             published: Gauge::default(),
         };
         registry.register(names::RECONCILE, "Reconciles", metrics.reconciles.clone());
-        registry.register(names::RECONCILE_DURATION, "Seconds that a reconcile took", metrics.durations.clone());
+        registry.register(names::RECONCILE_DURATION, "Duration of a reconcile in seconds", metrics.durations.clone());
         registry.register(names::API_REQUESTS, "Requests to the API server", metrics.requests.clone());
         registry.register(
             names::DRIFT_CORRECTED,
@@ -103,7 +103,7 @@ impl OperatorMetrics {
         Arc::new(metrics)
     }
 
-    pub fn reconciled(&self, kind: ObjectKind, verdict: Verdict, took: Duration) {
+    pub fn reconciled(&self, kind: ObjectKind, verdict: Verdict, duration: Duration) {
         let kind = kind.as_str();
         let result = match verdict {
             Verdict::Done => "ok",
@@ -113,7 +113,7 @@ impl OperatorMetrics {
             Verdict::Failed(Class::Fatal) => "fatal",
         };
         self.reconciles.get_or_create(&KindAndResult { kind, result }).inc();
-        self.durations.get_or_create(&KindLabel { kind }).observe(took.as_secs_f64());
+        self.durations.get_or_create(&KindLabel { kind }).observe(duration.as_secs_f64());
     }
 
     pub fn drift_corrected(&self, kind: &'static str) {
@@ -128,7 +128,7 @@ impl OperatorMetrics {
         self.leader.set(leading.into());
     }
 
-    /// Gauges that tell the state of the store.
+    /// Gauges of the state of the store.
     pub fn observe(&self, store: &Store) {
         self.set_objects(&store.ready_counts());
         let totals = store.totals();
@@ -203,7 +203,7 @@ where
     }
 }
 
-/// Kubernetes' own word for a request; `all`: it names a resource and no object of it.
+/// Kubernetes' verb of a request; `all`: it names a resource and no object of it.
 fn verb(method: &Method, query: &str, all: bool) -> &'static str {
     match *method {
         Method::GET if query.contains("watch=true") => "watch",

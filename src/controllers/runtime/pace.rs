@@ -12,13 +12,13 @@ use crate::controllers::resources::key::Key;
 
 /// Shortest time between two writes of numbers; and the time in which one more immediate write is earned.
 pub const PACE: Duration = Duration::from_secs(10);
-/// Immediate writes (a condition moved) in a row, so that a rollout is told as it goes but a flapping pod is not.
+/// Immediate writes (a condition moved) in a row, so that a rollout is reported as it proceeds but a flapping pod is not.
 const BURST: u32 = 6;
 
 /// What a new status brings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum News {
-    /// The first word on a spec: whoever applied it waits for it, and no more often than they apply.
+    /// The first status of a spec: whoever applied it waits for it, and it comes no more often than they apply.
     Answer,
     /// A condition moved.
     Condition,
@@ -92,7 +92,11 @@ mod tests {
         for _ in 0..20 {
             assert_eq!(gate.enter(&key, News::Answer, start), Ok(()));
         }
-        assert_eq!(gate.enter(&key, News::Condition, start), Ok(()), "the roll-out of the new spec is told as it goes");
+        assert_eq!(
+            gate.enter(&key, News::Condition, start),
+            Ok(()),
+            "the roll-out of the new spec is reported as it proceeds"
+        );
         assert_eq!(gate.enter(&key, News::Numbers, start), Err(start + PACE));
     }
 }

@@ -1,4 +1,4 @@
-//! Writes a status: only when it differs, at its pace, by its own field manager; and tells the Events that the change is worth.
+//! Writes a status: only when it differs, at its pace, by its own field manager; and publishes the Events that the change is worth.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -21,7 +21,7 @@ use crate::controllers::{
     store::{Custom, Malformed},
 };
 
-/// Writes `status` if it is not what the object has. If it has to wait, the object comes again when it may be written.
+/// Writes `status` if it is not what the object has. If it has to wait, the object is requeued for when it may be written.
 pub async fn write<K: Custom>(context: &Context, key: &Key, object: &K, status: K::Status) -> Result<(), RequestError> {
     let before = object.status();
     if before == Some(&status) {
@@ -40,7 +40,7 @@ pub async fn write<K: Custom>(context: &Context, key: &Key, object: &K, status: 
         return Ok(());
     }
     let answer = match patch::<K>(context, key, object.meta().uid.as_deref(), &json!(status)).await {
-        // deleted meanwhile (404), or another object of this name by now (409): its own events will tell
+        // deleted meanwhile (404), or another object of this name by now (409): its own watch events follow
         Err(error) if matches!(error.code(), Some(404 | 409)) => return Ok(()),
         answer => answer?,
     };
@@ -48,7 +48,7 @@ pub async fn write<K: Custom>(context: &Context, key: &Key, object: &K, status: 
         context.events.publish(notice, object.object_ref(&()));
     }
     if let Ok(object) = answer.0 {
-        // a change of the spec, or a deletion, may have come before the answer, which is then the first to tell of it
+        // a change of the spec, or a deletion, may have come before the answer, which then carries it first
         let requeue = context.store().set(object);
         context.enqueue(requeue);
     }

@@ -6,13 +6,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 /// Longest message, in characters; API servers refuse more than 32,768 bytes.
 const MAX_MESSAGE: usize = 1024;
 
-/// `Ready`: the object does what its spec says.
+/// `Ready`: the object is as its spec describes it.
 pub const READY: &str = "Ready";
 /// kstatus: work goes on. Abnormal when true.
 pub const RECONCILING: &str = "Reconciling";
 /// kstatus: work cannot go on without a person. Abnormal when true.
 pub const STALLED: &str = "Stalled";
-/// The spec makes sense, also to the API server, which judges the children that it becomes; else the reason and a sentence.
+/// The spec is valid, and the API server accepts the children that it becomes; else the reason and a sentence.
 pub const ACCEPTED: &str = "Accepted";
 pub const DATABASE_READY: &str = "DatabaseReady";
 pub const MIGRATED: &str = "Migrated";

@@ -17,40 +17,40 @@ pub struct Notice {
 
 /// Conditions whose change is an Event: when they become `True` or `False`, is that a warning, and which reason does it have?
 /// `None` for the reason: the condition's own.
-struct Told {
+struct Reported {
     condition: &'static str,
     status: &'static str,
     warning: bool,
     reason: Option<&'static str>,
 }
 
-const TOLD: [Told; 9] = [
-    Told { condition: ACCEPTED, status: "True", warning: false, reason: Some("Accepted") },
-    Told { condition: ACCEPTED, status: "False", warning: true, reason: None },
-    Told { condition: MIGRATED, status: "True", warning: false, reason: Some("Migrated") },
-    Told { condition: READY, status: "True", warning: false, reason: Some("Ready") },
-    Told { condition: SLOT_AT_RISK, status: "True", warning: true, reason: Some("SlotAtRisk") },
-    Told { condition: SLOT_AT_RISK, status: "False", warning: false, reason: Some("SlotSafe") },
-    Told { condition: STUCK, status: "True", warning: true, reason: Some("SagaStuck") },
-    Told { condition: STUCK, status: "False", warning: false, reason: Some("SagaUnstuck") },
-    Told { condition: MIGRATED, status: "False", warning: true, reason: Some("MigrationFailed") },
+const REPORTED: [Reported; 9] = [
+    Reported { condition: ACCEPTED, status: "True", warning: false, reason: Some("Accepted") },
+    Reported { condition: ACCEPTED, status: "False", warning: true, reason: None },
+    Reported { condition: MIGRATED, status: "True", warning: false, reason: Some("Migrated") },
+    Reported { condition: READY, status: "True", warning: false, reason: Some("Ready") },
+    Reported { condition: SLOT_AT_RISK, status: "True", warning: true, reason: Some("SlotAtRisk") },
+    Reported { condition: SLOT_AT_RISK, status: "False", warning: false, reason: Some("SlotSafe") },
+    Reported { condition: STUCK, status: "True", warning: true, reason: Some("SagaStuck") },
+    Reported { condition: STUCK, status: "False", warning: false, reason: Some("SagaUnstuck") },
+    Reported { condition: MIGRATED, status: "False", warning: true, reason: Some("MigrationFailed") },
 ];
 
 /// The Events that a change of conditions is worth.
 pub fn of_change(before: &[Condition], after: &[Condition]) -> Vec<Notice> {
     let mut notices = Vec::new();
-    for told in &TOLD {
-        let Some(now) = after.iter().find(|condition| condition.type_ == told.condition) else { continue };
-        let was = before.iter().find(|condition| condition.type_ == told.condition);
+    for reported in &REPORTED {
+        let Some(now) = after.iter().find(|condition| condition.type_ == reported.condition) else { continue };
+        let was = before.iter().find(|condition| condition.type_ == reported.condition);
         // the good half of a pair is news only after the bad half
-        let never_bad = !told.warning
-            && matches!(told.condition, SLOT_AT_RISK | STUCK)
+        let never_bad = !reported.warning
+            && matches!(reported.condition, SLOT_AT_RISK | STUCK)
             && was.is_none_or(|was| was.status != "True");
-        let is_failure = told.condition != MIGRATED || told.status != "False" || now.reason.contains("Failed");
-        let moved = was.is_none_or(|was| was.status != now.status || (told.warning && was.reason != now.reason));
-        if now.status == told.status && moved && !never_bad && is_failure {
-            let reason = told.reason.map_or_else(|| now.reason.clone(), str::to_owned);
-            notices.push(Notice { warning: told.warning, reason, message: now.message.clone(), related: None });
+        let is_failure = reported.condition != MIGRATED || reported.status != "False" || now.reason.contains("Failed");
+        let moved = was.is_none_or(|was| was.status != now.status || (reported.warning && was.reason != now.reason));
+        if now.status == reported.status && moved && !never_bad && is_failure {
+            let reason = reported.reason.map_or_else(|| now.reason.clone(), str::to_owned);
+            notices.push(Notice { warning: reported.warning, reason, message: now.message.clone(), related: None });
         }
     }
     // `Ready` that is lost, though nobody changed the spec
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_told_once_and_calm_is_not_news() {
+    fn a_change_is_reported_once_and_calm_is_not_news() {
         assert_eq!(reasons(&[], &[(ACCEPTED, true, "Accepted"), (STUCK, false, "NoneStuck")]), ["Accepted"]);
         assert_eq!(reasons(&[(STUCK, false, "NoneStuck")], &[(STUCK, true, "Stuck")]), ["SagaStuck"]);
         assert_eq!(reasons(&[(STUCK, true, "Stuck")], &[(STUCK, false, "NoneStuck")]), ["SagaUnstuck"]);

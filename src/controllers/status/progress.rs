@@ -1,4 +1,4 @@
-//! Where an object stands: one finding becomes `Ready`, `Reconciling` and `Stalled`, as kstatus reads them.
+//! The progress of an object: one finding becomes `Ready`, `Reconciling` and `Stalled`, as kstatus reads them.
 
 use super::conditions::{ACCEPTED, Conditions, READY, RECONCILING, STALLED, Truth};
 use crate::{
@@ -39,7 +39,7 @@ impl From<&Problem> for Finding {
     }
 }
 
-/// Where an object stands, with a reason and a sentence.
+/// How far an object has come, with a reason and a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
     Ready(String, String),
@@ -79,12 +79,12 @@ impl From<&Rejection> for Progress {
     }
 }
 
-/// `Accepted`: what the plan says of the spec, and then what the API server says of the children that the spec became.
+/// `Accepted`: whether the spec can be planned, and then whether the API server accepts the children that it became.
 pub fn accepted<T>(planned: &Result<T, Rejection>, applied: &Applied) -> Finding {
     match planned {
         Ok(_) => match first(applied, Class::Invalid) {
             Some(Failure { reason, message, .. }) => Finding::new(false, *reason, message),
-            None => Finding::new(true, "Accepted", "the spec makes sense"),
+            None => Finding::new(true, "Accepted", "the spec is valid"),
         },
         Err(Rejection { reason, message }) => Finding::new(false, *reason, message),
     }
@@ -95,7 +95,7 @@ pub fn set_accepted<T>(planned: &Result<T, Rejection>, applied: &Applied, condit
     accepted(planned, applied).set(ACCEPTED, conditions);
 }
 
-/// The failure of that class that is told of: always the same one, whatever the order of the writes.
+/// The failure of that class that is reported: always the same one, whatever the order of the writes.
 fn first(applied: &Applied, class: Class) -> Option<&Failure> {
     applied.failures.iter().filter(|failure| failure.class == class).min_by_key(|failure| &failure.child)
 }

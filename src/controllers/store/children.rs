@@ -84,13 +84,13 @@ impl Store {
         jobs.filter(|(child, _)| child.kind == ChildKind::Job)
             .map(|(child, seen)| {
                 let of_job = |_: &str, job: Option<&str>| job == Some(child.name.as_str());
-                let last_words = self
+                let last_message = self
                     .pods_of(owner)
                     .filter(|(_, pod)| pod.job.as_deref() == Some(child.name.as_str()))
-                    .filter_map(|(_, pod)| pod.last_words.clone())
+                    .filter_map(|(_, pod)| pod.last_message.clone())
                     .max();
                 let missing_images = self.missing_images(owner, of_job);
-                let state = seen.job(self.problems(owner, of_job), last_words.map(|(_, words)| words));
+                let state = seen.job(self.problems(owner, of_job), last_message.map(|(_, message)| message));
                 (child.name.clone(), JobState { missing_images, ..state })
             })
             .collect()

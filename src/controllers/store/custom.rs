@@ -173,7 +173,7 @@ impl Store {
             .collect()
     }
 
-    /// Everything that is to be looked at again when `key` changes.
+    /// Everything that is to be reconciled when `key` changes.
     pub(super) fn affected_by(&self, key: &Key) -> Requeue {
         let mut keys = vec![key.clone()];
         match key.kind {

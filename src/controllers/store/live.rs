@@ -135,7 +135,7 @@ impl From<Live> for ChildSeen {
 }
 
 impl ChildSeen {
-    /// Its controller has seen what its spec says.
+    /// Its controller has observed the present spec.
     pub fn is_observed(&self) -> bool {
         self.status.observed_generation >= self.generation
     }
@@ -157,16 +157,16 @@ impl ChildSeen {
         }
     }
 
-    /// As a Job; `last_words` is the termination message of its newest failed pod.
-    pub fn job(&self, mut problems: Vec<Problem>, last_words: Option<String>) -> JobState {
+    /// As a Job; `last_message` is the termination message of its newest failed pod.
+    pub fn job(&self, mut problems: Vec<Problem>, last_message: Option<String>) -> JobState {
         let outcome = if self.condition("Complete").is_some() {
             JobOutcome::Succeeded
         } else if let Some(failed) = self.condition("Failed") {
-            JobOutcome::Failed { message: last_words.unwrap_or_else(|| failed.message.clone()) }
+            JobOutcome::Failed { message: last_message.unwrap_or_else(|| failed.message.clone()) }
         } else {
             // what the next attempt will meet again, as far as anyone knows
             let again = |message| Problem { reason: SETUP_FAILED.to_owned(), message };
-            problems.extend(last_words.map(again));
+            problems.extend(last_message.map(again));
             JobOutcome::Running
         };
         JobState { annotations: self.annotations.clone(), outcome, problems, missing_images: Vec::new() }
@@ -251,8 +251,8 @@ mod tests {
     fn a_job_that_tries_again_says_why() {
         let job = seen(json!({"metadata": {}, "status": {"failed": 1}})).job(vec![], Some("0002.sql waits".into()));
         assert_eq!(job.outcome, JobOutcome::Running);
-        let said = job.problems.iter().map(|problem| (problem.reason.as_str(), problem.message.as_str()));
-        assert_eq!(said.collect::<Vec<_>>(), [("SetupFailed", "0002.sql waits")]);
+        let problems = job.problems.iter().map(|problem| (problem.reason.as_str(), problem.message.as_str()));
+        assert_eq!(problems.collect::<Vec<_>>(), [("SetupFailed", "0002.sql waits")]);
     }
 
     #[test]

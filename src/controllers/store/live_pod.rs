@@ -1,4 +1,4 @@
-//! Pods of ours: what is wrong with them, in words, and where their `/status` is.
+//! Pods of ours: their problems, each in a sentence, and where their `/status` is.
 
 use std::collections::BTreeMap;
 
@@ -23,10 +23,10 @@ pub fn resource() -> ApiResource {
 const JOB_LABEL: &str = "batch.kubernetes.io/job-name";
 /// Restarts from which a container that is not ready counts as crash-looping, also between two crashes.
 const MANY_RESTARTS: i32 = 2;
-const MAX_LAST_WORDS: usize = 512;
+const MAX_MESSAGE: usize = 512;
 /// Reason of a problem: an image does not exist, or may not be pulled.
 const IMAGE_PULL_FAILED: &str = "ImagePullFailed";
-/// What a program says (`ENOSPC`) when its volume is full.
+/// The message of `ENOSPC`: a volume is full.
 const FULL: &str = "No space left on device";
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -137,7 +137,7 @@ pub struct PodSeen {
     /// Images that cannot be pulled.
     pub missing_images: Vec<String>,
     /// When it failed (RFC 3339, so that texts sort like times), and its termination message.
-    pub last_words: Option<(String, String)>,
+    pub last_message: Option<(String, String)>,
 }
 
 impl From<LivePod> for PodSeen {
@@ -158,7 +158,7 @@ impl From<LivePod> for PodSeen {
             admin_address: status.pod_ip.clone().filter(|_| has_admin && lives),
             problems: if lives { status.problems(&metadata) } else { Vec::new() },
             missing_images: if lives { status.missing_images() } else { Vec::new() },
-            last_words: status.last_words(),
+            last_message: status.last_message(),
         }
     }
 }
@@ -211,7 +211,7 @@ impl PodStatus {
         missing.map(|container| container.image.clone()).collect()
     }
 
-    fn last_words(&self) -> Option<(String, String)> {
+    fn last_message(&self) -> Option<(String, String)> {
         self.statuses()
             .filter_map(|container| container.state.terminated.as_ref().or(container.last_state.terminated.as_ref()))
             .filter(|terminated| terminated.exit_code != 0 && !terminated.message.trim().is_empty())
@@ -231,7 +231,7 @@ impl ContainerStatus {
         match waiting.reason.as_str() {
             reason if NO_IMAGE.contains(&reason) => problem(
                 IMAGE_PULL_FAILED,
-                format!("the image of container {container} cannot be pulled: {}", image_words(message)),
+                format!("the image of container {container} cannot be pulled: {}", image_message(message)),
             ),
             "CreateContainerConfigError" if message.starts_with("secret ") => {
                 problem("SecretMissing", format!("container {container} of pod {pod} waits: {message}"))
@@ -252,7 +252,7 @@ impl ContainerStatus {
         if self.ready || self.restart_count == 0 || last.exit_code == 0 {
             return None;
         }
-        // once is enough to know; and PostgreSQL's words may be passed on, unlike those of a service
+        // one crash is proof; and PostgreSQL's message may be passed on, unlike that of a service
         if container == database::CONTAINER
             && let Some(line) = last.message.lines().find(|line| line.contains(FULL))
         {
@@ -290,15 +290,15 @@ fn problem(reason: &str, message: String) -> Option<Problem> {
     Some(Problem { reason: reason.to_owned(), message })
 }
 
-/// `Back-off pulling image "x"` and `failed to pull image "x": …` alternate while the kubelet tries: say what both have.
-fn image_words(message: &str) -> String {
+/// `Back-off pulling image "x"` and `failed to pull image "x": …` alternate while the kubelet tries: only what both have is passed on.
+fn image_message(message: &str) -> String {
     let image = message.split('"').nth(1).filter(|image| !image.is_empty());
     image.map_or_else(|| tail(message), |image| format!("\"{image}\" does not exist, or the node may not pull it"))
 }
 
 pub fn tail(text: &str) -> String {
     let text = text.trim();
-    let skip = text.chars().count().saturating_sub(MAX_LAST_WORDS);
+    let skip = text.chars().count().saturating_sub(MAX_MESSAGE);
     text.chars().skip(skip).collect()
 }
 
@@ -374,7 +374,7 @@ mod tests {
         );
         assert_eq!(reasons(&waiting), ["CrashLooping"]);
         assert_eq!(waiting.problems, running.problems);
-        assert_eq!(waiting.last_words, Some(("2026-01-01T00:00:00Z".to_owned(), "boom".to_owned())));
+        assert_eq!(waiting.last_message, Some(("2026-01-01T00:00:00Z".to_owned(), "boom".to_owned())));
         assert_eq!(waiting.admin_address.as_deref(), Some("10.0.0.1"));
         let ready =
             pod(json!({"phase": "Running", "containerStatuses": [{"name": "service", "restartCount": 4, "ready": true,
@@ -398,19 +398,19 @@ mod tests {
             json!({"phase": "Failed", "containerStatuses": [{"name": "service", "lastState": {}, "state": {"terminated":
             {"exitCode": 137, "startedAt": null, "finishedAt": null, "message": "could not be located"}}}]}),
         );
-        assert_eq!(pod.last_words, Some((String::new(), "could not be located".to_owned())));
+        assert_eq!(pod.last_message, Some((String::new(), "could not be located".to_owned())));
     }
 
     #[test]
     fn an_image_that_cannot_be_pulled_gives_one_sentence() {
-        let words = |reason: &str, message: &str| {
+        let message_of = |reason: &str, message: &str| {
             pod(json!({"phase": "Pending", "containerStatuses": [{"name": "service",
                 "state": {"waiting": {"reason": reason, "message": message}}}]}))
             .problems
         };
         assert_eq!(
-            words("ErrImagePull", "failed to pull and unpack image \"shop/orders:9\": not found"),
-            words("ImagePullBackOff", "Back-off pulling image \"shop/orders:9\""),
+            message_of("ErrImagePull", "failed to pull and unpack image \"shop/orders:9\": not found"),
+            message_of("ImagePullBackOff", "Back-off pulling image \"shop/orders:9\""),
         );
     }
 

@@ -1,4 +1,4 @@
-//! Pods in the store, and what they say of themselves.
+//! Pods in the store, and what they report.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -25,10 +25,10 @@ impl Store {
         }
         self.pod_owners.insert(id, owner.clone());
         let known = self.pods.entry(owner.clone()).or_default().insert(name, seen.clone());
-        // new pods are news only by what they say; the workload's counts come with the workload
+        // a new pod matters only by what it reports; the workload's counts come with the workload
         let known = known.unwrap_or_default();
         if known.problems == seen.problems
-            && known.last_words == seen.last_words
+            && known.last_message == seen.last_message
             && known.creating == seen.creating
             && known.admin_address.is_some() == seen.admin_address.is_some()
         {
@@ -78,7 +78,7 @@ impl Store {
         self.affected_by_pod(&owner)
     }
 
-    /// What is wrong with a pod: what its containers say, or what it waits for before there are any.
+    /// The problems of a pod: those of its containers, or what it waits for before there are any.
     pub(super) fn problems_of<'a>(
         &'a self,
         owner: &Key,
@@ -102,7 +102,7 @@ impl Store {
         addresses
     }
 
-    /// What a pod says of itself now; `None` when it has not been heard of for a while.
+    /// The newest report of a pod; `None` when it has been silent for a while.
     pub fn set_status(&mut self, pod: &ObjectId, status: Option<DataPlaneStatus>) -> Requeue {
         let Some(owner) = self.pod_owners.get(pod).cloned() else { return Requeue::default() };
         let known = match &status {
@@ -118,7 +118,7 @@ impl Store {
         if at_once { Requeue::now(keys) } else { Requeue { now: Vec::new(), paced: keys } }
     }
 
-    /// The pods of a Microservice that have a relay, with what each says.
+    /// The pods of a Microservice that have a relay, with the report of each.
     pub fn relay_pods(&self, microservice: &Key) -> BTreeMap<String, Option<RelayStatus>> {
         self.admin_pods(microservice)
             .map(|(name, status)| match status {
@@ -141,7 +141,7 @@ impl Store {
         self.admin_pods(&pods_of).map(|(pod, _)| pod).collect()
     }
 
-    /// What an orchestrator says of itself: the ready one of its pods, if there are two for a moment.
+    /// The report of an orchestrator: that of the ready one of its pods, if there are two for a moment.
     pub fn orchestrator_status(&self, orchestrator: &Key) -> Option<OrchestratorStatus> {
         self.admin_pods(orchestrator)
             .filter_map(|(_, status)| match status {
@@ -151,7 +151,7 @@ impl Store {
             .max_by_key(|status| status.ready)
     }
 
-    /// Numbers over everything that the data plane told.
+    /// Sums over all reports of the data plane.
     pub fn totals(&self) -> Totals {
         let mut totals = Totals::default();
         for status in self.statuses.values() {

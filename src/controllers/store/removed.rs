@@ -1,6 +1,6 @@
 //! What was removed last, and how old that news is.
 //!
-//! The answer to a write of our own may come after the watch has told that the object is gone: it must not bring it back. But
+//! The answer to a write of our own may come after the watch has reported that the object is gone: it must not bring it back. But
 //! an object can also leave a watch without being gone, when it loses the label that the watch asks for, or when a list was
 //! taken before it was made; then whatever is newer than the news of its end counts again.
 

@@ -13,19 +13,19 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
-/// Resolves once all kinds are served; until then tells `waiting` what is missing.
+/// Resolves once all kinds are served; until then reports to `waiting` what is missing.
 pub async fn wait(client: &Client, waiting: impl Fn(Option<String>)) {
-    let (mut pause, mut said) = (FIRST_PAUSE, None);
+    let (mut pause, mut reported) = (FIRST_PAUSE, None);
     loop {
         let missing = missing(client).await;
-        if missing != said {
+        if missing != reported {
             if let Some(missing) = &missing {
                 tracing::warn!(missing, "waiting");
             } else {
                 tracing::info!("all definitions are served");
             }
             waiting(missing.clone());
-            said.clone_from(&missing);
+            reported.clone_from(&missing);
         }
         if missing.is_none() {
             return;
@@ -42,7 +42,7 @@ async fn missing(client: &Client) -> Option<String> {
     let served = match within_deadline(client.list_api_group_resources(&group_version)).await {
         Ok(served) => served.resources.into_iter().map(|resource| resource.name).collect(),
         Err(error) if error.code() == Some(404) => Vec::new(),
-        Err(error) => return Some(format!("the API server does not say what it serves: {}", error.words())),
+        Err(error) => return Some(format!("the API server does not list what it serves: {}", error.message())),
     };
     not_installed(wanted.into_iter().filter(|plural| !served.contains(plural)).map(|plural| name(&plural)))
 }

@@ -1,6 +1,6 @@
 //! Why a pod's first container is not made yet: its volumes, mostly.
 //!
-//! That is said nowhere but in Events. They are asked for, and only while a pod waits: a watch would cost a list of all of the
+//! Only Events carry that. They are listed, and only while a pod waits: a watch would cost a list of all of the
 //! cluster's Events every few minutes, since the API server keeps no cache of them.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -16,23 +16,23 @@ use crate::{
     controllers::{request::within_deadline, resources::key::ObjectId, runtime::Context, store::live_pod::tail},
 };
 
-/// How often waiting pods are asked about; one that has not waited for so long is not.
+/// How often the Events of waiting pods are listed; those of a pod that has not waited for so long are not.
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// Asks for ever.
+/// Lists the Events of waiting pods for ever.
 pub async fn run(context: Arc<Context>) {
     let mut before = BTreeMap::new();
     loop {
         tokio::time::sleep(PERIOD).await;
         let waiting = context.store().pods_being_created();
         for (pod, uid) in waiting.iter().filter(|(pod, uid)| before.get(*pod) == Some(*uid)) {
-            ask(&context, pod, uid).await;
+            explain(&context, pod, uid).await;
         }
         before = waiting;
     }
 }
 
-async fn ask(context: &Context, pod: &ObjectId, uid: &str) {
+async fn explain(context: &Context, pod: &ObjectId, uid: &str) {
     let api: Api<Event> = Api::namespaced(context.client.clone(), &pod.namespace);
     let about = ListParams::default().fields(&format!("regarding.uid={uid}"));
     match within_deadline(api.list(&about)).await {
@@ -40,7 +40,7 @@ async fn ask(context: &Context, pod: &ObjectId, uid: &str) {
             let requeue = context.store().set_wait(pod, explanation(&pod.name, events.items));
             context.enqueue(requeue);
         }
-        Err(error) => tracing::debug!(pod = pod.name, %error, "cannot ask what a pod waits for"),
+        Err(error) => tracing::debug!(pod = pod.name, %error, "cannot list the Events of a pod that waits"),
     }
 }
 
@@ -48,9 +48,9 @@ async fn ask(context: &Context, pod: &ObjectId, uid: &str) {
 fn explanation(pod: &str, mut events: Vec<Event>) -> Option<Problem> {
     // the version moves when an Event is repeated
     events.sort_by_key(|event| event.resource_version().and_then(|version| version.parse::<u64>().ok()));
-    let telling = ["FailedMount", "FailedAttachVolume", "SuccessfulAttachVolume", "Pulling", "Pulled"];
+    let relevant = ["FailedMount", "FailedAttachVolume", "SuccessfulAttachVolume", "Pulling", "Pulled"];
     let reason = |event: &Event| event.reason.clone().unwrap_or_default();
-    let newest = events.into_iter().rev().find(|event| telling.contains(&reason(event).as_str()))?;
+    let newest = events.into_iter().rev().find(|event| relevant.contains(&reason(event).as_str()))?;
     let note = newest.note.clone().filter(|_| reason(&newest).starts_with("Failed"))?;
     let missing = |what: &str| note.contains(&format!("{what} \"")) && note.contains("not found");
     let reason = match () {
@@ -87,8 +87,8 @@ mod tests {
         assert!(problem.message.contains("pod orders-1 waits") && problem.message.contains("\"orders-tls\""));
         let problem = explanation("orders-1", vec![event(9, "FailedAttachVolume", attached)]).unwrap();
         assert_eq!(problem.reason, "VolumeNotMounted");
-        let mended = vec![event(10, "FailedMount", missing), event(12, "Pulling", "Pulling image \"shop/orders:1\"")];
-        assert_eq!(explanation("orders-1", mended), None, "it waits for its image now");
+        let mounted = vec![event(10, "FailedMount", missing), event(12, "Pulling", "Pulling image \"shop/orders:1\"")];
+        assert_eq!(explanation("orders-1", mounted), None, "it waits for its image now");
         assert_eq!(explanation("orders-1", vec![event(11, "Unhealthy", "else")]), None);
     }
 }

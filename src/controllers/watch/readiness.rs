@@ -1,4 +1,4 @@
-//! What `/readyz` says of the operator.
+//! What `/readyz` answers for the operator.
 
 use std::{
     collections::BTreeSet,
@@ -25,7 +25,7 @@ impl Readiness {
         self.lock().waiting = why;
     }
 
-    /// A watch of `definition` does not find it. True when no other watch had said so.
+    /// A watch of `definition` does not find it. True when no other watch had reported that.
     pub fn deleted(&self, definition: &str, scope: &Scope) -> bool {
         let mut reasons = self.lock();
         let known = reasons.deleted.iter().any(|(known, _)| known == definition);

@@ -20,7 +20,7 @@ use crate::{
 };
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
-/// The other side sends a sign of life every 30 s.
+/// The data plane sends an empty line every 30 s.
 const SILENCE: Duration = Duration::from_secs(45);
 /// A pod that has not been heard of for so long has no status any more.
 const FORGOTTEN: Duration = Duration::from_secs(20);
@@ -80,7 +80,7 @@ async fn follow(context: Arc<Context>, http: reqwest::Client, pod: ObjectId, kin
     loop {
         let before = heard;
         let error = read(&context, &http, &url, &pod, kind, &mut heard).await;
-        // a stream that spoke, and broke without having fallen silent, was alive until now, long as its last word may be ago
+        // a stream that delivered something and then broke was alive until now, however old its last message is
         if heard != before && !matches!(error, Err(StreamError::Silent)) {
             (pause, heard) = (FIRST_PAUSE, Instant::now());
         }
@@ -135,7 +135,7 @@ async fn read(
     Ok(())
 }
 
-/// An orchestrator's pod tells of sagas, any other of a relay.
+/// An orchestrator's pod reports on sagas, any other on a relay.
 fn parse(kind: ObjectKind, line: &[u8]) -> serde_json::Result<DataPlaneStatus> {
     match kind {
         ObjectKind::Orchestrator => serde_json::from_slice(line).map(DataPlaneStatus::Orchestrator),

@@ -4,7 +4,7 @@
 //! same Microservice again right away then begins anew, and does not find an old volume with new passwords. (Secrets carry no
 //! owner, so that they outlive mistakes.)
 //!
-//! What counts is what the object says when it is deleted, also if that was never applied. So it keeps the finalizer until its
+//! What counts is the spec at the time of the deletion, also if that was never applied. So the object keeps the finalizer until its
 //! volume really stays.
 
 use jiff::Timestamp;
@@ -51,7 +51,7 @@ pub async fn release(context: &Context, key: &Key, object: &Microservice) -> Res
     set(context, key, object, false).await
 }
 
-/// The object is being deleted: deletes its Secrets if it is to, then lets it go; or says what that waits for.
+/// The object is being deleted: deletes its Secrets if the spec asks for it, then removes the finalizer; or reports what that waits for.
 pub async fn finish(context: &Context, key: &Key, object: &Microservice) -> Verdict {
     if !has(object) {
         return Verdict::Done;
@@ -61,9 +61,9 @@ pub async fn finish(context: &Context, key: &Key, object: &Microservice) -> Verd
         Err(error) if error.code() == Some(404) => return Verdict::Done,
         Ok(Some(waits)) => (Progress::waiting("Deleting", waits), Verdict::Done),
         Err(error) => {
-            tracing::warn!(error = error.words(), "the deletion could not be finished");
+            tracing::warn!(error = error.message(), "the deletion could not be finished");
             let (class, reason) = error.class();
-            let message = format!("the deletion could not be finished: {}", error.words());
+            let message = format!("the deletion could not be finished: {}", error.message());
             (Progress::waiting(reason, message), Verdict::Failed(class))
         }
     };
@@ -76,7 +76,7 @@ pub async fn finish(context: &Context, key: &Key, object: &Microservice) -> Verd
 /// Takes the finalizer off when its time has come; else what it waits for, whose end wakes the object.
 async fn release_when_due(context: &Context, key: &Key, object: &Microservice) -> Result<Option<String>, RequestError> {
     let (namespace, name) = (&key.id.namespace, &key.id.name);
-    // the last word on it may not have been applied: the object was suspended, or its plan refused
+    // the last spec may not have been applied: the object was suspended, or its plan rejected
     if !volume_follows(context, key, retention(object)).await? {
         return Ok(Some("Kubernetes has yet to take note of what becomes of the volume".to_owned()));
     }
@@ -108,7 +108,7 @@ fn being_deleted(object: &Microservice, progress: &Progress) -> MicroserviceStat
     MicroserviceStatus { observed_generation: generation, conditions, ..previous }
 }
 
-/// What does not say otherwise is kept.
+/// Data are kept unless the spec asks for their deletion.
 fn retention(object: &Microservice) -> Retention {
     object.spec.database.as_ref().map_or(Retention::Retain, |database| database.retention)
 }

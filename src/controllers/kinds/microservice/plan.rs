@@ -54,11 +54,15 @@ fn is_set_up(object: &Microservice, observed: &Observed) -> bool {
     stage(object, observed, |stage| stage.is_none_or(|stage| stage == Stage::Done))
 }
 
-/// Looks at how far the set-up has come; `None` without a database.
-pub(super) fn stage<R>(object: &Microservice, observed: &Observed, look: impl FnOnce(Option<Stage<'_>>) -> R) -> R {
+/// Passes on how far the set-up has come; `None` without a database.
+pub(super) fn stage<R>(
+    object: &Microservice,
+    observed: &Observed,
+    use_stage: impl FnOnce(Option<Stage<'_>>) -> R,
+) -> R {
     let owner = Owner::of(object, OWNER_KIND);
     let wanted = object.spec.database.as_ref().map(|database| wanted(object, &owner, database));
-    look(wanted.as_ref().map(|wanted| database::stage(wanted, &observed.database)))
+    use_stage(wanted.as_ref().map(|wanted| database::stage(wanted, &observed.database)))
 }
 
 fn wanted<'a>(object: &Microservice, owner: &'a Owner, database: &'a Database) -> Wanted<'a> {

@@ -1,4 +1,4 @@
-//! What a Microservice says of itself.
+//! The status of a Microservice.
 
 use jiff::Timestamp;
 
@@ -79,7 +79,7 @@ fn progress(
         .unwrap_or_else(|| Progress::ready("Ready", format!("{} of {0} pods are ready", object.spec.replicas)))
 }
 
-/// Nothing is reconciled, so nothing is said but how it is.
+/// Nothing is reconciled: only the present state is reported.
 fn suspended(observed: &Observed) -> Progress {
     const SAID: &str = "spec.suspend is true: nothing is reconciled until it is false";
     match not_rolled_out(observed.deployment.as_ref(), "the service") {

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::{super::plan::plan, *};
 use crate::controllers::{
-    fixtures::{self, job, message, microservice, now, problem, ready, refused, said, settings},
+    fixtures::{self, job, message, microservice, now, problem, ready, refused, settings, summaries},
     resources::{
         child::{ChildKind, ChildRef},
         observed::{JobOutcome, Migrations, Workload},
@@ -61,7 +61,7 @@ fn a_new_service_says_what_it_waits_for_in_turn() {
     case.observed.deployment = None;
     case.observed.database.jobs.clear();
     case.observed.database.server = None;
-    let progress = |case: &Case| said(&case.status().conditions[..3]);
+    let progress = |case: &Case| summaries(&case.status().conditions[..3]);
     assert_eq!(progress(&case), ["Ready=False Creating", "Reconciling=True Creating", "Stalled=False NotStalled"]);
     case.observed.database.server = Some(Workload { wanted: 1, ..Workload::default() });
     assert_eq!(progress(&case)[0], "Ready=False Starting");
@@ -85,10 +85,10 @@ fn a_failed_migration_stalls_says_file_and_cause_and_that_the_old_version_serves
     });
     let conditions = case.status().conditions;
     assert_eq!(
-        said(&conditions)[..3],
+        summaries(&conditions)[..3],
         ["Ready=False SetupFailed", "Reconciling=False Settled", "Stalled=True SetupFailed"]
     );
-    assert!(said(&conditions).contains(&"Migrated=False SetupFailed".to_owned()));
+    assert!(summaries(&conditions).contains(&"Migrated=False SetupFailed".to_owned()));
     let ready = message(&conditions, "Ready");
     assert!(
         ready.starts_with("migration 002.sql failed: syntax error at or near \"tabel\"; change the migrations"),
@@ -106,7 +106,7 @@ fn a_missing_or_empty_config_map_of_migrations_is_named() {
         let mut case = Case::settled();
         case.observed.database.migrations = Some(migrations);
         let conditions = case.status().conditions;
-        assert_eq!(said(&conditions)[0], format!("Ready=False {reason}"));
+        assert_eq!(summaries(&conditions)[0], format!("Ready=False {reason}"));
         assert!(message(&conditions, "Migrated").contains("`orders-migrations`"));
     }
 }
@@ -117,10 +117,10 @@ fn what_is_wrong_with_pods_is_said_and_goes_away_by_itself() {
     let crashing = problem("CrashLooping", "container service of pod orders-1 exits with code 1: no such table");
     case.observed.deployment = Some(Workload { ready: 1, problems: vec![crashing.clone()], ..ready(2) });
     let conditions = case.status().conditions;
-    assert_eq!(said(&conditions)[..2], ["Ready=False CrashLooping", "Reconciling=True CrashLooping"]);
+    assert_eq!(summaries(&conditions)[..2], ["Ready=False CrashLooping", "Reconciling=True CrashLooping"]);
     assert_eq!(message(&conditions, "Ready"), crashing.message);
     case.observed.deployment = Some(ready(2));
-    assert_eq!(said(&case.status().conditions)[0], "Ready=True Ready");
+    assert_eq!(summaries(&case.status().conditions)[0], "Ready=True Ready");
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn a_database_that_cannot_start_says_why() {
     let full = problem("CrashLooping", "container postgres exits with code 1: No space left on device");
     case.observed.database.server = Some(Workload { ready: 0, problems: vec![full], ..ready(1) });
     let conditions = case.status().conditions;
-    assert!(said(&conditions).contains(&"DatabaseReady=False CrashLooping".to_owned()));
+    assert!(summaries(&conditions).contains(&"DatabaseReady=False CrashLooping".to_owned()));
     assert!(message(&conditions, "Ready").contains("No space left on device"));
 }
 
@@ -138,8 +138,8 @@ fn a_missing_dependency_is_said_and_stops_nothing() {
     let mut case = Case::settled();
     case.observed.dependencies.clear();
     let conditions = case.status().conditions;
-    assert_eq!(said(&conditions)[0], "Ready=True Ready");
-    assert_eq!(said(&conditions).last().unwrap(), "DependenciesFound=False MicroserviceNotFound");
+    assert_eq!(summaries(&conditions)[0], "Ready=True Ready");
+    assert_eq!(summaries(&conditions).last().unwrap(), "DependenciesFound=False MicroserviceNotFound");
     assert!(message(&conditions, "DependenciesFound").contains("`customers`"));
 }
 
@@ -149,7 +149,7 @@ fn a_rejected_object_is_not_accepted_and_stalls() {
     case.object.spec.pod_template = Some(serde_json::json!({"spec": {"hostNetwork": "yes"}}));
     let conditions = case.status().conditions;
     assert_eq!(
-        said(&conditions)[..4],
+        summaries(&conditions)[..4],
         [
             "Ready=False InvalidPodTemplate",
             "Reconciling=False Settled",
@@ -169,9 +169,9 @@ fn what_could_not_be_written_is_said_with_the_worst_first() {
         message: format!("Service orders: {reason}"),
     };
     case.applied.failures = vec![failure(Class::Retry, "ApiUnavailable")];
-    assert_eq!(said(&case.status().conditions)[1], "Reconciling=True ApiUnavailable");
+    assert_eq!(summaries(&case.status().conditions)[1], "Reconciling=True ApiUnavailable");
     case.applied.failures.push(failure(Class::Fatal, "Forbidden"));
-    assert_eq!(said(&case.status().conditions)[2], "Stalled=True Forbidden");
+    assert_eq!(summaries(&case.status().conditions)[2], "Stalled=True Forbidden");
 }
 
 #[test]
@@ -179,11 +179,11 @@ fn a_spec_that_becomes_a_child_that_is_refused_is_not_accepted_until_it_is_mende
     let mut case = Case::settled();
     case.applied = refused(ChildKind::Deployment, "orders");
     let conditions = case.status().conditions;
-    assert_eq!(said(&conditions)[2..4], ["Stalled=True ChildRefused", "Accepted=False ChildRefused"]);
+    assert_eq!(summaries(&conditions)[2..4], ["Stalled=True ChildRefused", "Accepted=False ChildRefused"]);
     assert_eq!(message(&conditions, "Accepted"), "cannot apply Deployment orders: no such quantity");
     assert_eq!(message(&conditions, "Ready"), message(&conditions, "Accepted"));
     case.applied = Applied::default();
-    assert_eq!(said(&case.status().conditions)[2..4], ["Stalled=False NotStalled", "Accepted=True Accepted"]);
+    assert_eq!(summaries(&case.status().conditions)[2..4], ["Stalled=False NotStalled", "Accepted=True Accepted"]);
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn what_is_no_fault_of_the_spec_leaves_it_accepted() {
     case.applied = refused(ChildKind::Deployment, "orders");
     for (class, reason) in [(Class::Retry, "ApiUnavailable"), (Class::Fatal, "Forbidden")] {
         case.applied.failures[0] = Failure { class, reason, ..case.applied.failures[0].clone() };
-        assert_eq!(said(&case.status().conditions)[3], "Accepted=True Accepted");
+        assert_eq!(summaries(&case.status().conditions)[3], "Accepted=True Accepted");
     }
 }
 
@@ -201,9 +201,9 @@ fn a_suspended_object_says_so_and_is_as_ready_as_its_pods() {
     let mut case = Case::settled();
     case.object.spec.suspend = true;
     case.set_up(JobOutcome::Failed { message: "no".to_owned() });
-    assert_eq!(said(&case.status().conditions)[0], "Ready=True Suspended");
+    assert_eq!(summaries(&case.status().conditions)[0], "Ready=True Suspended");
     case.observed.deployment = None;
-    assert_eq!(said(&case.status().conditions)[0], "Ready=False Suspended");
+    assert_eq!(summaries(&case.status().conditions)[0], "Ready=False Suspended");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What an OutboxRelay says of itself.
+//! The status of an OutboxRelay.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -39,7 +39,7 @@ pub fn status(
     }
     let conditions = conditions.finish();
     let RelaySink { nats: _ } = object.spec.sink;
-    let told = OutboxRelayStatus {
+    let status = OutboxRelayStatus {
         observed_generation: object.metadata.generation,
         conditions,
         sink: Some("nats".to_owned()),
@@ -47,14 +47,14 @@ pub fn status(
         ..previous
     };
     match leader(observed) {
-        Some((pod, relay)) => numbers(told, pod, relay),
+        Some((pod, relay)) => numbers(status, pod, relay),
         // nobody publishes: the last numbers stay, for the events are where they were
-        None => told,
+        None => status,
     }
 }
 
 /// The numbers of the relay that publishes.
-fn numbers(told: OutboxRelayStatus, pod: &str, relay: &RelayStatus) -> OutboxRelayStatus {
+fn numbers(status: OutboxRelayStatus, pod: &str, relay: &RelayStatus) -> OutboxRelayStatus {
     let count = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     OutboxRelayStatus {
         leader: Some(pod.to_owned()),
@@ -67,14 +67,14 @@ fn numbers(told: OutboxRelayStatus, pod: &str, relay: &RelayStatus) -> OutboxRel
         }),
         position: relay.position.clone(),
         last_published_time: relay.last_published.map(Time),
-        ..told
+        ..status
     }
 }
 
-/// The pod whose relay leads. For a moment two may say so: the one with more published is the newer.
+/// The pod whose relay leads. For a moment two may report that: the one with more published is the newer.
 fn leader(observed: &Observed) -> Option<(&str, &RelayStatus)> {
-    let told = observed.pods.iter().filter_map(|(pod, status)| Some((pod.as_str(), status.as_ref()?)));
-    told.filter(|(_, status)| status.leading).max_by_key(|(_, status)| status.published)
+    let status = observed.pods.iter().filter_map(|(pod, status)| Some((pod.as_str(), status.as_ref()?)));
+    status.filter(|(_, status)| status.leading).max_by_key(|(_, status)| status.published)
 }
 
 fn progress(
@@ -99,7 +99,7 @@ fn nobody_runs(service: &str, observed: &Observed) -> Option<Progress> {
     match &observed.deployment {
         None => waiting(
             "MicroserviceNotReady",
-            format!("Microservice `{service}` has no pods yet; its own conditions say why"),
+            format!("Microservice `{service}` has no pods yet; its own conditions name the cause"),
         ),
         Some(live) if live.wanted == 0 => {
             waiting("ScaledToZero", format!("Microservice `{service}` is scaled to 0 pods; events wait in the outbox"))
@@ -117,9 +117,9 @@ fn publishing(object: &OutboxRelay, observed: &Observed) -> Progress {
         return match problem {
             Some(Problem { reason, message }) => Progress::waiting(reason, message.clone()),
             None if observed.pods.values().all(Option::is_none) => {
-                Progress::waiting("RelaySilent", "no pod's relay has told its state yet")
+                Progress::waiting("RelaySilent", "no pod's relay has reported its status yet")
             }
-            None => Progress::waiting("NoLeader", "the relays are settling which of them publishes"),
+            None => Progress::waiting("NoLeader", "the relays are electing the one that publishes"),
         };
     };
     if relay.relay != object.name_any() {
@@ -134,7 +134,7 @@ fn publishing(object: &OutboxRelay, observed: &Observed) -> Progress {
             ),
         };
     }
-    // one of an older version tells none
+    // a relay of an older version reports none
     let other = !relay.contract.is_empty() && relay.contract != contract(object).version;
     if other || object.spec.paused != relay.paused {
         return match relay.problems.iter().find(|problem| problem.reason == "ContractInvalid") {
@@ -151,7 +151,7 @@ fn publishing(object: &OutboxRelay, observed: &Observed) -> Progress {
     if relay.paused {
         return Progress::ready("Paused", "spec.paused is true: events wait in the outbox");
     }
-    // it publishes, yet has something to say: an event that the broker refuses holds back its aggregate only
+    // it publishes and still reports a problem: an event that the broker refuses holds back its aggregate only
     match relay.problems.iter().find(|problem| !SLOT_PROBLEMS.contains(&problem.reason.as_str())) {
         Some(Problem { reason, message }) => Progress::ready(reason, message.clone()),
         None => Progress::ready("Publishing", format!("the relay of pod {pod} publishes")),

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::{super::plan::plan, *};
 use crate::controllers::{
-    fixtures::{self, message, microservice, now, problem, ready, refused, relay_of, said, settings},
+    fixtures::{self, message, microservice, now, problem, ready, refused, relay_of, settings, summaries},
     resources::{child::ChildKind, observed::Workload},
 };
 
@@ -37,20 +37,20 @@ fn settled() -> (OutboxRelay, Observed) {
     (object.as_ref().clone(), observed)
 }
 
-fn told(object: &OutboxRelay, observed: &Observed) -> OutboxRelayStatus {
+fn status_of(object: &OutboxRelay, observed: &Observed) -> OutboxRelayStatus {
     status(object, observed, &plan(object, observed, &settings()), &Applied::default(), now())
 }
 
 fn with(change: impl FnOnce(&mut RelayStatus)) -> OutboxRelayStatus {
     let (object, mut observed) = settled();
     change(observed.pods.get_mut("orders-1").unwrap().as_mut().unwrap());
-    told(&object, &observed)
+    status_of(&object, &observed)
 }
 
 #[test]
 fn a_relay_that_publishes() {
     let (object, observed) = settled();
-    insta::assert_yaml_snapshot!(told(&object, &observed));
+    insta::assert_yaml_snapshot!(status_of(&object, &observed));
 }
 
 #[test]
@@ -59,20 +59,23 @@ fn a_broker_that_is_away_is_said_and_goes_away_by_itself() {
         leader.ready = false;
         leader.problems = vec![problem("BrokerUnreachable", "nats://n:4222 does not answer")];
     });
-    assert_eq!(said(&away.conditions)[..2], ["Ready=False BrokerUnreachable", "Reconciling=True BrokerUnreachable"]);
+    assert_eq!(
+        summaries(&away.conditions)[..2],
+        ["Ready=False BrokerUnreachable", "Reconciling=True BrokerUnreachable"]
+    );
     assert_eq!(message(&away.conditions, "Ready"), "nats://n:4222 does not answer");
-    assert_eq!(said(&with(|_| ()).conditions)[0], "Ready=True Publishing");
+    assert_eq!(summaries(&with(|_| ()).conditions)[0], "Ready=True Publishing");
 }
 
 #[test]
 fn another_contract_s_word_does_not_count() {
     let (object, _) = settled();
     let version = contract(&object).version;
-    assert_eq!(said(&with(|leader| leader.contract = version).conditions)[0], "Ready=True Publishing");
+    assert_eq!(summaries(&with(|leader| leader.contract = version).conditions)[0], "Ready=True Publishing");
     let older = with(|leader| leader.contract = "another".to_owned());
-    assert_eq!(said(&older.conditions)[..2], ["Ready=False Loading", "Reconciling=True Loading"]);
+    assert_eq!(summaries(&older.conditions)[..2], ["Ready=False Loading", "Reconciling=True Loading"]);
     let another = with(|leader| leader.relay = "predecessor".to_owned());
-    assert_eq!(said(&another.conditions)[0], "Ready=False RollingOut");
+    assert_eq!(summaries(&another.conditions)[0], "Ready=False RollingOut");
     assert!(message(&another.conditions, "Ready").contains("`predecessor`"));
     let unread = with(|leader| {
         leader.contract = "another".to_owned();
@@ -84,41 +87,41 @@ fn another_contract_s_word_does_not_count() {
 #[test]
 fn a_slot_at_risk_has_its_own_condition() {
     let risky = with(|leader| leader.problems = vec![problem("SlotAtRisk", "the server will drop log in 10 MiB")]);
-    assert_eq!(said(&risky.conditions)[0], "Ready=True Publishing");
-    assert_eq!(said(&risky.conditions).last().unwrap(), "SlotAtRisk=True SlotAtRisk");
+    assert_eq!(summaries(&risky.conditions)[0], "Ready=True Publishing");
+    assert_eq!(summaries(&risky.conditions).last().unwrap(), "SlotAtRisk=True SlotAtRisk");
 }
 
 #[test]
 fn polling_has_no_slot() {
     let (mut object, observed) = settled();
     object.spec.mode = RelayMode::Polling;
-    assert!(!said(&told(&object, &observed).conditions).iter().any(|line| line.starts_with("SlotAtRisk")));
+    assert!(!summaries(&status_of(&object, &observed).conditions).iter().any(|line| line.starts_with("SlotAtRisk")));
 }
 
 #[test]
 fn an_event_that_the_broker_refuses_is_said_while_others_go_on() {
     let poisoned = with(|leader| leader.problems = vec![problem("EventRefused", "event 7 of order o-1 is too large")]);
-    assert_eq!(said(&poisoned.conditions)[0], "Ready=True EventRefused");
+    assert_eq!(summaries(&poisoned.conditions)[0], "Ready=True EventRefused");
 }
 
 #[test]
 fn a_paused_relay_is_ready_once_it_has_read_so() {
     let (mut object, mut observed) = settled();
     object.spec.paused = true;
-    assert_eq!(said(&told(&object, &observed).conditions)[0], "Ready=False Loading");
+    assert_eq!(summaries(&status_of(&object, &observed).conditions)[0], "Ready=False Loading");
     observed.pods.get_mut("orders-1").unwrap().as_mut().unwrap().paused = true;
-    assert_eq!(said(&told(&object, &observed).conditions)[0], "Ready=True Paused");
+    assert_eq!(summaries(&status_of(&object, &observed).conditions)[0], "Ready=True Paused");
 }
 
 #[test]
 fn numbers_stay_while_nobody_can_tell() {
     let (mut object, mut observed) = settled();
-    object.status = Some(told(&object, &observed));
+    object.status = Some(status_of(&object, &observed));
     for status in observed.pods.values_mut() {
         *status = None;
     }
-    let silent = told(&object, &observed);
-    assert_eq!(said(&silent.conditions)[0], "Ready=False RelaySilent");
+    let silent = status_of(&object, &observed);
+    assert_eq!(summaries(&silent.conditions)[0], "Ready=False RelaySilent");
     assert_eq!((silent.published, silent.pending, silent.leader), (41, 2, None));
 }
 
@@ -127,7 +130,7 @@ fn what_a_relay_waits_for_is_said() {
     let reason = |change: &dyn Fn(&mut Observed)| {
         let (object, mut observed) = settled();
         change(&mut observed);
-        said(&told(&object, &observed).conditions)[0].clone()
+        summaries(&status_of(&object, &observed).conditions)[0].clone()
     };
     assert_eq!(reason(&|observed| observed.microservice = None), "Ready=False MicroserviceNotFound");
     assert_eq!(
@@ -145,13 +148,13 @@ fn what_a_relay_waits_for_is_said() {
 fn an_unknown_microservice_is_not_accepted_and_ends_by_itself() {
     let (object, mut observed) = settled();
     let microservice = observed.microservice.take();
-    let conditions = told(&object, &observed).conditions;
+    let conditions = status_of(&object, &observed).conditions;
     assert_eq!(
-        said(&conditions)[1..4],
+        summaries(&conditions)[1..4],
         ["Reconciling=True MicroserviceNotFound", "Stalled=False NotStalled", "Accepted=False MicroserviceNotFound"]
     );
     observed.microservice = microservice;
-    assert_eq!(said(&told(&object, &observed).conditions)[3], "Accepted=True Accepted");
+    assert_eq!(summaries(&status_of(&object, &observed).conditions)[3], "Accepted=True Accepted");
 }
 
 #[test]
@@ -159,8 +162,8 @@ fn a_second_relay_on_the_outbox_is_not_accepted() {
     let (_, mut observed) = settled();
     let second = fixtures::relay("second", "{microservice: orders, sink: {nats: {url: 'nats://n'}}}");
     observed.relays.push(second.clone());
-    let conditions = told(&second, &observed).conditions;
-    assert_eq!(said(&conditions)[2..4], ["Stalled=True OutboxTaken", "Accepted=False OutboxTaken"]);
+    let conditions = status_of(&second, &observed).conditions;
+    assert_eq!(summaries(&conditions)[2..4], ["Stalled=True OutboxTaken", "Accepted=False OutboxTaken"]);
 }
 
 #[test]
@@ -168,7 +171,7 @@ fn a_relay_whose_contract_is_refused_is_not_accepted() {
     let (object, observed) = settled();
     let planned = plan(&object, &observed, &settings());
     let status = status(&object, &observed, &planned, &refused(ChildKind::ConfigMap, "orders-relay"), now());
-    assert_eq!(said(&status.conditions)[2..4], ["Stalled=True ChildRefused", "Accepted=False ChildRefused"]);
+    assert_eq!(summaries(&status.conditions)[2..4], ["Stalled=True ChildRefused", "Accepted=False ChildRefused"]);
 }
 
 #[test]

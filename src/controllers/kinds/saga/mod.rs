@@ -2,7 +2,7 @@
 //!
 //! Two controllers, so that the children that several Sagas own are planned in one place: `Controller` (a Saga: no children,
 //! a definition or a rejection, and the status) and `OrchestratorController` (children: Deployment, Service, ConfigMap,
-//! database, …; no status of its own, the Sagas tell).
+//! database, …; no status of its own, the Sagas report).
 
 mod observe;
 mod plan;

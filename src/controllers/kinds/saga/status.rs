@@ -1,4 +1,4 @@
-//! What a Saga says of itself, and of its instances.
+//! The status of a Saga and the counts of its instances.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -32,7 +32,7 @@ pub fn status(object: &Saga, observed: &Observed, planned: &Result<Defined, Reje
     database(observed).set(DATABASE_READY, &mut conditions);
     stuck(observed, counts).set(STUCK, &mut conditions);
     let conditions = conditions.finish();
-    let told = SagaStatus {
+    let status = SagaStatus {
         observed_generation: object.metadata.generation,
         conditions,
         steps: i32::try_from(object.spec.steps.len()).unwrap_or(i32::MAX),
@@ -40,14 +40,14 @@ pub fn status(object: &Saga, observed: &Observed, planned: &Result<Defined, Reje
         ..previous
     };
     match (counts, &observed.orchestrator.status) {
-        (Some(counts), _) => numbers(told, counts),
-        (None, Some(_)) => numbers(told, &SagaCounts::default()),
-        // nobody can tell: the last numbers stay
-        (None, None) => told,
+        (Some(counts), _) => numbers(status, counts),
+        (None, Some(_)) => numbers(status, &SagaCounts::default()),
+        // nobody reports: the last numbers stay
+        (None, None) => status,
     }
 }
 
-fn numbers(told: SagaStatus, counts: &SagaCounts) -> SagaStatus {
+fn numbers(status: SagaStatus, counts: &SagaCounts) -> SagaStatus {
     let count = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     SagaStatus {
         running: count(counts.running),
@@ -55,7 +55,7 @@ fn numbers(told: SagaStatus, counts: &SagaCounts) -> SagaStatus {
         compensated: count(counts.compensated),
         stuck: count(counts.stuck),
         stuck_instances: counts.stuck_instances.iter().take(10).map(stuck_saga).collect(),
-        ..told
+        ..status
     }
 }
 
@@ -88,7 +88,7 @@ fn progress(
 
 fn running(observed: &Observed, defined: &Defined, counts: Option<&SagaCounts>) -> Progress {
     let Some(status) = &observed.orchestrator.status else {
-        return Progress::waiting("OrchestratorSilent", "the orchestrator has not told its state yet");
+        return Progress::waiting("OrchestratorSilent", "the orchestrator has not reported its status yet");
     };
     if !status.ready {
         return match status.problems.first() {
@@ -117,11 +117,7 @@ fn database(observed: &Observed) -> Finding {
 /// `Stuck`: instances wait for a person.
 fn stuck(observed: &Observed, counts: Option<&SagaCounts>) -> Finding {
     if observed.orchestrator.status.is_none() {
-        return Finding::new(
-            Truth::Unknown,
-            "OrchestratorSilent",
-            "the orchestrator does not tell how its instances fare",
-        );
+        return Finding::new(Truth::Unknown, "OrchestratorSilent", "the orchestrator does not report on its instances");
     }
     let Some(counts) = counts.filter(|counts| counts.stuck > 0) else {
         return Finding::new(false, "NoneStuck", "no instance waits for a person");

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     contract::status::OrchestratorStatus,
     controllers::{
-        fixtures::{self, job, message, microservice, now, problem, ready, refused, saga, said, settings},
+        fixtures::{self, job, message, microservice, now, problem, ready, refused, saga, settings, summaries},
         resources::{
             child::ChildKind,
             observed::{JobOutcome, Workload},
@@ -49,14 +49,14 @@ fn settled() -> (Saga, Observed) {
     (object, observed)
 }
 
-fn told(object: &Saga, observed: &Observed) -> SagaStatus {
+fn status_of(object: &Saga, observed: &Observed) -> SagaStatus {
     status(object, observed, &define(object, observed), now())
 }
 
 fn with(change: impl FnOnce(&mut Observed)) -> SagaStatus {
     let (object, mut observed) = settled();
     change(&mut observed);
-    told(&object, &observed)
+    status_of(&object, &observed)
 }
 
 fn counts(observed: &mut Observed) -> &mut SagaCounts {
@@ -82,8 +82,8 @@ fn stuck_instances_are_loud_and_do_not_stop_new_ones() {
         counts.stuck = 2;
         counts.stuck_instances = vec![instance];
     });
-    assert_eq!(said(&status.conditions)[0], "Ready=True Ready");
-    assert_eq!(said(&status.conditions).last().unwrap(), "Stuck=True InstancesStuck");
+    assert_eq!(summaries(&status.conditions)[0], "Ready=True Ready");
+    assert_eq!(summaries(&status.conditions).last().unwrap(), "Stuck=True InstancesStuck");
     assert_eq!(
         message(&status.conditions, "Stuck"),
         "2 instances wait for a person; the oldest, 0192-a, cannot undo step `act`: 503 Service Unavailable"
@@ -93,7 +93,7 @@ fn stuck_instances_are_loud_and_do_not_stop_new_ones() {
 
 #[test]
 fn what_a_saga_waits_for_is_said() {
-    let reason = |change: &dyn Fn(&mut Observed)| said(&with(change).conditions)[0].clone();
+    let reason = |change: &dyn Fn(&mut Observed)| summaries(&with(change).conditions)[0].clone();
     assert_eq!(reason(&|observed| observed.services.clear()), "Ready=False MicroserviceNotFound");
     assert_eq!(reason(&|observed| observed.orchestrator.database.server = None), "Ready=False Creating");
     assert_eq!(reason(&|observed| observed.orchestrator.database.jobs.clear()), "Ready=False SetupPending");
@@ -116,13 +116,13 @@ fn what_a_saga_waits_for_is_said() {
 fn a_rejection_that_ends_by_itself_does_not_stall_and_another_does() {
     let waiting = with(|observed| observed.services.clear());
     assert_eq!(
-        said(&waiting.conditions)[1..4],
+        summaries(&waiting.conditions)[1..4],
         ["Reconciling=True MicroserviceNotFound", "Stalled=False NotStalled", "Accepted=False MicroserviceNotFound"]
     );
     let (mut object, observed) = settled();
     object.spec.steps[0].undo = None;
-    let invalid = told(&object, &observed);
-    assert_eq!(said(&invalid.conditions)[2..4], ["Stalled=True InvalidSaga", "Accepted=False InvalidSaga"]);
+    let invalid = status_of(&object, &observed);
+    assert_eq!(summaries(&invalid.conditions)[2..4], ["Stalled=True InvalidSaga", "Accepted=False InvalidSaga"]);
     assert_eq!((invalid.running, invalid.completed), (3, 5), "its running instances are still counted");
 }
 
@@ -132,15 +132,15 @@ fn a_saga_whose_orchestrator_is_refused_is_not_accepted() {
     let applied = refused(ChildKind::StatefulSet, "default-orchestrator-db");
     let observed = Observed { orchestrator_pass: Some(PassResult { applied, rejection: None }), ..observed };
     let status = status(&object, &observed, &define(&object, &observed), now());
-    assert_eq!(said(&status.conditions)[2..4], ["Stalled=True ChildRefused", "Accepted=False ChildRefused"]);
+    assert_eq!(summaries(&status.conditions)[2..4], ["Stalled=True ChildRefused", "Accepted=False ChildRefused"]);
 }
 
 #[test]
 fn numbers_stay_while_nobody_can_tell() {
     let (mut object, mut observed) = settled();
-    object.status = Some(told(&object, &observed));
+    object.status = Some(status_of(&object, &observed));
     observed.orchestrator.status = None;
-    let silent = told(&object, &observed);
+    let silent = status_of(&object, &observed);
     assert_eq!((silent.running, silent.completed, silent.compensated), (3, 5, 1));
-    assert_eq!(said(&silent.conditions).last().unwrap(), "Stuck=Unknown OrchestratorSilent");
+    assert_eq!(summaries(&silent.conditions).last().unwrap(), "Stuck=Unknown OrchestratorSilent");
 }

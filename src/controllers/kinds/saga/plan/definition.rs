@@ -27,7 +27,7 @@ use crate::{
 
 /// The definition of a Saga, or everything that is wrong with it in one sentence each.
 ///
-/// What the Saga says by itself is judged first, so that its author learns of it whatever else exists.
+/// The Saga itself is checked first, so that its author learns of a mistake whatever else exists.
 pub fn define(object: &Saga, observed: &Observed) -> Result<Defined, Rejection> {
     if let Some(rejection) = observed.orchestrator_pass.as_ref().and_then(|pass| pass.rejection.as_ref()) {
         return Err(rejection.clone());

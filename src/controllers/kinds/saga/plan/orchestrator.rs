@@ -90,10 +90,15 @@ pub fn orchestrator(
 }
 
 /// How far the set-up of the database of orchestrator `name` has come.
-pub fn stage<R>(namespace: &str, name: &str, observed: &OrchestratorObserved, look: impl FnOnce(Stage<'_>) -> R) -> R {
+pub fn stage<R>(
+    namespace: &str,
+    name: &str,
+    observed: &OrchestratorObserved,
+    use_stage: impl FnOnce(Stage<'_>) -> R,
+) -> R {
     let owner = Owner::shared(OWNER_KIND, names::orchestrator(name), namespace.to_owned(), Vec::new());
     let postgres = Postgres::default();
-    look(database::stage(&wanted(&owner, &postgres), &observed.database))
+    use_stage(database::stage(&wanted(&owner, &postgres), &observed.database))
 }
 
 /// The URL of the orchestrator's API inside the cluster.
