@@ -2,11 +2,16 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
+#[path = "support/problems.rs"]
+mod problems;
+
 use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
+
+use weft::{relay::problem::RelayProblem, saga::problem::SagaProblem};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -129,17 +134,8 @@ fn every_reason_that_the_runbook_explains_exists() {
 }
 
 /// What stands in the code before a reason that is trouble, or work under way.
-const BEFORE_REASONS: [&str; 9] = [
-    "reason: ",
-    "Class::Retry, ",
-    "Class::Invalid, ",
-    "Class::Fatal, ",
-    "Progress::waiting(",
-    "Finding::new(false, ",
-    "report(SOURCE, ",
-    "report(DATABASE, ",
-    "report(&recovery(partition), ",
-];
+const BEFORE_REASONS: [&str; 6] =
+    ["reason: ", "Class::Retry, ", "Class::Invalid, ", "Class::Fatal, ", "Progress::waiting(", "Finding::new(false, "];
 /// Good news in a condition whose `False` is the good half.
 const GOOD_NEWS: [&str; 2] = ["NoneStuck", "SlotSafe"];
 
@@ -152,10 +148,8 @@ fn every_reason_that_is_trouble_is_in_the_runbook() {
         let found = code.split(&before).skip(1).filter_map(|rest| rest.split('"').next());
         reasons.extend(found.filter(|word| word.starts_with(|first: char| first.is_ascii_uppercase())));
     }
-    // the relay's reasons are constants
-    let named = code.split(": &str = \"").skip(1).filter_map(|rest| rest.split_once("\";").map(|(word, _)| word));
-    let reporter = read("src/relay/reporter.rs");
-    reasons.extend(named.filter(|word| reporter.contains(&format!(": &str = \"{word}\";"))));
+    reasons.extend(problems::relay().iter().map(RelayProblem::reason));
+    reasons.extend(problems::saga().iter().map(SagaProblem::reason));
     assert!(reasons.len() > 35, "the reasons are written otherwise by now: {reasons:?}");
     let silent: Vec<_> = reasons
         .iter()
