@@ -11,8 +11,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use weft::{relay::problem::RelayProblem, saga::problem::SagaProblem};
-
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -148,8 +146,12 @@ fn every_reason_that_is_trouble_is_in_the_runbook() {
         let found = code.split(&before).skip(1).filter_map(|rest| rest.split('"').next());
         reasons.extend(found.filter(|word| word.starts_with(|first: char| first.is_ascii_uppercase())));
     }
-    reasons.extend(problems::relay().iter().map(RelayProblem::reason));
-    reasons.extend(problems::saga().iter().map(SagaProblem::reason));
+    for problem in problems::relay() {
+        reasons.insert(problem.reason());
+    }
+    for problem in problems::saga() {
+        reasons.insert(problem.reason());
+    }
     assert!(reasons.len() > 35, "the reasons are written otherwise by now: {reasons:?}");
     let silent: Vec<_> = reasons
         .iter()
