@@ -129,7 +129,7 @@ async fn an_event_starts_one_saga_whatever_is_repeated() {
     servers::until("the missing stream is reported", async || {
         orchestrator.status().await["problems"][0]["message"]
             .as_str()
-            .is_some_and(|m| m.contains("stream `events` does not exist yet"))
+            .is_some_and(|m| m.contains("stream `events` does not exist on NATS"))
     })
     .await;
 
