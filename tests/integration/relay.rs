@@ -128,7 +128,8 @@ async fn a_row_that_would_break_the_connection_blocks_its_aggregate_only() {
             "select count(*) = 1 and bool_and(aggregate_id like 'long%') from weft.outbox",
         )
         .await;
-        let skip = |status: &RelayStatus| status.problems.iter().any(|problem| problem.message.contains("delete its row"));
+        let skip =
+            |status: &RelayStatus| status.problems.iter().any(|problem| problem.message.contains("delete its row"));
         relay.until("the problem explains how to skip it", skip).await;
         setting.database.superuser().await.batch_execute("delete from weft.outbox").await.unwrap();
         relay.until("skipped", |status| status.problems.is_empty()).await;
