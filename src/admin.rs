@@ -1,6 +1,11 @@
 //! The admin port of every long-running program: `/livez`, `/readyz`, `/metrics`, `/status`.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -12,10 +17,13 @@ use axum::{
 };
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
+use socket2::{Domain, Socket, Type};
 use tokio::{net::TcpListener, sync::watch, time::Instant};
 
 use crate::shutdown::Shutdown;
 
+/// Connections that wait to be accepted, at most.
+const BACKLOG: i32 = 1024;
 /// A watched status is sent at most this often…
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 /// …and at least this often, so that a reader can detect a dead stream.
@@ -51,9 +59,38 @@ impl<S: Serialize + Clone + PartialEq + Send + Sync + 'static> Admin<S> {
     }
 }
 
-/// Serves `router` until the process is asked to end.
+/// The unspecified address with `port`: all interfaces, IPv4 and IPv6.
+pub fn any(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))
+}
+
+/// Listens on `address`. `[::]` accepts IPv4 too, whatever the kernel's default is; on a machine without IPv6 it is
+/// `0.0.0.0`.
+pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    match listen(address) {
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && error.kind() != std::io::ErrorKind::AddrInUse => {
+            listen(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
+        }
+        listening => listening,
+    }
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    // a restarted process must not wait for the connections of its predecessor to time out
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Serves `router` until the process is to shut down.
 pub async fn serve(router: Router, address: SocketAddr, shutdown: Shutdown) -> std::io::Result<()> {
-    let listener = TcpListener::bind(address).await?;
+    let listener = bind(address)?;
     tracing::info!(address = %listener.local_addr()?, "serving");
     let ended = async move { shutdown.requested().await };
     tokio::select! {
@@ -114,4 +151,25 @@ where
     let mut line = serde_json::to_vec(&now).ok()?;
     line.push(b'\n');
     Some((Ok(Bytes::from(line)), (status, Some((now, Instant::now())))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_unspecified_address_accepts_ipv4_and_ipv6() {
+        let listener = bind(any(0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for client in ["127.0.0.1", "::1"] {
+            let (connected, accepted) = tokio::join!(tokio::net::TcpStream::connect((client, port)), listener.accept());
+            assert!(connected.is_ok() && accepted.is_ok(), "{client}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_used_is_an_error() {
+        let first = bind(any(0)).unwrap();
+        assert!(bind(any(first.local_addr().unwrap().port())).is_err());
+    }
 }

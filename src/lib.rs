@@ -5,7 +5,7 @@
 //!   api ──► controllers ──► contract (files) ──► database   relay   saga
 //!              │                                     │        │      │
 //!              └───────────► domain ◄────────────────┴────────┴──────┘
-//!                       (pure rules, no IO)          all through `postgres`
+//!                       (pure rules, no IO)          all through `postgres`, `nats`
 //! ```
 //! `tests/architecture.rs` holds the direction of these arrows.
 
@@ -18,6 +18,8 @@ pub mod crds;
 pub mod database;
 pub mod domain;
 pub mod metrics;
+pub mod nats;
+pub mod outage;
 pub mod postgres;
 pub mod relay;
 pub mod saga;

@@ -5,7 +5,10 @@ use std::{path::PathBuf, time::Duration};
 use secrecy::{ExposeSecret, SecretString};
 use tokio_postgres::{Client, Config, Connection, NoTls, Socket, tls::NoTlsStream};
 
-use crate::contract::{DatabaseLogin, Role};
+use crate::{
+    contract::{DatabaseLogin, Role},
+    outage::{Failure, with_causes},
+};
 
 /// Deadline of connecting and logging in.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -34,6 +37,20 @@ pub enum LoginError {
     },
     #[error("no answer from {host}:{port} within {} s", CONNECT_TIMEOUT.as_secs())]
     Timeout { host: String, port: u16 },
+}
+
+impl LoginError {
+    /// How the server failed.
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::Password { .. } => Failure::Refused(with_causes(self)),
+            Self::Connect { role, source, .. } => match super::failure(source) {
+                Failure::Refused(cause) => Failure::Refused(format!("logging in as {role}: {cause}")),
+                failure => failure,
+            },
+            Self::Timeout { .. } => Failure::Silent,
+        }
+    }
 }
 
 /// Reads a role's password from its file, without the trailing newline.

@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use super::login::{self, CONNECT_TIMEOUT, LoginError};
-use crate::contract::DatabaseLogin;
+use crate::{contract::DatabaseLogin, outage::Failure};
 
 /// Size in which the receive buffer is allocated; it is reused when no frame of it is left.
 const CHUNK: usize = 64 * 1024;
@@ -63,6 +63,18 @@ pub enum ReplicationError {
 }
 
 impl ReplicationError {
+    /// How the server failed.
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::Login(error) => error.failure(),
+            Self::Connect { source, .. } | Self::Io(source) => Failure::of_io(source),
+            Self::Timeout(_) => Failure::Silent,
+            Self::Closed => Failure::Disconnected("the connection was closed".to_owned()),
+            Self::Server { code, message } => super::refusal(code, message),
+            Self::Protocol(_) => Failure::Refused(self.to_string()),
+        }
+    }
+
     /// Another process streams from the slot.
     pub fn is_slot_in_use(&self) -> bool {
         matches!(self, Self::Server { code, .. } if code == OBJECT_IN_USE)

@@ -12,6 +12,7 @@
 
 mod checkpoint;
 mod control;
+pub mod problem;
 mod publisher;
 mod reporter;
 #[cfg(test)]
@@ -23,7 +24,7 @@ mod term;
 pub mod window;
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -37,14 +38,13 @@ use tokio::{
 
 use self::{
     control::{Control, LOCK_RETRY},
-    reporter::{Reporter, reason},
-    source::SourceError,
+    problem::{RelayProblem, reason},
+    reporter::Reporter,
     term::TermError,
 };
 use crate::{
     admin::{self, Admin},
     contract::{ADMIN_PORT, Contract, relay::Relay},
-    postgres::replication::ReplicationError,
     shutdown::Shutdown,
 };
 
@@ -61,7 +61,7 @@ pub struct Args {
     #[arg(long, env = "WEFT_CONFIG")]
     config: PathBuf,
     /// Address of the admin endpoints: /livez, /readyz, /metrics, /status
-    #[arg(long, env = "WEFT_ADMIN", default_value_t = SocketAddr::from((Ipv4Addr::UNSPECIFIED, ADMIN_PORT)))]
+    #[arg(long, env = "WEFT_ADMIN", default_value_t = admin::any(ADMIN_PORT))]
     admin: SocketAddr,
 }
 
@@ -104,7 +104,7 @@ async fn reload(path: &Path, contracts: &watch::Sender<Relay>, reporter: &Report
                     tracing::info!(path = %path.display(), "the contract changed");
                 }
             }
-            Ok(Err(error)) => reporter.report(reason::CONTRACT_INVALID, with_causes(&error)),
+            Ok(Err(error)) => reporter.report(RelayProblem::contract(&error)),
             Err(_cancelled) => return,
         }
     }
@@ -125,7 +125,7 @@ async fn run_terms(mut contracts: watch::Receiver<Relay>, reporter: &Arc<Reporte
         };
         reporter.ended();
         let Some(Err(error)) = ended else { continue };
-        reporter.report(reason_of(&error), with_causes(&error));
+        reporter.report(RelayProblem::term(&error, &contract.source));
         if started.elapsed() > STABLE_TERM {
             wait = BETWEEN_TERMS.0;
         }
@@ -166,30 +166,4 @@ async fn contract_replaced(
         reporter.contract(&new);
     }
     std::future::pending::<()>().await;
-}
-
-/// The reason under which an error is reported.
-fn reason_of(error: &TermError) -> &'static str {
-    let server_answered = match error {
-        TermError::Sink(error) => return error.reason(),
-        TermError::Source(SourceError::SlotPending(_)) => return reason::SLOT_PENDING,
-        TermError::Source(SourceError::Query { source, .. }) => source.as_db_error().is_some(),
-        TermError::Source(SourceError::Layout(_) | SourceError::Replication(ReplicationError::Server { .. })) => true,
-        TermError::Source(_) | TermError::LockLost => false,
-    };
-    if server_answered { reason::DATABASE_NOT_READY } else { reason::DATABASE_UNREACHABLE }
-}
-
-/// An error and its causes in one line; a cause that the text contains already is left out.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
 }

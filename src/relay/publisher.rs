@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep, sleep_until},
@@ -16,7 +17,8 @@ use uuid::Uuid;
 
 use super::{
     checkpoint::{Done, INVISIBLE_GRACE},
-    reporter::{Reporter, Waiting, reason},
+    problem::{RelayProblem, reason},
+    reporter::{Reporter, Waiting},
     sink::{Answer, Reply, Session, Sink, SinkError},
     source::{Batch, Item, Mark, SourceError},
     window::{Entry, Limits, Ticket, Window},
@@ -40,6 +42,9 @@ const TICK: Duration = Duration::from_millis(200);
 /// absent twice in a row is deleted; a row that is absent once may belong to a transaction that is not visible to other
 /// sessions yet (see [`super::checkpoint`]).
 const PRESENCE_CHECK: Duration = INVISIBLE_GRACE;
+/// How often the status is updated while there is no connection.
+const REPORT_WAITING: Duration = Duration::from_secs(1);
+/// Shortest and longest wait before the next connection.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// The rows of the outbox table.
@@ -84,6 +89,8 @@ pub(crate) struct Publisher<'a, S, R> {
     /// otherwise be connected to ten times a second, forever.
     reconnect: Duration,
     failing: bool,
+    /// Of the broker, for messages.
+    address: String,
     /// Refused events by their ids.
     refused: HashMap<Uuid, Refused>,
     check_presence_at: Instant,
@@ -120,6 +127,7 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
             last_answer: now,
             reconnect: RECONNECT.0,
             failing: false,
+            address: String::new(),
             refused: HashMap::new(),
             check_presence_at: now,
         }
@@ -128,9 +136,11 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
     /// Publishes until the source ends, and reconnects to the broker whenever the connection is lost.
     pub(crate) async fn run(mut self) -> Result<(), SourceError> {
         loop {
-            let error = match self.sink.connect().await {
+            let sink = self.sink;
+            let error = match Box::pin(self.admit_while(sink.connect())).await? {
                 Err(error) => error,
                 Ok(mut session) => {
+                    session.address().clone_into(&mut self.address);
                     self.reporter.broker(true);
                     let connected = Instant::now();
                     match self.publish_until_lost(&mut session).await {
@@ -148,10 +158,27 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
             self.window.wake_all();
             self.sent.clear();
             self.reporter.broker(false);
-            self.reporter.report(error.reason(), format!("{error}"));
+            self.reporter.report(error.problem());
             self.report_waiting();
-            sleep(self.reconnect).await;
+            self.admit_while(sleep(self.reconnect)).await?;
             self.reconnect = (self.reconnect * 2).min(RECONNECT.1);
+        }
+    }
+
+    /// Awaits `future`, and meanwhile admits batches while there is room, so that the status has what waits.
+    async fn admit_while<T>(&mut self, future: impl Future<Output = T>) -> Result<T, SourceError> {
+        let mut future = std::pin::pin!(future);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut future => return Ok(done),
+                batch = self.batches.recv(), if self.window.has_room() => {
+                    self.admit(batch.ok_or(SourceError::Ended)?);
+                    // a mark may have no unacknowledged event in front of it
+                    self.handle_replies(&mut Vec::new()).await?;
+                }
+                () = sleep(REPORT_WAITING) => self.report_waiting(),
+            }
         }
     }
 
@@ -268,7 +295,8 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
     fn report_failing(&mut self, failed: Option<String>, progress: bool) {
         if let Some(why) = failed {
             self.failing = true;
-            self.reporter.report(reason::PUBLISH_FAILING, format!("the broker does not store events: {why}"));
+            let address = self.address.clone();
+            self.reporter.report(RelayProblem::PublishFailing { address, cause: why });
         } else if progress && std::mem::take(&mut self.failing) {
             self.reporter.resolve(reason::PUBLISH_FAILING);
         }
@@ -287,12 +315,12 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
             self.reporter.resolve(reason::EVENT_REFUSED);
             return;
         };
-        let (others, parked) = (self.refused.len() - 1, self.window.parked());
-        let others = if others == 0 { String::new() } else { format!(", and {others} more") };
-        let message = format!(
-            "the broker refuses event {id}{others}: {why}; deleting its row from weft.outbox skips it; {parked} events are held up"
-        );
-        self.reporter.report(reason::EVENT_REFUSED, message);
+        self.reporter.report(RelayProblem::EventRefused {
+            event: *id,
+            others: self.refused.len() - 1,
+            waiting: self.window.parked().saturating_sub(self.refused.len()),
+            cause: why.clone(),
+        });
     }
 
     /// Checks everything that depends on time (answers that are overdue, back-off, deleted rows) and returns when to
@@ -305,7 +333,8 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
                     break;
                 }
                 if now - self.last_answer >= ANSWER_TIMEOUT {
-                    return Err(session.silent(ANSWER_TIMEOUT.as_secs()));
+                    let silence = now - self.last_answer;
+                    return Err(session.silent(Timestamp::now() - silence));
                 }
                 self.window.failed(ticket, now - self.started);
                 self.reporter.retried();
@@ -359,6 +388,7 @@ mod tests {
     use prometheus_client::registry::Registry;
 
     use super::*;
+    use crate::outage::{Failure, Outage};
 
     /// A broker that accepts every connection and closes it at once.
     #[derive(Default)]
@@ -367,7 +397,13 @@ mod tests {
     struct ClosedSession;
 
     fn lost() -> SinkError {
-        SinkError::Lost { url: "nats://n".to_owned() }
+        let failure = Failure::Disconnected("the connection was closed".to_owned());
+        SinkError::Unreachable(Outage {
+            server: "NATS",
+            address: "n:4222".to_owned(),
+            since: Timestamp::UNIX_EPOCH,
+            failure,
+        })
     }
 
     impl Sink for ClosingBroker {
@@ -388,8 +424,12 @@ mod tests {
             Err(lost())
         }
 
-        fn silent(&self, _: u64) -> SinkError {
+        fn silent(&self, _: Timestamp) -> SinkError {
             lost()
+        }
+
+        fn address(&self) -> &'static str {
+            "n:4222"
         }
     }
 

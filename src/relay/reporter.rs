@@ -17,6 +17,7 @@ use prometheus_client::{
 use tokio::{sync::watch, time::Instant};
 
 use super::{
+    problem::{RelayProblem, reason},
     slot::Slot,
     source::{Point, wal::Tail},
 };
@@ -30,25 +31,6 @@ use crate::{
 
 /// The process is not live when events wait, none was acknowledged for this long, and no problem explains it.
 const STUCK: Duration = Duration::from_mins(1);
-
-/// Reasons of problems. The operator uses them as the reasons of conditions.
-pub(crate) mod reason {
-    pub(crate) const CONTRACT_INVALID: &str = "ContractInvalid";
-    pub(crate) const DATABASE_UNREACHABLE: &str = "DatabaseUnreachable";
-    pub(crate) const DATABASE_NOT_READY: &str = "DatabaseNotReady";
-    pub(crate) const BROKER_UNREACHABLE: &str = "BrokerUnreachable";
-    pub(crate) const STREAM_MISSING: &str = "StreamMissing";
-    /// The broker answers with an error instead of storing the event.
-    pub(crate) const PUBLISH_FAILING: &str = "PublishFailing";
-    pub(crate) const EVENT_REFUSED: &str = "EventRefused";
-    pub(crate) const SLOT_AT_RISK: &str = "SlotAtRisk";
-    pub(crate) const SLOT_LOST: &str = "SlotLost";
-    /// The database waits for the end of older transactions before it creates the slot.
-    pub(crate) const SLOT_PENDING: &str = "SlotPending";
-    /// Problems with which no event can be published at all; the relay is not ready while one of them exists.
-    pub(super) const BLOCKING: [&str; 6] =
-        [DATABASE_UNREACHABLE, DATABASE_NOT_READY, BROKER_UNREACHABLE, STREAM_MISSING, PUBLISH_FAILING, SLOT_PENDING];
-}
 
 #[derive(Debug)]
 pub(crate) struct Reporter {
@@ -68,6 +50,9 @@ struct State {
     contract: String,
     paused: bool,
     problems: BTreeMap<&'static str, String>,
+    /// Since when the database and the broker cannot be used, if they cannot.
+    database_outage: Option<Timestamp>,
+    broker_outage: Option<Timestamp>,
     /// Published events according to the checkpoint, and those acknowledged since but not recorded yet.
     recorded: u64,
     unrecorded: u64,
@@ -148,6 +133,8 @@ impl Reporter {
                 contract: String::new(),
                 paused: false,
                 problems: BTreeMap::new(),
+                database_outage: None,
+                broker_outage: None,
                 recorded: 0,
                 unrecorded: 0,
                 rows: 0,
@@ -196,6 +183,7 @@ impl Reporter {
     pub(crate) fn leading(&self, leading: bool) {
         self.change(|state| {
             state.database = true;
+            state.database_outage = None;
             state.leading = leading;
             state.progressed = Instant::now();
             state.problems.remove(reason::DATABASE_UNREACHABLE);
@@ -231,6 +219,7 @@ impl Reporter {
             state.broker = connected;
             state.progressed = Instant::now();
             if connected {
+                state.broker_outage = None;
                 state.problems.remove(reason::BROKER_UNREACHABLE);
                 state.problems.remove(reason::STREAM_MISSING);
             }
@@ -246,9 +235,14 @@ impl Reporter {
         });
     }
 
-    pub(crate) fn report(&self, reason: &'static str, message: String) {
-        let mut changed = false;
-        self.change(|state| changed = state.problems.insert(reason, message.clone()).as_ref() != Some(&message));
+    /// Reports a problem, until it is resolved.
+    pub(crate) fn report(&self, problem: RelayProblem) {
+        let reason = problem.reason();
+        let (mut message, mut changed) = (String::new(), false);
+        self.change(|state| {
+            message = state.continued(problem).to_string();
+            changed = state.problems.insert(reason, message.clone()).as_ref() != Some(&message);
+        });
         if changed {
             tracing::warn!(reason, message, "a problem was found");
         }
@@ -323,13 +317,7 @@ impl Reporter {
     pub(crate) fn slot(&self, slot: Option<&Slot>) {
         self.change(|state| state.slot_lag = slot.map(|slot| slot.lag_bytes));
         match slot.and_then(|slot| slot.at_risk) {
-            Some(left) => {
-                let message = format!(
-                    "the database drops the WAL that the slot {} needs after {left} more bytes: let the relay catch up, or raise max_slot_wal_keep_size",
-                    crate::domain::names::SLOT
-                );
-                self.report(reason::SLOT_AT_RISK, message);
-            }
+            Some(bytes) => self.report(RelayProblem::SlotAtRisk { bytes }),
             None => self.resolve(reason::SLOT_AT_RISK),
         }
     }
@@ -359,6 +347,19 @@ impl Reporter {
 }
 
 impl State {
+    /// The problem, with the start of the present outage.
+    fn continued(&mut self, problem: RelayProblem) -> RelayProblem {
+        match problem {
+            RelayProblem::DatabaseUnreachable(outage) => {
+                RelayProblem::DatabaseUnreachable(outage.continued(&mut self.database_outage))
+            }
+            RelayProblem::BrokerUnreachable(outage) => {
+                RelayProblem::BrokerUnreachable(outage.continued(&mut self.broker_outage))
+            }
+            other => other,
+        }
+    }
+
     fn is_ready(&self) -> bool {
         let blocked = reason::BLOCKING.iter().any(|reason| self.problems.contains_key(reason));
         self.database && !blocked && (!self.leading || self.broker)

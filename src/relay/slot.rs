@@ -7,7 +7,8 @@ use tokio_postgres::Client;
 
 use super::{
     control::DEADLINE,
-    reporter::{Reporter, reason},
+    problem::{RelayProblem, reason},
+    reporter::Reporter,
     source::{SourceError, within},
 };
 use crate::{
@@ -97,8 +98,8 @@ impl Slot {
                     return Err(SourceError::SlotPending(Self::blocker(client, process).await?));
                 }
                 Err(_elapsed) => {
-                    let message = SourceError::SlotPending(Self::blocker(client, process).await?).to_string();
-                    reporter.report(reason::SLOT_PENDING, message);
+                    let blocker = Self::blocker(client, process).await?;
+                    reporter.report(RelayProblem::SlotPending { blocker });
                 }
             }
         };

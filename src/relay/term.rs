@@ -9,8 +9,9 @@ use uuid::Uuid;
 use super::{
     checkpoint::{self, Checkpoint, Recorder},
     control::{Control, DEADLINE},
+    problem::{RelayProblem, reason},
     publisher::{Publisher, Rows},
-    reporter::{Reporter, reason},
+    reporter::Reporter,
     sink::{SinkError, nats::Nats},
     slot::Slot,
     source::{
@@ -133,8 +134,7 @@ impl Source<'_> {
             Some(Slot { usable: true, .. }) if copied => (Slot::stream(&control.client, connect).await?, 0),
             slot => {
                 if slot.is_some_and(|slot| !slot.usable) {
-                    let message = "the database dropped WAL that was not read yet; publishing what is in the outbox, then from a new slot";
-                    reporter.report(reason::SLOT_LOST, message.to_owned());
+                    reporter.report(RelayProblem::SlotLost);
                 }
                 let mut replication = connect().await?;
                 self.copy(&mut replication).await?;

@@ -1,8 +1,7 @@
 //! Classifies a participant's answer: success, definite failure, or unknown.
 
 use bytes::Bytes;
-use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde_json::{Map, Value, value::RawValue};
 
 use crate::domain::saga::state::{Event, Json, Phase};
 
@@ -19,6 +18,7 @@ pub(super) struct Raw {
     pub status: u16,
     /// `None`: longer than [`MAX_REPLY`].
     pub body: Option<Bytes>,
+    pub content_type: Option<String>,
     pub location: Option<String>,
     pub retry_after: Option<String>,
 }
@@ -26,8 +26,17 @@ pub(super) struct Raw {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Answer {
     Success(Option<Json>),
-    Failure { code: String, message: String },
-    Unknown { message: String, retry_after_ms: Option<u64> },
+    /// `message` is the participant's own text, or the status.
+    Failure {
+        code: String,
+        message: String,
+    },
+    /// `message` has nothing that the participant wrote; that is in `detail`.
+    Unknown {
+        message: String,
+        detail: Option<String>,
+        retry_after_ms: Option<u64>,
+    },
 }
 
 impl Answer {
@@ -36,7 +45,9 @@ impl Answer {
         match self {
             Self::Success(reply) => Event::Succeeded { at, attempt, reply },
             Self::Failure { code, message } => Event::Failed { at, attempt, code, message },
-            Self::Unknown { message, retry_after_ms } => Event::Unknown { at, attempt, message, retry_after_ms },
+            Self::Unknown { message, detail, retry_after_ms } => {
+                Event::Unknown { at, attempt, message, detail, retry_after_ms }
+            }
         }
     }
 
@@ -50,45 +61,47 @@ impl Answer {
     }
 }
 
-pub(super) fn unknown(message: &str, retry_after_ms: Option<u64>) -> Answer {
-    Answer::Unknown { message: cut(message, MAX_TEXT), retry_after_ms }
+pub(super) fn unknown(message: &str) -> Answer {
+    Answer::Unknown { message: cut(message, MAX_TEXT), detail: None, retry_after_ms: None }
 }
 
 pub(super) fn failure(code: &str, message: &str) -> Answer {
     Answer::Failure { code: cut(code, MAX_CODE), message: cut(message, MAX_TEXT) }
 }
 
-/// 2xx is success; 4xx except 408, 425 and 429 is a definite failure; everything else is unknown.
-pub(super) fn classify(raw: Raw) -> Answer {
-    let Raw { status, body, location: _, retry_after } = raw;
-    match status {
-        200..=201 | 203..=299 => Answer::Success(body.as_deref().and_then(reply)),
-        202 => unknown("the service answered 202 without a Location to poll", None),
-        408 | 425 | 429 | 500..=599 => unknown_status(status, body.as_deref(), retry_after.as_deref()),
+/// Classifies the answer of `service`. 2xx is success; 4xx except 408, 425 and 429 is a definite failure; everything else is
+/// unknown.
+pub(super) fn classify(service: &str, raw: Raw) -> Answer {
+    match raw.status {
+        200..=201 | 203..=299 => Answer::Success(raw.body.as_deref().and_then(reply)),
+        202 => unknown(&format!("{service} answered HTTP 202 without a Location to poll")),
+        408 | 425 | 429 | 500..=599 => unknown_status(service, &raw),
         400..=499 => {
-            let problem = body.as_deref().map(Problem::read).unwrap_or_default();
-            let code = problem.code().unwrap_or_else(|| format!("HTTP_{status}"));
-            failure(&code, problem.text().unwrap_or(&format!("HTTP {status}")))
+            let said = Explanation::of(&raw);
+            let status = raw.status;
+            let code = said.code.unwrap_or_else(|| format!("HTTP_{status}"));
+            failure(&code, said.text.as_deref().unwrap_or(&format!("{service} answered HTTP {status}")))
         }
-        _ => unknown(&format!("HTTP {status} is not a valid answer to a command"), None),
+        status => unknown(&format!("{service} answered HTTP {status}, which is not a valid answer to a command")),
     }
 }
 
 /// Classifies the answer from the `Location` of a 202. The command was accepted by then, so only a statement about the
-/// command itself, 409 or 422, is a definite failure. Any other 4xx means that the poll failed (the service forgot the
-/// job, or moved it); the command's outcome is unknown.
-pub(super) fn classify_accepted(raw: Raw) -> Answer {
+/// command itself, 409 or 422, is a definite failure. Any other 4xx means that the poll failed (the service forgot the job,
+/// or moved it); the command's outcome is unknown.
+pub(super) fn classify_accepted(service: &str, raw: Raw) -> Answer {
     match raw.status {
-        409 | 422 => classify(raw),
-        400..=499 => unknown_status(raw.status, raw.body.as_deref(), raw.retry_after.as_deref()),
-        _ => classify(raw),
+        400..=408 | 410..=421 | 423..=499 => unknown_status(service, &raw),
+        _ => classify(service, raw),
     }
 }
 
-fn unknown_status(status: u16, body: Option<&[u8]>, retry_after: Option<&str>) -> Answer {
-    let problem = body.map(Problem::read).unwrap_or_default();
-    let text = problem.text().map_or_else(String::new, |text| format!(": {text}"));
-    unknown(&format!("HTTP {status}{text}"), retry_after.and_then(retry_after_ms))
+fn unknown_status(service: &str, raw: &Raw) -> Answer {
+    Answer::Unknown {
+        message: cut(&format!("{service} answered HTTP {}", raw.status), MAX_TEXT),
+        detail: Explanation::of(raw).text.map(|text| cut(&text, MAX_TEXT)),
+        retry_after_ms: raw.retry_after.as_deref().and_then(retry_after_ms),
+    }
 }
 
 /// A reply that is not JSON, or too long, is discarded: the step has succeeded all the same.
@@ -104,29 +117,63 @@ fn retry_after_ms(value: &str) -> Option<u64> {
     value.trim().parse::<u64>().ok().map(|seconds| seconds.saturating_mul(1_000))
 }
 
-/// The fields of an RFC 9457 document that are used.
-#[derive(Debug, Default, Deserialize)]
-struct Problem {
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    title: Option<String>,
-    detail: Option<String>,
+/// What a participant wrote about an error, as far as it is understood.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Explanation {
+    code: Option<String>,
+    text: Option<String>,
 }
 
-impl Problem {
-    fn read(body: &[u8]) -> Self {
-        serde_json::from_slice(body).unwrap_or_default()
-    }
+/// Members that hold the text, the most specific first: RFC 9457's, then those that frameworks use.
+const TEXTS: [&str; 6] = ["detail", "message", "error_description", "error", "errorMessage", "title"];
 
-    /// The last segment of `type`: `CreditLimitExceeded` of `https://customers/problems/CreditLimitExceeded`.
-    fn code(&self) -> Option<String> {
-        let last = self.kind.as_deref()?.trim_end_matches('/').rsplit(['/', '#', ':']).next()?;
-        (!last.is_empty() && last != "blank").then(|| last.to_owned())
+impl Explanation {
+    fn of(raw: &Raw) -> Self {
+        let body = raw.body.as_deref().unwrap_or_default();
+        match serde_json::from_slice(body) {
+            Ok(Value::Object(members)) => Self { code: code(&members), text: text(&members) },
+            Ok(Value::String(text)) => Self { code: None, text: non_empty(&text) },
+            Ok(_) => Self::default(),
+            Err(_) if raw.content_type.as_deref().is_some_and(|media| media.starts_with("text/plain")) => {
+                Self { code: None, text: non_empty(&String::from_utf8_lossy(body)) }
+            }
+            Err(_) => Self::default(),
+        }
     }
+}
 
-    fn text(&self) -> Option<&str> {
-        self.detail.as_deref().or(self.title.as_deref()).filter(|text| !text.is_empty())
-    }
+/// The last segment of `type`, `CreditLimitExceeded` of `https://customers/problems/CreditLimitExceeded`, or the member
+/// `code`. A segment that is not an identifier, such as a section of an RFC, is not a code.
+fn code(members: &Map<String, Value>) -> Option<String> {
+    let kind = members.get("type").and_then(Value::as_str).map(|kind| kind.trim_end_matches('/'));
+    let last = kind.filter(|kind| !is_specification(kind)).and_then(|kind| kind.rsplit(['/', '#', ':']).next());
+    let code = members.get("code").and_then(Value::as_str);
+    let is_code = |text: &&str| {
+        !text.is_empty()
+            && text.len() <= MAX_CODE
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+    };
+    last.filter(|last| *last != "blank").filter(is_code).or(code.filter(is_code)).map(ToOwned::to_owned)
+}
+
+/// Frameworks set `type` to the section of the RFC that defines the status: it names no failure of the service.
+fn is_specification(kind: &str) -> bool {
+    ["//tools.ietf.org/", "//datatracker.ietf.org/", "//www.rfc-editor.org/", "//httpstatuses.", "//httpwg.org/"]
+        .iter()
+        .any(|site| kind.contains(site))
+}
+
+fn text(members: &Map<String, Value>) -> Option<String> {
+    TEXTS.iter().find_map(|name| match members.get(*name)? {
+        Value::String(text) => non_empty(text),
+        Value::Object(inner) => inner.get("message").and_then(Value::as_str).and_then(non_empty),
+        _ => None,
+    })
+}
+
+fn non_empty(text: &str) -> Option<String> {
+    let text = text.trim();
+    (!text.is_empty()).then(|| text.to_owned())
 }
 
 /// At most `max` bytes, without control characters.
@@ -143,61 +190,108 @@ mod tests {
     use super::*;
 
     fn raw(status: u16, body: &str) -> Raw {
-        Raw { status, body: Some(Bytes::from(body.to_owned())), location: None, retry_after: Some("3".into()) }
+        Raw {
+            status,
+            body: Some(Bytes::from(body.to_owned())),
+            content_type: None,
+            location: None,
+            retry_after: Some("3".into()),
+        }
+    }
+
+    fn answer(status: u16, body: &str) -> Answer {
+        classify("customers", raw(status, body))
     }
 
     #[test]
     fn an_answer_is_success_failure_or_unknown() {
         for status in [200, 201, 204] {
-            assert!(matches!(classify(raw(status, "")), Answer::Success(None)), "{status}");
+            assert!(matches!(answer(status, ""), Answer::Success(None)), "{status}");
         }
         for status in [400, 401, 404, 409, 410, 422] {
-            assert_eq!(classify(raw(status, "")).outcome(), "failure", "{status}");
+            assert_eq!(answer(status, "").outcome(), "failure", "{status}");
         }
         for status in [202, 301, 302, 408, 425, 429, 500, 502, 503, 504] {
-            assert_eq!(classify(raw(status, "")).outcome(), "unknown", "{status}");
+            assert_eq!(answer(status, "").outcome(), "unknown", "{status}");
         }
     }
 
     #[test]
     fn once_accepted_a_command_fails_only_by_409_and_422() {
+        let accepted = |status| classify_accepted("customers", raw(status, ""));
         for status in [409, 422] {
-            assert_eq!(classify_accepted(raw(status, "")).outcome(), "failure", "{status}");
+            assert_eq!(accepted(status).outcome(), "failure", "{status}");
         }
         for status in [400, 401, 403, 404, 405, 408, 410, 429, 500, 503] {
-            assert_eq!(classify_accepted(raw(status, "")).outcome(), "unknown", "{status}");
+            assert_eq!(accepted(status).outcome(), "unknown", "{status}");
         }
-        assert_eq!(classify_accepted(raw(200, "")), Answer::Success(None));
+        assert_eq!(accepted(200), Answer::Success(None));
     }
 
     #[test]
     fn a_problem_document_names_the_failure() {
-        let body = r#"{"type": "https://customers/problems/CreditLimitExceeded", "title": "t", "detail": "120 > 100"}"#;
-        assert_eq!(classify(raw(409, body)), failure("CreditLimitExceeded", "120 > 100"));
-        assert_eq!(
-            classify(raw(422, r#"{"type": "about:blank", "title": "Unprocessable"}"#)),
-            failure("HTTP_422", "Unprocessable")
-        );
-        assert_eq!(classify(raw(409, "<html>")), failure("HTTP_409", "HTTP 409"));
+        let kind = "https://customers/problems/CreditLimitExceeded";
+        for (body, code, message) in [
+            (
+                format!(r#"{{"type": "{kind}", "title": "t", "detail": "120 > 100"}}"#),
+                "CreditLimitExceeded",
+                "120 > 100",
+            ),
+            (
+                format!(r#"{{"type": "{kind}", "title": 7, "detail": ["no"]}}"#),
+                "CreditLimitExceeded",
+                "customers answered HTTP 409",
+            ),
+            (r#"{"code": "CreditLimitExceeded", "message": "no"}"#.to_owned(), "CreditLimitExceeded", "no"),
+            (r#"{"type": "about:blank", "title": "Conflict"}"#.to_owned(), "HTTP_409", "Conflict"),
+            (
+                r#"{"type": "https://tools.ietf.org/html/rfc9110#section-15.5.10", "title": "Conflict"}"#.to_owned(),
+                "HTTP_409",
+                "Conflict",
+            ),
+            (r#"{"type": "the customer's card 4111 1111"}"#.to_owned(), "HTTP_409", "customers answered HTTP 409"),
+            ("<html>".to_owned(), "HTTP_409", "customers answered HTTP 409"),
+        ] {
+            assert_eq!(answer(409, &body), failure(code, message), "{body}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_result_keeps_the_service_s_own_text_apart() {
+        let plain = Raw { content_type: Some("text/plain; charset=utf-8".into()), ..raw(500, "disk full\n") };
+        for (raw, text) in [
+            (raw(500, r#"{"detail": "no connection to the pool"}"#), Some("no connection to the pool")),
+            (
+                raw(500, r#"{"timestamp": 1, "error": "Internal Server Error", "message": "deadlock"}"#),
+                Some("deadlock"),
+            ),
+            (raw(500, r#"{"error": {"code": 7, "message": "quota"}}"#), Some("quota")),
+            (raw(500, r#""busy""#), Some("busy")),
+            (plain, Some("disk full")),
+            (raw(500, "<html>Oops</html>"), None),
+            (raw(500, ""), None),
+        ] {
+            let body = raw.body.clone();
+            let Answer::Unknown { message, detail, retry_after_ms } = classify("customers", raw) else { panic!() };
+            assert_eq!((message.as_str(), detail.as_deref()), ("customers answered HTTP 500", text), "{body:?}");
+            assert_eq!(retry_after_ms, Some(3_000));
+        }
     }
 
     #[test]
     fn a_reply_is_the_json_of_a_success() {
-        let Answer::Success(Some(json)) = classify(raw(200, r#"{"id": 1}"#)) else { panic!() };
+        let Answer::Success(Some(json)) = answer(200, r#"{"id": 1}"#) else { panic!() };
         assert_eq!(json.as_str(), r#"{"id": 1}"#);
-        assert_eq!(classify(raw(200, "fine")), Answer::Success(None));
-        let long = Raw { status: 200, body: None, location: None, retry_after: None };
-        assert_eq!(classify(long), Answer::Success(None));
+        assert_eq!(answer(200, "fine"), Answer::Success(None));
+        assert_eq!(classify("customers", Raw { body: None, ..raw(200, "") }), Answer::Success(None));
     }
 
     #[test]
-    fn texts_are_bounded_and_retry_after_is_read() {
+    fn texts_are_bounded() {
         let long = "ü".repeat(5_000);
-        let Answer::Unknown { message, retry_after_ms } = classify(raw(503, &format!(r#"{{"detail": "{long}"}}"#)))
-        else {
+        let Answer::Unknown { detail: Some(detail), .. } = answer(503, &format!(r#"{{"detail": "{long}"}}"#)) else {
             panic!()
         };
-        assert!(message.len() <= MAX_TEXT);
-        assert_eq!(retry_after_ms, Some(3_000));
+        assert!(detail.len() <= MAX_TEXT);
     }
 }

@@ -91,9 +91,9 @@ impl IntoResponse for ApiError {
         };
         if let Self::Read(error) = &self {
             tracing::warn!(
-                error = super::problems::with_causes(error),
+                error = crate::outage::with_causes(error),
                 status = status.as_u16(),
-                "answering with an error"
+                "a request failed, because the database could not be read"
             );
         }
         let problem = Problem { kind: format!("urn:weft:problem:{title}"), title, status: status.as_u16(), detail };

@@ -408,6 +408,7 @@ impl Engine {
                 let step = command.at.step(&compiled.definition).unwrap_or_default();
                 let operation = command.at.operation().unwrap_or_default();
                 let call = transport::Call {
+                    service: &call.service,
                     method: &call.method,
                     url: &call.url,
                     body,

@@ -16,7 +16,7 @@ mod liveness;
 mod log;
 mod meters;
 mod orchestrator;
-mod problems;
+pub mod problem;
 mod reader;
 mod session;
 mod starts;

@@ -1,7 +1,6 @@
 //! `weft saga run`: connects the parts, follows the contract, and shuts down in order.
 
 use std::{
-    net::SocketAddr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -18,7 +17,7 @@ use super::{
     engine::{Engine, PARTITIONS},
     liveness::Liveness,
     meters::Meters,
-    problems::{Problems, with_causes},
+    problem::{Problems, SagaProblem},
     reader::Reader,
     starts::Starts,
     writer::Writer,
@@ -27,6 +26,7 @@ use crate::{
     admin::{self, Admin},
     contract::{Contract, orchestrator::Orchestrator, status::OrchestratorStatus},
     domain::saga::definition::Definition,
+    outage::with_causes,
     shutdown::Shutdown,
 };
 
@@ -86,10 +86,10 @@ pub(super) async fn run(args: RunArgs, shutdown: Shutdown) -> anyhow::Result<()>
     };
     let writer = tokio::spawn(writer.run());
     let api = Api { engine: Arc::clone(&engine), reader: Arc::clone(&reader) };
-    let served_api = tokio::spawn(admin::serve(api.router(), any(contract.api_port), shutdown.clone()));
+    let served_api = tokio::spawn(admin::serve(api.router(), admin::any(contract.api_port), shutdown.clone()));
     let live: admin::Check = Arc::new(move || liveness.check(Instant::now()));
     let admin = Admin { live, ready: ready(&engine), status: status_receiver, registry: Arc::new(registry) };
-    let admin = tokio::spawn(admin::serve(admin.router(), any(admin_port), shutdown.clone()));
+    let admin = tokio::spawn(admin::serve(admin.router(), admin::any(admin_port), shutdown.clone()));
 
     let starts = Starts::new(Arc::clone(&engine), Arc::clone(&problems));
     let parts = Parts { engine, reader, problems, status, starts };
@@ -103,10 +103,6 @@ pub(super) async fn run(args: RunArgs, shutdown: Shutdown) -> anyhow::Result<()>
     close.cancel();
     let _ = tokio::time::timeout(LAST_COMMITS, writer).await;
     ended
-}
-
-fn any(port: u16) -> SocketAddr {
-    SocketAddr::from(([0, 0, 0, 0], port))
 }
 
 /// Identifies the pod and this run of its process.
@@ -155,8 +151,8 @@ impl Parts {
             Ok(text) if text == *last_text => return,
             Ok(text) => text,
             Err(error) => {
-                let message = format!("reading {}: {error}; the last valid contract stays in force", config.display());
-                return self.problems.report(SOURCE, "ContractUnreadable", message);
+                let (path, cause) = (config.clone(), error.to_string());
+                return self.problems.report(SOURCE, SagaProblem::ContractUnreadable { path, cause });
             }
         };
         match Orchestrator::from_yaml(&text, config) {
@@ -164,7 +160,7 @@ impl Parts {
                 self.problems.resolve(SOURCE);
                 *pending = Some(contract);
             }
-            Err(error) => self.problems.report(SOURCE, "ContractInvalid", with_causes(&error)),
+            Err(error) => self.problems.report(SOURCE, SagaProblem::ContractInvalid(with_causes(&error))),
         }
         *last_text = text;
     }
@@ -181,14 +177,15 @@ impl Parts {
         for definition in &runnable {
             // the definition must be stored before the first instance refers to it
             if let Err(error) = self.reader.store(definition).await {
-                self.problems.report(SOURCE, "DefinitionsNotStored", with_causes(&error));
+                let refused = |address, cause| SagaProblem::DefinitionsNotStored { address, cause };
+                self.problems.report(SOURCE, self.reader.problem(&error, refused));
                 return Some(contract);
             }
         }
         match empty.first() {
             Some(definition) => {
-                let message = format!("saga `{}` has no steps and is not run; give it at least one", definition.name);
-                self.problems.report(SOURCE, "DefinitionInvalid", message);
+                let saga = definition.name.clone();
+                self.problems.report(SOURCE, SagaProblem::DefinitionInvalid { saga });
             }
             None => self.problems.resolve(SOURCE),
         }

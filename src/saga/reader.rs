@@ -7,11 +7,15 @@ use tokio::sync::Mutex;
 use tokio_postgres::{Client, types::ToSql};
 use uuid::Uuid;
 
-use super::view::Logged;
+use super::{problem::SagaProblem, view::Logged};
 use crate::{
     contract::DatabaseLogin,
     domain::saga::{definition::Definition, state::Status},
-    postgres::login::{self, LoginError},
+    outage::{self, Failure},
+    postgres::{
+        self,
+        login::{self, LoginError},
+    },
 };
 
 /// Deadline of a query; recovery may read much.
@@ -42,6 +46,15 @@ pub(super) enum ReadError {
 }
 
 impl ReadError {
+    fn failure(&self) -> Failure {
+        match self {
+            Self::Login(error) => error.failure(),
+            Self::Database(error) => postgres::failure(error),
+            Self::Timeout => Failure::Silent,
+            Self::Event { .. } | Self::Definition { .. } => Failure::Refused(self.to_string()),
+        }
+    }
+
     /// True when retrying cannot help, because the stored content is damaged or of a newer version; false when the
     /// database failed and may recover.
     pub(super) fn is_permanent(&self) -> bool {
@@ -107,6 +120,17 @@ impl Reader {
                 Err(ReadError::Timeout)
             }
         }
+    }
+
+    /// The problem to report for `error`; `refused` makes it when the database answered with an error.
+    pub(super) fn problem(
+        &self,
+        error: &ReadError,
+        refused: impl FnOnce(String, String) -> SagaProblem,
+    ) -> SagaProblem {
+        let address = outage::address(&self.login.host, self.login.port);
+        let waited = if matches!(error, ReadError::Timeout) { DEADLINE } else { Duration::ZERO };
+        SagaProblem::of_database(&address, error.failure(), waited, refused)
     }
 
     /// Stores a definition. Its version is a hash of its content, so a stored definition with the same version is the

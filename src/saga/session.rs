@@ -16,7 +16,11 @@ use super::log::Entry;
 use crate::{
     contract::DatabaseLogin,
     domain::saga::state::Status,
-    postgres::login::{self, LoginError},
+    outage::Failure,
+    postgres::{
+        self,
+        login::{self, LoginError},
+    },
 };
 
 /// A partition is taken over when its holder has not renewed the lease for this long, by the database's clock.
@@ -71,6 +75,16 @@ pub(super) enum SessionError {
 }
 
 impl SessionError {
+    /// How the database failed.
+    pub(super) fn failure(&self) -> Failure {
+        match self {
+            Self::Login(error) => error.failure(),
+            Self::Database(error) => postgres::failure(error),
+            Self::Timeout => Failure::Silent,
+            Self::Fenced => Failure::Refused(self.to_string()),
+        }
+    }
+
     /// True when retrying cannot help, because the database refuses the rows themselves: an integrity violation, or a
     /// data exception.
     pub(super) fn is_permanent(&self) -> bool {

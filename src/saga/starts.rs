@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    error::Error,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -13,17 +14,22 @@ use std::{
 use async_nats::{
     datetime::from_nanos,
     jetstream::{
-        self, AckKind, Message,
-        consumer::{AckPolicy, DeliverPolicy, FromConsumer, PullConsumer, pull},
+        self, AckKind, Context, Message,
+        consumer::{
+            AckPolicy, DeliverPolicy, FromConsumer, PullConsumer,
+            pull::{self, MessagesError, MessagesErrorKind},
+        },
+        context::GetStreamErrorKind,
         stream::{RetentionPolicy, Stream},
     },
 };
 use futures::StreamExt;
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     engine::{Engine, EngineError},
-    problems::{Problems, with_causes},
+    problem::{Problems, SagaProblem},
 };
 use crate::{
     contract::{
@@ -31,6 +37,8 @@ use crate::{
         relay::{NatsSink, Sink},
     },
     domain::saga::state::Json,
+    nats::{self, Connection},
+    outage::{Failure, Outage},
 };
 
 /// Events of one start that are handled concurrently.
@@ -41,23 +49,8 @@ const ACK_WAIT: Duration = Duration::from_secs(30);
 const RECONNECT_DELAY: Duration = Duration::from_secs(2);
 /// An event that cannot be handled now is redelivered after this time.
 const REDELIVERY_DELAY: Duration = Duration::from_secs(1);
-const CONNECT: Duration = Duration::from_secs(5);
-
-#[derive(Debug, thiserror::Error)]
-enum StartsError {
-    #[error("connecting to the broker {url}")]
-    Connect {
-        url: String,
-        #[source]
-        source: async_nats::ConnectError,
-    },
-    #[error("the stream `{0}` does not exist yet; the service's relay creates it when it first connects")]
-    NoStream(String),
-    #[error("creating the consumer `{name}` of stream `{stream}`: {source}")]
-    Consumer { name: String, stream: String, source: Box<dyn std::error::Error + Send + Sync> },
-    #[error("reading events of stream `{stream}`: {source}")]
-    Read { stream: String, source: Box<dyn std::error::Error + Send + Sync> },
-}
+/// Interval of the driver's heartbeats; it reports an error when two are missing.
+const HEARTBEAT: Duration = Duration::from_secs(15);
 
 /// The consumers of the contract in force.
 #[derive(Debug)]
@@ -132,6 +125,16 @@ fn event_filter(template: &str, event_type: &str) -> String {
     template.split('.').map(token).collect::<Vec<_>>().join(".")
 }
 
+/// The outage when a consumer's messages end with an error.
+fn read_outage(address: &str, error: &MessagesError) -> Outage {
+    let now = Timestamp::now();
+    if error.kind() != MessagesErrorKind::MissingHeartbeat {
+        return nats::jetstream_outage(address, now, error);
+    }
+    let since = now - 2 * HEARTBEAT;
+    Outage { server: "JetStream on NATS", address: address.to_owned(), since, failure: Failure::Silent }
+}
+
 struct Consumer {
     name: String,
     start: Start,
@@ -144,43 +147,33 @@ impl Consumer {
         let Sink::Nats(sink) = &self.start.from;
         let source = source(&self.start);
         loop {
-            if let Err(error) = self.consume(sink, &source).await {
-                let reason = match error {
-                    StartsError::NoStream(_) => "StreamMissing",
-                    _ => "BrokerUnreachable",
-                };
-                self.problems.report(&source, reason, with_causes(&error));
+            if let Err(problem) = self.consume(sink, &source).await {
+                self.problems.report(&source, problem);
             }
             tokio::time::sleep(RECONNECT_DELAY).await;
         }
     }
 
-    async fn consume(&self, sink: &NatsSink, source: &str) -> Result<(), StartsError> {
-        let options = async_nats::ConnectOptions::new().name("weft saga").connection_timeout(CONNECT);
-        let client = options
-            .connect(&sink.url)
-            .await
-            .map_err(|source| StartsError::Connect { url: sink.url.clone(), source })?;
-        let jetstream = jetstream::new(client);
-        let stream =
-            jetstream.get_stream(&sink.stream).await.map_err(|_| StartsError::NoStream(sink.stream.clone()))?;
-        let consumer = self.consumer(&stream, sink).await.map_err(|source| StartsError::Consumer {
-            name: self.name.clone(),
-            stream: sink.stream.clone(),
-            source,
-        })?;
-        let read = |error: Box<dyn std::error::Error + Send + Sync>| StartsError::Read {
-            stream: sink.stream.clone(),
-            source: error,
+    /// Consumes events over one connection, until it is lost.
+    async fn consume(&self, sink: &NatsSink, source: &str) -> Result<(), SagaProblem> {
+        let mut connection = Connection::open(&sink.url, "weft saga").await.map_err(SagaProblem::BrokerUnreachable)?;
+        let mut jetstream = jetstream::new(connection.client.clone());
+        jetstream.set_timeout(nats::TIMEOUT);
+        let stream = self.stream(&jetstream, sink, connection.address()).await?;
+        let (started, address) = (Timestamp::now(), connection.address().to_owned());
+        let failed = |error: &(dyn Error + 'static)| {
+            SagaProblem::BrokerUnreachable(nats::jetstream_outage(&address, started, error))
         };
-        let mut messages = consumer.messages().await.map_err(|error| read(error.into()))?.fuse();
+        let consumer = self.consumer(&stream, sink).await.map_err(|error| failed(error.as_ref()))?;
+        let mut messages = consumer.messages().await.map_err(|error| failed(&error))?.fuse();
         self.problems.resolve(source);
         let mut working = futures::stream::FuturesUnordered::new();
         loop {
             tokio::select! {
+                outage = connection.lost() => return Err(SagaProblem::BrokerUnreachable(outage)),
                 message = messages.next(), if working.len() < MAX_CONCURRENT => match message {
                     Some(Ok(message)) => working.push(self.process(message)),
-                    Some(Err(error)) => return Err(read(error.into())),
+                    Some(Err(error)) => return Err(SagaProblem::BrokerUnreachable(read_outage(&address, &error))),
                     None => return Ok(()),
                 },
                 Some(()) = working.next() => {}
@@ -188,12 +181,20 @@ impl Consumer {
         }
     }
 
+    async fn stream(&self, jetstream: &Context, sink: &NatsSink, address: &str) -> Result<Stream, SagaProblem> {
+        let started = Timestamp::now();
+        jetstream.get_stream(&sink.stream).await.map_err(|error| match error.kind() {
+            GetStreamErrorKind::JetStream(cause) if cause.code() == 404 => SagaProblem::StreamMissing {
+                saga: self.start.saga.clone(),
+                address: address.to_owned(),
+                stream: sink.stream.clone(),
+            },
+            _ => SagaProblem::BrokerUnreachable(nats::jetstream_outage(address, started, &error)),
+        })
+    }
+
     /// The durable consumer, created when it is missing. An existing one keeps its position.
-    async fn consumer(
-        &self,
-        stream: &Stream,
-        sink: &NatsSink,
-    ) -> Result<PullConsumer, Box<dyn std::error::Error + Send + Sync>> {
+    async fn consumer(&self, stream: &Stream, sink: &NatsSink) -> Result<PullConsumer, Box<dyn Error + Send + Sync>> {
         let filter = event_filter(&sink.subject, &self.start.event_type);
         let config = pull::Config {
             durable_name: Some(self.name.clone()),
@@ -258,13 +259,13 @@ impl Consumer {
         }
         let saga = &self.start.saga;
         let Some(id) = header("ce-id") else {
-            tracing::error!(saga, "an event without the header ce-id starts nothing");
+            tracing::error!(saga, "an event without the header ce-id cannot start its saga and is dropped");
             return Some(AckKind::Term);
         };
         let input = match serde_json::from_slice::<Box<serde_json::value::RawValue>>(&message.payload) {
             Ok(input) => Json::from(input),
             Err(error) => {
-                tracing::error!(saga, event = id, %error, "an event whose data is not JSON starts nothing");
+                tracing::error!(saga, event = id, %error, "an event whose data is not JSON cannot start its saga and is dropped");
                 return Some(AckKind::Term);
             }
         };

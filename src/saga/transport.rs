@@ -24,6 +24,7 @@ use tokio::{
 };
 
 use super::answer::{self, Answer, MAX_REPLY, Raw};
+use crate::outage::with_causes;
 
 /// Maximum number of concurrent requests to one service; further ones wait for a [`Permit`] before their time-out
 /// begins.
@@ -38,6 +39,7 @@ const POLL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_s
 /// One call, ready to be sent.
 #[derive(Debug)]
 pub(super) struct Call<'a> {
+    pub service: &'a str,
     pub method: &'a str,
     pub url: &'a str,
     pub body: String,
@@ -107,8 +109,11 @@ impl Transport {
     pub(super) async fn call(&self, call: &Call<'_>, permit: Permit) -> Answer {
         match tokio::time::timeout(call.timeout, self.exchange(call, permit)).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => answer::unknown(&with_causes(&error), None),
-            Err(_elapsed) => answer::unknown(&format!("no answer within {} ms", call.timeout.as_millis()), None),
+            Ok(Err(error)) => answer::unknown(&format!("calling {}: {}", call.service, with_causes(&error))),
+            Err(_elapsed) => {
+                let milliseconds = call.timeout.as_millis();
+                answer::unknown(&format!("{} did not answer within {milliseconds} ms", call.service))
+            }
         }
     }
 
@@ -139,7 +144,7 @@ impl Transport {
         let raw = self.send(&host, request).await?;
         match raw.location.as_deref() {
             Some(location) if raw.status == 202 => self.poll(&url, &host, location, call, permit).await,
-            _ => Ok(answer::classify(raw)),
+            _ => Ok(answer::classify(call.service, raw)),
         }
     }
 
@@ -154,7 +159,8 @@ impl Transport {
         mut permit: Permit,
     ) -> Result<Answer, TransportError> {
         let Some(path) = same_origin(url, location) else {
-            return Ok(answer::unknown("the service answered 202 with a Location on another host", None));
+            let service = call.service;
+            return Ok(answer::unknown(&format!("{service} answered HTTP 202 with a Location on another host")));
         };
         let mut pause = POLL.0;
         loop {
@@ -172,7 +178,7 @@ impl Transport {
             };
             let raw = self.send(host, request).await?;
             if raw.status != 202 {
-                return Ok(answer::classify_accepted(raw));
+                return Ok(answer::classify_accepted(call.service, raw));
             }
         }
     }
@@ -208,6 +214,7 @@ impl Transport {
         let (parts, body) = response.into_parts();
         let header = |name| parts.headers.get(name).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
         let (location, retry_after) = (header(header::LOCATION), header(header::RETRY_AFTER));
+        let content_type = header(header::CONTENT_TYPE);
         let body = match Limited::new(body, MAX_REPLY).collect().await {
             Ok(body) => Some(body.to_bytes()),
             Err(error) if error.is::<LengthLimitError>() => None,
@@ -216,7 +223,7 @@ impl Transport {
         if body.is_some() {
             self.keep(host, connection);
         }
-        Ok(Raw { status: parts.status.as_u16(), body, location, retry_after })
+        Ok(Raw { status: parts.status.as_u16(), body, content_type, location, retry_after })
     }
 
     fn idle(&self, host: &str) -> Option<Connection> {
@@ -270,11 +277,6 @@ fn same_origin(url: &Uri, location: &str) -> Option<String> {
     (same && target.path().starts_with('/')).then(|| path(&target).to_owned())
 }
 
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -290,6 +292,7 @@ mod tests {
     #[test]
     fn only_absolute_http_addresses_are_called() {
         assert_eq!(authority(&"http://a/b".parse().unwrap()).unwrap(), "a:80");
+        assert_eq!(authority(&"http://[::1]:8080/b".parse().unwrap()).unwrap(), "[::1]:8080");
         assert!(authority(&"/b".parse().unwrap()).is_err());
         assert!(authority(&"https://a/b".parse().unwrap()).is_err());
     }

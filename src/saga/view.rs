@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::domain::saga::{
     decide::{self, Moment},
     definition::Definition,
-    state::{Event, Failure, Json, Phase, State, Status},
+    state::{Event, Failure, Json, Phase, State, Status, Stuck, text},
 };
 
 /// An instance's state.
@@ -103,7 +103,7 @@ impl View {
             step: step.to_owned(),
             operation: state.phase.operation().unwrap_or_default().to_owned(),
             attempt: state.attempt,
-            stuck: state.stuck.as_ref().map(|stuck| stuck.message.clone()),
+            stuck: state.stuck.as_ref().map(Stuck::text),
             waits_for_a_person: state.stuck.as_ref().is_some_and(|stuck| stuck.waits),
         });
         Self {
@@ -189,9 +189,9 @@ impl Transition {
                 (self.code, self.message) = (Some(code.clone()), Some(message.clone()));
                 "failed"
             }
-            Event::Unknown { at, attempt, message, retry_after_ms: _ } => {
+            Event::Unknown { at, attempt, message, detail, retry_after_ms: _ } => {
                 self.set_call(definition, *at, *attempt);
-                self.message = Some(message.clone());
+                self.message = Some(text(message, detail.as_deref()));
                 "unknown"
             }
             Event::DeadlinePassed => "deadline passed",

@@ -11,14 +11,20 @@ use super::{
     engine::{Engine, PARTITIONS, Recovered},
     liveness::Liveness,
     log::{Entry, Unrecorded},
-    problems::{Problems, with_causes},
+    problem::{Problems, SagaProblem},
     reader::{Listed, Log, ReadError, Reader},
     session::{Epochs, RENEW_INTERVAL, Session, SessionError},
     view,
 };
-use crate::contract::DatabaseLogin;
+use crate::{
+    contract::DatabaseLogin,
+    outage::{self, Failure, with_causes},
+};
 
 const DATABASE: &str = "database";
+const DATABASE_SILENCE: &str = "silence of the database";
+/// A statement that takes longer is reported.
+const SILENCE: Duration = Duration::from_secs(4);
 /// Maximum number of unreadable instances that are named for each partition.
 const MAX_REPORTED: usize = 5;
 /// Time between two attempts to connect to the database, and between two attempts to acquire missing partitions.
@@ -81,9 +87,10 @@ impl Writer {
                     fail_entries(in_flight_commit.take().unwrap_or_default());
                 }
                 Err(error) => {
-                    let reason =
-                        if matches!(error, SessionError::Login(_)) { "DatabaseUnreachable" } else { "DatabaseFails" };
-                    self.problems.report(DATABASE, reason, with_causes(&error));
+                    let (address, failure) = (self.address(), error.failure());
+                    let problem =
+                        SagaProblem::of_database(&address, failure, Duration::ZERO, SagaProblem::database_fails);
+                    self.problems.report(DATABASE, problem);
                     if error.is_permanent() {
                         self.liveness.commit_refused(std::time::Instant::now());
                     }
@@ -109,7 +116,7 @@ impl Writer {
             let missing_partitions = held.len() < usize::from(PARTITIONS.unsigned_abs());
             tokio::select! {
                 biased;
-                _ = renew.tick() => session.renew_lease(&self.holder).await?,
+                _ = renew.tick() => self.report_silence(session.renew_lease(&self.holder)).await?,
                 () = self.engine.queue.filled() => self.commit(&session, in_flight_commit).await?,
                 () = self.close.cancelled() => return Ok(()),
                 _ = retry.tick(), if missing_partitions => self.acquire(&mut session, held, in_flight_commit).await?,
@@ -120,13 +127,34 @@ impl Writer {
     async fn commit(&self, session: &Session, in_flight_commit: &mut Option<Vec<Entry>>) -> Result<(), SessionError> {
         let entries = in_flight_commit.insert(self.engine.queue.take());
         let began = Instant::now();
-        let existed = session.commit(entries).await?;
+        let existed = self.report_silence(session.commit(entries)).await?;
         // durable: from here on calls may be sent and callers may be notified
         self.engine.meters.committed(entries.len(), began.elapsed());
         self.liveness.commit_succeeded();
         self.problems.resolve(DATABASE);
         self.engine.recorded(in_flight_commit.take().unwrap_or_default(), &existed);
         Ok(())
+    }
+
+    /// Awaits the database's answer, and reports when it takes long: the deadline of a statement is much longer.
+    async fn report_silence<T>(
+        &self,
+        answer: impl Future<Output = Result<T, SessionError>>,
+    ) -> Result<T, SessionError> {
+        let mut answer = std::pin::pin!(answer);
+        if let Ok(answer) = tokio::time::timeout(SILENCE, &mut answer).await {
+            return answer;
+        }
+        let problem = SagaProblem::of_database(&self.address(), Failure::Silent, SILENCE, SagaProblem::database_fails);
+        self.problems.report(DATABASE_SILENCE, problem);
+        let answer = answer.await;
+        self.problems.resolve(DATABASE_SILENCE);
+        answer
+    }
+
+    /// `HOST:PORT` of the database.
+    fn address(&self) -> String {
+        outage::address(&self.login.host, self.login.port)
     }
 
     /// Acquires the free partitions. Resolves the in-flight commit once its partitions are held again.
@@ -161,18 +189,19 @@ impl Writer {
                     self.report_unreadable(partition, &unreadable);
                 }
                 Err(error) => {
-                    self.problems.report(&recovery(partition), "RecoveryFailed", with_causes(&error));
+                    let refused = |address, cause| SagaProblem::RecoveryFailed { partition, address, cause };
+                    let problem = match &error {
+                        RecoveryError::Read(error) => self.reader.problem(error, refused),
+                        other => refused(self.address(), other.to_string()),
+                    };
+                    self.problems.report(&recovery(partition), problem);
                     // ends the session, which releases the partition, so that the recovery is tried again
                     return Err(SessionError::Timeout);
                 }
             }
         }
         if held.is_empty() {
-            self.problems.report(
-                DATABASE,
-                "Standby",
-                "another orchestrator holds all partitions; this one is a standby".to_owned(),
-            );
+            self.problems.report(DATABASE, SagaProblem::Standby);
         } else {
             self.problems.resolve(DATABASE);
         }
@@ -222,7 +251,9 @@ impl Writer {
                     self.engine.catalogue.counts_of(&saga).set_ended(completed, compensated);
                 }
             }
-            Err(error) => self.problems.report(DATABASE, "DatabaseFails", with_causes(&error)),
+            Err(error) => {
+                self.problems.report(DATABASE, self.reader.problem(&error, SagaProblem::database_fails));
+            }
         }
     }
 
@@ -260,21 +291,16 @@ impl Writer {
 
     /// Reports which instances of a partition are unreadable; the problem lasts until the partition is recovered again.
     fn report_unreadable(&self, partition: i16, unreadable: &[RecoveryError]) {
-        let Some(first) =
-            unreadable.iter().take(MAX_REPORTED).map(ToString::to_string).reduce(|all, one| format!("{all}; {one}"))
-        else {
+        if unreadable.is_empty() {
             return self.problems.resolve(&recovery(partition));
-        };
+        }
         for error in unreadable {
             // the causes are only logged, since they may quote an instance's data
             tracing::error!(partition, error = with_causes(error), "an instance cannot be read and is not run");
         }
-        let more = unreadable.len().saturating_sub(MAX_REPORTED);
-        let more = if more == 0 { String::new() } else { format!("; and {more} more") };
-        let message = format!(
-            "{first}{more}; it is not run, all others are; run the version of weft that wrote it, or repair the row, and restart the orchestrator"
-        );
-        self.problems.report(&recovery(partition), "InstanceUnreadable", message);
+        let errors: Vec<_> = unreadable.iter().take(MAX_REPORTED).map(ToString::to_string).collect();
+        let more = unreadable.len() - errors.len();
+        self.problems.report(&recovery(partition), SagaProblem::InstanceUnreadable { errors, more });
     }
 
     /// The definition that an instance started with, from memory or from the database.

@@ -11,6 +11,7 @@ mod database_setup;
 mod relay;
 mod relay_harness;
 mod relay_kills;
+mod relay_outages;
 mod saga;
 mod saga_crashes;
 mod saga_participant;

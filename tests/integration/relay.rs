@@ -113,7 +113,7 @@ async fn a_row_that_would_break_the_connection_blocks_its_aggregate_only() {
          select 'order', $1, repeat('x', $2), '{\"n\": 1}', jsonb_build_object('note', repeat('y', $3)) returning id::text";
     for (aggregate, kind, header, expected) in [
         ("long type", 5000_i32, 1_i32, "its subject has 5013 bytes: shorten type or aggregate_type"),
-        ("long header", 1, 70_000, "bytes and JetStream takes 65535: shorten the row's headers"),
+        ("long header", 1, 70_000, "bytes and JetStream accepts 65535: shorten the row's headers"),
     ] {
         let id: String = app.query_one(insert, &[&aggregate, &kind, &header]).await.unwrap().get(0);
         app.query_one(insert, &[&format!("after {aggregate}"), &1_i32, &1_i32]).await.unwrap();
@@ -128,7 +128,8 @@ async fn a_row_that_would_break_the_connection_blocks_its_aggregate_only() {
             "select count(*) = 1 and bool_and(aggregate_id like 'long%') from weft.outbox",
         )
         .await;
-        let skip = |status: &RelayStatus| status.problems.iter().any(|problem| problem.message.contains("skips it"));
+        let skip =
+            |status: &RelayStatus| status.problems.iter().any(|problem| problem.message.contains("delete its row"));
         relay.until("the problem explains how to skip it", skip).await;
         setting.database.superuser().await.batch_execute("delete from weft.outbox").await.unwrap();
         relay.until("skipped", |status| status.problems.is_empty()).await;
@@ -377,7 +378,7 @@ async fn a_refused_event_blocks_its_aggregate_only_and_is_skipped_when_its_row_i
         let aggregates: BTreeSet<String> = setting.delivered().await.into_iter().map(|event| event.aggregate).collect();
         assert_eq!(aggregates, BTreeSet::from(["other".to_owned()]), "{mode:?}");
         let explains_skipping =
-            |status: &RelayStatus| status.problems.iter().any(|problem| problem.message.contains("deleting its row"));
+            |status: &RelayStatus| status.problems.iter().any(|problem| problem.message.contains("delete its row"));
         relay.until("the problem explains how to skip it", explains_skipping).await;
         let superuser = setting.database.superuser().await;
         superuser.execute(&format!("delete from weft.outbox where id = '{large}'"), &[]).await.unwrap();

@@ -355,3 +355,24 @@ async fn bad_requests_get_a_sentence() {
     let (status, document) = orchestrator.get("/openapi.json").await;
     assert_eq!((status, &document["openapi"]), (200, &json!("3.1.0")));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_s_own_words_are_in_the_history_and_not_in_the_status() {
+    let world = World::new().await;
+    let orchestrator = world.orchestrator().await;
+    let words = "card 4111 1111 1111 1111 was declined";
+    world.participant.behave("ship", Behaviour::Fail(json!({"error": "Internal Server Error", "message": words})));
+    let (_, view) = orchestrator.start_saga("order", &json!({"orderId": "o-1", "total": 1}), "", None).await;
+    let id = id(&view);
+    let detail = orchestrator.until_state("order", &id, "Stuck").await;
+    let text = format!("customers answered HTTP 500: {words}");
+    assert_eq!(detail["current"]["stuck"], text.as_str(), "{detail}");
+    assert!(detail["history"].as_array().unwrap().iter().any(|transition| transition["message"] == text.as_str()));
+    let shown = orchestrator.cli(&["show", "order", &id]).await;
+    assert!(String::from_utf8(shown.stdout).unwrap().contains(words));
+    orchestrator.until_counts("order", &[("stuck", 1)]).await;
+    let status = orchestrator.status().await;
+    let stuck = &status["sagas"]["order"]["stuckInstances"][0];
+    assert_eq!(stuck["message"], "customers answered HTTP 500", "{status}");
+    assert!(!status.to_string().contains("4111"), "the status reaches the custom resource: {status}");
+}

@@ -27,6 +27,8 @@ pub enum Behaviour {
     Refuse(&'static str),
     /// 503; no effect.
     Unavailable,
+    /// 500 with this body; no effect.
+    Fail(Value),
     /// 503 after the effect.
     LoseTheAnswer,
     /// Success after this time; the effect at once.
@@ -145,7 +147,11 @@ async fn command(
         let behaviour = behaviour.cloned().unwrap_or(Behaviour::Succeed);
         let nothing = matches!(
             behaviour,
-            Behaviour::Refuse(_) | Behaviour::Unavailable | Behaviour::NoAnswer | Behaviour::TooMany
+            Behaviour::Refuse(_)
+                | Behaviour::Unavailable
+                | Behaviour::Fail(_)
+                | Behaviour::NoAnswer
+                | Behaviour::TooMany
         );
         if !nothing {
             inner.effect(saga, step, operation);
@@ -165,6 +171,7 @@ async fn command(
                 .into_response()
         }
         Behaviour::Unavailable | Behaviour::LoseTheAnswer => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        Behaviour::Fail(body) => (StatusCode::INTERNAL_SERVER_ERROR, Json(body)).into_response(),
         Behaviour::Slow(time) => {
             tokio::time::sleep(time).await;
             Json(json!({"step": step})).into_response()

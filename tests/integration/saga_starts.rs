@@ -129,7 +129,7 @@ async fn an_event_starts_one_saga_whatever_is_repeated() {
     servers::until("the missing stream is reported", async || {
         orchestrator.status().await["problems"][0]["message"]
             .as_str()
-            .is_some_and(|m| m.contains("stream `events` does not exist yet"))
+            .is_some_and(|m| m.contains("stream `events` does not exist on NATS"))
     })
     .await;
 
@@ -158,4 +158,45 @@ async fn an_event_starts_one_saga_whatever_is_repeated() {
     publish(&jetstream::new(client), "/shop/orders", "OrderCreated", "e-7", &order_data("o-7")).await;
     orchestrator.until_counts("order", &[("completed", 4), ("running", 0)]).await;
     assert_eq!(reserved(&world), ["o-1", "o-5", "o-6", "o-7"]);
+}
+
+/// The start of the problem's message, up to the time, and the rest.
+fn broker_problem(status: &serde_json::Value) -> Option<String> {
+    let problems = status["problems"].as_array()?;
+    let broker = problems.iter().find(|problem| problem["reason"] == "BrokerUnreachable")?;
+    Some(broker["message"].as_str()?.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_broker_is_reported_within_five_seconds() {
+    let world = World::new().await;
+    let mut nats = Nats::start();
+    let context = jetstream::new(async_nats::connect(nats.url()).await.unwrap());
+    make_stream(&context).await;
+    let contract = world.contract(vec![world.definition("order")], vec![order_created(&nats, None)]);
+    let orchestrator = world.run(contract).await;
+    publish(&context, "/shop/orders", "OrderCreated", "e-1", &order_data("o-1")).await;
+    orchestrator.until_counts("order", &[("completed", 1), ("running", 0)]).await;
+    for (signal, text) in [("-STOP", "has not answered since"), ("-KILL", "has not accepted connections since")] {
+        let stopped = std::time::Instant::now();
+        if signal == "-STOP" {
+            nats.signal(signal);
+        } else {
+            nats.kill9();
+        }
+        let beginning = format!("NATS at {} {text} ", nats.address());
+        servers::until(&beginning, async || {
+            broker_problem(&orchestrator.status().await).is_some_and(|message| message.starts_with(&beginning))
+        })
+        .await;
+        assert!(stopped.elapsed().as_secs() < 6, "reported after {:?}", stopped.elapsed());
+        if signal == "-STOP" {
+            nats.signal("-CONT");
+        } else {
+            nats.restart();
+        }
+        servers::until("the problem is resolved", async || orchestrator.status().await.get("problems").is_none()).await;
+    }
+    publish(&context, "/shop/orders", "OrderCreated", "e-2", &order_data("o-2")).await;
+    orchestrator.until_counts("order", &[("completed", 2), ("running", 0)]).await;
 }

@@ -151,7 +151,7 @@ fn asks_for_password(port: u16) -> bool {
     let parameters = format!("user\0{SUPERUSER}\0database\0postgres\0\0");
     let length = u32::try_from(8 + parameters.len()).expect("it is short");
     let message = [&length.to_be_bytes(), &[0, 3, 0, 0], parameters.as_bytes()].concat();
-    answers(port, &message, b"R")
+    answers("127.0.0.1", port, &message, b"R")
 }
 
 /// Connects with a URL and drives the connection in the background.
@@ -267,6 +267,7 @@ fn major_version(postgres: &Path) -> Option<u32> {
 pub struct Nats {
     program: PathBuf,
     home: TempDir,
+    host: &'static str,
     port: u16,
     process: Option<Process>,
 }
@@ -274,9 +275,15 @@ pub struct Nats {
 impl Nats {
     /// Starts a server; panics with one sentence that says what is missing when it can't.
     pub fn start() -> Self {
+        Self::start_on("127.0.0.1")
+    }
+
+    /// As [`Nats::start`], listening on a loopback address of one's choice, such as `::1`.
+    pub fn start_on(host: &'static str) -> Self {
         let mut server = Self {
             program: nats_server(),
             home: accessible_folder("weft-nats-", None),
+            host,
             port: free_port(),
             process: None,
         };
@@ -286,7 +293,17 @@ impl Nats {
 
     /// `nats://127.0.0.1:PORT`
     pub fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
+        format!("nats://{}", self.address())
+    }
+
+    /// `127.0.0.1:PORT`
+    pub fn address(&self) -> String {
+        weft::outage::address(self.host, self.port)
+    }
+
+    /// Stops the process (`-STOP`), so that it is silent, or continues it (`-CONT`).
+    pub fn signal(&self, signal: &str) {
+        self.process.as_ref().expect("the server runs").signal(signal);
     }
 
     pub fn kill9(&mut self) {
@@ -300,11 +317,11 @@ impl Nats {
         self.kill9();
         let log = self.home.path().join("log");
         let mut command = Command::new(&self.program);
-        command.args(["--addr", "127.0.0.1", "--port", &self.port.to_string(), "--jetstream", "--store_dir"]);
+        command.args(["--addr", self.host, "--port", &self.port.to_string(), "--jetstream", "--store_dir"]);
         command.arg(self.home.path().join("store"));
         let process = Process::spawn(command, &log);
         // it speaks first: `INFO {…}`
-        process.wait_until(|| answers(self.port, b"", b"INFO "), "nats-server", &log);
+        process.wait_until(|| answers(self.host, self.port, b"", b"INFO "), "nats-server", &log);
         self.process = Some(process);
     }
 }
@@ -378,6 +395,10 @@ impl Process {
         self.kill9();
     }
 
+    fn signal(&self, signal: &str) {
+        send(signal, self.child.id());
+    }
+
     fn kill9(mut self) {
         // stopped, it has no more children after they were counted
         send("-STOP", self.child.id());
@@ -424,8 +445,8 @@ fn children_of(parent: u32) -> Vec<u32> {
 }
 
 /// Whether what listens on the port answers `message` by something that begins so.
-fn answers(port: u16, message: &[u8], beginning: &[u8]) -> bool {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+fn answers(host: &str, port: u16, message: &[u8], beginning: &[u8]) -> bool {
+    let address = SocketAddr::new(host.parse().expect("an address"), port);
     let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) else { return false };
     let mut answer = vec![0; beginning.len()];
     stream.set_read_timeout(Some(Duration::from_secs(5))).is_ok()

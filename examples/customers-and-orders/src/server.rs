@@ -1,6 +1,9 @@
 //! What both services share: database pool, health check, HTTP server.
 
-use std::time::Duration;
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use anyhow::Context;
 use axum::{Router, extract::State, routing::get};
@@ -35,10 +38,18 @@ async fn healthz(State(pool): State<Pool>) -> Result<&'static str, Unavailable> 
     Ok("ok\n")
 }
 
+/// `[::]` accepts IPv4 too; a machine without IPv6 has only `0.0.0.0`.
+async fn listen(port: u16) -> std::io::Result<TcpListener> {
+    match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+        Ok(listener) => Ok(listener),
+        Err(_) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await,
+    }
+}
+
 /// Serves on `$PORT` until `SIGTERM`, then finishes the requests in progress.
 pub async fn serve(routes: Router) -> anyhow::Result<()> {
     let port: u16 = std::env::var("PORT").map_or(Ok(8080), |port| port.parse()).context("parsing PORT")?;
-    let listener = TcpListener::bind(("0.0.0.0", port)).await.with_context(|| format!("listening on port {port}"))?;
+    let listener = listen(port).await.with_context(|| format!("listening on port {port}"))?;
     tracing::info!(port, "serving");
     let mut term = signal(SignalKind::terminate())?;
     let ended = async move {

@@ -13,7 +13,7 @@
 
 use super::{
     definition::{Definition, Step},
-    state::{Event, Failure, Json, Phase, State, Stuck, codes},
+    state::{Event, Failure, Json, Phase, State, Stuck, codes, text},
 };
 
 /// Longest `Retry-After` of a participant that is honoured; a longer one is shortened to it.
@@ -118,8 +118,9 @@ pub fn decide(definition: &Definition, state: &mut State, event: &Event, moment:
         } else {
             Decision::Ignored
         }),
-        Event::Unknown { at, attempt, message, retry_after_ms } => Ok(if current(state, *at, *attempt) {
-            unknown(definition, state, message, retry_after_ms.unwrap_or(0), moment)
+        Event::Unknown { at, attempt, message, detail, retry_after_ms } => Ok(if current(state, *at, *attempt) {
+            let error = (message.as_str(), detail.as_deref());
+            unknown(definition, state, error, retry_after_ms.unwrap_or(0), moment)
         } else {
             Decision::Ignored
         }),
@@ -198,11 +199,18 @@ fn failed(definition: &Definition, state: &mut State, code: &str, message: &str,
         // step may have happened
         return compensate(definition, state, code, message, index + usize::from(state.attempt > 1));
     }
-    state.stuck = Some(Stuck { message: format!("{code}: {message}"), since_ms: since(state, moment), waits: true });
+    let (message, detail) = (code.to_owned(), Some(message.to_owned()));
+    state.stuck = Some(Stuck { message, detail, since_ms: since(state, moment), waits: true });
     None
 }
 
-fn unknown(definition: &Definition, state: &mut State, message: &str, retry_after_ms: u64, moment: Moment) -> Decision {
+fn unknown(
+    definition: &Definition,
+    state: &mut State,
+    (message, detail): (&str, Option<&str>),
+    retry_after_ms: u64,
+    moment: Moment,
+) -> Decision {
     let policy = state.phase.retry(definition);
     let used = (state.attempt + 1).saturating_sub(state.allowance_from);
     let exhausted = used >= policy.max_attempts;
@@ -211,11 +219,12 @@ fn unknown(definition: &Definition, state: &mut State, message: &str, retry_afte
         && exhausted
         && !pivot
     {
-        return Decision::Recorded(compensate(definition, state, codes::ATTEMPTS, message, index + 1));
+        return Decision::Recorded(compensate(definition, state, codes::ATTEMPTS, &text(message, detail), index + 1));
     }
     let was_stuck = state.stuck.is_some();
     if exhausted {
-        state.stuck = Some(Stuck { message: message.to_owned(), since_ms: since(state, moment), waits: false });
+        let (message, detail) = (message.to_owned(), detail.map(ToOwned::to_owned));
+        state.stuck = Some(Stuck { message, detail, since_ms: since(state, moment), waits: false });
     }
     let exponential =
         policy.initial_backoff_ms.saturating_mul(1_u64.checked_shl(used.saturating_sub(1)).unwrap_or(u64::MAX));

@@ -87,7 +87,7 @@ impl Run {
 
     fn unknown(self) -> Self {
         let (at, attempt) = self.at();
-        self.event(Event::Unknown { at, attempt, message: "reset".into(), retry_after_ms: None })
+        self.event(Event::Unknown { at, attempt, message: "reset".into(), detail: None, retry_after_ms: None })
     }
 
     fn times(self, count: usize, step: impl Fn(Self) -> Self) -> Self {
@@ -186,7 +186,7 @@ fn an_undo_with_unknown_results_is_stuck_after_its_attempts_and_retried() {
     let mut run = Run::new().ok().fail().times(3, Run::unknown);
     assert_eq!(run.state.stuck.as_ref().map(|s| s.waits), Some(false));
     let (at, attempt) = run.at();
-    let again = Event::Unknown { at, attempt, message: "reset".into(), retry_after_ms: None };
+    let again = Event::Unknown { at, attempt, message: "reset".into(), detail: None, retry_after_ms: None };
     assert!(matches!(run.try_event(again), Ok(Decision::Unrecorded(_))), "an outage does not fill the log");
     assert_eq!(run.ok().undone(), [Phase::Notify]);
 }
@@ -195,8 +195,13 @@ fn an_undo_with_unknown_results_is_stuck_after_its_attempts_and_retried() {
 fn a_participant_s_retry_after_is_honoured_within_reason() {
     for (asked, waited) in [(5_000, 5_000), (u64::MAX, MAX_RETRY_AFTER_MS), (1, 50)] {
         let mut run = Run::new();
-        let event =
-            Event::Unknown { at: Phase::Do(0), attempt: 1, message: String::new(), retry_after_ms: Some(asked) };
+        let event = Event::Unknown {
+            at: Phase::Do(0),
+            attempt: 1,
+            message: String::new(),
+            detail: None,
+            retry_after_ms: Some(asked),
+        };
         run.try_event(event).unwrap();
         assert_eq!(run.command.map(|c| c.after_ms), Some(waited));
     }

@@ -232,7 +232,8 @@ impl World {
     fn answer(&mut self, index: usize, faulty: bool) {
         let Command { at, attempt, .. } = self.in_flight.swap_remove(index);
         let called = operation(&self.definition, at);
-        let unknown = |message: &str| Event::Unknown { at, attempt, message: message.into(), retry_after_ms: None };
+        let unknown =
+            |message: &str| Event::Unknown { at, attempt, message: message.into(), detail: None, retry_after_ms: None };
         if faulty && self.random.percent(15) {
             return self.handle(unknown("the request is lost"));
         }

@@ -135,13 +135,27 @@ pub mod codes {
 /// Set when an operation that must succeed does not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stuck {
-    /// The error of the last attempt.
+    /// The error of the last attempt, without anything that the participant wrote but its failure code.
     pub message: String,
+    /// The participant's own text. It may contain values, so it stays out of the status and of conditions.
+    pub detail: Option<String>,
     /// Milliseconds since the epoch.
     pub since_ms: i64,
     /// True after a definite failure: the instance continues only after a person's verb. False after unknown results:
     /// it is still retried, at the longest back-off.
     pub waits: bool,
+}
+
+impl Stuck {
+    /// The message with the participant's own text, for the API.
+    pub fn text(&self) -> String {
+        text(&self.message, self.detail.as_deref())
+    }
+}
+
+/// A message with its detail, if there is one.
+pub fn text(message: &str, detail: Option<&str>) -> String {
+    detail.map_or_else(|| message.to_owned(), |detail| format!("{message}: {detail}"))
 }
 
 /// One running instance.
@@ -240,6 +254,9 @@ pub enum Event {
         at: Phase,
         attempt: u32,
         message: String,
+        /// The participant's own text. It may contain values, so it stays out of the status and of conditions.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        detail: Option<String>,
         /// The participant's `Retry-After`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         retry_after_ms: Option<u64>,
@@ -274,8 +291,14 @@ mod tests {
                 r#"{"failed":{"at":{"undo":3},"attempt":2,"code":"C","message":"m"}}"#,
             ),
             (
-                Event::Unknown { at: Phase::Notify, attempt: 1, message: "m".into(), retry_after_ms: None },
-                r#"{"unknown":{"at":"notify","attempt":1,"message":"m"}}"#,
+                Event::Unknown {
+                    at: Phase::Notify,
+                    attempt: 1,
+                    message: "m".into(),
+                    detail: Some("d".into()),
+                    retry_after_ms: None,
+                },
+                r#"{"unknown":{"at":"notify","attempt":1,"message":"m","detail":"d"}}"#,
             ),
             (Event::DeadlinePassed, r#""deadlinePassed""#),
         ] {

@@ -12,33 +12,30 @@
 pub mod nats;
 pub mod subject;
 
-use crate::{domain::event::Event, relay::window::Ticket};
+use jiff::Timestamp;
+
+use super::problem::RelayProblem;
+use crate::{domain::event::Event, outage::Outage, relay::window::Ticket};
 
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
     #[error("the subject template {template:?} is not usable: {why}")]
     Template { template: String, why: &'static str },
-    #[error("cannot connect to NATS at {url}: {cause}")]
-    Connect { url: String, cause: String },
-    #[error("the connection to NATS at {url} was lost")]
-    Lost { url: String },
-    #[error("NATS at {url} does not answer for JetStream: {cause}")]
-    JetStream { url: String, cause: String },
-    #[error("the stream {stream} is missing on NATS at {url}; the relay creates it again")]
-    StreamMissing { url: String, stream: String },
-    #[error("NATS at {url} has not acknowledged any of the events sent to it for {seconds} s")]
-    Silent { url: String, seconds: u64 },
+    #[error("{0}")]
+    Unreachable(Outage),
+    #[error("the stream {stream} is missing on NATS at {address}")]
+    StreamMissing { address: String, stream: String },
 }
 
 impl SinkError {
-    /// A [`crate::contract::status::Problem`]'s reason.
-    pub fn reason(&self) -> &'static str {
+    /// The problem to report.
+    pub fn problem(&self) -> RelayProblem {
         match self {
-            Self::Template { .. } => "ContractInvalid",
-            Self::StreamMissing { .. } => "StreamMissing",
-            Self::Connect { .. } | Self::Lost { .. } | Self::JetStream { .. } | Self::Silent { .. } => {
-                "BrokerUnreachable"
+            Self::Template { .. } => RelayProblem::ContractInvalid(self.to_string()),
+            Self::StreamMissing { address, stream } => {
+                RelayProblem::StreamMissing { address: address.clone(), stream: stream.clone() }
             }
+            Self::Unreachable(outage) => RelayProblem::BrokerUnreachable(outage.clone()),
         }
     }
 }
@@ -79,6 +76,9 @@ pub trait Session: Send {
     /// Waits for answers and appends them to `replies`. Dropping the future loses nothing.
     fn replies(&mut self, replies: &mut Vec<Reply>) -> impl Future<Output = Result<(), SinkError>> + Send;
 
-    /// The error to report when nothing was acknowledged for `seconds`.
-    fn silent(&self, seconds: u64) -> SinkError;
+    /// The error to report when nothing was acknowledged since `since`, although events are in flight.
+    fn silent(&self, since: Timestamp) -> SinkError;
+
+    /// Where the broker is, for messages.
+    fn address(&self) -> &str;
 }

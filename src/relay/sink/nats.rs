@@ -6,7 +6,7 @@
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use async_nats::{
-    Client, ConnectOptions, Event as ClientEvent, HeaderMap, Message, StatusCode, Subscriber,
+    Client, HeaderMap, Message, StatusCode, Subscriber,
     client::PublishErrorKind,
     header::{HeaderName, NATS_EXPECTED_STREAM, NATS_MESSAGE_ID},
     jetstream::{
@@ -16,11 +16,9 @@ use async_nats::{
     },
 };
 use futures::{FutureExt, StreamExt};
+use jiff::Timestamp;
 use serde::Deserialize;
-use tokio::{
-    sync::Notify,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 
 use super::{
     Answer, Reply, Session, Sink, SinkError,
@@ -29,18 +27,16 @@ use super::{
 use crate::{
     contract::relay::NatsSink,
     domain::event::{self, Event},
+    nats::{self, Connection},
+    outage::{Failure, Outage},
     relay::window::Ticket,
 };
 
 /// Duplicate window of a stream that the relay creates.
 const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
-/// Deadline of connecting, and of each request about the stream.
-const DEADLINE: Duration = Duration::from_secs(5);
 /// How often the stream's subjects are read again when it does not accept an event's subject: a person may have added
 /// it.
 const SUBJECTS: Duration = Duration::from_secs(15);
-/// A silent connection is detected within twice this time.
-const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// Maximum number of answers handled at once.
 const BATCH: usize = 512;
 /// A longer subject is not sent: the server closes a connection whose command line is longer than its
@@ -84,10 +80,13 @@ impl Nats {
     }
 
     /// Returns the stream's subjects; creates the stream when it is missing, and never alters it.
-    async fn ensure_stream(&self, client: &Client) -> Result<Vec<String>, SinkError> {
-        let failed = |cause: String| SinkError::JetStream { url: self.url.clone(), cause };
+    async fn ensure_stream(&self, client: &Client, address: &str) -> Result<Vec<String>, SinkError> {
+        let started = Timestamp::now();
+        let failed = |error: &(dyn std::error::Error + 'static)| {
+            SinkError::Unreachable(nats::jetstream_outage(address, started, error))
+        };
         let mut context = jetstream::new(client.clone());
-        context.set_timeout(DEADLINE);
+        context.set_timeout(nats::TIMEOUT);
         match context.get_stream(&self.stream).await {
             Ok(stream) => {
                 let config = &stream.cached_info().config;
@@ -102,7 +101,7 @@ impl Nats {
             }
             Err(error) => match error.kind() {
                 GetStreamErrorKind::JetStream(cause) if cause.code() == 404 => {}
-                _ => return Err(failed(error.to_string())),
+                _ => return Err(failed(&error)),
             },
         }
         let subjects = vec![self.template.filter().to_owned()];
@@ -120,7 +119,7 @@ impl Nats {
             description: Some("Events of services, created by weft relay".to_owned()),
             ..Config::default()
         };
-        context.create_stream(config).await.map_err(|error| failed(error.to_string()))?;
+        context.create_stream(config).await.map_err(|error| failed(&error))?;
         tracing::info!(stream = self.stream, subjects = self.template.filter(), "created the stream");
         Ok(subjects)
     }
@@ -130,32 +129,17 @@ impl Sink for Nats {
     type Session = NatsSession;
 
     async fn connect(&self) -> Result<NatsSession, SinkError> {
-        let lost = Arc::new(Notify::new());
-        let notify_lost = lost.clone();
-        let options = ConnectOptions::new()
-            .name(&self.name)
-            .connection_timeout(DEADLINE)
-            .request_timeout(Some(DEADLINE))
-            .ping_interval(PING_INTERVAL)
-            .event_callback(move |event| {
-                // the session ends with its connection: its events are sent again on a new one
-                if matches!(event, ClientEvent::Disconnected | ClientEvent::Closed) {
-                    notify_lost.notify_one();
-                }
-                std::future::ready(())
-            });
-        let error = |cause: String| SinkError::Connect { url: self.url.clone(), cause };
-        let client = match timeout(2 * DEADLINE, options.connect(&self.url)).await {
-            Ok(connected) => connected.map_err(|cause| error(cause.to_string()))?,
-            Err(_elapsed) => return Err(error("no answer".to_owned())),
-        };
-        let subjects = self.ensure_stream(&client).await?;
+        let connection = Connection::open(&self.url, &self.name).await.map_err(SinkError::Unreachable)?;
+        let client = connection.client.clone();
+        let subjects = self.ensure_stream(&client, connection.address()).await?;
         let inbox = client.new_inbox();
-        let answers = client.subscribe(format!("{inbox}.>")).await.map_err(|cause| error(cause.to_string()))?;
+        let subscribed = Timestamp::now();
+        let answers = client.subscribe(format!("{inbox}.>")).await.map_err(|error| {
+            SinkError::Unreachable(nats::jetstream_outage(connection.address(), subscribed, &error))
+        })?;
         Ok(NatsSession {
             client,
-            lost,
-            url: self.url.clone(),
+            connection,
             stream: self.stream.clone(),
             subjects,
             subjects_read: Instant::now(),
@@ -171,8 +155,7 @@ impl Sink for Nats {
 #[derive(Debug)]
 pub struct NatsSession {
     client: Client,
-    lost: Arc<Notify>,
-    url: String,
+    connection: Connection,
     stream: String,
     subjects: Vec<String>,
     subjects_read: Instant,
@@ -194,24 +177,29 @@ impl Session for NatsSession {
         }
         let reply = format!("{}.{:x}.{:x}", self.inbox, ticket.number, ticket.attempt);
         let sent = self.client.publish_with_reply_and_headers(subject, reply, headers, event.payload.clone());
-        match timeout(DEADLINE, sent).await {
+        let sent = tokio::select! {
+            biased; // nearly always at once, and then the other future costs nothing
+            sent = timeout(nats::TIMEOUT, sent) => sent,
+            outage = self.connection.lost() => return Err(SinkError::Unreachable(outage)),
+        };
+        match sent {
             Ok(Ok(())) => Ok(None),
             Ok(Err(error)) => match error.kind() {
                 PublishErrorKind::MaxPayloadExceeded | PublishErrorKind::InvalidSubject => {
                     Ok(Some(Answer::Refused(format!("the NATS client refuses it: {error}"))))
                 }
-                PublishErrorKind::Send => Err(SinkError::Lost { url: self.url.clone() }),
+                PublishErrorKind::Send => Err(SinkError::Unreachable(self.connection.outage())),
             },
-            Err(_elapsed) => Err(SinkError::Lost { url: self.url.clone() }),
+            Err(_elapsed) => Err(SinkError::Unreachable(self.connection.outage())),
         }
     }
 
     async fn replies(&mut self, replies: &mut Vec<Reply>) -> Result<(), SinkError> {
-        let lost = SinkError::Lost { url: self.url.clone() };
         let first = tokio::select! {
-            () = self.lost.notified() => return Err(lost),
-            message = self.answers.next() => message.ok_or(lost)?,
+            outage = self.connection.lost() => return Err(SinkError::Unreachable(outage)),
+            message = self.answers.next() => message,
         };
+        let Some(first) = first else { return Err(SinkError::Unreachable(self.connection.outage())) };
         self.push_reply(&first, replies)?;
         for _ in 1..BATCH {
             let Some(Some(message)) = self.answers.next().now_or_never() else { break };
@@ -220,8 +208,13 @@ impl Session for NatsSession {
         Ok(())
     }
 
-    fn silent(&self, seconds: u64) -> SinkError {
-        SinkError::Silent { url: self.url.clone(), seconds }
+    fn silent(&self, since: Timestamp) -> SinkError {
+        let address = self.connection.address().to_owned();
+        SinkError::Unreachable(Outage { server: "JetStream on NATS", address, since, failure: Failure::Silent })
+    }
+
+    fn address(&self) -> &str {
+        self.connection.address()
     }
 }
 
@@ -234,7 +227,7 @@ impl NatsSession {
     /// elsewhere.
     async fn read_subjects(&mut self) {
         let mut context = jetstream::new(self.client.clone());
-        context.set_timeout(DEADLINE);
+        context.set_timeout(nats::TIMEOUT);
         if let Ok(stream) = context.get_stream(&self.stream).await {
             self.subjects.clone_from(&stream.cached_info().config.subjects);
         }
@@ -268,7 +261,10 @@ impl NatsSession {
 
     fn push_reply(&self, message: &Message, replies: &mut Vec<Reply>) -> Result<(), SinkError> {
         if message.status == Some(StatusCode::NO_RESPONDERS) {
-            return Err(SinkError::StreamMissing { url: self.url.clone(), stream: self.stream.clone() });
+            return Err(SinkError::StreamMissing {
+                address: self.connection.address().to_owned(),
+                stream: self.stream.clone(),
+            });
         }
         if let Some(ticket) = ticket(&message.subject) {
             replies.push(Reply { ticket, answer: answer(&message.payload) });

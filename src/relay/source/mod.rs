@@ -19,7 +19,11 @@ use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
     domain::event::Event,
-    postgres::replication::{Lsn, ReplicationError},
+    outage::Failure,
+    postgres::{
+        self,
+        replication::{Lsn, ReplicationError},
+    },
 };
 
 /// Approximate size of a batch, in events and in bytes.
@@ -82,6 +86,23 @@ pub enum SourceError {
 }
 
 impl SourceError {
+    /// How the database failed: it refused, is silent, or there is no connection.
+    pub(crate) fn failure(&self) -> Failure {
+        let failure = match self {
+            Self::Query { source, .. } => postgres::failure(source),
+            Self::Login(error) => error.failure(),
+            Self::Replication(error) => error.failure(),
+            Self::Layout(_) | Self::SlotPending(_) => Failure::Refused(self.to_string()),
+            Self::Timeout(_) => Failure::Silent,
+            Self::Ended => Failure::Disconnected(self.to_string()),
+        };
+        match (self, failure) {
+            (Self::Query { action, .. }, Failure::Refused(cause)) => Failure::Refused(format!("{action}: {cause}")),
+            (Self::Replication(_), Failure::Refused(cause)) => Failure::Refused(format!("{self}: {cause}")),
+            (_, failure) => failure,
+        }
+    }
+
     pub(crate) fn query(action: &'static str) -> impl Fn(tokio_postgres::Error) -> Self {
         move |source| Self::Query { action, source }
     }

@@ -13,7 +13,10 @@ mod probe;
 mod starter;
 mod writer;
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -67,11 +70,19 @@ async fn serve(Serve { database_url, port, version, writer }: Serve) -> anyhow::
     if let (Some(pool), true) = (&pool, writer.is_wanted()) {
         writer::start(pool.clone(), writer);
     }
-    let listener = tokio::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await.context("opening the port")?;
+    let listener = listen(port).await.context("opening the port")?;
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
     tokio::select! {
         served = async { axum::serve(listener, commands::router(pool, version)).await } => Ok(served?),
         _ = terminate.recv() => Ok(()),
+    }
+}
+
+/// `[::]` accepts IPv4 too; a machine without IPv6 has only `0.0.0.0`.
+async fn listen(port: u16) -> std::io::Result<tokio::net::TcpListener> {
+    match tokio::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+        Ok(listener) => Ok(listener),
+        Err(_) => tokio::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await,
     }
 }
 

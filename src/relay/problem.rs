@@ -1,0 +1,166 @@
+//! The problems that a relay reports in its status: every sentence that a person can meet there.
+
+use std::{fmt, time::Duration};
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::{source::SourceError, term::TermError};
+use crate::{
+    contract::{ContractError, DatabaseLogin},
+    domain::names,
+    outage::{self, Failure, Outage, with_causes},
+    postgres,
+};
+
+/// Reasons of problems. The operator uses them as the reasons of conditions.
+pub(crate) mod reason {
+    pub(crate) const CONTRACT_INVALID: &str = "ContractInvalid";
+    pub(crate) const DATABASE_UNREACHABLE: &str = "DatabaseUnreachable";
+    pub(crate) const DATABASE_NOT_READY: &str = "DatabaseNotReady";
+    pub(crate) const BROKER_UNREACHABLE: &str = "BrokerUnreachable";
+    pub(crate) const STREAM_MISSING: &str = "StreamMissing";
+    pub(crate) const PUBLISH_FAILING: &str = "PublishFailing";
+    pub(crate) const EVENT_REFUSED: &str = "EventRefused";
+    pub(crate) const SLOT_AT_RISK: &str = "SlotAtRisk";
+    pub(crate) const SLOT_LOST: &str = "SlotLost";
+    pub(crate) const SLOT_PENDING: &str = "SlotPending";
+    /// Problems with which no event can be published at all; the relay is not ready while one of them exists.
+    pub(crate) const BLOCKING: [&str; 6] =
+        [DATABASE_UNREACHABLE, DATABASE_NOT_READY, BROKER_UNREACHABLE, STREAM_MISSING, PUBLISH_FAILING, SLOT_PENDING];
+}
+
+/// A problem. Displays as one sentence without its full stop: what, where, since when, and how to fix it if that is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RelayProblem {
+    /// The contract file cannot be used.
+    ContractInvalid(String),
+    DatabaseUnreachable(Outage),
+    /// The database answers with an error.
+    DatabaseNotReady {
+        address: String,
+        cause: String,
+    },
+    BrokerUnreachable(Outage),
+    StreamMissing {
+        address: String,
+        stream: String,
+    },
+    /// The broker answers with an error instead of storing events.
+    PublishFailing {
+        address: String,
+        cause: String,
+    },
+    /// The broker refuses `event`, and `others`; `waiting` events wait behind them.
+    EventRefused {
+        event: Uuid,
+        others: usize,
+        waiting: usize,
+        cause: String,
+    },
+    /// The server will remove WAL that the slot needs after `bytes` more.
+    SlotAtRisk {
+        bytes: u64,
+    },
+    SlotLost,
+    /// The server creates the slot only after older transactions have ended.
+    SlotPending {
+        blocker: String,
+    },
+}
+
+impl RelayProblem {
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::ContractInvalid(_) => reason::CONTRACT_INVALID,
+            Self::DatabaseUnreachable(_) => reason::DATABASE_UNREACHABLE,
+            Self::DatabaseNotReady { .. } => reason::DATABASE_NOT_READY,
+            Self::BrokerUnreachable(_) => reason::BROKER_UNREACHABLE,
+            Self::StreamMissing { .. } => reason::STREAM_MISSING,
+            Self::PublishFailing { .. } => reason::PUBLISH_FAILING,
+            Self::EventRefused { .. } => reason::EVENT_REFUSED,
+            Self::SlotAtRisk { .. } => reason::SLOT_AT_RISK,
+            Self::SlotLost => reason::SLOT_LOST,
+            Self::SlotPending { .. } => reason::SLOT_PENDING,
+        }
+    }
+
+    /// A contract file that cannot be read or parsed.
+    pub fn contract(error: &ContractError) -> Self {
+        Self::ContractInvalid(format!("{}; the last valid contract stays in force", with_causes(error)))
+    }
+
+    /// The error that ended a term.
+    pub(crate) fn term(error: &TermError, login: &DatabaseLogin) -> Self {
+        let source = match error {
+            TermError::Sink(error) => return error.problem(),
+            TermError::Source(SourceError::SlotPending(blocker)) => {
+                return Self::SlotPending { blocker: blocker.clone() };
+            }
+            TermError::Source(error) => Some(error),
+            TermError::LockLost => None,
+        };
+        let address = outage::address(&login.host, login.port);
+        let closed = || Failure::Disconnected("the connection was closed".to_owned());
+        let failure = match source.map_or_else(closed, SourceError::failure) {
+            Failure::Refused(cause) => return Self::DatabaseNotReady { address, cause },
+            failure => failure,
+        };
+        let silence = match source {
+            Some(SourceError::Timeout(seconds)) => *seconds,
+            _ => 0,
+        };
+        let since = Timestamp::now() - Duration::from_secs(silence);
+        Self::DatabaseUnreachable(Outage { server: postgres::SERVER, address, since, failure })
+    }
+}
+
+impl fmt::Display for RelayProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ContractInvalid(cause) => f.write_str(cause),
+            Self::DatabaseUnreachable(outage) | Self::BrokerUnreachable(outage) => outage.fmt(f),
+            Self::DatabaseNotReady { address, cause } => {
+                write!(f, "PostgreSQL at {address} cannot be used: {cause}")
+            }
+            Self::StreamMissing { address, stream } => {
+                write!(f, "the stream {stream} was deleted on NATS at {address}; the relay creates it again")
+            }
+            Self::PublishFailing { address, cause } => {
+                write!(f, "NATS at {address} does not store events: {cause}")
+            }
+            Self::EventRefused { event, others, waiting, cause } => {
+                write!(f, "NATS refuses event {event}{}: {cause}; ", and_more(*others))?;
+                if *waiting > 0 {
+                    let (verb, target) = (verb(*waiting), if *others > 0 { "them" } else { "it" });
+                    write!(f, "{} {verb} behind {target}; ", events(*waiting))?;
+                }
+                write!(f, "to skip an event, delete its row from weft.outbox")
+            }
+            Self::SlotAtRisk { bytes } => write!(
+                f,
+                "PostgreSQL removes log that the replication slot {} needs after {bytes} more bytes; let the relay catch up, or raise max_slot_wal_keep_size",
+                names::SLOT
+            ),
+            Self::SlotLost => write!(
+                f,
+                "PostgreSQL has removed log that was not read yet; the relay publishes what is in the outbox, then continues with a new replication slot"
+            ),
+            Self::SlotPending { blocker } => {
+                write!(f, "PostgreSQL creates the replication slot when all older transactions have ended: {blocker}")
+            }
+        }
+    }
+}
+
+fn events(count: usize) -> String {
+    if count == 1 { "1 event".to_owned() } else { format!("{count} events") }
+}
+
+fn verb(count: usize) -> &'static str {
+    if count == 1 { "waits" } else { "wait" }
+}
+
+fn and_more(count: usize) -> String {
+    if count == 0 { String::new() } else { format!(" and {count} more") }
+}

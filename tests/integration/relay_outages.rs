@@ -1,0 +1,133 @@
+//! What a relay reports while broker or database cannot be used: what, where, since when, within five seconds.
+
+use std::time::{Duration, Instant};
+
+use weft::contract::{relay::Mode, status::RelayStatus};
+
+use crate::{
+    relay_harness::{RelayProcess, Setting},
+    servers::{Nats, until},
+};
+
+/// From the outage to its report.
+const REPORTED_WITHIN: Duration = Duration::from_secs(5);
+
+const INSERT: &str = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload) values ('order', '1', 'Changed', '{\"n\": 1}')";
+
+fn message(status: &RelayStatus, reason: &str) -> Option<String> {
+    status.problems.iter().find(|problem| problem.reason == reason).map(|problem| problem.message.clone())
+}
+
+/// Waits for a problem whose message begins so, and checks that it came in time; returns the whole message.
+async fn reported_in_time(relay: &RelayProcess, reason: &str, beginning: &str) -> String {
+    let started = Instant::now();
+    let begins = |status: &RelayStatus| message(status, reason).is_some_and(|message| message.starts_with(beginning));
+    let status = relay.until(beginning, begins).await;
+    assert!(started.elapsed() < REPORTED_WITHIN, "{beginning} was reported after {:?}", started.elapsed());
+    let message = message(&status, reason).unwrap();
+    let time = message.strip_prefix(beginning).unwrap().get(..13).unwrap();
+    assert!(time.ends_with(" UTC") && time.matches(':').count() == 2, "{message}");
+    message
+}
+
+#[tokio::test]
+async fn a_silent_broker_is_reported_within_five_seconds_and_events_wait() {
+    let setting = Setting::new(Mode::LogTailing).await;
+    let relay = setting.start_relay();
+    relay.until("leading", |status| status.leading && status.ready).await;
+    setting.nats.signal("-STOP");
+    let beginning = format!("NATS at {} has not answered since ", setting.nats.address());
+    let first = reported_in_time(&relay, "BrokerUnreachable", &beginning).await;
+    setting.database.app().await.batch_execute(INSERT).await.unwrap();
+    let waits = |status: &RelayStatus| status.pending == 1 && status.lag_seconds > 3.0;
+    let status = relay.until("pending and lag grow during the outage", waits).await;
+    assert_eq!(message(&status, "BrokerUnreachable"), Some(first), "each attempt reports the start of the outage");
+    assert!(!status.ready, "{status:?}");
+    setting.nats.signal("-CONT");
+    setting.drained().await;
+    relay.until("resolved", |status| status.ready && status.problems.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_broker_that_is_silent_in_the_middle_of_publishing_is_reported_within_five_seconds() {
+    let setting = Setting::new(Mode::Polling).await;
+    let relay = setting.start_relay();
+    relay.until("leading", |status| status.leading && status.ready).await;
+    setting.nats.signal("-STOP");
+    let app = setting.database.app().await;
+    let many = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload) \
+         select 'order', n::text, 'Changed', jsonb_build_object('n', 1, 'x', repeat('x', 4096)) from generate_series(1, 3000) n";
+    app.batch_execute(many).await.unwrap();
+    let beginning = format!("NATS at {} has not answered since ", setting.nats.address());
+    reported_in_time(&relay, "BrokerUnreachable", &beginning).await;
+    setting.nats.signal("-CONT");
+    setting.drained().await;
+}
+
+#[tokio::test]
+async fn a_killed_broker_is_reported_within_five_seconds() {
+    let mut setting = Setting::new(Mode::LogTailing).await;
+    let relay = setting.start_relay();
+    relay.until("leading", |status| status.leading && status.ready).await;
+    setting.nats.kill9();
+    let beginning = format!("NATS at {} has not accepted connections since ", setting.nats.address());
+    let message = reported_in_time(&relay, "BrokerUnreachable", &beginning).await;
+    assert!(message.contains(": connection refused") || message.contains(": the connection was closed"), "{message}");
+    setting.nats.restart();
+    relay.until("resolved", |status| status.ready && status.problems.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_killed_database_is_reported_within_five_seconds() {
+    let mut setting = Setting::new(Mode::LogTailing).await;
+    let relay = setting.start_relay();
+    relay.until("leading", |status| status.leading && status.ready).await;
+    setting.database.server.kill9();
+    let address = format!("127.0.0.1:{}", setting.database.server.port());
+    let beginning = format!("PostgreSQL at {address} has not accepted connections since ");
+    let first = reported_in_time(&relay, "DatabaseUnreachable", &beginning).await;
+    let time = |message: &str| message[beginning.len()..].get(..8).unwrap().to_owned();
+    let started = Instant::now();
+    until("some attempts have failed", async || {
+        let status = relay.status().await.unwrap();
+        let now = message(&status, "DatabaseUnreachable").expect("the outage lasts");
+        assert_eq!(time(&now), time(&first), "each attempt reports the start of the outage");
+        started.elapsed() > Duration::from_secs(3)
+    })
+    .await;
+    setting.database.server.restart();
+    relay.until("resolved", |status| status.ready && status.problems.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_reported_with_the_server_s_words() {
+    let setting = Setting::new(Mode::Polling).await;
+    let superuser = setting.database.superuser().await;
+    superuser.batch_execute("alter role relay password 'another one'").await.unwrap();
+    let relay = setting.start_relay();
+    let refused = |status: &RelayStatus| {
+        message(status, "DatabaseNotReady").is_some_and(|message| {
+            message.contains("logging in as relay: password authentication failed") && message.contains("28P01")
+        })
+    };
+    relay.until("the password is refused", refused).await;
+}
+
+#[tokio::test]
+async fn a_broker_at_an_ipv6_address_is_published_to() {
+    use weft::contract::relay::Sink;
+
+    let mut setting = Setting::new(Mode::LogTailing).await;
+    setting.nats = Nats::start_on("::1");
+    let Sink::Nats(sink) = &mut setting.contract.sink;
+    sink.url = setting.nats.url();
+    assert!(sink.url.contains("[::1]"), "{}", sink.url);
+    setting.write_contract();
+    let relay = setting.start_relay();
+    setting.database.app().await.batch_execute(INSERT).await.unwrap();
+    setting.drained().await;
+    relay.until("published", |status| status.published == 1 && status.problems.is_empty()).await;
+    setting.nats.kill9();
+    let beginning = format!("NATS at {} has not accepted connections since ", setting.nats.address());
+    reported_in_time(&relay, "BrokerUnreachable", &beginning).await;
+}
