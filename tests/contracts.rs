@@ -23,7 +23,7 @@ use weft::{
     api::v1alpha1::{Microservice, OutboxRelay, Saga},
     contract::{
         Contract, ContractError,
-        database_setup::DatabaseSetup,
+        database_setup::{DatabaseSetup, Outcome},
         orchestrator::Orchestrator,
         relay::Relay,
         status::{OrchestratorStatus, Problem, RelayStatus, SagaCounts, StuckInstance},
@@ -175,6 +175,9 @@ fn the_status_documents_of_the_data_plane() {
         sagas: [("create-order".to_owned(), counts)].into(),
         problems: vec![],
     };
+    let outcome = Outcome { files: 3, applied: 1, last: Some("003_total.sql".into()), hash: "7c0e5b1d2f3a4968".into() };
+    assert_eq!(Outcome::from_message(&outcome.to_message()), Some(outcome.clone()));
+    assert_pinned("database-setup-outcome.json", &outcome);
     assert_pinned("relay-status.json", &relay);
     assert_pinned("orchestrator-status.json", &orchestrator);
 }

@@ -1,22 +1,34 @@
 //! Weft's own tables and functions, by version.
 //!
-//! A part (the purpose of a database) is a list of SQL files; the file at place n brings it from version n to n + 1, and
-//! each is applied once. A later release adds a file and never changes one; what it adds must let the previous minor
-//! version of the data plane go on. Nothing is ever dropped. A database that is newer than this program is left alone.
+//! A part is a list of SQL files; the file at place n brings it from version n to n + 1, and each is applied once. Every
+//! database has the part `base`, and the part of its purpose. A later release adds a file and never changes one; what it
+//! adds must let the previous minor version of the data plane go on. Nothing is ever dropped. A database that is newer
+//! than this program is left alone.
 
 use tokio_postgres::Transaction;
 
-use super::roles::Roles;
+use super::{locks::LOCK_TIMEOUT, roles::Roles};
 use crate::contract::database_setup::Purpose;
 
-const BASE: &str = include_str!("sql/base.sql");
-const SERVICE: &[&str] = &[include_str!("sql/service.sql"), include_str!("sql/service_2.sql")];
-const ORCHESTRATOR: &[&str] = &[include_str!("sql/orchestrator.sql")];
+type Part = (&'static str, &'static [&'static str]);
 
-fn part(purpose: Purpose) -> (&'static str, &'static [&'static str]) {
+const BASE: Part = ("base", &[include_str!("sql/base.sql")]);
+const SERVICE: Part = ("service", &[include_str!("sql/service.sql"), include_str!("sql/service_2.sql")]);
+const ORCHESTRATOR: Part = ("orchestrator", &[include_str!("sql/orchestrator.sql")]);
+
+/// Which version of each part is here. Changes nothing when it exists.
+const LAYOUT: &str = "
+    create schema if not exists weft;
+    create table if not exists weft.layout (
+        part       text primary key,
+        version    integer not null,
+        applied_at timestamptz not null default now()
+    );";
+
+fn parts(purpose: Purpose) -> [Part; 2] {
     match purpose {
-        Purpose::Service => ("service", SERVICE),
-        Purpose::Orchestrator => ("orchestrator", ORCHESTRATOR),
+        Purpose::Service => [BASE, SERVICE],
+        Purpose::Orchestrator => [BASE, ORCHESTRATOR],
     }
 }
 
@@ -26,16 +38,18 @@ pub async fn bring_up_to_date(
     purpose: Purpose,
     roles: &Roles,
 ) -> Result<(), tokio_postgres::Error> {
-    transaction.batch_execute(&roles.fill(BASE)).await?;
-    let (part, files) = part(purpose);
-    let row = transaction.query_opt("select version from weft.layout where part = $1", &[&part]).await?;
-    let found = row.map_or(Ok(0), |row| row.try_get::<_, i32>(0))?;
-    for (version, sql) in (1_i32..).zip(files).skip_while(|&(version, _)| version <= found) {
-        transaction.batch_execute(&roles.fill(sql)).await?;
-        let record = "insert into weft.layout (part, version) values ($1, $2)
-            on conflict (part) do update set version = excluded.version, applied_at = excluded.applied_at";
-        transaction.execute(record, &[&part, &version]).await?;
-        tracing::info!(part, version, "Weft's tables are up to date");
+    // the service may wait behind a change of a table that it uses
+    transaction.batch_execute(&format!("set local lock_timeout = '{LOCK_TIMEOUT}'; {LAYOUT}")).await?;
+    for (part, files) in parts(purpose) {
+        let row = transaction.query_opt("select version from weft.layout where part = $1", &[&part]).await?;
+        let found = row.map_or(Ok(0), |row| row.try_get::<_, i32>(0))?;
+        for (version, sql) in (1_i32..).zip(files).skip_while(|&(version, _)| version <= found) {
+            transaction.batch_execute(&roles.fill(sql)).await?;
+            let record = "insert into weft.layout (part, version) values ($1, $2)
+                on conflict (part) do update set version = excluded.version, applied_at = excluded.applied_at";
+            transaction.execute(record, &[&part, &version]).await?;
+            tracing::info!(part, version, "Weft's tables are up to date");
+        }
     }
     Ok(())
 }
@@ -47,7 +61,8 @@ mod tests {
     #[test]
     fn the_operator_knows_of_every_version() {
         for purpose in [Purpose::Service, Purpose::Orchestrator] {
-            assert_eq!(purpose.layout(), part(purpose).1.len(), "{purpose:?}");
+            let versions: usize = parts(purpose).iter().map(|(_, files)| files.len()).sum();
+            assert_eq!(purpose.layout(), versions, "{purpose:?}");
         }
     }
 }

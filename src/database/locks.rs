@@ -1,59 +1,75 @@
 //! Who holds the lock that a set-up waits for.
 //!
 //! A statement that waits for a lock on a table is in front of everyone who comes later, readers too: a migration that
-//! waits for one long query stops the whole service. So it waits for [`LOCK_TIMEOUT`] at most, is rolled back, and tries
-//! again a little later. When it gives up the server says only that it did; who stood in its way must be asked before that.
+//! waits for one long query stops the whole service. So it waits for [`LOCK_TIMEOUT`], unless it says otherwise, is rolled
+//! back, and is tried again a little later. When it gives up the server says only that it did; whoever held the lock must
+//! be asked for before that.
 
-use std::{convert::Infallible, time::Duration};
+use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
 
 /// How long a set-up waits for a lock (and the service may wait behind it); a migration may set its own.
 pub const LOCK_TIMEOUT: &str = "5s";
-/// How often it is looked whether the set-up waits for a lock; several times within [`LOCK_TIMEOUT`].
-const LOOK: Duration = Duration::from_secs(1);
-const ANSWER: Duration = Duration::from_secs(5);
+/// How long it waits for other set-ups, of its database or of its server, which holds up nobody else.
+pub const TURN_TIMEOUT: &str = "30s";
+/// How long, in seconds, it waits whatever a migration says, as dumps say `set lock_timeout = 0`.
+const LONGEST_WAIT: f64 = 45.0;
+/// How often the server is asked what the set-up waits for; several times within [`LOCK_TIMEOUT`].
+const INTERVAL: Duration = Duration::from_secs(1);
+const QUERY_DEADLINE: Duration = Duration::from_secs(5);
 
 const HOLDER: &str = "\
-select format('process %s (role %s, %s), whose transaction is open since %s, holds %s', a.pid, a.usename,
+select format('process %s (role %s, %s), %s %s, holds %s', a.pid, coalesce(a.usename, 'none'),
               coalesce(quote_literal(nullif(a.application_name, '')), 'nameless'),
-              to_char(a.xact_start at time zone 'UTC', 'HH24:MI:SS \"UTC\"'),
-              coalesce((select 'the table ' || l.relation::regclass from pg_locks as l
-                         where l.pid = $1 and not l.granted and l.relation is not null limit 1), 'it'))
-  from unnest(pg_blocking_pids($1)) as blocking (pid) join pg_stat_activity as a using (pid)
- where a.xact_start is not null
- order by a.xact_start limit 1";
+              case when a.xact_start is null then 'connected since' else 'whose transaction is open since' end,
+              to_char(coalesce(a.xact_start, a.backend_start) at time zone 'UTC', 'HH24:MI:SS \"UTC\"'),
+              coalesce('the table ' || l.relation::regclass, 'it')),
+       clock_timestamp() - l.waitstart > make_interval(secs => $2)
+  from pg_locks as l
+ cross join lateral unnest(pg_blocking_pids(l.pid)) as blocking (pid)
+  join pg_stat_activity as a on a.pid = blocking.pid
+ where l.pid = $1 and not l.granted
+ order by coalesce(a.xact_start, a.backend_start) limit 1";
 
-/// Does `work`, which the server's process `process` executes, and tells who was last seen to hold a lock that it waited for.
-/// `connect` gives a connection to look with, which is made only when `work` takes its time.
+/// How work under [`watched`] ended.
+pub struct Watched<T> {
+    /// `None`: it was given up, after a lock was waited for too long.
+    pub ended: Option<T>,
+    /// Who was last seen to hold a lock that it waited for.
+    pub holder: Option<String>,
+}
+
+/// Does `work`, which the server's process `process` executes, and finds out who holds the locks that it waits for.
+/// `connect` gives a connection to ask on, which is made only when `work` takes its time.
 pub async fn watched<T, E>(
     process: i32,
     connect: impl AsyncFn() -> Result<Client, E>,
     work: impl Future<Output = T>,
-) -> (T, Option<String>) {
+) -> Watched<T> {
     let mut holder = None;
-    let done = tokio::select! {
-        done = work => done,
-        never = watch(process, connect, &mut holder) => match never {},
+    let ended = tokio::select! {
+        ended = work => Some(ended),
+        () = watch(process, connect, &mut holder) => None,
     };
-    (done, holder)
+    Watched { ended, holder }
 }
 
-async fn watch<E>(
-    process: i32,
-    connect: impl AsyncFn() -> Result<Client, E>,
-    holder: &mut Option<String>,
-) -> Infallible {
+/// Ends when a lock was waited for too long.
+async fn watch<E>(process: i32, connect: impl AsyncFn() -> Result<Client, E>, holder: &mut Option<String>) {
     loop {
-        sleep(LOOK).await;
-        // whoever cannot look leaves the work alone
-        let Ok(Ok(client)) = timeout(ANSWER, connect()).await else { continue };
-        while let Ok(Ok(row)) = timeout(ANSWER, client.query_opt(HOLDER, &[&process])).await {
-            if let Some(found) = row.and_then(|row| row.try_get(0).ok()) {
-                *holder = Some(found);
+        sleep(INTERVAL).await;
+        // the work goes on also when nobody can be asked about it
+        let Ok(Ok(client)) = timeout(QUERY_DEADLINE, connect()).await else { continue };
+        while let Ok(Ok(row)) = timeout(QUERY_DEADLINE, client.query_opt(HOLDER, &[&process, &LONGEST_WAIT])).await {
+            if let Some(row) = row {
+                *holder = row.try_get(0).ok();
+                if row.try_get(1).ok().flatten().unwrap_or(false) {
+                    return;
+                }
             }
-            sleep(LOOK).await;
+            sleep(INTERVAL).await;
         }
     }
 }

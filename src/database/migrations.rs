@@ -1,20 +1,27 @@
 //! A service's migrations: which files there are, which are still to be applied, and applying one.
 //!
-//! Files are applied in the byte order of their names (`10_x.sql` comes before `9_x.sql`: number them `009`, `010`), each
-//! in a transaction of its own, which also records it. So whatever is killed, a file is applied and recorded, or neither.
-//! A statement that cannot run in a transaction, such as `create index concurrently`, cannot be in a migration. A file
-//! waits for locks as long as [`super::locks`] says, unless it says `set local lock_timeout = …` itself.
+//! Files are applied in the byte order of their names (numbers of different length are refused: `10_x.sql` would come
+//! before `9_x.sql`), each in a transaction of its own, which also records it. So whatever is killed, a file is applied
+//! and recorded, or neither. A statement that cannot run in a transaction, such as `create index concurrently`, cannot be
+//! in a migration. A file waits for locks as long as [`super::locks`] says, unless it says `set local lock_timeout = …`.
 //!
 //! - A file that was applied may not change: that is an error, since the database would differ from what the files say.
 //! - A file that was applied may go: a team that has squashed its old files keeps a small ConfigMap.
 //! - A new file must come after the last one applied, since a database set up today would apply it in another place.
+//!
+//! A file is executed in the migrator's session ([`super::session`]), which may do what the owner may. The superuser says
+//! in `weft.migration_attempt` which file it will be; the functions of `sql/base.sql` record it.
 
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
-use tokio_postgres::Transaction;
+use tokio_postgres::Client;
 
-use super::refusal::{Failure, Refusal};
+use super::{
+    other_tools::{self, OtherTool},
+    refusal::{Failure, Refusal},
+};
+use crate::contract::database_setup::is_migration;
 
 #[derive(Debug, thiserror::Error)]
 pub enum MigrationError {
@@ -32,14 +39,24 @@ pub enum MigrationError {
     Changed { name: String },
     #[error("migration {name} comes before {last}, which is applied already; give it a name that sorts after {last}")]
     OutOfOrder { name: String, last: String },
-    #[error("migration {name} failed{}: {refusal}; it was rolled back, mend the file", line.map(|line| format!(" at line {line}")).unwrap_or_default())]
+    #[error(transparent)]
+    OtherTool(#[from] OtherTool),
+    #[error("migration {name} failed{}: {refusal}; it was rolled back, correct the file", at(*line))]
     Refused { name: String, line: Option<usize>, refusal: Refusal },
     #[error(
-        "migration {name} ends its transaction itself; remove `commit` or `rollback` from it, and undo by hand what it left behind"
+        "migration {name} ends its transaction itself, or says `set constraints all`: remove `begin`, `commit` and `rollback`, since each file is one transaction already, and name the constraints"
     )]
     EndsTransaction { name: String },
+    #[error(
+        "migration {name} leaves {object} to the login that executes it, not to the owner: remove `set role` from the file; it was rolled back"
+    )]
+    WrongOwner { name: String, object: String },
     #[error("migration {name} holds `copy … from stdin`, which needs psql; write `insert` instead")]
     Copies { name: String },
+}
+
+fn at(line: Option<usize>) -> String {
+    line.map(|line| format!(" at line {line}")).unwrap_or_default()
 }
 
 /// One `*.sql` file.
@@ -63,7 +80,7 @@ pub struct Applied {
     pub sha256: String,
 }
 
-/// The folder's `*.sql` files in the order of their names. Hidden ones are left out, as a mounted ConfigMap has some.
+/// The folder's migrations in the order of their names, all of them written for Weft.
 pub fn read(folder: &Path) -> Result<Vec<Migration>, MigrationError> {
     let failed = |source| MigrationError::Read { path: folder.to_owned(), source };
     let mut migrations = Vec::new();
@@ -71,7 +88,7 @@ pub fn read(folder: &Path) -> Result<Vec<Migration>, MigrationError> {
         let path = entry.map_err(failed)?.path();
         let Some(name) = path.file_name().map(|name| name.to_string_lossy().into_owned()) else { continue };
         // follows links, which a mounted ConfigMap's files are
-        if name.starts_with('.') || path.extension().is_none_or(|extension| extension != "sql") || !path.is_file() {
+        if !is_migration(&name) || !path.is_file() {
             continue;
         }
         let bytes = std::fs::read(&path).map_err(failed)?;
@@ -79,6 +96,7 @@ pub fn read(folder: &Path) -> Result<Vec<Migration>, MigrationError> {
         migrations.push(Migration { name, sql });
     }
     migrations.sort_by(|a, b| a.name.cmp(&b.name));
+    other_tools::refuse(&migrations)?;
     Ok(migrations)
 }
 
@@ -108,59 +126,60 @@ pub enum ApplyError {
     Passing(String),
 }
 
-impl From<tokio_postgres::Error> for ApplyError {
-    fn from(error: tokio_postgres::Error) -> Self {
-        match Failure::from(error) {
-            Failure::Refused(refusal) => Self::Passing(refusal.to_string()),
-            Failure::Locked => Self::Locked,
-            Failure::Passing(why) => Self::Passing(why),
-        }
-    }
-}
-
 /// What is applied, sorted by name in byte order.
-pub async fn applied(transaction: &Transaction<'_>) -> Result<Vec<Applied>, tokio_postgres::Error> {
-    let rows = transaction.query(r#"select name, sha256 from weft.migration order by name collate "C""#, &[]).await?;
+pub async fn applied(admin: &Client) -> Result<Vec<Applied>, tokio_postgres::Error> {
+    let rows = admin.query(r#"select name, sha256 from weft.migration order by name collate "C""#, &[]).await?;
     rows.iter().map(|row| Ok(Applied { name: row.try_get(0)?, sha256: row.try_get(1)? })).collect()
 }
 
-/// Applies and records one migration, as `owner` (a quoted identifier).
-pub async fn apply(transaction: Transaction<'_>, migration: &Migration, owner: &str) -> Result<(), ApplyError> {
-    let before = current_transaction(&transaction).await?;
-    transaction.batch_execute(&format!("set local role {owner}; set local search_path = public, weft")).await?;
+/// Says, in the superuser's session, which file is applied next; gives the token that ends it. Waits for a session that
+/// still executes a file, although its set-up is gone.
+pub async fn announce(admin: &mut Client, migration: &Migration) -> Result<String, tokio_postgres::Error> {
+    let token = format!("{:032x}", rand::random::<u128>());
+    let transaction = admin.transaction().await?;
+    transaction.batch_execute("delete from weft.migration_attempt").await?;
+    let insert = "insert into weft.migration_attempt (name, sha256, token) values ($1, $2, $3)";
+    transaction.execute(insert, &[&migration.name, &migration.sha256(), &token]).await?;
+    transaction.commit().await?;
+    Ok(token)
+}
+
+/// Applies and records, in the migrator's session, the migration that was announced. After an error the session is of no
+/// use any more.
+pub async fn apply(migrator: &Client, migration: &Migration, token: &str) -> Result<(), ApplyError> {
     let sql = migration.sql.strip_prefix('\u{feff}').unwrap_or(&migration.sql);
-    transaction.batch_execute(sql).await.map_err(|error| refused(migration, sql, error))?;
-    // the file may have become someone who cannot see `weft`
-    transaction
-        .batch_execute("reset session authorization; reset role")
-        .await
-        .map_err(|error| refused(migration, sql, error))?;
-    if current_transaction(&transaction).await? != before {
-        return Err(ApplyError::Definite(MigrationError::EndsTransaction { name: migration.name.clone() }));
-    }
-    let record = "insert into weft.migration (name, sha256) values ($1, $2)";
-    let recorded = transaction.execute(record, &[&migration.name, &migration.sha256()]).await;
-    recorded.map_err(|error| refused(migration, sql, error))?;
-    // deferred constraints speak up here
-    transaction.commit().await.map_err(|error| refused(migration, sql, error))
+    let failed = |error| failure(migration, sql, error);
+    migrator.batch_execute("begin read write; select weft.begin_migration()").await.map_err(failed)?;
+    migrator.batch_execute(sql).await.map_err(failed)?;
+    // the file may have become the migrator, who cannot see `weft`
+    migrator.batch_execute("reset role").await.map_err(failed)?;
+    migrator.execute("select weft.end_migration($1)", &[&token]).await.map_err(failed)?;
+    // deferred constraints are checked here
+    migrator.batch_execute("commit").await.map_err(failed)?;
+    // what the file set for its session must not reach the next one
+    migrator.batch_execute("discard all").await.map_err(failed)
 }
 
-async fn current_transaction(transaction: &Transaction<'_>) -> Result<String, tokio_postgres::Error> {
-    transaction.query_one("select pg_current_xact_id()::text", &[]).await?.try_get(0)
-}
+/// The transaction was begun `read write`: a read-only one is another.
+const READ_ONLY: &str = "25006";
 
-fn refused(migration: &Migration, sql: &str, error: tokio_postgres::Error) -> ApplyError {
+fn failure(migration: &Migration, sql: &str, error: tokio_postgres::Error) -> ApplyError {
     let name = migration.name.clone();
     // the driver gives up on a message that it did not expect, which only `copy` brings
     if error.as_db_error().is_none() && error.to_string().starts_with("unexpected message") {
         return ApplyError::Definite(MigrationError::Copies { name });
     }
-    match Failure::from(error) {
-        Failure::Refused(refusal) => {
-            ApplyError::Definite(MigrationError::Refused { name, line: refusal.line(sql), refusal })
-        }
-        Failure::Locked => ApplyError::Locked,
-        Failure::Passing(why) => ApplyError::Passing(why),
+    let refusal = match Failure::from(error) {
+        Failure::Refused(refusal) => refusal,
+        Failure::Locked => return ApplyError::Locked,
+        Failure::Passing(why) => return ApplyError::Passing(why),
+    };
+    // `WEFT…` are the codes of sql/base.sql
+    match refusal.code.as_str() {
+        "WEFT1" | READ_ONLY => ApplyError::Definite(MigrationError::EndsTransaction { name }),
+        "WEFT2" => ApplyError::Definite(MigrationError::WrongOwner { name, object: refusal.message }),
+        "WEFT3" => ApplyError::Passing(refusal.message),
+        _ => ApplyError::Definite(MigrationError::Refused { name, line: refusal.line(sql), refusal }),
     }
 }
 
@@ -208,11 +227,11 @@ mod tests {
     #[test]
     fn only_visible_sql_files_count_in_byte_order() {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["b.sql", "a.sql", "10.sql", "9.sql", ".hidden.sql", "README.md"] {
+        for name in ["b.sql", "a.sql", "10.sql", "09.sql", ".hidden.sql", "README.md"] {
             std::fs::write(folder.path().join(name), name).unwrap();
         }
         std::fs::create_dir(folder.path().join("folder.sql")).unwrap();
         let names: Vec<_> = read(folder.path()).unwrap().into_iter().map(|file| file.name).collect();
-        assert_eq!(names, ["10.sql", "9.sql", "a.sql", "b.sql"]);
+        assert_eq!(names, ["09.sql", "10.sql", "a.sql", "b.sql"]);
     }
 }

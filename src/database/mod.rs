@@ -1,39 +1,48 @@
 //! `weft database setup`: makes of a server's database what a service (or an orchestrator) needs, then migrates it.
 //!
-//! It runs in a Job inside the pod network, so that the operator itself needs no way to any database. Every stage is one
-//! transaction under one advisory lock and can be repeated: two set-ups at the same time take turns, and one that is
-//! killed anywhere leaves whole stages behind.
+//! It runs in a Job inside the pod network, so that the operator itself needs no way to any database. It can be repeated
+//! at any time: where nothing is to be done it locks no table. Set-ups of one database take turns, and one that is killed
+//! anywhere leaves whole stages behind.
 //!
 //! ```text
-//! wait for the server ─► roles, privileges, Weft's tables ─► migration 1 ─► migration 2 ─► …
-//!                        (one transaction)                   (a transaction each)
+//! wait for the server ─► take the turn ─► roles, privileges ─► Weft's tables ─► migration 1 ─► migration 2 ─► …
+//!                                         (a transaction each, superuser)       (a transaction each, migrator)
 //! ```
-//! Errors that may pass by themselves are logged and waited out, for as long as it takes; a definite one ends the program
-//! with [`EXIT_DEFINITE`] and one sentence, which is also the pod's termination message, so that the operator can show it.
-//! A lock that somebody does not give up ends it too, with that one's name, and the Job tries again.
+//! Errors that may pass by themselves are waited out: an attempt that fails when nothing has got further for
+//! [`Args::patience`] (since the start, or the last migration applied) is the last one, so that the error can be seen from
+//! outside, and the Job tries again with growing pauses. A migration that works has no limit. A definite error ends the
+//! program at once, with [`EXIT_DEFINITE`]. The last thing is one sentence, or after success an [`Outcome`]: the pod's termination message, which
+//! the operator reads.
 
 mod layout;
 mod locks;
 mod migrations;
+mod other_tools;
 mod refusal;
 mod roles;
+mod session;
 
 use std::{
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use postgres_protocol::escape::escape_identifier;
-use tokio_postgres::{Client, Transaction};
+use tokio::time::Instant;
+use tokio_postgres::Client;
 
 use self::{
-    migrations::{ApplyError, Migration, MigrationError},
+    locks::Watched,
+    migrations::{Applied, ApplyError, Migration, MigrationError},
     refusal::{Failure, Refusal},
     roles::{Login, Roles},
+    session::Session,
 };
 use crate::{
-    contract::{Contract, ContractError, Role, database_setup::DatabaseSetup},
-    postgres::login::{self, LoginError},
+    contract::{
+        Contract, ContractError, Role,
+        database_setup::{DatabaseSetup, Outcome, migrations_hash},
+    },
+    postgres::login,
     shutdown::Shutdown,
 };
 
@@ -43,25 +52,23 @@ pub use crate::contract::database_setup::EXIT_DEFINITE;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// Deadline of everything but the migrations themselves and waiting for the turn.
+const STAGE_DEADLINE: Duration = Duration::from_secs(45);
+
 /// Key of the advisory lock that set-ups of one database take turns by: "weft set" in ASCII.
 const LOCK: i64 = 0x7765_6674_2073_6574;
-
-/// After so many attempts in a row that ended because of a lock, the program ends, so that it can be seen from outside.
-const LOCKED_ATTEMPTS: u32 = 5;
-
-/// Whatever the server's own settings are: a migration may take its time, and one whose client is gone is ended. How long it
-/// waits for locks is said in each transaction ([`locks`]).
-const SESSION: &str = "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 \
-    -c client_connection_check_interval=2s -c client_min_messages=warning";
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The contract file
     #[arg(long, env = "WEFT_CONFIG")]
     config: PathBuf,
-    /// Where the last sentence goes for Kubernetes to show; written only if the file exists
+    /// Where the outcome, or the sentence that says why there is none, goes for Kubernetes to show; written only if the file exists
     #[arg(long, default_value = "/dev/termination-log")]
     termination_log: PathBuf,
+    /// Seconds without progress after which an error that might pass ends the program all the same
+    #[arg(long, default_value_t = 30)]
+    patience: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -77,15 +84,20 @@ pub enum DatabaseError {
     )]
     LoginRefused { database: String, host: String, role: String, refusal: Refusal },
     #[error("the server refuses to {doing}: {refusal}")]
-    Refused { doing: &'static str, refusal: Refusal },
+    Refused { doing: String, refusal: Refusal },
     #[error(
-        "{what} waits for a lock: {}; it is tried again and again, for {} each time, so that others do not wait behind it",
-        holder.as_deref().unwrap_or("look for old transactions in pg_stat_activity"),
+        "migrations.last asks for {wanted}, which is neither among the mounted migrations ({}) nor applied; it is tried again, since a new ConfigMap may take a moment: if that does not help, add the file or correct the name",
+        newest.as_ref().map_or_else(|| "there are none".to_owned(), |newest| format!("the last one is {newest}"))
+    )]
+    Behind { wanted: String, newest: Option<String> },
+    #[error(
+        "{what} waits for a lock: {}; it is tried again and again, for {} each time unless the file says longer, so that others do not wait behind it",
+        holder.as_deref().unwrap_or("see old transactions in pg_stat_activity"),
         locks::LOCK_TIMEOUT
     )]
     Locked { what: String, holder: Option<String> },
-    #[error("cannot {doing}: {why}")]
-    Passing { doing: &'static str, why: String },
+    #[error("cannot {doing}: {why}; it is tried again, with growing pauses")]
+    Passing { doing: String, why: String },
     #[error("asked to end before the set-up was done")]
     Interrupted,
 }
@@ -99,176 +111,205 @@ impl DatabaseError {
             | Self::Password(_)
             | Self::LoginRefused { .. }
             | Self::Refused { .. } => true,
-            Self::Locked { .. } | Self::Passing { .. } | Self::Interrupted => false,
+            Self::Behind { .. } | Self::Locked { .. } | Self::Passing { .. } | Self::Interrupted => false,
         }
     }
 
-    fn while_doing(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> Self {
+    fn while_doing(doing: &str) -> impl Fn(tokio_postgres::Error) -> Self {
         move |error| match Failure::from(error) {
-            Failure::Refused(refusal) => Self::Refused { doing, refusal },
+            Failure::Refused(refusal) => Self::Refused { doing: doing.to_owned(), refusal },
             Failure::Locked => Self::Locked { what: "the set-up".to_owned(), holder: None },
-            Failure::Passing(why) => Self::Passing { doing, why },
+            Failure::Passing(why) => Self::Passing { doing: doing.to_owned(), why },
         }
     }
 }
 
 pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
-    let Args { config, termination_log } = args;
+    let Args { config, termination_log, patience } = args;
     let ended = tokio::select! {
-        ended = set_up(&config) => ended,
+        ended = set_up(&config, Duration::from_secs(patience)) => ended,
         () = shutdown.requested() => Err(DatabaseError::Interrupted),
     };
-    let sentence = ended.as_ref().map_or_else(ToString::to_string, Summary::to_string);
-    leave_word(&termination_log, &sentence);
-    let summary = ended?;
-    tracing::info!(applied = summary.applied, migrations = summary.migrations, "the database is ready");
+    write_message(&termination_log, &ended.as_ref().map_or_else(ToString::to_string, Outcome::to_message));
+    let Outcome { files, applied, last, hash } = ended?;
+    tracing::info!(files, applied, last, hash, "the database is ready");
     Ok(())
 }
 
 /// Writes the pod's termination message. Kubernetes makes the file; elsewhere there is none.
-fn leave_word(path: &Path, sentence: &str) {
+fn write_message(path: &Path, message: &str) {
     if path.exists()
-        && let Err(error) = std::fs::write(path, sentence)
+        && let Err(error) = std::fs::write(path, message)
     {
         tracing::warn!(%error, path = %path.display(), "the termination message was not written");
     }
 }
 
-/// What a set-up came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Summary {
-    /// Migrations that this run applied.
+/// What this run has achieved, over its attempts.
+struct Progress {
+    /// Migrations applied.
     applied: usize,
-    /// Migrations that the folder holds.
-    migrations: usize,
+    /// When it got further last.
+    at: Instant,
 }
 
-impl std::fmt::Display for Summary {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "the database is ready; {} of {} migrations were new", self.applied, self.migrations)
+/// Repeats until the database is as the contract says, an error is definite, or nothing has got further for too long.
+async fn set_up(config: &Path, patience: Duration) -> Result<Outcome, DatabaseError> {
+    let mut progress = Progress { applied: 0, at: Instant::now() };
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let error = match Box::pin(attempt(config, &mut progress)).await {
+            Ok(outcome) => return Ok(outcome),
+            Err(error) => error,
+        };
+        if error.is_definite() || progress.at.elapsed() + pause >= patience {
+            return Err(error);
+        }
+        tracing::warn!(%error, "trying again in {} ms", pause.as_millis());
+        tokio::time::sleep(pause).await;
+        pause = LONGEST_PAUSE.min(pause * 2);
     }
 }
 
-/// Repeats until the database is as the contract says, or an error is definite.
-async fn set_up(config: &Path) -> Result<Summary, DatabaseError> {
+/// Contract and files are read again each time: what is mounted may have become newer.
+async fn attempt(config: &Path, progress: &mut Progress) -> Result<Outcome, DatabaseError> {
     let setup = DatabaseSetup::load(config)?;
     let files = setup.migrations.as_deref().map(migrations::read).transpose()?.unwrap_or_default();
-    let mut pause = FIRST_PAUSE;
-    let mut locked = 0;
-    loop {
-        match attempt(&setup, &files).await {
-            Err(error) if !error.is_definite() => {
-                locked = if matches!(error, DatabaseError::Locked { .. }) { locked + 1 } else { 0 };
-                if locked == LOCKED_ATTEMPTS {
-                    return Err(error);
-                }
-                tracing::warn!(%error, "trying again in {} ms", pause.as_millis());
-                tokio::time::sleep(pause).await;
-                pause = LONGEST_PAUSE.min(pause * 2);
-            }
-            ended => return ended,
-        }
-    }
+    let roles = roles(&setup).await?;
+    let mut admin = session::admin(&setup).await?;
+    let stages = async {
+        take_turn(&admin.client).await?;
+        in_time("make roles and tables", prepare(&mut admin.client, &setup, &roles)).await
+    };
+    watched("the set-up", admin.process, &setup, Box::pin(stages)).await?;
+    let last = migrate(&mut admin, &setup, &roles, &files, progress).await?;
+    let hash = migrations_hash(files.iter().map(|file| (file.name.as_str(), file.sql.as_str())));
+    Ok(Outcome { files: files.len(), applied: progress.applied, last, hash })
 }
 
-async fn attempt(setup: &DatabaseSetup, files: &[Migration]) -> Result<Summary, DatabaseError> {
-    let roles = Roles {
+async fn roles(setup: &DatabaseSetup) -> Result<Roles, DatabaseError> {
+    let login = async |role: &Role| {
+        let password = login::password(role).await.map_err(|error| DatabaseError::Password(error.to_string()))?;
+        Ok::<_, DatabaseError>(Login { name: role.name.clone(), password })
+    };
+    Ok(Roles {
         owner: setup.owner.clone(),
-        app: read_login(&setup.app).await?,
+        migrator: roles::migrator_of(&setup.admin.database),
+        app: login(&setup.app).await?,
         relay: match &setup.relay {
-            Some(relay) => Some(read_login(relay).await?),
+            Some(relay) => Some(login(relay).await?),
             None => None,
         },
-    };
-    let mut client = connect(setup).await?;
-    let process = client.query_one("select pg_backend_pid()", &[]).await.and_then(|row| row.try_get(0));
-    let process = process.map_err(DatabaseError::while_doing("log in"))?;
-    let work = async {
-        prepare(&mut client, setup, &roles).await?;
-        migrate(&mut client, files, &setup.owner).await
-    };
-    match locks::watched(process, async || connect(setup).await, Box::pin(work)).await {
-        (Err(DatabaseError::Locked { what, holder: _ }), holder) => Err(DatabaseError::Locked { what, holder }),
-        (worked, _) => Ok(Summary { applied: worked?, migrations: files.len() }),
+    })
+}
+
+/// Roles and privileges, then Weft's own tables; each in one transaction, as the first has the server's other databases wait.
+async fn prepare(admin: &mut Client, setup: &DatabaseSetup, roles: &Roles) -> Result<(), DatabaseError> {
+    let failed = DatabaseError::while_doing("make roles and tables");
+    let transaction = admin.transaction().await.map_err(&failed)?;
+    roles.make(&transaction, &setup.admin.database).await.map_err(&failed)?;
+    transaction.commit().await.map_err(&failed)?;
+    let transaction = admin.transaction().await.map_err(&failed)?;
+    layout::bring_up_to_date(&transaction, setup.purpose, roles).await.map_err(&failed)?;
+    transaction.commit().await.map_err(&failed)
+}
+
+/// No other set-up of this database is at work at the same time, as long as the session is there.
+async fn take_turn(admin: &Client) -> Result<(), DatabaseError> {
+    let failed = DatabaseError::while_doing("take the turn");
+    let free = admin.query_one("select pg_try_advisory_lock($1)", &[&LOCK]).await;
+    if free.and_then(|row| row.try_get(0)).map_err(&failed)? {
+        return Ok(());
     }
+    tracing::info!("another set-up of this database is at work; waiting for it");
+    admin.execute("select pg_advisory_lock($1)", &[&LOCK]).await.map_err(&failed).map(drop)
 }
 
-async fn read_login(role: &Role) -> Result<Login, DatabaseError> {
-    let password = login::password(role).await.map_err(|error| DatabaseError::Password(error.to_string()))?;
-    Ok(Login { name: role.name.clone(), password })
-}
-
-async fn connect(setup: &DatabaseSetup) -> Result<Client, DatabaseError> {
-    let failed = |error| login_failed(setup, error);
-    let mut config = login::config(&setup.admin, "weft database setup").await.map_err(failed)?;
-    config.options(SESSION);
-    let (client, connection) = login::open(&setup.admin, &config).await.map_err(failed)?;
-    // ends with the client; a failure shows in the client's next call
-    tokio::spawn(connection);
-    Ok(client)
-}
-
-fn login_failed(setup: &DatabaseSetup, error: LoginError) -> DatabaseError {
-    let doing = "log in";
-    match error {
-        LoginError::Password { .. } => DatabaseError::Password(error.to_string()),
-        LoginError::Timeout { .. } => DatabaseError::Passing { doing, why: error.to_string() },
-        LoginError::Connect { database, host, role, source, .. } => match Failure::from(source) {
-            Failure::Refused(refusal) => DatabaseError::LoginRefused { database, host, role, refusal },
-            Failure::Locked => DatabaseError::Passing { doing, why: "a lock is held".to_owned() },
-            Failure::Passing(why) => {
-                DatabaseError::Passing { doing, why: format!("{host}:{}: {why}", setup.admin.port) }
+/// Applies what is still to be applied; gives the name of the last migration that is.
+async fn migrate(
+    admin: &mut Session,
+    setup: &DatabaseSetup,
+    roles: &Roles,
+    files: &[Migration],
+    progress: &mut Progress,
+) -> Result<Option<String>, DatabaseError> {
+    let mut applied =
+        migrations::applied(&admin.client).await.map_err(DatabaseError::while_doing("read what is migrated"))?;
+    require(setup.last_migration.as_deref(), files, &applied)?;
+    let mut migrator = None;
+    while let Some(migration) = migrations::next(files, &applied)? {
+        let session = match &migrator {
+            Some(session) => session,
+            None => {
+                let opened = session::migrator(setup, roles, &admin.client);
+                migrator.insert(Box::pin(in_time("open the session for migrations", opened)).await?)
             }
-        },
-    }
-}
-
-/// Roles, privileges and Weft's own tables, in one transaction.
-async fn prepare(client: &mut Client, setup: &DatabaseSetup, roles: &Roles) -> Result<(), DatabaseError> {
-    let doing = "make roles and tables";
-    let transaction = take_turn(client, doing).await?;
-    roles.make(&transaction, &setup.admin.database).await.map_err(DatabaseError::while_doing(doing))?;
-    layout::bring_up_to_date(&transaction, setup.purpose, roles).await.map_err(DatabaseError::while_doing(doing))?;
-    transaction.commit().await.map_err(DatabaseError::while_doing(doing))
-}
-
-/// Applies what is still to be applied; says how many files those were.
-async fn migrate(client: &mut Client, files: &[Migration], owner: &str) -> Result<usize, DatabaseError> {
-    let doing = "migrate";
-    let owner = escape_identifier(owner);
-    for count in 0.. {
-        let transaction = take_turn(client, doing).await?;
-        let applied = migrations::applied(&transaction).await.map_err(DatabaseError::while_doing(doing))?;
-        let Some(migration) = migrations::next(files, &applied)? else { return Ok(count) };
+        };
         let started = Instant::now();
         tracing::info!(migration = migration.name, "applying");
-        match migrations::apply(transaction, migration, &owner).await {
-            Ok(()) => {}
-            Err(ApplyError::Definite(error)) => return Err(error.into()),
-            Err(ApplyError::Locked) => {
-                return Err(DatabaseError::Locked { what: format!("migration {}", migration.name), holder: None });
-            }
-            Err(ApplyError::Passing(why)) => return Err(DatabaseError::Passing { doing, why }),
-        }
+        apply(admin, session, setup, migration).await?;
         let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(migration = migration.name, milliseconds, "applied");
-        // what the file set for its session must not reach the next one
-        client.batch_execute("discard all").await.map_err(DatabaseError::while_doing(doing))?;
+        *progress = Progress { applied: progress.applied + 1, at: Instant::now() };
+        applied.push(Applied { name: migration.name.clone(), sha256: migration.sha256() });
     }
-    Ok(0)
+    Ok(applied.pop().map(|last| last.name))
 }
 
-/// Begins a transaction that no other set-up of this database is in at the same time.
-async fn take_turn<'a>(client: &'a mut Client, doing: &'static str) -> Result<Transaction<'a>, DatabaseError> {
-    let transaction = client.transaction().await.map_err(DatabaseError::while_doing(doing))?;
-    let free = transaction.query_one("select pg_try_advisory_xact_lock($1)", &[&LOCK]).await;
-    if !free.and_then(|row| row.try_get(0)).map_err(DatabaseError::while_doing(doing))? {
-        tracing::info!("another set-up of this database is at work; waiting for it");
-        let taken = transaction.execute("select pg_advisory_xact_lock($1)", &[&LOCK]).await;
-        taken.map_err(DatabaseError::while_doing(doing))?;
+/// The file that the contract asks for must be there, before any is applied.
+fn require(wanted: Option<&str>, files: &[Migration], applied: &[Applied]) -> Result<(), DatabaseError> {
+    let Some(wanted) = wanted else { return Ok(()) };
+    let is_there = files.iter().any(|file| file.name == wanted) || applied.iter().any(|applied| applied.name == wanted);
+    if is_there {
+        return Ok(());
     }
-    // only now: a turn is waited for as long as it takes
-    let bound = format!("set local lock_timeout = '{}'", locks::LOCK_TIMEOUT);
-    transaction.batch_execute(&bound).await.map_err(DatabaseError::while_doing(doing))?;
-    Ok(transaction)
+    Err(DatabaseError::Behind { wanted: wanted.to_owned(), newest: files.last().map(|file| file.name.clone()) })
+}
+
+/// Applies one file in the migrator's session.
+async fn apply(
+    admin: &mut Session,
+    migrator: &Session,
+    setup: &DatabaseSetup,
+    migration: &Migration,
+) -> Result<(), DatabaseError> {
+    let what = format!("migration {}", migration.name);
+    let doing = format!("apply {what}");
+    let announced = async {
+        let token = migrations::announce(&mut admin.client, migration).await;
+        token.map_err(DatabaseError::while_doing(&doing))
+    };
+    let token = watched(&what, admin.process, setup, Box::pin(announced)).await?;
+    let work = async {
+        migrations::apply(&migrator.client, migration, &token).await.map_err(|error| match error {
+            ApplyError::Definite(error) => error.into(),
+            ApplyError::Locked => DatabaseError::Locked { what: what.clone(), holder: None },
+            ApplyError::Passing(why) => DatabaseError::Passing { doing: doing.clone(), why },
+        })
+    };
+    watched(&what, migrator.process, setup, Box::pin(work)).await
+}
+
+/// Does the `work` of a server's process, and completes the error of one that waited for a lock in vain.
+async fn watched<T>(
+    what: &str,
+    process: i32,
+    setup: &DatabaseSetup,
+    work: impl Future<Output = Result<T, DatabaseError>>,
+) -> Result<T, DatabaseError> {
+    let connect = async || session::admin(setup).await.map(|session| session.client);
+    let Watched { ended, holder } = locks::watched(process, connect, work).await;
+    match ended {
+        Some(Err(DatabaseError::Locked { what, holder: _ })) => Err(DatabaseError::Locked { what, holder }),
+        Some(ended) => ended,
+        None => Err(DatabaseError::Locked { what: what.to_owned(), holder }),
+    }
+}
+
+async fn in_time<T>(doing: &str, work: impl Future<Output = Result<T, DatabaseError>>) -> Result<T, DatabaseError> {
+    let late = |_| DatabaseError::Passing {
+        doing: doing.to_owned(),
+        why: format!("no answer within {} s", STAGE_DEADLINE.as_secs()),
+    };
+    tokio::time::timeout(STAGE_DEADLINE, work).await.map_err(late)?
 }

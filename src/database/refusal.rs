@@ -61,7 +61,7 @@ impl From<tokio_postgres::Error> for Failure {
     fn from(error: tokio_postgres::Error) -> Self {
         match error.as_db_error() {
             Some(refused) if *refused.code() == SqlState::LOCK_NOT_AVAILABLE => Self::Locked,
-            Some(refused) if is_passing(refused.code()) => Self::Passing(Refusal::new(refused).to_string()),
+            Some(refused) if is_passing(refused) => Self::Passing(Refusal::new(refused).to_string()),
             Some(refused) => Self::Refused(Refusal::new(refused)),
             None => Self::Passing(with_causes(&error)),
         }
@@ -77,16 +77,38 @@ fn with_causes(error: &tokio_postgres::Error) -> String {
     })
 }
 
-/// Errors that go away by themselves, by their class (PostgreSQL's documentation, appendix A).
-fn is_passing(code: &SqlState) -> bool {
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(refusal) => refusal.fmt(f),
+            Self::Locked => f.write_str("somebody else holds a lock"),
+            Self::Passing(why) => f.write_str(why),
+        }
+    }
+}
+
+fn is_passing(error: &DbError) -> bool {
+    // two sessions changed one row of a catalog, which has no code of its own
+    passes(error.code()) || error.message().starts_with("tuple concurrently")
+}
+
+/// Errors that may go away by themselves, by their class (PostgreSQL's documentation, appendix A). A time-out that a
+/// migration sets for itself is one: it may have waited for somebody.
+fn passes(code: &SqlState) -> bool {
     const CLASSES: [&str; 4] = [
         "08", // connection exception
         "40", // transaction rollback: deadlock, serialization
         "53", // insufficient resources
         "57", // operator intervention: shutting down, starting up, cancelled
     ];
-    let passing_class = code.code().get(..2).is_some_and(|class| CLASSES.contains(&class));
-    passing_class || [SqlState::OBJECT_IN_USE, SqlState::IO_ERROR].contains(code)
+    const CODES: [&str; 4] = [
+        "25P03", // idle in transaction for too long
+        "25P04", // transaction time-out
+        "55006", // object in use
+        "58030", // input or output error
+    ];
+    let code = code.code();
+    CODES.contains(&code) || code.get(..2).is_some_and(|class| CLASSES.contains(&class))
 }
 
 #[cfg(test)]
@@ -131,10 +153,12 @@ mod tests {
 
     #[test]
     fn a_server_that_starts_or_stops_is_waited_for() {
-        assert!(is_passing(&SqlState::CANNOT_CONNECT_NOW));
-        assert!(is_passing(&SqlState::T_R_DEADLOCK_DETECTED));
-        assert!(is_passing(&SqlState::TOO_MANY_CONNECTIONS));
-        assert!(!is_passing(&SqlState::UNDEFINED_COLUMN));
-        assert!(!is_passing(&SqlState::INVALID_PASSWORD));
+        assert!(passes(&SqlState::CANNOT_CONNECT_NOW));
+        assert!(passes(&SqlState::T_R_DEADLOCK_DETECTED));
+        assert!(passes(&SqlState::TOO_MANY_CONNECTIONS));
+        assert!(passes(&SqlState::OBJECT_IN_USE));
+        assert!(passes(&SqlState::IO_ERROR));
+        assert!(!passes(&SqlState::UNDEFINED_COLUMN));
+        assert!(!passes(&SqlState::INVALID_PASSWORD));
     }
 }

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tokio_postgres::Client;
 use weft::contract::{
     Contract, DatabaseLogin, Role,
-    database_setup::{DatabaseSetup, Purpose},
+    database_setup::{DatabaseSetup, Outcome, Purpose},
 };
 
 use crate::servers::{self, Postgres, SUPERUSER, SUPERUSER_PASSWORD};
@@ -27,6 +27,8 @@ pub struct Database {
     pub server: Postgres,
     folder: TempDir,
     pub setup: DatabaseSetup,
+    /// In seconds: what `weft database setup` is started with. As the operator starts it.
+    pub patience: u32,
 }
 
 impl Database {
@@ -69,8 +71,9 @@ impl Database {
             relay,
             purpose,
             migrations: Some(migrations),
+            last_migration: None,
         };
-        let database = Self { server, folder, setup };
+        let database = Self { server, folder, setup, patience: 30 };
         fs::write(database.termination_log(), "").unwrap();
         database.write_contract();
         database
@@ -108,10 +111,15 @@ impl Database {
 
     /// Starts `weft database setup`.
     pub fn start_set_up(&self) -> Child {
+        self.start_set_up_of(&self.contract())
+    }
+
+    /// Starts it with another contract.
+    pub fn start_set_up_of(&self, contract: &Path) -> Child {
         Command::new(env!("CARGO_BIN_EXE_weft"))
             .args(["database", "setup", "--config"])
-            .arg(self.contract())
-            .arg("--termination-log")
+            .arg(contract)
+            .args(["--patience", &self.patience.to_string(), "--termination-log"])
             .arg(self.termination_log())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -127,6 +135,28 @@ impl Database {
     pub fn set_up_well(&self) {
         let output = self.set_up();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Another database on the same server, of the same roles: its contract's file.
+    pub async fn neighbour(&self, name: &str) -> PathBuf {
+        self.server.superuser("postgres").await.batch_execute(&format!("create database {name}")).await.unwrap();
+        let admin = DatabaseLogin { database: name.to_owned(), ..self.setup.admin.clone() };
+        let contract = self.folder.path().join(format!("{name}.yaml"));
+        fs::write(&contract, DatabaseSetup { admin, ..self.setup.clone() }.to_yaml().unwrap()).unwrap();
+        contract
+    }
+
+    /// Runs `weft database setup`, which must succeed; gives what it reports.
+    pub fn set_up_outcome(&self) -> Outcome {
+        self.set_up_well();
+        Outcome::from_message(&fs::read_to_string(self.termination_log()).unwrap()).unwrap()
+    }
+
+    /// Runs `weft database setup`, which must give up although repeating may help; gives its termination message.
+    pub fn set_up_given_up(&self) -> String {
+        let output = self.set_up();
+        assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+        fs::read_to_string(self.termination_log()).unwrap()
     }
 
     /// Runs `weft database setup`, which must refuse for good; gives its termination message.

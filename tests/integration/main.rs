@@ -5,8 +5,10 @@
 #[path = "../support/checker.rs"]
 mod checker;
 mod database;
+mod database_confinement;
 mod database_example;
 mod database_functions;
+mod database_patience;
 mod database_setup;
 mod relay;
 mod relay_harness;

@@ -91,6 +91,7 @@ pub(super) fn contract(wanted: &Wanted<'_>) -> DatabaseSetup {
         relay: (wanted.purpose == Purpose::Service).then(|| role(names::RELAY_ROLE, RELAY_PASSWORD)),
         purpose: wanted.purpose,
         migrations: wanted.migrations.map(|_| PathBuf::from(MIGRATIONS.1)),
+        last_migration: None,
     }
 }
 

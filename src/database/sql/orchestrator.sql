@@ -1,7 +1,7 @@
 -- An orchestrator's database, version 1: the saga engine's log.
 
 -- One row per partition: who writes it. The session lock (5701, partition) of the holder's connection is the fence, `epoch`
--- tells a holder that lost its connection whether another one was there in between, `beat_at` how long ago it was alive.
+-- shows a holder that lost its connection whether another one was there in between, `beat_at` how long ago it was alive.
 create table weft.saga_partition (
   partition smallint primary key,
   epoch bigint not null default 0,

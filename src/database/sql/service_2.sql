@@ -12,7 +12,7 @@ create table weft.relay_wake (
 insert into weft.relay_wake default values;
 grant select, update on weft.relay_wake to {relay};
 
--- Stale, the flag costs time only: a relay that polls also looks by itself, every few seconds.
+-- Stale, the flag costs time only: a relay that polls also queries the table by itself, every few seconds.
 create or replace function weft.wake_relay() returns trigger
     language plpgsql
     security definer
