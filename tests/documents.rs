@@ -141,7 +141,9 @@ fn every_claim_about_security_ends_with_tests_that_exist() {
         let (_, tests) = item.trim_end_matches([']', '\n']).rsplit_once('[').expect("they begin with a bracket");
         for test in tests.split(',').map(str::trim) {
             let exists = if test.ends_with(".yaml") {
-                ["weft", "weft-crds"].iter().any(|chart| root().join("charts").join(chart).join("tests").join(test).exists())
+                ["weft", "weft-crds"]
+                    .iter()
+                    .any(|chart| root().join("charts").join(chart).join("tests").join(test).exists())
             } else {
                 root().join(test).exists() || code.contains(&format!("fn {test}("))
             };
