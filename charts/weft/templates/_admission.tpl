@@ -67,9 +67,22 @@ matchExpressions: [{key: weft.dev/enabled, operator: NotIn, values: ["true"]}]
 dyn({{ . }}).?spec.?jobTemplate.?spec.?template.or(dyn({{ . }}).?spec.?template).orValue(dyn({{ . }}))
 {{- end -}}
 
-{{/* CEL: all containers of the pod spec `variables.NAME`. */}}
+{{/* CEL: all containers of a pod spec; call with its expression. */}}
 {{- define "weft.celContainers" -}}
-variables.{{ . }}.?containers.orValue([]) + variables.{{ . }}.?initContainers.orValue([]) + variables.{{ . }}.?ephemeralContainers.orValue([])
+{{ . }}.?containers.orValue([]) + {{ . }}.?initContainers.orValue([]) + {{ . }}.?ephemeralContainers.orValue([])
+{{- end -}}
+
+{{/* CEL: that a pod spec names a Secret for which a test holds; call with (list "spec" " in names"), the test as what follows. */}}
+{{- define "weft.celNamesSecret" -}}
+{{- $spec := index . 0 -}}{{- $test := index . 1 -}}
+({{ $spec }}.?volumes.orValue([]).exists(v,
+  v.?secret.?secretName.orValue(""){{ $test }}
+  || v.?csi.?nodePublishSecretRef.?name.orValue(""){{ $test }}
+  || v.?flexVolume.?secretRef.?name.orValue(""){{ $test }}
+  || v.?projected.?sources.orValue([]).exists(s, s.?secret.?name.orValue(""){{ $test }}))
+|| ({{ include "weft.celContainers" $spec }}).exists(c,
+  c.?envFrom.orValue([]).exists(e, e.?secretRef.?name.orValue(""){{ $test }})
+  || c.?env.orValue([]).exists(e, e.?valueFrom.?secretKeyRef.?name.orValue(""){{ $test }})))
 {{- end -}}
 
 {{/* CEL: by which its containers reach Secrets in the pod spec `variables.NAME`, its ServiceAccount included. */}}
@@ -78,7 +91,7 @@ variables.{{ . }}.?containers.orValue([]) + variables.{{ . }}.?initContainers.or
   dyn(variables.{{ . }}.?volumes.orValue([])),
   dyn(variables.{{ . }}.?serviceAccountName.orValue("")),
   dyn(variables.{{ . }}.?automountServiceAccountToken.orValue(true)),
-  dyn(({{ include "weft.celContainers" . }})
+  dyn(({{ include "weft.celContainers" (printf "variables.%s" .) }})
     .map(c, [
       dyn(c.name),
       dyn(c.?volumeMounts.orValue([])),
