@@ -131,6 +131,30 @@ fn every_reason_that_the_runbook_explains_exists() {
     assert_eq!(unknown, Vec::<&str>::new(), "no condition, event or problem has these reasons");
 }
 
+#[test]
+fn every_claim_about_security_ends_with_tests_that_exist() {
+    let text = read("docs/security.md");
+    let (claims, _) = text.split_once("\n## What it does not hold").expect("what is not held comes last");
+    let paragraphs = claims.split("\n\n").flat_map(|paragraph| paragraph.split("\n- "));
+    let items: Vec<_> = paragraphs.filter(|item| item.trim_end().ends_with(']')).collect();
+    let bullets = claims.lines().filter(|line| line.starts_with("- ")).count();
+    assert_eq!(items.len(), bullets, "a claim is an item of a list and ends with its tests in square brackets");
+    let code = sources(&root().join("src")) + &sources(&root().join("tests"));
+    for item in items {
+        let (_, tests) = item.trim_end_matches([']', '\n']).rsplit_once('[').expect("they begin with a bracket");
+        for test in tests.split(',').map(str::trim) {
+            let exists = if test.ends_with(".yaml") {
+                ["weft", "weft-crds"]
+                    .iter()
+                    .any(|chart| root().join("charts").join(chart).join("tests").join(test).exists())
+            } else {
+                root().join(test).exists() || code.contains(&format!("fn {test}("))
+            };
+            assert!(exists, "docs/security.md names a test that does not exist: {test}");
+        }
+    }
+}
+
 /// What stands in the code before a reason that is trouble, or work under way.
 const BEFORE_REASONS: [&str; 6] =
     ["reason: ", "Class::Retry, ", "Class::Invalid, ", "Class::Fatal, ", "Progress::waiting(", "Finding::new(false, "];

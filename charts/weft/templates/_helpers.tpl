@@ -34,11 +34,9 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end -}}
 
-{{/* What Pod Security `restricted` asks of a pod, and of a container. */}}
+{{/* What Pod Security `restricted` asks of a pod, and of a container. Weft's image has a user that is a number. */}}
 {{- define "weft.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 
@@ -46,6 +44,51 @@ seccompProfile: {type: RuntimeDefault}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{/* The label of a namespace that opts in (`namespaces: Labelled`), as KEY=VALUE. */}}
+{{- define "weft.namespaceLabel" -}}
+weft.dev/enabled=true
+{{- end -}}
+
+{{/* Selects the namespaces that the operator works in. */}}
+{{- define "weft.namespaceSelector" -}}
+{{- if kindIs "slice" .Values.namespaces -}}
+matchExpressions: [{key: kubernetes.io/metadata.name, operator: In, values: {{ toJson .Values.namespaces }}}]
+{{- else if eq .Values.namespaces "Labelled" -}}
+matchLabels: {weft.dev/enabled: "true"}
+{{- else -}}
+{}
+{{- end -}}
+{{- end -}}
+
+{{/* Those of the listed namespaces that do not exist, or are being deleted: a Role in one of them would fail the release.
+     Where no namespace at all is found there is no cluster (`helm template`), and none counts as missing. */}}
+{{- define "weft.missingNamespaces" -}}
+{{- $missing := list -}}
+{{- $found := lookup "v1" "Namespace" "" .Release.Namespace -}}
+{{- if kindIs "slice" .Values.namespaces -}}
+{{- range without .Values.namespaces .Release.Namespace -}}
+{{- $namespace := lookup "v1" "Namespace" "" . -}}
+{{- if and $namespace (ne (dig "status" "phase" "" $namespace) "Terminating") -}}
+{{- $found = $namespace -}}
+{{- else -}}
+{{- $missing = append $missing . -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toJson (ternary $missing list (not (empty $found))) -}}
+{{- end -}}
+
+{{/* Where Istio ambient has the kubelet's probes come from. */}}
+{{- define "weft.ambientProbes" -}}
+- ipBlock: {cidr: 169.254.7.127/32}
+- ipBlock: {cidr: "fd16:9254:7127:1337:ffff:ffff:ffff:ffff/128"}
+{{- end -}}
+
+{{/* The ports that a connection arrives on when a mesh carries it: Istio ambient (HBONE), and Linkerd's proxy. */}}
+{{- define "weft.meshPorts" -}}
+[{port: 15008, protocol: TCP}, {port: 4143, protocol: TCP}]
 {{- end -}}
 
 {{/* What the operator may do in a namespace that it works in; docs/security.md has the reason of each rule. */}}
@@ -96,8 +139,9 @@ capabilities: {drop: [ALL]}
 {{- define "weft.natsConfig" -}}
 nats.conf: |
   server_name: $POD_NAME
-  listen: 0.0.0.0:4222
-  http: 0.0.0.0:8222
+  # ports without an address: all addresses of the pod, of IPv4 and of IPv6
+  port: 4222
+  http_port: 8222
   max_payload: {{ .Values.nats.maxPayload }}
   jetstream {
     store_dir: /data

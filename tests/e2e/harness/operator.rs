@@ -30,11 +30,12 @@ impl Scenario {
     pub async fn install(&self, release: &Release) -> Result<()> {
         let chart = root().join("charts/weft").display().to_string();
         let Release { tag, replicas, nats, namespaces } = release;
+        let namespaces = if namespaces.is_empty() { "All".into() } else { serde_json::json!(namespaces) };
         let values = serde_json::json!({
             "image": {"tag": tag},
             "replicas": replicas,
             "nats": {"enabled": nats, "storage": {"size": "512Mi"}},
-            "watchNamespaces": namespaces,
+            "namespaces": namespaces,
             "log": "info,weft=debug",
         });
         let values = values.as_object().into_iter().flatten().map(|(key, value)| format!("{key}={value}"));
