@@ -18,6 +18,7 @@ pub mod crds;
 pub mod database;
 pub mod domain;
 pub mod metrics;
+pub mod output;
 pub mod postgres;
 pub mod relay;
 pub mod saga;

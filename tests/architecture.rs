@@ -22,14 +22,15 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("postgres", with_everyday(&["contract", "domain"])),
         ("database", with_everyday(&["contract", "domain", "postgres"])),
         ("relay", with_everyday(&["contract", "domain", "postgres"])),
-        ("saga", with_everyday(&["contract", "domain", "postgres"])),
+        ("saga", with_everyday(&["contract", "domain", "output", "postgres"])),
         ("controllers", with_everyday(&["api", "contract", "crds", "domain"])),
-        ("crds", vec!["api"]),
+        ("crds", vec!["api", "output"]),
         ("admin", vec!["metrics", "shutdown"]),
         ("metrics", vec![]),
+        ("output", vec![]),
         ("shutdown", vec![]),
         ("telemetry", vec![]),
-        ("cli", with_everyday(&["controllers", "crds", "database", "relay", "saga"])),
+        ("cli", with_everyday(&["controllers", "crds", "database", "output", "relay", "saga"])),
     ])
 }
 
