@@ -19,10 +19,14 @@ die() {
 }
 have() { command -v "$1" >/dev/null 2>&1; }
 
+# minutes SECONDS: as people say it
+minutes() { if [ "$1" -lt 100 ]; then say "$1 s"; else say "$((($1 + 30) / 60)) min"; fi; }
+
 # stage NAME COMMAND…: runs one, with its number of STAGES and its time:
 #   [3/9] the operator … 12 s
 # The output goes to $STAGE_LOG, of which a failing stage shows the end. Returns the command's status.
 # With LIVE=1 the output is shown as well, for what takes minutes the first time.
+# With EXPECTED=SECONDS, how long all of it should have lasted at the end, each line says how far it is.
 # Not to be called before `||` or in a condition, where bash ignores `set -e` in all that is called: use `try_stage`.
 STAGES=0 STAGE=0
 stage() {
@@ -43,7 +47,7 @@ stage() {
   fi
   case $options in *e*) set -e ;; esac
   if [ "$status" = 0 ]; then
-    printf '%s%d s\n' "$seen" $((SECONDS - begun))
+    printf '%s%d s%s\n' "$seen" $((SECONDS - begun)) "${EXPECTED:+ ($(minutes $SECONDS) of about $(minutes "$EXPECTED"))}"
   else
     printf '%sFAILED after %d s\n' "$seen" $((SECONDS - begun))
     [ -n "${LIVE:-}" ] || tail -n "${STAGE_TAIL:-40}" "$STAGE_LOG"
