@@ -19,8 +19,8 @@ die() {
 }
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# minutes SECONDS: as people say it
-minutes() { if [ "$1" -lt 100 ]; then say "$1 s"; else say "$((($1 + 30) / 60)) min"; fi; }
+# duration SECONDS, as people say it
+duration() { if [ "$1" -lt 100 ]; then say "$1 s"; else say "$((($1 + 30) / 60)) min"; fi; }
 
 # stage NAME COMMAND…: runs one, with its number of STAGES and its time:
 #   [3/9] the operator … 12 s
@@ -47,7 +47,7 @@ stage() {
   fi
   case $options in *e*) set -e ;; esac
   if [ "$status" = 0 ]; then
-    printf '%s%d s%s\n' "$seen" $((SECONDS - begun)) "${EXPECTED:+ ($(minutes $SECONDS) of about $(minutes "$EXPECTED"))}"
+    printf '%s%d s%s\n' "$seen" $((SECONDS - begun)) "${EXPECTED:+ ($(duration $SECONDS) of about $(duration "$EXPECTED"))}"
   else
     printf '%sFAILED after %d s\n' "$seen" $((SECONDS - begun))
     [ -n "${LIVE:-}" ] || tail -n "${STAGE_TAIL:-40}" "$STAGE_LOG"

@@ -137,7 +137,7 @@ go_progress() {
     count=$((count + 1))
     [ $SECONDS -ge $next ] || continue
     next=$((SECONDS + 30)) past=$((SECONDS - begun))
-    progress "$count of $total packages after $past s; about $((past * (total - count) / count)) s more"
+    progress "$count of $total packages after $(duration $past); about $(duration $((past * (total - count) / count))) more"
   done
 }
 

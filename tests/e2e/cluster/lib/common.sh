@@ -113,6 +113,7 @@ stage() {
 
 # progress TEXT: a line on how far the stage is.
 PROGRESS=''
+duration() { if [ "$1" -lt 100 ]; then say "$1 s"; else say "$((($1 + 30) / 60)) min"; fi; }
 progress() {
   [ -f "$PROGRESS" ] || printf '\n' >&3
   : >"$PROGRESS"
