@@ -37,7 +37,7 @@ install: image ## Install the charts on the trial cluster, with images of this c
 	hack/install
 
 load: ## Put a program of yours on the trial cluster, without Docker; without arguments it says how
-	@BINARY='$(BINARY)' FOLDER='$(FOLDER)' IMAGE='$(IMAGE)' RUN='$(subst ','\'',$(RUN))' PACKAGES='$(PACKAGES)' AS='$(AS)' hack/load-program
+	@BINARY='$(BINARY)' FOLDER='$(FOLDER)' IMAGE='$(IMAGE)' RUN='$(subst ','\'',$(RUN))' PACKAGES='$(PACKAGES)' hack/load-program
 
 demo: ## A cluster, the operator, two services, their relays, a saga at work; says first how long it takes
 	hack/demo

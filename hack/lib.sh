@@ -19,6 +19,32 @@ die() {
 }
 have() { command -v "$1" >/dev/null 2>&1; }
 
+# Of a build from nothing: seconds on one core.
+RELEASE_SECONDS=720 TESTS_SECONDS=600
+
+# missing: SECONDS WHAT, a line for each thing that is built from nothing before anything runs.
+missing() {
+  "$CLUSTER" missing
+  [ -x "$RELEASE/weft" ] || [ -f "$IMAGES/weft.oci.tar" ] || say "$((RELEASE_SECONDS / $(nproc))) Weft and its images"
+}
+
+# announce SECONDS [LINE…]: says how long all of it takes on this machine: so long when everything is built, and what is missing,
+# LINEs as those of `missing` included. Sets EXPECTED.
+announce() {
+  local seconds what parts='' built
+  built=$(duration "$1")
+  EXPECTED=$1
+  while read -r seconds what; do
+    EXPECTED=$((EXPECTED + seconds))
+    parts+="${parts:+, }$what ($(duration "$seconds"))"
+  done < <(missing; [ $# = 1 ] || say "${@:2}")
+  if [ -n "$parts" ]; then
+    say "This takes about $(duration "$EXPECTED"), because these are built first: $parts. The next time: $built."
+  else
+    say "This takes about $built."
+  fi
+}
+
 # duration SECONDS, as people say it
 duration() { if [ "$1" -lt 100 ]; then say "$1 s"; else say "$((($1 + 30) / 60)) min"; fi; }
 
