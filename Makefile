@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build lint fmt crds image cluster cluster-down install demo demo-down test unit integration e2e bench simulate clean
+.PHONY: help build lint fmt crds image cluster cluster-down install load demo demo-down test unit integration e2e bench simulate clean
 
 CACHE := $(or $(WEFT_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/weft)
 CLUSTER := tests/e2e/cluster/cluster
@@ -26,7 +26,7 @@ crds: ## Write crds/ and charts/weft-crds from the types
 image: ## Build the two images into target/images, and print their sizes
 	hack/image
 
-cluster: ## Start a cluster for trials; leaves ./kubeconfig
+cluster: ## Start a cluster for trials; leaves ./kubeconfig, says how to use it
 	$(CLUSTER) up --kubeconfig kubeconfig
 
 cluster-down: ## Take the trial cluster away
@@ -35,15 +35,17 @@ cluster-down: ## Take the trial cluster away
 
 install: image ## Install the charts on the trial cluster, with images of this checkout
 	hack/install
-	@echo 'next: export KUBECONFIG=$(CURDIR)/kubeconfig'
 
-demo: ## From nothing to two services, their relays and a saga at work, on the trial cluster
+load: ## Put a program of yours on the trial cluster, without Docker; without arguments it says how
+	@BINARY='$(BINARY)' FOLDER='$(FOLDER)' IMAGE='$(IMAGE)' RUN='$(subst ','\'',$(RUN))' PACKAGES='$(PACKAGES)' hack/load-program
+
+demo: ## A cluster, the operator, two services, their relays, a saga at work; says first how long it takes
 	hack/demo
 
 demo-down: ## Take away whatever the demo made
 	hack/demo --down
 
-test: ## Every test there is, the end-to-end ones on a cluster of their own
+test: ## Every test there is, the end-to-end ones on a cluster of their own; about 15 minutes once all is built
 	hack/test
 
 unit: ## Tests that need nothing but the code

@@ -19,10 +19,40 @@ die() {
 }
 have() { command -v "$1" >/dev/null 2>&1; }
 
+# Of a build from nothing: seconds on one core.
+RELEASE_SECONDS=720 TESTS_SECONDS=600
+
+# missing: SECONDS WHAT, a line for each thing that is built from nothing before anything runs.
+missing() {
+  "$CLUSTER" missing
+  [ -x "$RELEASE/weft" ] || [ -f "$IMAGES/weft.oci.tar" ] || say "$((RELEASE_SECONDS / $(nproc))) Weft and its images"
+}
+
+# announce SECONDS [LINE…]: says how long all of it takes on this machine: so long when everything is built, and what is missing,
+# LINEs as those of `missing` included. Sets EXPECTED.
+announce() {
+  local seconds what parts='' built
+  built=$(duration "$1")
+  EXPECTED=$1
+  while read -r seconds what; do
+    EXPECTED=$((EXPECTED + seconds))
+    parts+="${parts:+, }$what ($(duration "$seconds"))"
+  done < <(missing; [ $# = 1 ] || say "${@:2}")
+  if [ -n "$parts" ]; then
+    say "This takes about $(duration "$EXPECTED"), because these are built first: $parts. The next time: $built."
+  else
+    say "This takes about $built."
+  fi
+}
+
+# duration SECONDS, as people say it
+duration() { if [ "$1" -lt 100 ]; then say "$1 s"; else say "$((($1 + 30) / 60)) min"; fi; }
+
 # stage NAME COMMAND…: runs one, with its number of STAGES and its time:
 #   [3/9] the operator … 12 s
 # The output goes to $STAGE_LOG, of which a failing stage shows the end. Returns the command's status.
 # With LIVE=1 the output is shown as well, for what takes minutes the first time.
+# With EXPECTED=SECONDS, how long all of it should have lasted at the end, each line says how far it is.
 # Not to be called before `||` or in a condition, where bash ignores `set -e` in all that is called: use `try_stage`.
 STAGES=0 STAGE=0
 stage() {
@@ -43,7 +73,7 @@ stage() {
   fi
   case $options in *e*) set -e ;; esac
   if [ "$status" = 0 ]; then
-    printf '%s%d s\n' "$seen" $((SECONDS - begun))
+    printf '%s%d s%s\n' "$seen" $((SECONDS - begun)) "${EXPECTED:+ ($(duration $SECONDS) of about $(duration "$EXPECTED"))}"
   else
     printf '%sFAILED after %d s\n' "$seen" $((SECONDS - begun))
     [ -n "${LIVE:-}" ] || tail -n "${STAGE_TAIL:-40}" "$STAGE_LOG"

@@ -3,9 +3,9 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 
-use crate::{controllers::operator, crds, database, relay, saga, shutdown::Shutdown};
+use crate::{controllers::operator, crds, database, output, relay, saga, shutdown::Shutdown};
 
 /// A database per service, reliable events, and transactions across services, on Kubernetes.
 #[derive(Debug, Parser)]
@@ -43,13 +43,31 @@ enum DatabaseCommand {
 }
 
 impl Cli {
-    pub fn run(self) -> anyhow::Result<()> {
+    /// Parses the process's arguments and runs what they ask for. An error of a program that runs in a pod goes to its log,
+    /// that of a command for people in one line to standard error.
+    pub fn main() -> ExitCode {
+        let cli = match Self::try_parse() {
+            Ok(cli) => cli,
+            Err(error) => return answer_instead_of_running(&error),
+        };
+        let for_people = cli.command.is_for_people();
+        let Err(error) = cli.run() else { return ExitCode::SUCCESS };
+        if for_people {
+            output::error(&format!("{error:#}"));
+        } else {
+            tracing::error!(error = format!("{error:#}"), "weft ends");
+        }
+        exit_code(&error)
+    }
+
+    fn run(self) -> anyhow::Result<()> {
         // ring everywhere, so that the binary contains one crypto provider; an error means that it is installed already
         let _ = rustls::crypto::ring::default_provider().install_default();
         match self.command {
             Command::Completion { shell } => {
-                clap_complete::generate(shell, &mut Self::command(), "weft", &mut std::io::stdout());
-                Ok(())
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Self::command(), "weft", &mut script);
+                output::answer(&String::from_utf8_lossy(&script)).context("writing the completion script")
             }
             Command::Crds { dir } => crds::write(dir.as_deref()).context("writing the custom resource definitions"),
             Command::Operator(args) => on_runtime(|shutdown| operator::run(args, shutdown)),
@@ -60,8 +78,41 @@ impl Cli {
     }
 }
 
+impl Command {
+    /// The others run in pods, where their log is read by machines.
+    fn is_for_people(&self) -> bool {
+        match self {
+            Self::Crds { .. } | Self::Completion { .. } => true,
+            Self::Saga(args) => args.is_for_people(),
+            Self::Operator(_) | Self::Relay(_) | Self::Database(_) => false,
+        }
+    }
+}
+
+/// Help and version where they were asked for; else what is wrong with the arguments, in one line.
+fn answer_instead_of_running(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        // when nobody reads it, the exit code is the answer
+        let _ = error.print();
+    } else {
+        output::error(&usage_error(&error.to_string()));
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+/// clap's paragraphs (the error, a tip, the usage, where the help is) as clauses of one sentence, but for the last.
+fn usage_error(text: &str) -> String {
+    let paragraphs = text.trim().split("\n\n").filter(|paragraph| !paragraph.starts_with("For more information"));
+    let clauses = paragraphs.map(|paragraph| {
+        let paragraph = paragraph.trim();
+        let paragraph = paragraph.strip_prefix("error: ").unwrap_or(paragraph);
+        paragraph.strip_prefix("Usage: ").map_or_else(|| paragraph.to_owned(), |usage| format!("usage: {usage}"))
+    });
+    clauses.collect::<Vec<_>>().join("; ")
+}
+
 /// Exit code for `main`: distinguishes a definite error in the input from one that a retry may resolve.
-pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+fn exit_code(error: &anyhow::Error) -> ExitCode {
     match error.downcast_ref::<database::DatabaseError>() {
         Some(error) if error.is_definite() => ExitCode::from(database::EXIT_DEFINITE),
         _ => ExitCode::FAILURE,

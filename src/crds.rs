@@ -1,12 +1,15 @@
 //! `weft crds`: the custom resource definitions, made from the types.
 
-use std::{io::Write, path::Path};
+use std::path::Path;
 
 use anyhow::Context;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{CustomResourceExt, ResourceExt};
 
-use crate::api::v1alpha1::{Microservice, OutboxRelay, Saga};
+use crate::{
+    api::v1alpha1::{Microservice, OutboxRelay, Saga},
+    output,
+};
 
 /// All definitions, in the order of their kinds.
 pub fn all() -> Vec<CustomResourceDefinition> {
@@ -26,7 +29,7 @@ pub fn write(dir: Option<&Path>) -> anyhow::Result<()> {
                 std::fs::write(&path, format!("{GENERATED}{yaml}"))
                     .with_context(|| format!("writing {}", path.display()))?;
             }
-            None => writeln!(std::io::stdout(), "---\n{yaml}")?,
+            None => output::answer(&format!("---\n{yaml}\n"))?,
         }
     }
     Ok(())

@@ -20,6 +20,7 @@ pub mod domain;
 pub mod metrics;
 pub mod nats;
 pub mod outage;
+pub mod output;
 pub mod postgres;
 pub mod relay;
 pub mod saga;

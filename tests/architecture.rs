@@ -22,16 +22,17 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("postgres", with_everyday(&["contract", "domain"])),
         ("database", with_everyday(&["contract", "domain", "postgres"])),
         ("relay", with_everyday(&["contract", "domain", "nats", "postgres"])),
-        ("saga", with_everyday(&["contract", "domain", "nats", "postgres"])),
+        ("saga", with_everyday(&["contract", "domain", "nats", "output", "postgres"])),
         ("controllers", with_everyday(&["api", "contract", "crds", "domain"])),
-        ("crds", vec!["api"]),
+        ("crds", vec!["api", "output"]),
         ("admin", vec!["metrics", "shutdown"]),
         ("metrics", vec![]),
         ("nats", vec!["outage"]),
         ("outage", vec![]),
+        ("output", vec![]),
         ("shutdown", vec![]),
         ("telemetry", vec![]),
-        ("cli", with_everyday(&["controllers", "crds", "database", "relay", "saga"])),
+        ("cli", with_everyday(&["controllers", "crds", "database", "output", "relay", "saga"])),
     ])
 }
 

@@ -198,3 +198,14 @@ fn the_migrations_are_those_of_the_example() {
         assert_eq!(map.data.as_ref(), Some(&files), "config/samples/customers-and-orders/{name}.yaml is behind");
     }
 }
+
+#[test]
+fn the_manifests_in_the_readme_are_those_of_the_sample() {
+    let readme = fs::read_to_string(at("README.md")).unwrap();
+    let blocks = readme.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned());
+    let shown: Vec<Value> = blocks.map(|block| serde_yaml::from_str(&block).unwrap()).collect();
+    let sample = fs::read_to_string(at("config/samples/parcels/parcels.yaml")).unwrap();
+    let applied: Vec<Value> =
+        serde_yaml::Deserializer::from_str(&sample).map(|document| Value::deserialize(document).unwrap()).collect();
+    assert_eq!(shown, applied);
+}

@@ -2,10 +2,13 @@
 
 use std::{fmt::Write as _, time::Duration};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
+use reqwest::{Method, Url};
 use serde::{Deserialize, de::DeserializeOwned};
+use uuid::Uuid;
 
 use super::view::{Detail, Transition, View};
+use crate::output;
 
 const DEADLINE: Duration = Duration::from_secs(90);
 
@@ -24,7 +27,7 @@ pub struct InstanceArgs {
     /// The saga's name
     saga: String,
     /// The instance's id
-    id: String,
+    id: Uuid,
     #[command(flatten)]
     endpoint: Endpoint,
 }
@@ -73,18 +76,20 @@ pub enum Command {
 pub(super) async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::List { saga, state, limit, endpoint } => {
-            let state = state.map_or_else(String::new, |state| format!("&state={state}"));
-            let text =
-                request(&endpoint, reqwest::Method::GET, &format!("/sagas/{saga}?limit={limit}{state}"), None).await?;
+            let mut url = endpoint.url(&["sagas", &saga])?;
+            let limit = limit.to_string();
+            url.query_pairs_mut().append_pair("limit", &limit).extend_pairs(state.map(|state| ("state", state)));
+            let text = request(Method::GET, url, None).await?;
             print(&endpoint, &text, |list: List| table(&list.items))
         }
         Command::Show(InstanceArgs { saga, id, endpoint }) => {
-            let text = request(&endpoint, reqwest::Method::GET, &format!("/sagas/{saga}/{id}"), None).await?;
+            let text = request(Method::GET, endpoint.url(&["sagas", &saga, &id.to_string()])?, None).await?;
             print(&endpoint, &text, |detail| history(&detail))
         }
         Command::Start { saga, input, key, endpoint } => {
-            let body = Some((input, key));
-            let text = request(&endpoint, reqwest::Method::POST, &format!("/sagas/{saga}?wait=true"), body).await?;
+            let mut url = endpoint.url(&["sagas", &saga])?;
+            url.query_pairs_mut().append_pair("wait", "true");
+            let text = request(Method::POST, url, Some((input, key))).await?;
             print(&endpoint, &text, |view: View| table(&[view]))
         }
         Command::Retry(instance) => change(instance, "retry").await,
@@ -102,23 +107,33 @@ struct List {
 
 async fn change(instance: InstanceArgs, verb: &str) -> anyhow::Result<()> {
     let InstanceArgs { saga, id, endpoint } = instance;
-    let text = request(&endpoint, reqwest::Method::POST, &format!("/sagas/{saga}/{id}/{verb}"), None).await?;
+    let text = request(Method::POST, endpoint.url(&["sagas", &saga, &id.to_string(), verb])?, None).await?;
     print(&endpoint, &text, |view: View| table(&[view]))
 }
 
-async fn request(
-    endpoint: &Endpoint,
-    method: reqwest::Method,
-    path: &str,
-    body: Option<(String, Option<String>)>,
-) -> anyhow::Result<String> {
+impl Endpoint {
+    /// The address of a resource of the API. The segments may contain any characters.
+    fn url(&self, segments: &[&str]) -> anyhow::Result<Url> {
+        let given = &self.orchestrator_url;
+        let example = "give one such as http://default-orchestrator.shop:8080";
+        let mut url =
+            Url::parse(given).with_context(|| format!("--orchestrator-url {given:?} is no URL; {example}"))?;
+        url.path_segments_mut()
+            .map_err(|()| anyhow!("--orchestrator-url {given:?} names no server; {example}"))?
+            .pop_if_empty()
+            .extend(segments);
+        Ok(url)
+    }
+}
+
+async fn request(method: Method, url: Url, body: Option<(String, Option<String>)>) -> anyhow::Result<String> {
     #[derive(Deserialize)]
     struct Problem {
         detail: String,
     }
-    let base = endpoint.orchestrator_url.trim_end_matches('/');
+    let server = url.origin().ascii_serialization();
     let client = reqwest::Client::builder().timeout(DEADLINE).build().context("making an HTTP client")?;
-    let mut request = client.request(method, format!("{base}{path}"));
+    let mut request = client.request(method, url);
     if let Some((body, key)) = body {
         request = request.header("content-type", "application/json").body(body);
         if let Some(key) = key {
@@ -126,26 +141,27 @@ async fn request(
         }
     }
     let unreachable =
-        || format!("no orchestrator answers at {base}; give --orchestrator-url, or forward a port to its Service");
-    let response = request.send().await.with_context(unreachable)?;
+        || format!("no orchestrator answers at {server}; give --orchestrator-url, or forward a port to its Service");
+    let response = request.send().await.map_err(reqwest::Error::without_url).with_context(unreachable)?;
     let status = response.status();
-    let text = response.text().await.context("reading the answer")?;
-    if !status.is_success() {
-        let detail = serde_json::from_str::<Problem>(&text).map_or(text, |problem| problem.detail);
-        bail!("{status}: {detail}");
+    let text = response.text().await.with_context(|| format!("reading the answer of {server}"))?;
+    if status.is_success() {
+        return Ok(text);
     }
-    Ok(text)
+    match serde_json::from_str::<Problem>(&text) {
+        Ok(problem) => bail!(problem.detail),
+        Err(_) if text.contains('<') || text.trim().is_empty() => {
+            bail!("{server} answers {status}, and not as an orchestrator does; is --orchestrator-url right?")
+        }
+        Err(_) => bail!("{server} answers {status}: {text}"),
+    }
 }
 
-/// Prints to standard output: this is what the command is for.
-#[allow(clippy::print_stdout)]
 fn print<T: DeserializeOwned>(endpoint: &Endpoint, text: &str, form: impl FnOnce(T) -> String) -> anyhow::Result<()> {
-    if endpoint.json {
-        println!("{text}");
-    } else {
-        print!("{}", form(serde_json::from_str(text).context("reading the answer")?));
-    }
-    Ok(())
+    let not_ours = "the answer is not an orchestrator's; is --orchestrator-url right?";
+    let answer = serde_json::from_str(text).context(not_ours)?;
+    let text = if endpoint.json { format!("{}\n", text.trim_end()) } else { form(answer) };
+    output::answer(&text).context("writing the answer")
 }
 
 fn table(views: &[View]) -> String {

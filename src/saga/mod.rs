@@ -47,6 +47,13 @@ enum Command {
     Cli(cli::Command),
 }
 
+impl Args {
+    /// A command for people, which asks a running orchestrator; the others are the orchestrator.
+    pub fn is_for_people(&self) -> bool {
+        matches!(self.command, Some(Command::Cli(_)))
+    }
+}
+
 pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     match args {
         Args { command: Some(Command::Cli(command)), config: _ } => cli::run(command).await,

@@ -1,137 +1,148 @@
-# The cluster's programs, built from Go modules into the cache:
-#   $CACHE/<name>-<version>/bin/<program>, and symlinks to the current ones in $CACHE/bin.
+# The cluster's programs. Those written in Go are one module (programs/go.mod) and are built by one `go build`, so that what
+# they share is compiled once. They lie in $CACHE/programs-<key>/bin, with symlinks to the current ones in $CACHE/bin.
 # shellcheck shell=bash
 
-# Every program, in the order of need: name:version.
-PROGRAMS=(
-  "kubectl:$KUBERNETES" "helm:$HELM" "untt:$HELM_UNITTEST"
-  "nats-server:$NATS" "etcd:$ETCD"
-  "kube-apiserver:$KUBERNETES" "kube-controller-manager:$KUBERNETES" "kube-scheduler:$KUBERNETES"
-  "kubelet:$KUBERNETES" "kube-proxy:$KUBERNETES"
-  "coredns:$COREDNS" "local-path-provisioner:$LOCAL_PATH_PROVISIONER" "kube-router:$KUBE_ROUTER"
-  "pause:1"
+# What each is built of.
+declare -A PACKAGES=(
+  [kubectl]=k8s.io/kubernetes/cmd/kubectl
+  [helm]=helm.sh/helm/v3/cmd/helm
+  [etcd]=go.etcd.io/etcd/server/v3
+  [kube-apiserver]=k8s.io/kubernetes/cmd/kube-apiserver
+  [kube-controller-manager]=k8s.io/kubernetes/cmd/kube-controller-manager
+  [kube-scheduler]=k8s.io/kubernetes/cmd/kube-scheduler
+  [kubelet]=k8s.io/kubernetes/cmd/kubelet
+  [kube-proxy]=k8s.io/kubernetes/cmd/kube-proxy
+  [coredns]=./coredns
+  [network-policies]=./network-policies
+  [volumes]=./volumes
+  [nats-server]=github.com/nats-io/nats-server/v2
+  [untt]=github.com/helm-unittest/helm-unittest/cmd/helm-unittest
+  [kwok]=sigs.k8s.io/kwok/cmd/kwok
+  [pause]=pause.c
 )
-# What a machine with kind needs: kind brings the rest.
-PROGRAMS_BESIDE_KIND=" kubectl helm untt "
+# What a cluster needs. The others are for some tests alone, and are built when they are named.
+PROGRAMS_local=(kubectl helm etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy
+  coredns network-policies volumes nats-server pause)
+PROGRAMS_kind=(kubectl helm)
 
-# build [PROGRAM…]: builds what is missing (of the named programs, or of all).
+# Of a build with nothing in Go's cache: seconds on one core.
+BUILD_SECONDS_local=900 BUILD_SECONDS_kind=250
+
+# build [PROGRAM…]: builds what is missing (of the named programs, or of what a cluster needs).
 build() {
-  backend
-  local entry name version todo=()
-  for entry in "${PROGRAMS[@]}"; do
-    name=${entry%%:*} version=${entry#*:}
-    if [ $# -gt 0 ]; then
-      case " $* " in *" $name "*) ;; *) continue ;; esac
-    elif [ "$WEFT_BACKEND" = kind ]; then
-      case $PROGRAMS_BESIDE_KIND in *" $name "*) ;; *) continue ;; esac
-    fi
-    [ -x "$(program_path "$name" "$version")" ] && program_link "$name" "$version" && continue
-    todo+=("$entry")
-  done
-  for name in "$@"; do
-    case " ${PROGRAMS[*]}" in *" $name:"*) ;; *) die "build: there is no program '$name'" ;; esac
-  done
-  [ ${#todo[@]} -gt 0 ] || return 0
-
+  local name missing packages=()
+  for name; do [ -n "${PACKAGES[$name]:-}" ] || die "build: there is no program '$name'; there are: ${!PACKAGES[*]}"; done
+  mapfile -t missing < <(programs_missing "$@")
+  [ ${#missing[@]} -gt 0 ] || return 0
   lock build
-  [ "$WEFT_BACKEND" = kind ] || debian_install "${DEBIAN_TOOLS[@]}" # a C compiler and library, for pause alone
+  mapfile -t missing < <(programs_missing "$@") # another run may have built them while this one waited
+  [ ${#missing[@]} -gt 0 ] || return 0
+
+  case " ${missing[*]} " in *' pause '*) debian_install "${DEBIAN_TOOLS[@]}" ;; esac
   need_go
-  stages ${#todo[@]}
-  for entry in "${todo[@]}"; do
-    name=${entry%%:*} version=${entry#*:}
-    # Another run may have built it while this one waited for the lock.
-    if [ ! -x "$(program_path "$name" "$version")" ]; then
-      stage "$name $version" program_build "$name" "$version"
-    else
-      STAGE=$((STAGE + 1))
+  rm -rf "$PROGRAMS/.new"
+  mkdir -p "$PROGRAMS/.new" "$PROGRAMS/bin"
+  for name in "${missing[@]}"; do [ "$name" = pause ] || packages+=("${PACKAGES[$name]}"); done
+  if [ ${#packages[@]} -gt 0 ]; then
+    stages 2
+    stage 'Go modules' go_download "${packages[@]}"
+    stage "${#packages[@]} programs" go_build "${packages[@]}"
+  fi
+  for name in "${missing[@]}"; do
+    [ "$name" != pause ] || gcc -Os -static -s -o "$PROGRAMS/.new/pause" "$HERE/programs/pause.c"
+    mv -T "$PROGRAMS/.new/$(go_name "${PACKAGES[$name]}")" "$PROGRAMS/bin/$name"
+    program_link "$name"
+  done
+  rm -rf "$PROGRAMS/.new"
+}
+
+# programs_missing [PROGRAM…]: those of them that have to be built; links the others.
+programs_missing() {
+  local name
+  backend
+  if [ $# = 0 ]; then
+    local -n needed=PROGRAMS_$WEFT_BACKEND
+    set -- "${needed[@]}"
+  fi
+  for name; do
+    if [ -x "$PROGRAMS/bin/$name" ]; then
+      program_link "$name"
+    elif [ "$WEFT_BACKEND" = local ] || ! on_path "$name"; then
+      say "$name"
     fi
-    program_link "$name" "$version"
   done
 }
 
-program_path() { printf '%s' "$CACHE/$1-$2/bin/$1"; }
-
 program_link() {
-  local link="../$1-$2/bin/$1"
+  local link="../${PROGRAMS##*/}/bin/$1"
   [ "$(readlink "$BIN/$1" 2>/dev/null)" = "$link" ] && return
   mkdir -p "$BIN"
   ln -sfn "$link" "$BIN/$1.new" && mv -T "$BIN/$1.new" "$BIN/$1" # at no moment without a program
 }
 
-# program_build NAME VERSION: in a temporary folder, which gets the final name when all went well.
-program_build() {
-  local name=$1 version=$2 tmp=$CACHE/.building-$1
-  rm -rf "$tmp"
-  mkdir -p "$tmp/bin" "$tmp/module"
-  (
-    cd "$tmp/module" || exit
-    export CGO_ENABLED=0 GOFLAGS=-mod=mod GOBIN=$tmp/bin GOWORK=off
-    go() { command go "$@" || (sleep 10 && command go "$@") || (sleep 60 && command go "$@"); } # hundreds of downloads
-    "build_$name" "$version" "$tmp/bin/$name"
-  )
-  [ -x "$tmp/bin/$name" ]
-  rm -rf "$tmp/module" "${CACHE:?}/$name-$version"
-  mv -T "$tmp" "$CACHE/$name-$version"
+# on_path PROGRAM: the machine has one that is good enough beside kind, whose Kubernetes may be newer than ours.
+on_path() {
+  local version
+  case $1 in
+    kubectl)
+      version=$(command kubectl version --client -o json 2>/dev/null | sed -nE 's/.*"gitVersion": "v(1\.[0-9]+)\..*/\1/p')
+      at_least "${KUBERNETES%.*}" "$version"
+      ;;
+    helm) # 3.17 is the first with --take-ownership
+      version=$(command helm version --short 2>/dev/null | sed -nE 's/^v(3\.[0-9]+)\..*/\1/p')
+      at_least 3.17 "$version"
+      ;;
+    *) return 1 ;;
+  esac
 }
+at_least() { [ -n "$2" ] && [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$1" ]; }
 
 need_go() {
   have go || die "missing: Go $GO_AT_LEAST or newer (https://go.dev/dl)"
   local is
   is=$(go env GOVERSION)
-  is=${is#go}
-  [ "$(printf '%s\n%s\n' "$GO_AT_LEAST" "$is" | sort -V | head -n1)" = "$GO_AT_LEAST" ] ||
-    [ "$(go env GOTOOLCHAIN)" != local ] || die "Go is $is; $GO_AT_LEAST or newer is needed (https://go.dev/dl)"
+  at_least "$GO_AT_LEAST" "${is#go}" || [ "$(go env GOTOOLCHAIN)" != local ] ||
+    die "Go is ${is#go}; $GO_AT_LEAST or newer is needed (https://go.dev/dl)"
 }
 
-# --- one function for each program: build_<name> VERSION OUTPUT --------------------
+# --- Go ---------------------------------------------------------------------------
 
-# Modules that build by themselves.
-build_helm() { go install -trimpath -ldflags "-s -w -X helm.sh/helm/v3/internal/version.version=v$1" "helm.sh/helm/v3/cmd/helm@v$1"; }
-build_nats-server() { go install -trimpath -ldflags '-s -w' "github.com/nats-io/nats-server/v2@v$1"; }
+go_here() { (cd "$HERE/programs" && CGO_ENABLED=0 GOFLAGS='' GOWORK=off go "$@"); }
 
-# Modules whose go.mod replaces others by folders of their own repository: those replacements
-# count only in the main module, so a wrapper module requires the published versions instead.
-wrapped() { # OUTPUT PACKAGE MODULE VERSION LDFLAGS [REPLACEMENT…]
-  local output=$1 package=$2 module=$3 version=$4 ldflags=$5 replacement
-  shift 5
-  go mod init wrapper
-  go mod edit -require "$module@$version"
-  for replacement in "$@"; do go mod edit -replace "$replacement"; done
-  go build -trimpath -ldflags "-s -w $ldflags" -o "$output" "$package"
-}
-build_etcd() { wrapped "$2" go.etcd.io/etcd/server/v3 go.etcd.io/etcd/server/v3 "v$1" ''; }
-build_coredns() { wrapped "$2" github.com/coredns/coredns github.com/coredns/coredns "v$1" ''; }
-build_local-path-provisioner() {
-  local m=github.com/rancher/local-path-provisioner
-  wrapped "$2" $m $m "v$1" "-X main.VERSION=v$1"
-}
-build_untt() {
-  local m=github.com/helm-unittest/helm-unittest
-  wrapped "$2" $m/cmd/helm-unittest $m "v$1" '' \
-    github.com/vmware-labs/yaml-jsonpath=github.com/helm-unittest/yaml-jsonpath@v0.4.0
-}
-build_kube-router() { # the fork's go.mod keeps the original's path
-  local m=github.com/cloudnativelabs/kube-router/v2
-  wrapped "$2" $m/cmd/kube-router $m "v$1" '' "$m=github.com/k3s-io/kube-router/v2@v$1"
+# go_name PACKAGE: the file that `go build` writes.
+go_name() { sed -E 's#/v[0-9]+$##; s#.*/##; s#\.c$##' <<<"$1"; }
+
+# Hundreds of small downloads: one that fails is tried again.
+go_download() {
+  go_here list -deps "$@" >/dev/null || (sleep 10 && go_here list -deps "$@" >/dev/null) || (sleep 60 && go_here list -deps "$@" >/dev/null)
 }
 
-# Kubernetes 1.x is published with its staging repositories beside it as 0.x.
-kubernetes() { # PROGRAM VERSION OUTPUT
-  local dir m replacements=() minor=${2#1.}
-  dir=$(go mod download -json "k8s.io/kubernetes@v$2" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
-  while read -r m _; do replacements+=("$m=$m@v0.$minor"); done < <(grep -oE 'k8s.io/[a-z0-9-]+ => \./staging' "$dir/go.mod")
-  local x=k8s.io/component-base/version y=k8s.io/client-go/pkg/version p ldflags=''
-  for p in $x $y; do # without them every program says it is v0.0.0
-    ldflags+=" -X $p.gitVersion=v$2 -X $p.gitMajor=1 -X $p.gitMinor=${minor%%.*}"
+go_build() { # PACKAGE…
+  local p flags='-s -w' minor=${KUBERNETES#1.}
+  for p in k8s.io/component-base/version k8s.io/client-go/pkg/version; do # without them every program says it is v0.0.0
+    flags+=" -X $p.gitVersion=v$KUBERNETES -X $p.gitMajor=1 -X $p.gitMinor=${minor%%.*}"
   done
-  wrapped "$3" "k8s.io/kubernetes/cmd/$1" k8s.io/kubernetes "v$2" "$ldflags" "${replacements[@]}"
+  flags+=" -X helm.sh/helm/v3/internal/version.version=v$HELM"
+  local total
+  total=$(go_here list -deps -trimpath -f '{{if .Stale}}{{.ImportPath}}{{end}}' "$@" | wc -l)
+  go_here build -v -trimpath -ldflags "$flags" -o "$PROGRAMS/.new/" "$@" 2>&1 | go_progress "$total"
 }
-build_kubectl() { kubernetes kubectl "$@"; }
-build_kube-apiserver() { kubernetes kube-apiserver "$@"; }
-build_kube-controller-manager() { kubernetes kube-controller-manager "$@"; }
-build_kube-scheduler() { kubernetes kube-scheduler "$@"; }
-build_kubelet() { kubernetes kubelet "$@"; }
-build_kube-proxy() { kubernetes kube-proxy "$@"; }
 
-# The program that holds a pod's namespaces, and the node's.
-build_pause() { gcc -Os -static -s -o "$2" "$HERE/images/pause.c"; }
+# go_progress TOTAL: of the names of packages, one a line as they are compiled, makes a line every half minute.
+go_progress() {
+  local total=$1 count=0 begun=$SECONDS next=$((SECONDS + 30)) line past
+  while IFS= read -r line; do
+    say "$line"
+    case $line in *' '* | '#'*) continue ;; esac
+    count=$((count + 1))
+    [ $SECONDS -ge $next ] || continue
+    next=$((SECONDS + 30)) past=$((SECONDS - begun))
+    progress "$count of $total packages after $(duration $past); about $(duration $((past * (total - count) / count))) more"
+  done
+}
+
+# What the programs are made from, the recipe included, so that a change of it is a new folder.
+PROGRAMS=$CACHE/programs-$({
+  find "$HERE/programs" -type f -print0 | sort -z | xargs -0 cat
+  declare -f go_build
+} | sha256sum | cut -c1-8)

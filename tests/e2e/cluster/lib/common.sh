@@ -44,6 +44,12 @@ backend() {
   esac
 }
 
+# cluster_is WORDS KUBECONFIG: the last words of `up`.
+cluster_is() {
+  # shellcheck disable=SC2016
+  printf 'cluster %s is %s; to use it:\n  export KUBECONFIG=%q PATH=%q:$PATH\n' "$NAME" "$1" "$(realpath "$2")" "$BIN"
+}
+
 # --- locks --------------------------------------------------------------------
 
 # lock NAME: waits until no other run holds it; held until this process ends.
@@ -75,8 +81,8 @@ until_ok() {
 # --- stages -------------------------------------------------------------------
 
 # stages N announces N stages; stage NAME COMMAND… runs one, with its number and its time:
-#   [ 3/12] kube-apiserver … 261 s
-# The command's output goes to a log, shown when it fails.
+#   [1/2] Go modules … 26 s
+# The command's output goes to a log, shown when it fails; what it gives to `progress` is shown at once.
 STAGES=0 STAGE=0
 stages() { STAGES=$1 STAGE=0; }
 stage() {
@@ -84,15 +90,18 @@ stage() {
   shift
   STAGE=$((STAGE + 1))
   log=$(mktemp "${TMPDIR:-/tmp}/weft-stage.XXXXXX")
-  printf '[%2d/%2d] %s … ' "$STAGE" "$STAGES" "$what"
+  printf '[%d/%d] %s … ' "$STAGE" "$STAGES" "$what"
   # A subshell of its own, so that set -e holds inside whatever surrounds the call.
   set +e
   (
     set -e
+    PROGRESS=$log.progress
     "$@"
-  ) >"$log" 2>&1
+  ) 3>&1 >"$log" 2>&1
   local rc=$?
   set -e
+  [ ! -f "$log.progress" ] || printf '      %s: ' "$what"
+  rm -f "$log.progress"
   if [ $rc != 0 ]; then
     printf 'FAILED after %d s\n' $((SECONDS - begun))
     tail -n 30 "$log" >&2
@@ -100,4 +109,13 @@ stage() {
   fi
   printf '%d s\n' $((SECONDS - begun))
   rm -f "$log"
+}
+
+# progress TEXT: a line on how far the stage is.
+PROGRESS=''
+duration() { if [ "$1" -lt 100 ]; then say "$1 s"; else say "$((($1 + 30) / 60)) min"; fi; }
+progress() {
+  [ -f "$PROGRESS" ] || printf '\n' >&3
+  : >"$PROGRESS"
+  printf '      %s\n' "$*" >&3
 }

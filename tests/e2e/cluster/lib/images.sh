@@ -7,7 +7,6 @@ IMAGES=$CACHE/images
 # name:tag of each, in the order of its making
 base_images() {
   printf '%s\n' localhost/weft-pause:1 docker.io/library/busybox:1 "localhost/weft-coredns:$COREDNS" \
-    "localhost/weft-local-path-provisioner:$LOCAL_PATH_PROVISIONER" \
     "docker.io/library/nats:${NATS%.*}" "docker.io/library/postgres:$POSTGRES"
 }
 
@@ -38,6 +37,8 @@ image_key() {
   {
     declare -f "image_of_$1" image_make
     case $1 in
+      weft-coredns) cat "$HERE/programs/coredns/main.go" && say "$COREDNS $KUBERNETES" ;;
+      weft-pause) cat "$HERE/programs/pause.c" ;;
       postgres) cat "$HERE/images/postgres-entrypoint.sh" && say "$POSTGRES_SUITE" ;;
       nats) cat "$HERE/images/nats-entrypoint.sh" && say "$NATS" && declare -f image_of_busybox ;;
     esac
@@ -65,12 +66,6 @@ image_of_weft-pause() {
 image_of_weft-coredns() {
   cp -L "$BIN/coredns" "$1/coredns"
   options=(--entrypoint /coredns --user 65532)
-}
-
-image_of_weft-local-path-provisioner() {
-  mkdir -p "$1/usr/bin"
-  cp -L "$BIN/local-path-provisioner" "$1/usr/bin/local-path-provisioner"
-  options=(--entrypoint local-path-provisioner --env PATH=/usr/bin)
 }
 
 image_of_busybox() {
@@ -182,32 +177,61 @@ image_store_copy() {
 
 # --- a root folder for our own programs ----------------------------------------------
 
-# base_rootfs DIR: the least a glibc program needs: the C library, libgcc_s, certificates,
-# and a user 65532 (nonroot). The packages are this machine's own release of Debian, whose
-# C library is the one that programs built here are linked with.
+# base_rootfs DIR [PACKAGE…]: the least a glibc program needs: the C library, libgcc_s, certificates,
+# and a user 65532 (nonroot); or that and packages of Debian, with what they depend on. The packages are those of this
+# machine's own release, whose C library is the one that programs built here are linked with.
 base_rootfs() {
-  [ $# = 1 ] || die 'base-rootfs DIR'
+  [ $# -ge 1 ] || die 'base-rootfs DIR [PACKAGE…]'
   local dir=$1 made key
+  shift
   have dpkg-deb || die 'base-rootfs needs a Debian'
   key=$({
-    apt-cache policy libc6 libgcc-s1 ca-certificates | grep -E '^[a-z]|Candidate'
-    declare -f base_rootfs_make
+    apt-cache policy libc6 libgcc-s1 ca-certificates "$@" | grep -E '^[a-z]|Candidate'
+    declare -f base_rootfs_make base_rootfs_of_packages base_rootfs_users
   } | sha256sum | cut -c1-8)
   made=$CACHE/base-rootfs-$key
   if [ ! -d "$made" ]; then
+    [ $# = 0 ] || need_root 'base-rootfs with packages'
+    [ $# = 0 ] || debian_install mmdebstrap:mmdebstrap
     lock base-rootfs
     stages 1
-    stage 'base root folder' base_rootfs_make "$made"
+    if [ $# = 0 ]; then stage 'base root folder' base_rootfs_make "$made"; else stage "root folder with $*" base_rootfs_of_packages "$made" "$@"; fi
   fi
   mkdir -p "$dir"
   cp -a "$made/." "$dir/"
+}
+
+base_rootfs_of_packages() { # MADE PACKAGE…
+  local tmp=$CACHE/.building-rootfs pattern exclude=() suite
+  suite=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+  for pattern in '/usr/share/man/*' '/usr/share/doc/*' '/usr/share/locale/*' '/usr/share/info/*'; do
+    exclude+=("--dpkgopt=path-exclude=$pattern")
+  done
+  rm -rf "$tmp"
+  mkdir -p "$tmp/root"
+  chmod 0755 "$tmp/root"
+  mmdebstrap --variant=essential --include="ca-certificates $(printf '%s ' "${@:2}")" "${exclude[@]}" "$suite" "$tmp/root.tar"
+  tar -C "$tmp/root" -xf "$tmp/root.tar" --exclude='./dev/*'
+  rm -rf "$tmp"/root/var/lib/apt/lists/* "$tmp"/root/var/cache/apt/* "$tmp"/root/var/log/*
+  base_rootfs_users "$tmp/root"
+  rm -rf "$1"
+  mv -T "$tmp/root" "$1"
+  rm -rf "$tmp"
+}
+
+base_rootfs_users() { # ROOT
+  mkdir -p "$1/home/nonroot"
+  printf '%s\n' root:x:0:0:root:/root:/sbin/nologin nonroot:x:65532:65532:nonroot:/home/nonroot:/sbin/nologin \
+    nobody:x:65534:65534:nobody:/nonexistent:/sbin/nologin >"$1/etc/passwd"
+  printf '%s\n' root:x:0: nonroot:x:65532: nobody:x:65534: >"$1/etc/group"
+  [ "$(id -u)" != 0 ] || chown 65532:65532 "$1/home/nonroot"
 }
 
 base_rootfs_make() {
   local tmp=$CACHE/.building-rootfs deb root
   root=$tmp/root
   rm -rf "$tmp"
-  mkdir -p "$tmp" "$root"/{etc/ssl/certs,home/nonroot,tmp}
+  mkdir -p "$tmp" "$root"/{etc/ssl/certs,tmp}
   chmod 0755 "$root"
   (cd "$tmp" && with_package_lists apt-get download libc6 libgcc-s1 ca-certificates)
   for deb in "$tmp"/*.deb; do dpkg-deb -x "$deb" "$root"; done
@@ -216,11 +240,8 @@ base_rootfs_make() {
   rm -rf "$root"/usr/share/{doc,man,lintian,locale,ca-certificates,bug} "$root"/usr/lib/*/{gconv,audit} "$root"/usr/sbin \
     "$root"/etc/{ld.so.conf.d,ca-certificates}
   chmod 1777 "$root/tmp"
-  printf '%s\n' root:x:0:0:root:/root:/sbin/nologin nonroot:x:65532:65532:nonroot:/home/nonroot:/sbin/nologin \
-    nobody:x:65534:65534:nobody:/nonexistent:/sbin/nologin >"$root/etc/passwd"
-  printf '%s\n' root:x:0: nonroot:x:65532: nobody:x:65534: >"$root/etc/group"
+  base_rootfs_users "$root"
   printf 'hosts: files dns\n' >"$root/etc/nsswitch.conf"
-  [ "$(id -u)" != 0 ] || chown 65532:65532 "$root/home/nonroot"
   rm -rf "$1"
   mv -T "$root" "$1"
   rm -rf "$tmp"

@@ -14,7 +14,7 @@ kind_up() {
   if kind_is_up; then
     kind get kubeconfig --name "$KIND_NAME" >"$KIND/kubeconfig"
     kubeconfig_write "$KIND/kubeconfig" "$1"
-    say "cluster $NAME is up already; kubeconfig: $1"
+    cluster_is 'up already' "$1"
     return
   fi
   local begun=$SECONDS
@@ -24,7 +24,7 @@ kind_up() {
   sed "s#@DIR@#$KIND#g" "$HERE/manifests/kind.yaml" >"$KIND/kind.yaml"
   kind create cluster --name "$KIND_NAME" --config "$KIND/kind.yaml" --kubeconfig "$KIND/kubeconfig" --wait 180s
   kubeconfig_write "$KIND/kubeconfig" "$1"
-  say "cluster $NAME is up after $((SECONDS - begun)) s (kind); kubeconfig: $1"
+  cluster_is "up after $((SECONDS - begun)) s (kind)" "$1"
 }
 
 kind_down() {

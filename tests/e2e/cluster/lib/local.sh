@@ -17,7 +17,7 @@ local_up() {
   lock "cluster-$NAME"
   if local_is_up; then
     kubeconfig_write "$PKI/admin.kubeconfig" "$1"
-    say "cluster $NAME is up already; kubeconfig: $1"
+    cluster_is 'up already' "$1"
     return
   fi
   node_clear
@@ -38,16 +38,16 @@ local_up() {
     cat "$LOG/base.log" >&2
     die 'the base manifests were refused'
   }
-  until_ok 60 'the node to be there' kubectl get node "$NAME" # kube-router gives up without it
-  kube_router_start
+  until_ok 60 'the node to be there' kubectl get node "$NAME" # network-policies gives up without it
+  node_rest
   until_ok 90 'a ready node' ready_node
-  kubectl -n kube-system rollout status --timeout 90s deployment/coredns deployment/local-path-provisioner >>"$LOG/base.log" 2>&1 ||
-    die "CoreDNS or the volume provisioner did not get ready; see $0 logs"
+  kubectl -n kube-system rollout status --timeout 90s deployment/coredns >>"$LOG/base.log" 2>&1 ||
+    die "CoreDNS did not get ready; see $0 logs"
   until_ok 30 'the default service account' kubectl get serviceaccount default
   touch "$RUN/up"
   kubeconfig_write "$PKI/admin.kubeconfig" "$1"
   trap - EXIT
-  say "cluster $NAME is up after $((SECONDS - begun)) s; kubeconfig: $1"
+  cluster_is "up after $((SECONDS - begun)) s" "$1"
 }
 
 none_died() {
@@ -220,13 +220,11 @@ END
     --root-dir="$DATA/kubelet" --hostname-override="$NAME" --node-ip="$NODE_IP"
 }
 
-# The bridge plugin does not know NetworkPolicies; this half of kube-router enforces them.
-kube_router_start() {
-  start kube-router "$BIN/kube-router" --run-router=false --run-service-proxy=false --run-firewall=true \
-    --kubeconfig="$PKI/kube-router.kubeconfig" --hostname-override="$NAME" --service-cluster-ip-range="$SERVICES"
+# What other clusters run in pods: NetworkPolicies, which the bridge plugin does not know, and volumes.
+node_rest() {
+  start network-policies "$BIN/network-policies" --kubeconfig "$PKI/network-policies.kubeconfig" --node "$NAME" --services "$SERVICES"
+  start volumes "$BIN/volumes" --kubeconfig "$PKI/volumes.kubeconfig" --node "$NAME" --folder "$DATA/volumes" \
+    --provisioner weft.dev/folders
 }
 
-base_manifests() {
-  sed -e "s#@VOLUMES@#$DATA/volumes#" -e "s#@DNS_IP@#$DNS_IP#" -e "s#@COREDNS@#$COREDNS#" \
-    -e "s#@LOCAL_PATH_PROVISIONER@#$LOCAL_PATH_PROVISIONER#" "$HERE/manifests/base.yaml"
-}
+base_manifests() { sed -e "s#@DNS_IP@#$DNS_IP#" -e "s#@COREDNS@#$COREDNS#" "$HERE/manifests/base.yaml"; }

@@ -92,7 +92,7 @@ start() {
   ) 9>&-
 }
 
-DAEMONS=(etcd apiserver controller-manager scheduler containerd kubelet kube-proxy kube-router)
+DAEMONS=(etcd apiserver controller-manager scheduler containerd kubelet kube-proxy network-policies volumes)
 
 # daemons_dead [started] prints those that do not run (of those that were started at all).
 daemons_dead() {

@@ -24,7 +24,8 @@ kcm 2 system:kube-controller-manager
 scheduler 3 system:kube-scheduler
 proxy 4 system:kube-proxy
 node 5 system:node:$NAME system:nodes
-kube-router 6 system:kube-router
+network-policies 6 system:network-policies
+volumes 7 system:volumes
 END
 }
 
