@@ -82,7 +82,7 @@ pub enum DatabaseError {
     #[error(
         "database {database} on {host} does not let role {role} in: {refusal}; its Secret and its volume may not belong together"
     )]
-    LoginRefused { database: String, host: String, role: String, refusal: Refusal },
+    LoginRefused { database: String, host: String, role: String, refusal: Box<Refusal> },
     #[error("the server refuses to {doing}: {refusal}")]
     Refused { doing: String, refusal: Refusal },
     #[error(
@@ -238,12 +238,11 @@ async fn migrate(
     require(setup.last_migration.as_deref(), files, &applied)?;
     let mut migrator = None;
     while let Some(migration) = migrations::next(files, &applied)? {
-        let session = match &migrator {
-            Some(session) => session,
-            None => {
-                let opened = session::migrator(setup, roles, &admin.client);
-                migrator.insert(Box::pin(in_time("open the session for migrations", opened)).await?)
-            }
+        let session = if let Some(session) = &migrator {
+            session
+        } else {
+            let opened = session::migrator(setup, roles, &admin.client);
+            migrator.insert(Box::pin(in_time("open the session for migrations", opened)).await?)
         };
         let started = Instant::now();
         tracing::info!(migration = migration.name, "applying");

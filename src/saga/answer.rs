@@ -133,11 +133,10 @@ impl Explanation {
         match serde_json::from_slice(body) {
             Ok(Value::Object(members)) => Self { code: code(&members), text: text(&members) },
             Ok(Value::String(text)) => Self { code: None, text: non_empty(&text) },
-            Ok(_) => Self::default(),
             Err(_) if raw.content_type.as_deref().is_some_and(|media| media.starts_with("text/plain")) => {
                 Self { code: None, text: non_empty(&String::from_utf8_lossy(body)) }
             }
-            Err(_) => Self::default(),
+            Ok(_) | Err(_) => Self::default(),
         }
     }
 }
