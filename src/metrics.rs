@@ -27,6 +27,8 @@ pub mod operator {
     pub const DRIFT_CORRECTED: &str = "weft_drift_corrected";
     /// Gauge: 1 while this process leads.
     pub const LEADER: &str = "weft_leader";
+    /// Gauge: 1 while the API server does not let `namespace` be watched (empty: the whole cluster).
+    pub const SCOPE_REFUSED: &str = "weft_scope_refused";
     /// Counter: writes of a custom resource's status, by `kind`.
     pub const STATUS_WRITES: &str = "weft_status_writes";
     /// Gauge: custom resources by `kind` and `ready` (`True`, `False`, `Unknown`).

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::api::resource::Quantity};
+use k8s_openapi::{
+    api::{coordination::v1::Lease, core::v1::ObjectReference},
+    apimachinery::pkg::api::resource::Quantity,
+};
 use kube::{Api, Client, Config, client::ClientBuilder};
 use prometheus_client::registry::Registry;
 use rand::{Rng, distr::Alphanumeric, rngs::OsRng};
@@ -24,7 +27,7 @@ use crate::{
             metrics::{CountRequests, OperatorMetrics},
         },
         store::Store,
-        watch::{self as watches, definitions, pod_events, readiness::Readiness, streams},
+        watch::{self as watches, Namespaces, definitions, pod_events, readiness::Readiness, streams},
     },
     shutdown::Shutdown,
 };
@@ -39,8 +42,11 @@ const GAUGES: Duration = Duration::from_secs(5);
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Namespaces to work in, separated by commas; all of them when left out
-    #[arg(long, env = "WEFT_NAMESPACES", value_delimiter = ',')]
+    #[arg(long, env = "WEFT_NAMESPACES", value_delimiter = ',', conflicts_with = "namespace_label")]
     namespaces: Vec<String>,
+    /// Work in the namespaces that have this label
+    #[arg(long, env = "WEFT_NAMESPACE_LABEL", value_name = "KEY=VALUE", value_parser = label)]
+    namespace_label: Option<(String, String)>,
     /// Image of weft that relays, orchestrators and set-up Jobs run: the operator's own
     #[arg(long, env = "WEFT_IMAGE")]
     image: String,
@@ -100,7 +106,7 @@ struct Operator {
     client: Client,
     settings: Settings,
     metrics: Arc<OperatorMetrics>,
-    namespaces: Vec<String>,
+    namespaces: Namespaces,
     concurrency: usize,
     identity: String,
     readiness: Readiness,
@@ -110,6 +116,7 @@ struct Operator {
 pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     let Args {
         namespaces,
+        namespace_label,
         image,
         image_pull_policy,
         postgres_image,
@@ -159,7 +166,7 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
         client,
         settings,
         metrics,
-        namespaces: namespaces.into_iter().filter(|namespace| !namespace.is_empty()).collect(),
+        namespaces: where_to_work(namespaces, namespace_label),
         concurrency: concurrency.into(),
         identity,
         readiness,
@@ -215,7 +222,8 @@ impl Operator {
         tasks.spawn(writer);
         let context =
             Arc::new(Context::new(self.client.clone(), self.settings.clone(), events, Arc::clone(&self.metrics)));
-        let synced = watches::start(&context, &self.client, &self.namespaces, &self.readiness, &tasks, &term);
+        let pod = self.pod();
+        let synced = watches::start(&context, &self.client, &self.namespaces, &pod, &self.readiness, &tasks, &term);
         tokio::select! {
             () = term.cancelled() => {}
             () = synced => {
@@ -227,6 +235,7 @@ impl Operator {
                     tokio::select! { () = ended.cancelled() => {} () = pod_events::run(asking) => {} }
                 });
                 tasks.spawn(gauges(Arc::clone(&context), term.clone()));
+                tasks.spawn(runtime::resync(Arc::clone(&context), term.clone()));
                 runtime::run(Arc::clone(&context), kinds::reconcile, self.concurrency, tasks.clone(), term.clone()).await;
             }
         }
@@ -240,9 +249,29 @@ impl Operator {
         self.readiness.unwatched();
     }
 
+    /// What Events about the operator itself concern.
+    fn pod(&self) -> ObjectReference {
+        ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            namespace: Some(self.settings.namespace.clone()),
+            name: Some(self.identity.clone()),
+            ..ObjectReference::default()
+        }
+    }
+
     fn leading(&self, leading: bool) {
         self.metrics.leading(leading);
         self.status.send_modify(|status| status.leading = leading);
+    }
+}
+
+fn where_to_work(namespaces: Vec<String>, label: Option<(String, String)>) -> Namespaces {
+    let namespaces: Vec<_> = namespaces.into_iter().filter(|namespace| !namespace.is_empty()).collect();
+    match label {
+        Some((key, value)) => Namespaces::Labelled(format!("{key}={value}")),
+        None if namespaces.is_empty() => Namespaces::All,
+        None => Namespaces::Listed(namespaces),
     }
 }
 

@@ -16,8 +16,8 @@ async fn the_missing_definition_is_named_until_it_is_there() {
     let asked = AtomicUsize::new(0);
     let resource =
         |plural: &str| json!({"name": plural, "singularName": "", "namespaced": true, "kind": "X", "verbs": []});
-    server.rule(move |_| {
-        Some(match asked.fetch_add(1, Ordering::Relaxed) {
+    server.rule(move |asked_for| {
+        (!asked_for.path.starts_with("/openapi")).then(|| match asked.fetch_add(1, Ordering::Relaxed) {
             0 => (404, failure(404, "the server could not find the requested resource")),
             count => {
                 let served = ["microservices", "outboxrelays", "sagas"];
@@ -33,5 +33,50 @@ async fn the_missing_definition_is_named_until_it_is_there() {
     assert!(told[0].as_ref().unwrap().contains("microservices.weft.dev, outboxrelays.weft.dev, sagas.weft.dev"));
     assert!(told[1].as_ref().unwrap().contains("definition sagas.weft.dev in version v1alpha1 is not installed"));
     assert_eq!(told[2], None);
-    assert!(server.lines().iter().all(|line| line == "GET /apis/weft.dev/v1alpha1"));
+    assert_eq!(server.lines().last().unwrap(), "GET /openapi/v3/apis/weft.dev/v1alpha1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_definition_that_lacks_a_field_is_named_until_it_is_upgraded() {
+    let server = Server::default();
+    let asked = AtomicUsize::new(0);
+    server.rule(|asked| {
+        let names = ["microservices", "outboxrelays", "sagas"];
+        let resources: Vec<_> = names.iter().map(|plural| json!({"name": plural, "singularName": "", "namespaced": true, "kind": "X", "verbs": []})).collect();
+        (asked.path == "/apis/weft.dev/v1alpha1").then(|| {
+            (200, json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "weft.dev/v1alpha1", "resources": resources}))
+        })
+    });
+    server.rule(move |request| {
+        request.path.starts_with("/openapi").then(|| {
+            let crds = serde_json::to_value(weft::crds::all()).unwrap();
+            let mut schemas = serde_json::Map::new();
+            for crd in crds.as_array().unwrap() {
+                let mut schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone();
+                let kind = crd["spec"]["names"]["kind"].as_str().unwrap().to_owned();
+                if kind == "Saga" && asked.fetch_add(1, Ordering::Relaxed) == 0 {
+                    schema
+                        .pointer_mut("/properties/spec/properties")
+                        .unwrap()
+                        .as_object_mut()
+                        .unwrap()
+                        .remove("deadline");
+                }
+                schema["x-kubernetes-group-version-kind"] =
+                    json!([{"group": "weft.dev", "version": "v1alpha1", "kind": kind}]);
+                schemas.insert(kind, schema);
+            }
+            (200, json!({"components": {"schemas": schemas}}))
+        })
+    });
+    let reported = RefCell::new(Vec::new());
+    definitions::wait(&server.client(), |missing| reported.borrow_mut().push(missing)).await;
+    let reported = reported.into_inner();
+    assert_eq!(
+        reported[0].as_deref(),
+        Some(
+            "the custom resource definition sagas.weft.dev is older than this operator and does not have spec.deadline: upgrade the chart weft-crds"
+        )
+    );
+    assert_eq!(reported[1..], [None]);
 }

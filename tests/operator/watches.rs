@@ -8,9 +8,10 @@ use std::{
     time::Duration,
 };
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use serde_json::json;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use weft::controllers::watch::{self as watches, readiness::Readiness};
+use weft::controllers::watch::{self as watches, Namespaces, readiness::Readiness};
 
 use super::{
     reconcile::context,
@@ -40,6 +41,10 @@ fn server(phase: &Arc<AtomicU8>) -> Server {
     server
 }
 
+fn pod() -> ObjectReference {
+    ObjectReference { kind: Some("Pod".to_owned()), name: Some("weft-1".to_owned()), ..ObjectReference::default() }
+}
+
 async fn until(what: &str, met: impl Fn() -> bool) {
     let wait = async {
         while !met() {
@@ -55,7 +60,7 @@ async fn a_definition_that_is_deleted_is_named_until_it_is_watched_again() {
     let server = server(&phase);
     let (context, readiness) = (context(&server), Readiness::default());
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    watches::start(&context, &server.client(), &[], &readiness, &tasks, &stop).await;
+    watches::start(&context, &server.client(), &Namespaces::All, &pod(), &readiness, &tasks, &stop).await;
     assert_eq!(readiness.verdict(), Ok(()));
     phase.store(DELETED, Ordering::Relaxed);
     until("it is not said", || readiness.verdict().is_err()).await;
@@ -63,6 +68,28 @@ async fn a_definition_that_is_deleted_is_named_until_it_is_watched_again() {
     assert!(why.contains("definition sagas.weft.dev in version v1alpha1 is not installed"), "{why}");
     phase.store(AGAIN, Ordering::Relaxed);
     until("it is still said", || readiness.verdict().is_ok()).await;
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
+}
+
+/// A namespace whose role bindings went with it: every list of it is forbidden, those of the other namespace are empty.
+#[tokio::test(start_paused = true)]
+async fn a_namespace_that_cannot_be_watched_holds_up_no_other() {
+    let server = server(&Arc::new(AtomicU8::new(SERVED)));
+    server.rule(|asked| asked.path.contains("/namespaces/gone/").then(|| (403, failure(403, "is forbidden"))));
+    let (context, readiness) = (context(&server), Readiness::default());
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let namespaces = Namespaces::Listed(vec!["gone".to_owned(), "shop".to_owned()]);
+    let started = watches::start(&context, &server.client(), &namespaces, &pod(), &readiness, &tasks, &stop);
+    tokio::time::timeout(Duration::from_mins(1), started)
+        .await
+        .expect("the other namespace is waited for, and this one not");
+    assert!(context.store().is_complete("shop") && !context.store().is_complete("gone"));
+    server.lines();
+    tokio::time::sleep(Duration::from_mins(10)).await;
+    let retries = server.lines().iter().filter(|line| !line.contains("watch")).count();
+    assert!(retries < 13 * 40, "{retries} requests in ten minutes");
     stop.cancel();
     tasks.close();
     tasks.wait().await;

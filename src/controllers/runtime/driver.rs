@@ -119,6 +119,10 @@ pub trait Driven: Kind<Object: Send + Sync, Observed: Send + Sync, Planned: Send
 pub async fn reconcile<K: Driven>(context: &Context, key: &Key) -> Verdict {
     let (malformed, object) = {
         let store = context.store();
+        if !store.is_complete(&key.id.namespace) {
+            // it is requeued when the lists of its scope are complete
+            return Verdict::Done;
+        }
         (store.malformed(key), K::find(&store, key))
     };
     let verdict = match (malformed, object) {
@@ -142,9 +146,14 @@ async fn pass<K: Driven>(context: &Context, key: &Key, object: &K::Object) -> Re
     if let Some(verdict) = K::hold(context, object, &observed) {
         return Ok(verdict);
     }
-    let planned = K::plan(object, &observed, &context.settings);
+    let not_opted_in = context.store().not_opted_in(&key.id.namespace);
+    let may_write = not_opted_in.is_none() && !K::is_suspended(object);
+    let planned = match not_opted_in {
+        Some(rejection) => Err(rejection),
+        None => K::plan(object, &observed, &context.settings),
+    };
     let mut applied = Applied::default();
-    if !K::is_suspended(object) {
+    if may_write {
         K::before_apply(context, key, object).await?;
         // a rejected object keeps what it has
         if let Ok(planned) = &planned {

@@ -19,7 +19,7 @@ use super::context::Verdict;
 use crate::{
     controllers::{
         resources::{key::ObjectKind, outcome::Class},
-        store::{ReadyCounts, Store},
+        store::{ReadyCounts, Scope, Store},
     },
     metrics::operator as names,
 };
@@ -49,6 +49,11 @@ struct KindAndReady {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NamespaceLabel {
+    namespace: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabel {
     state: &'static str,
 }
@@ -63,6 +68,7 @@ pub struct OperatorMetrics {
     status_writes: Family<KindLabel, Counter>,
     leader: Gauge,
     objects: Family<KindAndReady, Gauge>,
+    scopes_refused: Family<NamespaceLabel, Gauge>,
     sagas: Family<StateLabel, Gauge>,
     pending: Gauge,
     published: Gauge,
@@ -82,6 +88,7 @@ impl OperatorMetrics {
             status_writes: Family::default(),
             leader: Gauge::default(),
             objects: Family::default(),
+            scopes_refused: Family::default(),
             sagas: Family::default(),
             pending: Gauge::default(),
             published: Gauge::default(),
@@ -97,6 +104,11 @@ impl OperatorMetrics {
         registry.register(names::STATUS_WRITES, "Writes of a status", metrics.status_writes.clone());
         registry.register(names::LEADER, "1 while this process leads", metrics.leader.clone());
         registry.register(names::OBJECTS, "Custom resources by readiness", metrics.objects.clone());
+        registry.register(
+            names::SCOPE_REFUSED,
+            "1 while the API server does not let the namespace be watched",
+            metrics.scopes_refused.clone(),
+        );
         registry.register(names::SAGA_INSTANCES, "Saga instances by state", metrics.sagas.clone());
         registry.register(names::OUTBOX_PENDING, "Outbox rows that wait", metrics.pending.clone());
         registry.register(names::OUTBOX_PUBLISHED, "Events acknowledged by brokers", metrics.published.clone());
@@ -122,6 +134,11 @@ impl OperatorMetrics {
 
     pub fn status_written(&self, kind: ObjectKind) {
         self.status_writes.get_or_create(&KindLabel { kind: kind.as_str() }).inc();
+    }
+
+    pub fn scope_refused(&self, scope: &Scope, refused: bool) {
+        let label = NamespaceLabel { namespace: scope.0.clone().unwrap_or_default() };
+        self.scopes_refused.get_or_create(&label).set(refused.into());
     }
 
     pub fn leading(&self, leading: bool) {

@@ -16,4 +16,4 @@ mod workers;
 pub use config_maps::ConfigMaps;
 pub use context::{Context, PassResult, Verdict};
 pub use pace::News;
-pub use workers::{ReconcileFn, run};
+pub use workers::{ReconcileFn, resync, run};

@@ -7,10 +7,17 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
 use super::context::{Context, Verdict};
-use crate::controllers::resources::{key::Key, outcome::Class};
+use crate::controllers::{
+    resources::{key::Key, outcome::Class},
+    store::Requeue,
+};
 
 /// Longest that one reconcile may take; every request in it has a deadline of its own.
 const RECONCILE_DEADLINE: Duration = Duration::from_mins(5);
+
+/// A part of all keys is reconciled again at each tick; all of them in half an hour.
+const RESYNC_TICK: Duration = Duration::from_mins(1);
+const RESYNC_SLOTS: u64 = 30;
 
 /// Reconciles one key, whatever its kind. Boxed: the future holds a whole plan.
 pub type ReconcileFn = for<'a> fn(&'a Arc<Context>, &'a Key) -> Pin<Box<dyn Future<Output = Verdict> + Send + 'a>>;
@@ -48,6 +55,18 @@ pub async fn run(
             drop(permit);
         };
         tasks.spawn(work.instrument(span));
+    }
+}
+
+/// Reconciles every key again in the course of [`RESYNC_SLOTS`] ticks, a part at each tick: the net under a change whose requeue
+/// was lost. Where nothing differs, nothing is sent.
+pub async fn resync(context: Arc<Context>, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(RESYNC_TICK);
+    tick.tick().await;
+    for slot in (0..RESYNC_SLOTS).cycle() {
+        tokio::select! { () = stop.cancelled() => return, _ = tick.tick() => {} }
+        let keys = context.store().part_of_keys(slot, RESYNC_SLOTS);
+        context.enqueue(Requeue { now: keys, paced: Vec::new() });
     }
 }
 

@@ -10,6 +10,7 @@ pub mod live_pod;
 mod pods;
 pub mod references;
 mod removed;
+mod scopes;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -18,6 +19,7 @@ use std::{
 
 pub use custom::{Custom, id_of};
 pub use removed::FOR_EVER;
+pub use scopes::Scope;
 
 use crate::{
     api::v1alpha1::{Microservice, OutboxRelay, Saga},
@@ -35,6 +37,7 @@ use crate::{
     },
 };
 use removed::Removed;
+use scopes::Scopes;
 
 /// Keys that a change concerns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,6 +85,7 @@ pub struct Store {
     /// What pods that cannot be created yet wait for.
     waits: HashMap<ObjectId, Problem>,
     removed: Removed,
+    scopes: Scopes,
 }
 
 impl Store {
@@ -121,16 +125,6 @@ impl FromIterator<Requeue> for Requeue {
             all.paced.extend(change.paced);
         }
         all
-    }
-}
-
-/// What one watch covers: a namespace, or all of them.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Scope(pub Option<String>);
-
-impl Scope {
-    pub fn holds(&self, id: &ObjectId) -> bool {
-        self.0.as_ref().is_none_or(|namespace| *namespace == id.namespace)
     }
 }
 

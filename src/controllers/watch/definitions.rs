@@ -1,8 +1,10 @@
-//! Waits until the API server serves Weft's kinds: the operator may be installed before its definitions.
+//! Waits until the API server serves Weft's kinds, with every field that this operator knows: the operator may be installed
+//! before its definitions, or upgraded before them.
 
 use std::time::Duration;
 
 use kube::Client;
+use serde_json::Value;
 
 use crate::{
     api::v1alpha1::{GROUP, VERSION},
@@ -44,7 +46,58 @@ async fn missing(client: &Client) -> Option<String> {
         Err(error) if error.code() == Some(404) => Vec::new(),
         Err(error) => return Some(format!("the API server does not list what it serves: {}", error.message())),
     };
-    not_installed(wanted.into_iter().filter(|plural| !served.contains(plural)).map(|plural| name(&plural)))
+    match not_installed(wanted.into_iter().filter(|plural| !served.contains(plural)).map(|plural| name(&plural))) {
+        Some(missing) => Some(missing),
+        None => outdated(client, &group_version).await,
+    }
+}
+
+/// A sentence about definitions that lack a field of this operator's: the API server would prune it silently. A server that
+/// does not publish its schemas is taken at its word.
+async fn outdated(client: &Client, group_version: &str) -> Option<String> {
+    let path = format!("/openapi/v3/apis/{group_version}");
+    let request = axum::http::Request::get(path).body(Vec::new()).ok()?;
+    let served: Value = match within_deadline(client.request(request)).await {
+        Ok(served) => served,
+        Err(error) => {
+            tracing::warn!(
+                error = error.message(),
+                "the API server does not publish its schemas: whether the custom resource definitions are of this version is not checked"
+            );
+            return None;
+        }
+    };
+    let schemas = served.pointer("/components/schemas")?.as_object()?;
+    crds::all().into_iter().find_map(|crd| {
+        let kind = &crd.spec.names.kind;
+        let known = schemas.values().find(|schema| {
+            schema.pointer("/x-kubernetes-group-version-kind/0/kind").and_then(Value::as_str) == Some(kind)
+        })?;
+        let ours = crd.spec.versions.first()?.schema.as_ref()?.open_api_v3_schema.as_ref()?;
+        let lacking = lacking(&serde_json::to_value(ours).ok()?, known)?;
+        Some(format!(
+            "the custom resource definition {} is older than this operator and does not have {lacking}: upgrade the chart weft-crds",
+            name(&crd.spec.names.plural)
+        ))
+    })
+}
+
+/// The path of the first property of `ours` that `theirs` does not have.
+fn lacking(ours: &Value, theirs: &Value) -> Option<String> {
+    let join = |name: &str, rest: String| if rest.is_empty() { name.to_owned() } else { format!("{name}.{rest}") };
+    let properties = ours.get("properties").and_then(Value::as_object).into_iter().flatten();
+    let of_properties = properties.filter(|(name, _)| *name != "metadata").find_map(|(name, ours)| {
+        match theirs.get("properties").and_then(|properties| properties.get(name)) {
+            None => Some(name.clone()),
+            Some(theirs) => lacking(ours, theirs).map(|rest| join(name, rest)),
+        }
+    });
+    of_properties.or_else(|| {
+        ["items", "additionalProperties"].into_iter().find_map(|member| {
+            let (ours, theirs) = (ours.get(member)?, theirs.get(member)?);
+            lacking(ours, theirs)
+        })
+    })
 }
 
 /// The name of the definition of `plural`.
@@ -61,4 +114,26 @@ pub fn not_installed(missing: impl IntoIterator<Item: Into<String>>) -> Option<S
             missing.join(", ")
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_first_field_that_an_older_definition_lacks_is_named() {
+        let ours = serde_json::to_value(crds::all()).unwrap();
+        let ours = &ours[0]["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+        assert_eq!(lacking(ours, ours), None);
+        let mut older = ours.clone();
+        let spec = older.pointer_mut("/properties/spec/properties/ports/items/properties").unwrap();
+        spec.as_object_mut().unwrap().remove("protocol");
+        assert_eq!(lacking(ours, &older).as_deref(), Some("spec.ports.protocol"));
+        assert_eq!(
+            lacking(&json!({"properties": {"metadata": {"properties": {"x": {}}}}}), &json!({"properties": {}})),
+            None
+        );
+    }
 }

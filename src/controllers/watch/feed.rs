@@ -150,6 +150,29 @@ fn is_ours(object: &Live) -> bool {
     object.metadata.labels.as_ref().and_then(|labels| labels.get(MANAGED_BY_LABEL)).is_some_and(|by| by == MANAGED_BY)
 }
 
+/// The namespaces that have the label by which they opt in.
+pub(super) struct NamespaceFeed;
+
+impl Feed for NamespaceFeed {
+    type Object = Live;
+
+    fn id(object: &Live) -> ObjectId {
+        id(object)
+    }
+
+    fn set(&self, context: &Context, object: Live) -> Requeue {
+        context.store().opt_in(id(&object).name)
+    }
+
+    fn remove(&self, context: &Context, object: Live) -> Requeue {
+        context.store().opt_out(&id(&object).name)
+    }
+
+    fn retain(&self, context: &Context, seen: &HashSet<ObjectId>) -> Requeue {
+        context.store().retain_opted_in(seen)
+    }
+}
+
 pub(super) struct PodFeed {
     pub(super) scope: Scope,
 }

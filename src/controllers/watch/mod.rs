@@ -7,12 +7,13 @@ pub mod definitions;
 mod feed;
 pub mod pod_events;
 pub mod readiness;
+mod scope;
 pub mod streams;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, TryStreamExt};
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ObjectReference};
 use kube::{
     Api, Client, Resource,
     api::ApiResource,
@@ -22,11 +23,14 @@ use kube::{
         watcher::{self, Event, watcher},
     },
 };
+use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use self::scope::Namespaces;
 use self::{
-    feed::{ChildFeed, ConfigMapFeed, CustomFeed, Feed, PodFeed},
+    feed::{ChildFeed, ConfigMapFeed, CustomFeed, Feed, NamespaceFeed, PodFeed},
     readiness::Readiness,
+    scope::ScopeWatches,
 };
 use crate::{
     api::v1alpha1::{Microservice, OutboxRelay, Saga},
@@ -49,23 +53,27 @@ const PAGE: u32 = 200;
 /// Watches that have not delivered their first list by then are reported.
 const SLOW_START: Duration = Duration::from_secs(30);
 
-/// Starts all watches; resolves once each has delivered its first list.
+/// Starts all watches; resolves once the first lists of every scope are complete, or known to be refused. Events about scopes
+/// concern `operator`, the operator's own pod.
 pub async fn start(
     context: &Arc<Context>,
     client: &Client,
-    namespaces: &[String],
+    namespaces: &Namespaces,
+    operator: &ObjectReference,
     readiness: &Readiness,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) {
-    let scopes: Vec<Scope> = if namespaces.is_empty() {
-        vec![Scope(None)]
-    } else {
-        namespaces.iter().map(|namespace| Scope(Some(namespace.clone()))).collect()
-    };
-    let (synced, mut all_synced) = tokio::sync::mpsc::channel::<()>(1);
-    for scope in scopes {
-        let starter = Starter { context, client, scope, readiness, tasks, stop, synced: &synced };
+    let changed = Arc::new(Notify::new());
+    let mut all = Vec::new();
+    for scope in namespaces.scopes() {
+        context.store().expect(scope.clone());
+        let watches = Arc::new(ScopeWatches::new(scope, Arc::clone(&changed), operator.clone()));
+        let starter = Starter { context, client, watches: Arc::clone(&watches), readiness, tasks, stop };
+        if let Namespaces::Labelled(label) = namespaces {
+            context.store().require_label(label.clone());
+            starter.namespaces(label);
+        }
         starter.custom::<Microservice>();
         starter.custom::<OutboxRelay>();
         starter.custom::<Saga>();
@@ -73,31 +81,37 @@ pub async fn start(
             starter.children(*kind);
         }
         starter.pods();
+        all.push(watches);
     }
-    drop(synced);
-    // every watch drops its sender after its first list
-    while tokio::time::timeout(SLOW_START, all_synced.recv()).await.is_err() {
-        tracing::warn!("still waiting for the first lists of all watches");
+    while !all.iter().all(|watches| watches.is_settled()) {
+        if tokio::time::timeout(SLOW_START, changed.notified()).await.is_err() {
+            tracing::warn!("still waiting for the first lists of all watches");
+        }
     }
 }
 
 struct Starter<'a> {
     context: &'a Arc<Context>,
     client: &'a Client,
-    scope: Scope,
+    watches: Arc<ScopeWatches>,
     readiness: &'a Readiness,
     tasks: &'a TaskTracker,
     stop: &'a CancellationToken,
-    synced: &'a tokio::sync::mpsc::Sender<()>,
 }
 
 impl Starter<'_> {
+    /// Namespaces with `label`.
+    fn namespaces(&self, label: &str) {
+        let api: Api<PartialObjectMeta<Namespace>> = Api::all(self.client.clone());
+        self.run("Namespace", watcher(api, config().labels(label)).map_ok(without_body), NamespaceFeed);
+    }
+
     fn custom<K: Custom>(&self) {
-        let api: Api<DeserializeGuard<K>> = match &self.scope.0 {
+        let api: Api<DeserializeGuard<K>> = match &self.watches.scope.0 {
             Some(namespace) => Api::namespaced(self.client.clone(), namespace),
             None => Api::all(self.client.clone()),
         };
-        let feed = CustomFeed::<K>::new(self.scope.clone());
+        let feed = CustomFeed::<K>::new(self.watches.scope.clone());
         self.run(K::KIND.as_str(), watcher(api, config()), feed);
     }
 
@@ -111,7 +125,7 @@ impl Starter<'_> {
     }
 
     fn pruned(&self, kind: ChildKind) {
-        let feed = ChildFeed { scope: self.scope.clone(), kind };
+        let feed = ChildFeed { scope: self.watches.scope.clone(), kind };
         self.run(
             kind.as_str(),
             well_formed(watcher(self.api::<DeserializeGuard<Live>>(&kind.resource()), ours())),
@@ -121,21 +135,21 @@ impl Starter<'_> {
 
     fn metadata(&self, kind: ChildKind) {
         let api: Api<PartialObjectMeta<Live>> = self.api(&kind.resource());
-        let feed = ChildFeed { scope: self.scope.clone(), kind };
+        let feed = ChildFeed { scope: self.watches.scope.clone(), kind };
         self.run(kind.as_str(), watcher(api, ours()).map_ok(without_body), feed);
     }
 
     fn config_maps(&self) {
-        let api: Api<PartialObjectMeta<ConfigMap>> = match &self.scope.0 {
+        let api: Api<PartialObjectMeta<ConfigMap>> = match &self.watches.scope.0 {
             Some(namespace) => Api::namespaced(self.client.clone(), namespace),
             None => Api::all(self.client.clone()),
         };
-        let feed = ConfigMapFeed(ChildFeed { scope: self.scope.clone(), kind: ChildKind::ConfigMap });
+        let feed = ConfigMapFeed(ChildFeed { scope: self.watches.scope.clone(), kind: ChildKind::ConfigMap });
         self.run("ConfigMap", watcher(api, config()).map_ok(without_body), feed);
     }
 
     fn pods(&self) {
-        let feed = PodFeed { scope: self.scope.clone() };
+        let feed = PodFeed { scope: self.watches.scope.clone() };
         self.run(
             "Pod",
             well_formed(watcher(self.api::<DeserializeGuard<LivePod>>(&live_pod::resource()), ours())),
@@ -147,7 +161,7 @@ impl Starter<'_> {
     where
         K: Resource<DynamicType = ApiResource, Scope = DynamicResourceScope>,
     {
-        match &self.scope.0 {
+        match &self.watches.scope.0 {
             Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, resource),
             None => Api::all_with(self.client.clone(), resource),
         }
@@ -159,11 +173,12 @@ impl Starter<'_> {
         events: impl Stream<Item = Result<Event<F::Object>, watcher::Error>> + Send + 'static,
         feed: F,
     ) {
-        let (context, stop, synced) = (Arc::clone(self.context), self.stop.clone(), self.synced.clone());
+        let (context, stop, watches) = (Arc::clone(self.context), self.stop.clone(), Arc::clone(&self.watches));
         let readiness = self.readiness.clone();
         let events = events.default_backoff();
+        watches.expect();
         self.tasks.spawn(async move {
-            let followed = follow(&context, &readiness, kind, events, &feed, synced);
+            let followed = follow(&context, &readiness, kind, events, &feed, &watches);
             tokio::select! { () = stop.cancelled() => {} () = followed => {} }
         });
     }
@@ -175,47 +190,67 @@ async fn follow<F: Feed>(
     kind: &'static str,
     events: impl Stream<Item = Result<Event<F::Object>, watcher::Error>>,
     feed: &F,
-    synced: tokio::sync::mpsc::Sender<()>,
+    watches: &ScopeWatches,
 ) {
-    let mut synced = Some(synced);
+    let mut listed = false;
     let mut seen = HashSet::new();
     let mut events = std::pin::pin!(events);
     while let Some(event) = events.next().await {
-        let requeue = match event {
-            Ok(Event::Init) => {
+        let event = match event {
+            Ok(event) => event,
+            Err(error) => {
+                interrupted(context, readiness, kind, feed.definition(), watches, &error);
+                continue;
+            }
+        };
+        let (requeue, first_list) = match event {
+            Event::Init => {
                 seen.clear();
                 continue;
             }
-            Ok(Event::InitApply(object)) => {
+            Event::InitApply(object) => {
                 seen.insert(F::id(&object));
-                feed.set(context, object)
+                (feed.set(context, object), false)
             }
-            Ok(Event::InitDone) => {
-                synced = None;
-                let requeue = feed.retain(context, &seen);
-                seen = HashSet::new();
-                requeue
+            Event::InitDone => {
+                (feed.retain(context, &std::mem::take(&mut seen)), !std::mem::replace(&mut listed, true))
             }
-            Ok(Event::Apply(object)) => feed.set(context, object),
-            Ok(Event::Delete(object)) => feed.remove(context, object),
-            Err(error) => {
-                match feed.definition() {
-                    Some((definition, scope)) if code(&error) == Some(404) => {
-                        if readiness.deleted(&definition, scope) {
-                            tracing::warn!(definition, "the definition was deleted: waiting for it");
-                        }
-                    }
-                    _ => report(kind, &error, synced.is_some()),
-                }
-                continue;
-            }
+            Event::Apply(object) => (feed.set(context, object), false),
+            Event::Delete(object) => (feed.remove(context, object), false),
         };
         if let Some((definition, scope)) = feed.definition()
             && readiness.watched(&definition, scope)
         {
             tracing::info!(definition, "the definition is there again");
         }
+        watches.works(context, kind);
         context.enqueue(requeue);
+        if first_list {
+            watches.listed(context);
+        }
+    }
+}
+
+/// A watch that ends is normal; one that cannot begin is not.
+fn interrupted(
+    context: &Context,
+    readiness: &Readiness,
+    kind: &'static str,
+    definition: Option<(String, &Scope)>,
+    watches: &ScopeWatches,
+    error: &watcher::Error,
+) {
+    match (definition, code(error)) {
+        (Some((definition, scope)), Some(404)) => {
+            if readiness.deleted(&definition, scope) {
+                tracing::warn!(definition, "the definition was deleted: waiting for it");
+            }
+        }
+        (_, Some(401 | 403 | 404)) => watches.refused(context, kind, &error.to_string()),
+        _ => {
+            let error = error as &dyn std::error::Error;
+            tracing::debug!(kind, error, "a watch was interrupted");
+        }
     }
 }
 
@@ -227,16 +262,6 @@ fn code(error: &watcher::Error) -> Option<u16> {
         | watcher::Error::WatchFailed(kube::Error::Api(status))
         | watcher::Error::WatchError(status) => Some(status.code),
         _ => None,
-    }
-}
-
-/// A watch that ends is normal; one that cannot begin is not.
-fn report(kind: &str, error: &watcher::Error, starting: bool) {
-    let error = error as &dyn std::error::Error;
-    if starting {
-        tracing::warn!(kind, error, "cannot watch");
-    } else {
-        tracing::debug!(kind, error, "a watch was interrupted");
     }
 }
 

@@ -76,6 +76,11 @@ pub async fn finish(context: &Context, key: &Key, object: &Microservice) -> Verd
 /// Takes the finalizer off when its time has come; else what it waits for, whose end wakes the object.
 async fn release_when_due(context: &Context, key: &Key, object: &Microservice) -> Result<Option<String>, RequestError> {
     let (namespace, name) = (&key.id.namespace, &key.id.name);
+    if context.store().not_opted_in(namespace).is_some() {
+        // nothing may be deleted there, and nothing is to be held up
+        set(context, key, object, false).await?;
+        return Ok(None);
+    }
     // the last spec may not have been applied: the object was suspended, or its plan rejected
     if !volume_follows(context, key, retention(object)).await? {
         return Ok(Some("Kubernetes has yet to take note of what becomes of the volume".to_owned()));
