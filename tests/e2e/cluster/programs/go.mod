@@ -1,7 +1,7 @@
 // Every program of the test cluster that is written in Go, at one set of versions: so that what they share
 // (client-go, grpc, …) is compiled once, and not once for each. This file is the one place to raise a version:
 //
-//	go get helm.sh/helm/v3@v3.23.0 && go mod tidy
+//	go get github.com/nats-io/nats-server/v2@v2.16.0 && go mod tidy
 //
 // Kubernetes 1.x is published with its staging repositories beside it as 0.x, and its own go.mod replaces them by folders
 // of its repository; a replacement counts only in the main module, so they are all here again.
@@ -29,7 +29,6 @@ require (
 	github.com/helm-unittest/helm-unittest v1.1.2 // indirect
 	github.com/nats-io/nats-server/v2 v2.15.2 // indirect
 	go.etcd.io/etcd/server/v3 v3.6.16 // indirect
-	helm.sh/helm/v3 v3.22.0 // indirect
 	k8s.io/client-go v0.37.0
 	k8s.io/kubernetes v1.34.4 // indirect; 1.34 is the last release whose kubelet takes cgroup v1
 	sigs.k8s.io/kwok v0.8.0 // indirect
@@ -56,7 +55,6 @@ require (
 	github.com/Microsoft/go-winio v0.6.2 // indirect
 	github.com/Microsoft/hnslib v0.1.1 // indirect
 	github.com/NYTimes/gziphandler v1.1.1 // indirect
-	github.com/ProtonMail/go-crypto v1.4.1 // indirect
 	github.com/antithesishq/antithesis-sdk-go v0.8.0-default-no-op // indirect
 	github.com/antlr4-go/antlr/v4 v4.13.0 // indirect
 	github.com/apparentlymart/go-cidr v1.1.0 // indirect
@@ -69,14 +67,15 @@ require (
 	github.com/chai2010/gettext-go v1.0.2 // indirect
 	github.com/clipperhouse/stringish v0.1.1 // indirect
 	github.com/clipperhouse/uax29/v2 v2.3.0 // indirect
-	github.com/cloudflare/circl v1.6.3 // indirect
 	github.com/cloudfoundry/jibber_jabber v0.0.0-20151120183258-bcc4c8345a21 // indirect
 	github.com/container-storage-interface/spec v1.11.0 // indirect
+	github.com/containerd/containerd v1.7.29 // indirect
 	github.com/containerd/containerd/api v1.8.0 // indirect
 	github.com/containerd/errdefs v1.0.0 // indirect
 	github.com/containerd/errdefs/pkg v0.3.0 // indirect
 	github.com/containerd/log v0.1.0 // indirect
-	github.com/containerd/ttrpc v1.2.6 // indirect
+	github.com/containerd/platforms v0.2.1 // indirect
+	github.com/containerd/ttrpc v1.2.7 // indirect
 	github.com/containerd/typeurl/v2 v2.2.2 // indirect
 	github.com/coredns/caddy v1.1.2-0.20241029205200-8de985351a98 // indirect
 	github.com/coreos/go-iptables v0.7.0 // indirect
@@ -272,6 +271,7 @@ require (
 	gopkg.in/inf.v0 v0.9.1 // indirect
 	gopkg.in/natefinch/lumberjack.v2 v2.2.1 // indirect
 	gopkg.in/yaml.v3 v3.0.1 // indirect
+	helm.sh/helm/v3 v3.21.3 // indirect
 	k8s.io/apiextensions-apiserver v0.37.0 // indirect
 	k8s.io/apiserver v0.37.0 // indirect
 	k8s.io/cli-runtime v0.37.0 // indirect
@@ -316,6 +316,9 @@ require (
 
 // The fork's go.mod keeps the original's path. It is the NetworkPolicy half alone.
 replace github.com/cloudnativelabs/kube-router/v2 => github.com/k3s-io/kube-router/v2 v2.2.1
+
+// The last whose client-go is this Kubernetes'; later ones do not compile with it.
+replace helm.sh/helm/v3 => helm.sh/helm/v3 v3.19.5
 
 replace github.com/vmware-labs/yaml-jsonpath => github.com/helm-unittest/yaml-jsonpath v0.4.0
 
