@@ -143,7 +143,7 @@ fn every_claim_about_security_ends_with_tests_that_exist() {
     for item in items {
         let (_, tests) = item.trim_end_matches([']', '\n']).rsplit_once('[').expect("they begin with a bracket");
         for test in tests.split(',').map(str::trim) {
-            let exists = if test.ends_with(".yaml") {
+            let exists = if Path::new(test).extension().is_some_and(|extension| extension == "yaml") {
                 ["weft", "weft-crds"]
                     .iter()
                     .any(|chart| root().join("charts").join(chart).join("tests").join(test).exists())

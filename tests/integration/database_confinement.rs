@@ -170,7 +170,7 @@ async fn no_login_is_left_behind_that_can_become_the_owner() {
     database.set_up_well();
     database.write_migration("002.sql", "select nonsense;");
     database.set_up_refused();
-    assert!(text(&superuser, &login).await.starts_with("f"));
+    assert!(text(&superuser, &login).await.starts_with('f'));
     for role in [MIGRATOR, "owner"] {
         let error = database.try_login(role, "known").await.unwrap_err();
         assert!(error.code().is_some(), "{role} is refused: {error:?}");
