@@ -81,7 +81,7 @@ pub struct Args {
     )]
     pod_labels: Vec<(String, String)>,
     /// Address of the admin port: /livez, /readyz, /metrics
-    #[arg(long, env = "WEFT_LISTEN", default_value = "0.0.0.0:9464")]
+    #[arg(long, env = "WEFT_LISTEN", default_value = "[::]:9464")]
     listen: SocketAddr,
     /// How many objects are reconciled at the same time
     #[arg(long, env = "WEFT_CONCURRENCY", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]

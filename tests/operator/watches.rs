@@ -81,7 +81,8 @@ async fn a_namespace_that_cannot_be_watched_holds_up_no_other() {
     let (context, readiness) = (context(&server), Readiness::default());
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     let namespaces = Namespaces::Listed(vec!["gone".to_owned(), "shop".to_owned()]);
-    let started = watches::start(&context, &server.client(), &namespaces, &pod(), &readiness, &tasks, &stop);
+    let (client, pod) = (server.client(), pod());
+    let started = watches::start(&context, &client, &namespaces, &pod, &readiness, &tasks, &stop);
     tokio::time::timeout(Duration::from_mins(1), started)
         .await
         .expect("the other namespace is waited for, and this one not");

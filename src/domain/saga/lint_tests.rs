@@ -181,7 +181,7 @@ fn what_the_interpreter_does_not_survive_is_refused() {
         ("size{a: 1}", "`size{…}` makes a message and there are none"),
         ("{'a': [size(size{})]}", "`size{…}` makes a message"),
         ("bytes(input.a).contains(bytes(input.b))", "`bytes` is not a function"),
-        ("b'abc'.contains(b'')", "bytes have no form in JSON"),
+        ("b'abc'.contains(b'')", "bytes have no JSON form"),
     ] {
         let message = finding(|spec| spec.steps[1].action = with(source));
         assert!(message.contains(part), "{source}: {message}");
