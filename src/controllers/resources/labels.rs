@@ -33,6 +33,10 @@ pub const STORAGE_ANNOTATION: &str = "weft.dev/storage";
 /// On a Microservice's Deployment, written by its plan: the addresses of `spec.dependsOn` as JSON, so that one that is gone
 /// for a while keeps its variable and restarts nothing.
 pub const DEPENDENCIES_ANNOTATION: &str = "weft.dev/dependencies";
+/// On a set-up's ConfigMap, written by its plan: the last set-up that succeeded, as JSON.
+pub const SET_UP_ANNOTATION: &str = "weft.dev/set-up";
+/// On a set-up's ConfigMap, written by its plan: hash of the released pod template that the ConfigMap holds.
+pub const RELEASED_ANNOTATION: &str = "weft.dev/released";
 /// On a custom resource: `now` asks for the operator's own data-plane image at once.
 pub const UPGRADE_ANNOTATION: &str = "weft.dev/upgrade";
 /// On a pod of the data plane, written when the contract that it mounts changed: that ConfigMap's `resourceVersion`.

@@ -10,7 +10,7 @@ use kube::Client;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    backoff::Backoff, config_maps::ConfigMaps, events::Events, metrics::OperatorMetrics, pace::StatusPace, queue::Queue,
+    backoff::Backoff, config_maps::ConfigMaps, events::Events, metrics::OperatorMetrics, pace::StatusPace, queue::Queue, settling::Settling,
 };
 use crate::controllers::{
     apply::Memory,
@@ -38,6 +38,7 @@ pub struct Context {
     pub events: Events,
     pub metrics: Arc<OperatorMetrics>,
     pub config_maps: ConfigMaps,
+    pub settling: Settling,
     store: Mutex<Store>,
     queue: Queue,
     backoff: Backoff,
@@ -81,6 +82,7 @@ impl Context {
             events,
             metrics,
             config_maps: ConfigMaps::default(),
+            settling: Settling::default(),
             store: Mutex::default(),
             queue: Queue::default(),
             backoff: Backoff::default(),
@@ -144,6 +146,7 @@ impl Context {
     pub fn forget(&self, key: &Key) {
         self.memory.forget(key);
         self.pace.forget(key);
+        self.settling.forget(key);
         self.backoff.succeeded(key);
         self.lock_results().remove(key);
     }

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
+use tokio::time::Instant;
 
 use super::context::{Context, Verdict};
 use crate::controllers::{
@@ -169,7 +170,10 @@ async fn pass<K: Driven>(context: &Context, key: &Key, object: &K::Object) -> Re
     let reported = K::report(context, key, object, status).await;
     match applied.failures.iter().map(|failure| failure.class).min() {
         Some(class) => Ok(Verdict::Failed(class)),
-        None => reported.map(|()| Verdict::Done),
+        None => reported.map(|()| match planned.as_ref().ok().and_then(|planned| K::children(planned).recheck_in) {
+            Some(pause) => Verdict::At(Instant::now() + pause),
+            None => Verdict::Done,
+        }),
     }
 }
 

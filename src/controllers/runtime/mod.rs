@@ -11,9 +11,10 @@ pub mod metrics;
 mod pace;
 mod queue;
 pub mod report;
+mod settling;
 mod workers;
 
-pub use config_maps::ConfigMaps;
+pub use config_maps::{ConfigMaps, released};
 pub use context::{Context, PassResult, Verdict};
 pub use pace::News;
 pub use workers::{ReconcileFn, resync, run};

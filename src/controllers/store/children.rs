@@ -8,9 +8,10 @@ use crate::{
     controllers::resources::{
         child::{ChildKind, ChildRef},
         key::{Key, ObjectId, ObjectKind},
-        labels::Component,
-        observed::{JobState, Workload},
+        labels::{Component, SET_UP_ANNOTATION},
+        observed::{DatabaseObserved, JobState, Workload},
     },
+    domain::names,
 };
 
 impl Store {
@@ -84,16 +85,32 @@ impl Store {
         jobs.filter(|(child, _)| child.kind == ChildKind::Job)
             .map(|(child, seen)| {
                 let of_job = |_: &str, job: Option<&str>| job == Some(child.name.as_str());
-                let last_message = self
-                    .pods_of(owner)
-                    .filter(|(_, pod)| pod.job.as_deref() == Some(child.name.as_str()))
-                    .filter_map(|(_, pod)| pod.last_message.clone())
-                    .max();
+                let pods = || self.pods_of(owner).map(|(_, pod)| pod).filter(|pod| of_job("", pod.job.as_deref()));
+                let last_message = pods().filter_map(|pod| pod.last_message.clone()).max();
+                let report = pods().find_map(|pod| pod.report.as_deref().cloned());
                 let missing_images = self.missing_images(owner, of_job);
                 let state = seen.job(self.problems(owner, of_job), last_message.map(|(_, message)| message));
-                (child.name.clone(), JobState { missing_images, ..state })
+                (child.name.clone(), JobState { missing_images, report, ..state })
             })
             .collect()
+    }
+
+    /// The database of an owner whose children are named after `name`; its migrations are not in the store.
+    pub fn database(&self, owner: &Key, name: &str) -> DatabaseObserved {
+        DatabaseObserved {
+            server: self.workload(owner, ChildKind::StatefulSet, &names::database(name)),
+            jobs: self.jobs(owner),
+            recorded: self
+                .set_up_annotation(owner, name, SET_UP_ANNOTATION)
+                .and_then(|record| serde_json::from_str(record).ok()),
+            ..DatabaseObserved::default()
+        }
+    }
+
+    /// An annotation of the ConfigMap of a set-up.
+    pub fn set_up_annotation(&self, owner: &Key, name: &str, annotation: &str) -> Option<&String> {
+        let config_map = ChildRef::new(ChildKind::ConfigMap, names::setup(name));
+        self.child(owner, &config_map)?.annotations.get(annotation)
     }
 
     fn missing_images(&self, owner: &Key, is_ours: impl Fn(&str, Option<&str>) -> bool) -> Vec<String> {

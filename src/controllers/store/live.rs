@@ -144,6 +144,7 @@ impl ChildSeen {
     pub fn workload(&self, mut problems: Vec<Problem>) -> Workload {
         problems.extend(self.failing_replicas());
         Workload {
+            uid: self.uid.clone(),
             annotations: self.annotations.clone(),
             generation: self.generation,
             observed_generation: self.status.observed_generation,
@@ -169,7 +170,7 @@ impl ChildSeen {
             problems.extend(last_message.map(again));
             JobOutcome::Running
         };
-        JobState { annotations: self.annotations.clone(), outcome, problems, missing_images: Vec::new() }
+        JobState { annotations: self.annotations.clone(), outcome, problems, missing_images: Vec::new(), report: None }
     }
 
     /// Pods that cannot even be made: a quota, a policy, an admission webhook.

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::live::{null_is_default, version};
 use crate::{
-    contract::{ADMIN_PORT, status::Problem},
+    contract::{ADMIN_PORT, database_setup::Outcome, status::Problem},
     controllers::{database, resources::labels::COMPONENT_LABEL},
 };
 
@@ -138,6 +138,8 @@ pub struct PodSeen {
     pub missing_images: Vec<String>,
     /// When it failed (RFC 3339, so that texts sort like times), and its termination message.
     pub last_message: Option<(String, String)>,
+    /// Of a set-up's pod: what its own container reported at its success, whatever other containers do.
+    pub report: Option<Box<Outcome>>,
 }
 
 impl From<LivePod> for PodSeen {
@@ -147,18 +149,20 @@ impl From<LivePod> for PodSeen {
         let labels = metadata.labels.as_ref();
         let deleting = metadata.deletion_timestamp.is_some();
         let lives = !deleting && status.is_going();
+        let job = label(labels, JOB_LABEL);
         let admin = spec.init_containers.iter().chain(&spec.containers).flat_map(|container| &container.ports);
         let has_admin = admin.into_iter().any(|port| port.container_port == ADMIN_PORT);
         Self {
             version: version(&metadata),
             component: label(labels, COMPONENT_LABEL).unwrap_or_default(),
-            job: label(labels, JOB_LABEL),
             deleting,
             creating: metadata.uid.clone().filter(|_| !deleting && status.is_creating()),
             admin_address: status.pod_ip.clone().filter(|_| has_admin && lives),
             problems: if lives { status.problems(&metadata) } else { Vec::new() },
             missing_images: if lives { status.missing_images() } else { Vec::new() },
-            last_message: status.last_message(),
+            last_message: status.last_message(job.is_some()),
+            report: job.as_ref().and_then(|_| status.report()),
+            job,
         }
     }
 }
@@ -211,12 +215,20 @@ impl PodStatus {
         missing.map(|container| container.image.clone()).collect()
     }
 
-    fn last_message(&self) -> Option<(String, String)> {
+    /// Of a set-up's pod, only its own container's counts.
+    fn last_message(&self, of_setup: bool) -> Option<(String, String)> {
         self.statuses()
+            .filter(|container| !of_setup || container.name == database::SETUP_CONTAINER)
             .filter_map(|container| container.state.terminated.as_ref().or(container.last_state.terminated.as_ref()))
             .filter(|terminated| terminated.exit_code != 0 && !terminated.message.trim().is_empty())
             .map(|terminated| (terminated.finished_at.clone(), tail(&terminated.message)))
             .max()
+    }
+
+    fn report(&self) -> Option<Box<Outcome>> {
+        let setup = self.container_statuses.iter().find(|container| container.name == database::SETUP_CONTAINER)?;
+        let ended = setup.state.terminated.as_ref().filter(|ended| ended.exit_code == 0)?;
+        Outcome::from_message(&ended.message).map(Box::new)
     }
 }
 

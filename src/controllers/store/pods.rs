@@ -29,6 +29,7 @@ impl Store {
         let known = known.unwrap_or_default();
         if known.problems == seen.problems
             && known.last_message == seen.last_message
+            && known.report == seen.report
             && known.creating == seen.creating
             && known.admin_address.is_some() == seen.admin_address.is_some()
         {

@@ -30,7 +30,7 @@ impl Case {
         let mut observed = Observed { deployment: Some(ready(2)), ..Observed::default() };
         observed.database.server = Some(ready(1));
         observed.database.migrations =
-            Some(Migrations::Found { hash: "abc".to_owned(), keys: vec!["001.sql".to_owned()] });
+            Some(Migrations::Found { hash: "abc".to_owned(), files: vec!["001.sql".to_owned()] });
         observed.dependencies = [("customers".to_owned(), Arc::new(microservice("customers", "{image: i}")))].into();
         let mut case = Self { object, observed, applied: Applied::default() };
         case.set_up(JobOutcome::Succeeded);
@@ -101,7 +101,7 @@ fn a_failed_migration_stalls_says_file_and_cause_and_that_the_old_version_serves
 fn a_missing_or_empty_config_map_of_migrations_is_named() {
     for (migrations, reason) in [
         (Migrations::Missing, "MigrationsNotFound"),
-        (Migrations::Found { hash: "a".to_owned(), keys: vec!["x".to_owned()] }, "MigrationsEmpty"),
+        (Migrations::Found { hash: "a".to_owned(), files: Vec::new() }, "MigrationsEmpty"),
     ] {
         let mut case = Case::settled();
         case.observed.database.migrations = Some(migrations);

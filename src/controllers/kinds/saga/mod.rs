@@ -18,6 +18,7 @@ use crate::{
     api::v1alpha1::{Microservice, OutboxRelay, Saga, SagaStatus},
     contract::{orchestrator::Start, status::OrchestratorStatus},
     controllers::{
+        database::Stage,
         request::RequestError,
         resources::{
             key::{Key, ObjectId, ObjectKind},
@@ -29,11 +30,11 @@ use crate::{
         runtime::{
             Context, PassResult, Verdict,
             driver::{Driven, Kind},
-            report,
+            released, report,
         },
         store::{Malformed, Requeue, Store},
     },
-    domain::saga::definition::Definition,
+    domain::{names, saga::definition::Definition},
 };
 
 /// What the definition and the status of a Saga depend on.
@@ -133,7 +134,7 @@ impl Kind for OrchestratorController {
     }
 }
 
-static NO_CHILDREN: Plan = Plan { children: Vec::new(), retained: Vec::new() };
+static NO_CHILDREN: Plan = Plan { children: Vec::new(), retained: Vec::new(), recheck_in: None };
 
 impl Driven for Controller {
     fn find(store: &Store, key: &Key) -> Option<Arc<Saga>> {
@@ -188,7 +189,12 @@ impl Driven for OrchestratorController {
         key: &Key,
         _object: &Orchestrator,
     ) -> Result<OrchestratorObserved, RequestError> {
-        Ok(observe::observe_orchestrator(&context.store(), &key.id))
+        let mut observed = observe::observe_orchestrator(&context.store(), &key.id);
+        if !plan::stage(&key.id.namespace, &key.id.name, &observed, |stage| stage == Stage::Done) {
+            let name = names::orchestrator(&key.id.name);
+            observed.database.released = released(context, key, &name).await?;
+        }
+        Ok(observed)
     }
 
     fn children(planned: &Plan) -> &Plan {

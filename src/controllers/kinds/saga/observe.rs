@@ -9,7 +9,6 @@ use crate::{
         resources::{
             child::ChildKind,
             key::{Key, ObjectId, ObjectKind},
-            observed::DatabaseObserved,
         },
         runtime::PassResult,
         store::{Store, references::services_of},
@@ -36,11 +35,7 @@ pub fn observe_orchestrator(store: &Store, id: &ObjectId) -> OrchestratorObserve
     let (key, full_name) = (Key::of(ObjectKind::Orchestrator, id), names::orchestrator(&id.name));
     OrchestratorObserved {
         deployment: store.workload(&key, ChildKind::Deployment, &full_name),
-        database: DatabaseObserved {
-            server: store.workload(&key, ChildKind::StatefulSet, &names::database(&full_name)),
-            jobs: store.jobs(&key),
-            migrations: None,
-        },
+        database: store.database(&key, &full_name),
         status: store.orchestrator_status(&key),
     }
 }

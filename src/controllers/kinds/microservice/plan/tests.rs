@@ -42,7 +42,7 @@ fn settled(object: &Microservice) -> Observed {
 fn before_setup() -> Observed {
     let mut observed = Observed::default();
     observed.database.server = Some(ready(1));
-    observed.database.migrations = Some(Migrations::Found { hash: "abc".to_owned(), keys: vec!["001.sql".to_owned()] });
+    observed.database.migrations = Some(Migrations::Found { hash: "abc".to_owned(), files: vec!["001.sql".to_owned()] });
     let customers =
         microservice("customers", "{image: i, ports: [{name: a, port: 1, protocol: tcp}, {name: http, port: 8080}]}");
     observed.dependencies = [("customers".to_owned(), Arc::new(customers))].into();
@@ -88,7 +88,7 @@ fn the_deployment_waits_for_the_set_up_and_the_old_one_is_retained() {
 #[test]
 fn other_migrations_are_another_job() {
     let mut observed = settled(&orders());
-    observed.database.migrations = Some(Migrations::Found { hash: "def".to_owned(), keys: vec!["001.sql".to_owned()] });
+    observed.database.migrations = Some(Migrations::Found { hash: "def".to_owned(), files: vec!["001.sql".to_owned()] });
     let plan = plan(&orders(), &observed, &settings()).unwrap();
     let job = fixtures::names(&plan).into_iter().find_map(|name| name.strip_prefix("Job/").map(str::to_owned)).unwrap();
     assert!(!observed.database.jobs.contains_key(&job), "{job} is the old one");
@@ -141,7 +141,7 @@ fn missing_migrations_make_no_job() {
     for missing in [
         None,
         Some(Migrations::Missing),
-        Some(Migrations::Found { hash: "a".to_owned(), keys: vec!["README.md".to_owned()] }),
+        Some(Migrations::Found { hash: "a".to_owned(), files: Vec::new() }),
     ] {
         let mut observed = settled(&orders());
         observed.database.migrations = missing;

@@ -35,7 +35,7 @@ use crate::{
             },
         },
         resources::{
-            child::{Child, ChildKind, ChildRef},
+            child::Child,
             labels::{self, Component, DATABASE_CLIENT_LABEL},
             plan::{Plan, Rejection},
             settings::Settings,
@@ -77,16 +77,15 @@ pub fn orchestrator(
     let storage = storage.unwrap_or_else(|| settings.orchestrator_storage.clone());
     let (owner, postgres) = (owner(object), Postgres { storage, ..Postgres::default() });
     let wanted = Wanted { upgrade: upgrade(object), ..wanted(&owner, &postgres) };
-    let mut plan = Plan { children: database::children(&wanted, &observed.database, settings)?, retained: Vec::new() };
-    plan.children.push(Child::ConfigMap(config_map(object, &owner)?));
-    plan.children.push(Child::NetworkPolicy(network_policy(&owner, settings)));
-    plan.children.push(Child::Service(service(&owner)));
-    if database::stage(&wanted, &observed.database) == Stage::Done {
-        plan.children.push(Child::Deployment(deployment(object, &owner, observed, settings)?));
-    } else {
-        plan.retained.push(ChildRef::new(ChildKind::Deployment, owner.name));
-    }
-    Ok(plan)
+    let deployment = deployment(object, &owner, observed, settings)?;
+    let Plan { children, retained, recheck_in } = database::plan(&wanted, &observed.database, deployment, settings)?;
+    let mut all = vec![
+        Child::ConfigMap(config_map(object, &owner)?),
+        Child::NetworkPolicy(network_policy(&owner, settings)),
+        Child::Service(service(&owner)),
+    ];
+    all.extend(children);
+    Ok(Plan { children: all, retained, recheck_in })
 }
 
 /// How far the set-up of the database of orchestrator `name` has come.

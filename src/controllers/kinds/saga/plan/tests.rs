@@ -156,7 +156,7 @@ fn an_orchestrator_as_a_whole() {
         plan.children.iter().filter(|child| !child.reference().name.contains("-db")).cloned().collect();
     insta::assert_snapshot!(fixtures::yaml(&crate::controllers::resources::plan::Plan {
         children: without_database,
-        retained: vec![]
+        ..Default::default()
     }));
     insta::assert_yaml_snapshot!(fixtures::names(&plan));
 }
