@@ -78,7 +78,13 @@ pub(crate) fn ready(pods: i32) -> Workload {
 }
 
 pub(crate) fn job(outcome: JobOutcome) -> JobState {
-    JobState { annotations: BTreeMap::default(), outcome, problems: Vec::new(), missing_images: Vec::new(), report: None }
+    JobState {
+        annotations: BTreeMap::default(),
+        outcome,
+        problems: Vec::new(),
+        missing_images: Vec::new(),
+        report: None,
+    }
 }
 
 /// The children as one YAML stream, for snapshots.

@@ -15,6 +15,7 @@
 mod checker;
 mod harness;
 
+mod a_bad_migration_stops_nothing_else;
 mod bad_specs_are_refused;
 mod customers_and_orders;
 mod data_outlives_deletion;

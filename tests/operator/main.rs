@@ -8,6 +8,7 @@ mod definitions;
 mod leader;
 mod reconcile;
 mod server;
+mod set_up;
 #[path = "../support/settings.rs"]
 mod settings;
 mod watches;

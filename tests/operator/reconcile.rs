@@ -37,7 +37,7 @@ pub fn context(server: &Server) -> Arc<Context> {
     Arc::new(Context::new(server.client(), settings, events, metrics))
 }
 
-fn microservice(spec: &Value) -> Microservice {
+pub fn microservice(spec: &Value) -> Microservice {
     serde_json::from_value(json!({
         "apiVersion": "weft.dev/v1alpha1", "kind": "Microservice",
         "metadata": {"name": "orders", "namespace": "shop", "uid": "uid-orders", "generation": 1, "resourceVersion": "1"},
@@ -46,12 +46,12 @@ fn microservice(spec: &Value) -> Microservice {
     .unwrap()
 }
 
-fn orders() -> Key {
+pub fn orders() -> Key {
     Key::new(ObjectKind::Microservice, "shop", "orders")
 }
 
 /// A server that answers to a status as the real one does: with the whole object.
-fn server(object: &Microservice) -> Server {
+pub fn server(object: &Microservice) -> Server {
     let (server, object) = (Server::default(), serde_json::to_value(object).unwrap());
     server.rule(move |asked| {
         let mut answer = object.clone();
@@ -90,6 +90,8 @@ async fn a_service_with_a_database_waits_for_its_set_up() {
     let context = context(&server);
     context.store().set(object);
     reconcile(&context, &orders()).await;
+    // the Job is for this server, which is known by then
+    reconcile(&context, &orders()).await;
     let asked = server.asked();
     let lines: Vec<_> = asked.iter().map(Asked::line).collect();
     assert!(lines.contains(&"PATCH statefulsets/orders-db".to_owned()), "{lines:?}");
@@ -125,6 +127,8 @@ async fn deletion_with_retention_delete_takes_the_secrets_and_then_lets_go() {
     context.store().set(object.clone());
     reconcile(&context, &orders()).await;
     assert_eq!(server.lines().first().unwrap(), "PATCH microservices/orders");
+    reconcile(&context, &orders()).await;
+    assert!(server.lines().contains(&"POST jobs".to_owned()));
 
     context.store().set(deleted(object));
     server.refuse("DELETE secrets/orders-db-relay", 404, "secrets \"orders-db-relay\" not found");

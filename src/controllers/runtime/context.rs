@@ -10,7 +10,8 @@ use kube::Client;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    backoff::Backoff, config_maps::ConfigMaps, events::Events, metrics::OperatorMetrics, pace::StatusPace, queue::Queue, settling::Settling,
+    backoff::Backoff, config_maps::ConfigMaps, events::Events, metrics::OperatorMetrics, pace::StatusPace,
+    queue::Queue, settling::Settling,
 };
 use crate::controllers::{
     apply::Memory,

@@ -414,6 +414,22 @@ mod tests {
     }
 
     #[test]
+    fn of_a_set_ups_pod_its_own_container_counts() {
+        let ended = |name: &str, code: i32, message: &str| json!({"name": name, "state": {"terminated": {"exitCode": code, "message": message, "finishedAt": "2026-01-01T00:00:00Z"}}});
+        let pod = |statuses: Value| -> PodSeen {
+            let labels = json!({"batch.kubernetes.io/job-name": "orders-db-setup-1"});
+            let pod = json!({"metadata": {"name": "a", "labels": labels}, "spec": {}, "status": {"phase": "Running", "containerStatuses": statuses}});
+            serde_json::from_value::<LivePod>(pod).unwrap().into()
+        };
+        let report = r#"{"files":1,"applied":1,"last":"001.sql","hash":"abc"}"#;
+        let done = pod(json!([ended("mesh", 1, "no"), ended("setup", 0, report)]));
+        assert_eq!(done.report.unwrap().last.as_deref(), Some("001.sql"));
+        assert_eq!(done.last_message, None);
+        let failed = pod(json!([ended("mesh", 1, "no"), ended("setup", 65, "002.sql failed")]));
+        assert_eq!((failed.report, failed.last_message.unwrap().1.as_str()), (None, "002.sql failed"));
+    }
+
+    #[test]
     fn an_image_that_cannot_be_pulled_gives_one_sentence() {
         let message_of = |reason: &str, message: &str| {
             pod(json!({"phase": "Pending", "containerStatuses": [{"name": "service",

@@ -83,7 +83,8 @@ fn progress(
 /// The set-up is done, and a new pod template still waits for a change of the migrations.
 fn settling(plan: &Plan) -> Option<Progress> {
     plan.recheck_in.map(|_| {
-        let message = "the new version starts within three seconds, unless the ConfigMap of its migrations changes first";
+        let message =
+            "the new version starts within three seconds, unless the ConfigMap of its migrations changes first";
         Progress::waiting("Settling", message)
     })
 }

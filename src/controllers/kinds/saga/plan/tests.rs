@@ -202,6 +202,21 @@ fn the_orchestrator_waits_for_its_database() {
 }
 
 #[test]
+fn a_set_up_of_new_tables_stops_no_repair_of_the_orchestrator() {
+    let mut observed = settled(&two_sagas());
+    let first = orchestrator(&two_sagas(), &observed, &settings()).unwrap();
+    let kept = find(&first, "ConfigMap/default-orchestrator-db-setup");
+    let released = kept["data"]["released.json"].as_str().unwrap();
+    observed.database.released = serde_json::from_str(released).unwrap();
+    observed.database.jobs.clear();
+    let mut newer = settings();
+    newer.image = "localhost/weft:2".to_owned();
+    let second = orchestrator(&two_sagas(), &observed, &newer).unwrap();
+    let spec = |plan| find(plan, "Deployment/default-orchestrator")["spec"].clone();
+    assert_eq!(spec(&first), spec(&second), "though it was deleted");
+}
+
+#[test]
 fn another_operator_or_another_saga_restarts_nothing() {
     let mut observed = settled(&two_sagas());
     let first = orchestrator(&two_sagas(), &observed, &settings()).unwrap();
