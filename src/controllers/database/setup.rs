@@ -66,6 +66,10 @@ pub(super) fn add(
     let runs = match stage(wanted, observed) {
         Stage::MigrationsMissing { .. } | Stage::MigrationsEmpty { .. } | Stage::MigrationsBehind { .. } => false,
         // a Job cannot be changed: this one goes, and the next pass makes another
+        Stage::Running(JobState { replace_in: Some(pause), .. }) => {
+            plan.recheck_in = Some(*pause).filter(|pause| !pause.is_zero());
+            !pause.is_zero()
+        }
         Stage::Running(job) => {
             job.missing_images.is_empty() || job.annotations.get(IMAGE_ANNOTATION) == Some(&settings.image)
         }

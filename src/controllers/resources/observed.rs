@@ -58,6 +58,9 @@ pub struct JobState {
     /// What the set-up's own container reported when it succeeded. It counts also while another container, which somebody
     /// injected, keeps the pod from ending.
     pub report: Option<Outcome>,
+    /// The set-up's own container failed, and an injected one keeps the pod, so the Job does not try again: when it is to be
+    /// replaced, for that reason alone.
+    pub replace_in: Option<Duration>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,18 +1,26 @@
 //! Children in the store, grouped by their owner.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
+
+use jiff::Timestamp;
 
 use super::{Requeue, Scope, Store, live::ChildSeen};
 use crate::{
-    contract::status::Problem,
+    contract::{database_setup::EXIT_DEFINITE, status::Problem},
     controllers::resources::{
         child::{ChildKind, ChildRef},
         key::{Key, ObjectId, ObjectKind},
         labels::{Component, SET_UP_ANNOTATION},
-        observed::{DatabaseObserved, JobState, Workload},
+        observed::{DatabaseObserved, JobOutcome, JobState, Workload},
     },
     domain::names,
 };
+
+/// Pause before a Job is replaced that an injected container holds.
+const HELD_PAUSE: Duration = Duration::from_secs(60);
 
 impl Store {
     /// A new or changed child, from a watch or as the answer to a write of our own. An older one than is known is ignored.
@@ -80,7 +88,7 @@ impl Store {
     }
 
     /// The Jobs of an owner, by name.
-    pub fn jobs(&self, owner: &Key) -> BTreeMap<String, JobState> {
+    pub fn jobs(&self, owner: &Key, now: Timestamp) -> BTreeMap<String, JobState> {
         let jobs = self.children.get(owner).into_iter().flatten();
         jobs.filter(|(child, _)| child.kind == ChildKind::Job)
             .map(|(child, seen)| {
@@ -90,16 +98,20 @@ impl Store {
                 let report = pods().find_map(|pod| pod.report.as_deref().cloned());
                 let missing_images = self.missing_images(owner, of_job);
                 let state = seen.job(self.problems(owner, of_job), last_message.map(|(_, message)| message));
-                (child.name.clone(), JobState { missing_images, report, ..state })
+                let mut state = JobState { missing_images, report, ..state };
+                if let Some((exit_code, at)) = pods().find_map(|pod| pod.held.as_ref()) {
+                    hold(&mut state, *exit_code, at, now);
+                }
+                (child.name.clone(), state)
             })
             .collect()
     }
 
     /// The database of an owner whose children are named after `name`; its migrations are not in the store.
-    pub fn database(&self, owner: &Key, name: &str) -> DatabaseObserved {
+    pub fn database(&self, owner: &Key, name: &str, now: Timestamp) -> DatabaseObserved {
         DatabaseObserved {
             server: self.workload(owner, ChildKind::StatefulSet, &names::database(name)),
-            jobs: self.jobs(owner),
+            jobs: self.jobs(owner, now),
             recorded: self
                 .set_up_annotation(owner, name, SET_UP_ANNOTATION)
                 .and_then(|record| serde_json::from_str(record).ok()),
@@ -143,5 +155,42 @@ impl Store {
         let relays = self.relays_of(&owner.id);
         let relays = relays.iter().map(|relay| Key::of(ObjectKind::OutboxRelay, &super::id_of(relay.as_ref())));
         Requeue::now(std::iter::once(owner.clone()).chain(relays))
+    }
+}
+
+/// A Job whose program failed while an injected container keeps its pod running: the Job itself does not notice.
+fn hold(job: &mut JobState, exit_code: i32, at: &str, now: Timestamp) {
+    if job.outcome != JobOutcome::Running {
+        return;
+    }
+    if exit_code == i32::from(EXIT_DEFINITE) {
+        let message = job.problems.pop().map(|last| last.message).unwrap_or_default();
+        job.outcome = JobOutcome::Failed { message };
+        return;
+    }
+    let since = at.parse::<Timestamp>().map(|at| now.duration_since(at)).unwrap_or_default();
+    let since = Duration::try_from(since).unwrap_or_default();
+    job.replace_in = Some(HELD_PAUSE.saturating_sub(since));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controllers::fixtures::{job, now, problem};
+
+    fn held(exit_code: i32, seconds_ago: i64) -> JobState {
+        let mut state = JobState { problems: vec![problem("SetupFailed", "no")], ..job(JobOutcome::Running) };
+        let at = Timestamp::from_second(now().as_second() - seconds_ago).unwrap();
+        hold(&mut state, exit_code, &at.to_string(), now());
+        state
+    }
+
+    #[test]
+    fn a_job_that_an_injected_container_holds_fails_or_is_replaced_after_a_pause() {
+        assert_eq!(held(65, 1).outcome, JobOutcome::Failed { message: "no".to_owned() });
+        let passing = held(1, 20);
+        assert_eq!((passing.outcome, passing.replace_in), (JobOutcome::Running, Some(Duration::from_secs(40))));
+        assert_eq!(held(1, 70).replace_in, Some(Duration::ZERO));
+        assert_eq!(held(1, -30).replace_in, Some(HELD_PAUSE), "another clock");
     }
 }

@@ -170,7 +170,14 @@ impl ChildSeen {
             problems.extend(last_message.map(again));
             JobOutcome::Running
         };
-        JobState { annotations: self.annotations.clone(), outcome, problems, missing_images: Vec::new(), report: None }
+        JobState {
+            annotations: self.annotations.clone(),
+            outcome,
+            problems,
+            missing_images: Vec::new(),
+            report: None,
+            replace_in: None,
+        }
     }
 
     /// Pods that cannot even be made: a quota, a policy, an admission webhook.

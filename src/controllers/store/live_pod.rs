@@ -140,6 +140,8 @@ pub struct PodSeen {
     pub last_message: Option<(String, String)>,
     /// Of a set-up's pod: what its own container reported at its success, whatever other containers do.
     pub report: Option<Box<Outcome>>,
+    /// Of a set-up's pod: exit code and time of its own container's failure, while another container keeps the pod running.
+    pub held: Option<(i32, String)>,
 }
 
 impl From<LivePod> for PodSeen {
@@ -162,6 +164,7 @@ impl From<LivePod> for PodSeen {
             missing_images: if lives { status.missing_images() } else { Vec::new() },
             last_message: status.last_message(job.is_some()),
             report: job.as_ref().and_then(|_| status.report()),
+            held: job.as_ref().and_then(|_| status.held()),
             job,
         }
     }
@@ -226,9 +229,18 @@ impl PodStatus {
     }
 
     fn report(&self) -> Option<Box<Outcome>> {
-        let setup = self.container_statuses.iter().find(|container| container.name == database::SETUP_CONTAINER)?;
-        let ended = setup.state.terminated.as_ref().filter(|ended| ended.exit_code == 0)?;
+        let ended = self.setup_ended().filter(|ended| ended.exit_code == 0)?;
         Outcome::from_message(&ended.message).map(Box::new)
+    }
+
+    fn held(&self) -> Option<(i32, String)> {
+        let failed = self.setup_ended().filter(|ended| ended.exit_code != 0 && self.phase == "Running")?;
+        Some((failed.exit_code, failed.finished_at.clone()))
+    }
+
+    fn setup_ended(&self) -> Option<&Terminated> {
+        let setup = self.container_statuses.iter().find(|container| container.name == database::SETUP_CONTAINER)?;
+        setup.state.terminated.as_ref()
     }
 }
 
@@ -426,6 +438,7 @@ mod tests {
         assert_eq!(done.report.unwrap().last.as_deref(), Some("001.sql"));
         assert_eq!(done.last_message, None);
         let failed = pod(json!([ended("mesh", 1, "no"), ended("setup", 65, "002.sql failed")]));
+        assert_eq!(failed.held, Some((65, "2026-01-01T00:00:00Z".to_owned())));
         assert_eq!((failed.report, failed.last_message.unwrap().1.as_str()), (None, "002.sql failed"));
     }
 

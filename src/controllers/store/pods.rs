@@ -30,6 +30,7 @@ impl Store {
         if known.problems == seen.problems
             && known.last_message == seen.last_message
             && known.report == seen.report
+            && known.held == seen.held
             && known.creating == seen.creating
             && known.admin_address.is_some() == seen.admin_address.is_some()
         {

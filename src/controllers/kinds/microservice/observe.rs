@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{Observed, plan};
@@ -48,7 +49,7 @@ fn from_store(context: &Context, key: &Key, object: &Microservice) -> Observed {
     });
     Observed {
         deployment: store.workload(key, ChildKind::Deployment, &key.id.name),
-        database: store.database(key, &key.id.name),
+        database: store.database(key, &key.id.name, Timestamp::now()),
         dependencies: dependencies.collect(),
         relays: store.relays_of(&key.id),
     }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
+
 use super::{Defined, Member, Observed, Orchestrator, OrchestratorObserved, plan};
 use crate::{
     api::v1alpha1::{Microservice, Saga},
@@ -35,7 +37,7 @@ pub fn observe_orchestrator(store: &Store, id: &ObjectId) -> OrchestratorObserve
     let (key, full_name) = (Key::of(ObjectKind::Orchestrator, id), names::orchestrator(&id.name));
     OrchestratorObserved {
         deployment: store.workload(&key, ChildKind::Deployment, &full_name),
-        database: store.database(&key, &full_name),
+        database: store.database(&key, &full_name, Timestamp::now()),
         status: store.orchestrator_status(&key),
     }
 }
