@@ -1,6 +1,9 @@
 //! A Microservice while its set-up is done, fails, or is deleted.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
 
 use serde_json::{Value, json};
 use weft::{
@@ -27,8 +30,21 @@ fn version(number: u32, replicas: u32, last: Option<&str>) -> Microservice {
         "database": {"postgres": {}, "migrations": {"configMap": "orders-migrations", "last": last}},
     }));
     object.metadata.generation = Some(i64::from(number));
-    object.metadata.resource_version = Some((number * 100_000).to_string());
+    object.metadata.resource_version = Some(if number == 1 { 1 } else { 100_000 }.to_string());
     object
+}
+
+/// A server that answers to each status with a newer version of the object.
+fn server_of(object: &Microservice) -> Server {
+    let (server, object) = (server(object), serde_json::to_value(object).unwrap());
+    let newest = AtomicU32::new(2000);
+    server.rule(move |asked| {
+        let mut answer = object.clone();
+        answer["status"] = asked.body["status"].clone();
+        answer["metadata"]["resourceVersion"] = json!(newest.fetch_add(1, Ordering::Relaxed).to_string());
+        asked.line().ends_with("/status").then_some((200, answer))
+    });
+    server
 }
 
 /// The ConfigMap of migrations has these files from now on.
@@ -64,7 +80,7 @@ fn delete_child(context: &Context, child: &ChildRef) {
 
 /// Version 1 runs: its set-up is done.
 async fn running(object: &Microservice) -> (Server, Arc<Context>) {
-    let server = server(object);
+    let server = server_of(object);
     let context = context(&server);
     context.store().set(object.clone());
     migrate(&server, &context, &["001.sql"]);
@@ -140,7 +156,7 @@ async fn a_job_that_is_deleted_after_its_success_is_not_missed() {
 #[tokio::test]
 async fn an_injected_container_that_never_ends_does_not_hold_the_set_up() {
     let object = microservice(&json!({"image": "shop/orders:1", "database": {"postgres": {}}}));
-    let server = server(&object);
+    let server = server_of(&object);
     let context = context(&server);
     context.store().set(object);
     reconcile(&context, &orders()).await;
@@ -170,8 +186,11 @@ async fn an_injected_container_that_never_ends_does_not_hold_the_set_up() {
 /// In one manifest the Microservice may come before the ConfigMap.
 #[tokio::test(start_paused = true)]
 async fn a_new_version_waits_a_moment_for_its_migrations() {
-    let (server, context) = running(&version(1, 1, Some("001.sql"))).await;
-    server.lines();
+    let (server, context) = running(&version(1, 1, None)).await;
+    assert_eq!(sent(&server.asked()), None, "the first version, too");
+    tokio::time::advance(std::time::Duration::from_secs(4)).await;
+    reconcile(&context, &orders()).await;
+    assert_eq!(sent(&server.asked()), Some(("shop/orders:1".to_owned(), 1)));
     context.store().set(version(2, 1, None));
     assert!(matches!(reconcile(&context, &orders()).await, Verdict::At(_)), "it comes again by itself");
     assert!(sent(&server.asked()).is_none_or(|(image, _)| image == "shop/orders:1"));

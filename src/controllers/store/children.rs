@@ -88,7 +88,7 @@ impl Store {
     }
 
     /// The Jobs of an owner, by name.
-    pub fn jobs(&self, owner: &Key, now: Timestamp) -> BTreeMap<String, JobState> {
+    fn jobs(&self, owner: &Key, now: Timestamp) -> BTreeMap<String, JobState> {
         let jobs = self.children.get(owner).into_iter().flatten();
         jobs.filter(|(child, _)| child.kind == ChildKind::Job)
             .map(|(child, seen)| {
@@ -164,6 +164,7 @@ fn hold(job: &mut JobState, exit_code: i32, at: &str, now: Timestamp) {
         return;
     }
     if exit_code == i32::from(EXIT_DEFINITE) {
+        // that of the program is the last one
         let message = job.problems.pop().map(|last| last.message).unwrap_or_default();
         job.outcome = JobOutcome::Failed { message };
         return;
