@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Pause before a Job is replaced that an injected container holds.
-const HELD_PAUSE: Duration = Duration::from_secs(60);
+const HELD_PAUSE: Duration = Duration::from_mins(1);
 
 impl Store {
     /// A new or changed child, from a watch or as the answer to a write of our own. An older one than is known is ignored.
