@@ -56,7 +56,7 @@ const MAKERS: usize = 16;
 /// The operator is quiet when it has sent nothing for so long.
 const QUIET: Duration = Duration::from_secs(12);
 /// For how long busy relays are listened to.
-const BUSY: Duration = Duration::from_secs(60);
+const BUSY: Duration = Duration::from_mins(1);
 /// A Lease of that name, in the namespace `default`.
 const LEASE: &str = "weft-fleet";
 

@@ -113,13 +113,13 @@ where
 const OPERATOR_TOKEN: &str = "fleet-operator";
 
 fn write_credentials(folder: &Path, address: &str, users: &[&str]) {
-    let mut tokens = String::new();
-    for name in users {
+    let tokens = users.iter().map(|name| {
         let token = format!("fleet-{name}");
-        let user = if *name == "operator" { OPERATOR } else { name };
-        tokens.push_str(&format!("{token},{user},{user},system:masters\n"));
         write_kubeconfig(folder, address, name, &token);
-    }
+        let user = if *name == "operator" { OPERATOR } else { name };
+        format!("{token},{user},{user},system:masters\n")
+    });
+    let tokens: String = tokens.collect();
     fs::write(folder.join("tokens.csv"), tokens).unwrap();
     let policy = json!({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
         "rules": [{"level": "Metadata", "users": [OPERATOR]}, {"level": "None"}]});
@@ -150,7 +150,7 @@ async fn connect(folder: &Path, processes: &mut [Process]) -> Client {
             let config = Kubeconfig::read_from(&kubeconfig).unwrap();
             let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await.unwrap();
             let client = Client::try_from(config).unwrap();
-            let ready = http::Request::get("/readyz").body(Vec::new()).unwrap();
+            let ready = axum::http::Request::get("/readyz").body(Vec::new()).unwrap();
             if client.request_text(ready).await.is_ok() {
                 return client;
             }
@@ -245,10 +245,9 @@ fn start_kwok(folder: &Path) -> Process {
 
 /// As `tests/e2e/cluster` built it.
 fn program(name: &str) -> PathBuf {
-    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache");
-    let cache = std::env::var_os("WEFT_CACHE")
-        .map(PathBuf::from)
-        .unwrap_or_else(|| std::env::var_os("XDG_CACHE_HOME").map_or_else(home, PathBuf::from).join("weft"));
+    let folder = |variable: &str| std::env::var_os(variable).map(PathBuf::from);
+    let caches = || folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache"))).unwrap_or_default();
+    let cache = folder("WEFT_CACHE").unwrap_or_else(|| caches().join("weft"));
     let program = cache.join("bin").join(name);
     assert!(program.exists(), "{name} is missing: run `make bench ONLY=fleet`, which builds it");
     program

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::StreamExt;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use kube::{
     Api, Client, ResourceExt,
     runtime::{
@@ -25,6 +25,16 @@ struct Seen {
     ready: bool,
 }
 
+impl Seen {
+    fn new(metadata: &ObjectMeta, observed: Option<i64>, conditions: &[Condition]) -> Self {
+        Self {
+            generation: metadata.generation.unwrap_or_default(),
+            observed: observed.unwrap_or_default(),
+            ready: conditions.iter().any(|one| one.type_ == "Ready" && one.status == "True"),
+        }
+    }
+}
+
 type Objects = Arc<Mutex<HashMap<(String, String), Seen>>>;
 
 /// All Microservices and OutboxRelays.
@@ -39,13 +49,13 @@ impl Observer {
         let observer = Self::default();
         let services = Api::<Microservice>::all(client.clone());
         tokio::spawn(follow(services, Arc::clone(&observer.microservices), |object| {
-            let status = object.status.as_ref();
-            (status.and_then(|status| status.observed_generation), status.map(|status| status.conditions.as_slice()))
+            let status = object.status.clone().unwrap_or_default();
+            Seen::new(&object.metadata, status.observed_generation, &status.conditions)
         }));
         let relays = Api::<OutboxRelay>::all(client.clone());
         tokio::spawn(follow(relays, Arc::clone(&observer.relays), |object| {
-            let status = object.status.as_ref();
-            (status.and_then(|status| status.observed_generation), status.map(|status| status.conditions.as_slice()))
+            let status = object.status.clone().unwrap_or_default();
+            Seen::new(&object.metadata, status.observed_generation, &status.conditions)
         }));
         observer
     }
@@ -76,21 +86,14 @@ fn lock(objects: &Objects) -> MutexGuard<'_, HashMap<(String, String), Seen>> {
     objects.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn follow<K>(api: Api<K>, objects: Objects, status: fn(&K) -> (Option<i64>, Option<&[Condition]>))
+async fn follow<K>(api: Api<K>, objects: Objects, see: fn(&K) -> Seen)
 where
     K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + serde::de::DeserializeOwned + 'static,
 {
     let events = watcher(api, watcher::Config::default().page_size(500)).default_backoff();
     let mut events = std::pin::pin!(events);
     while let Some(event) = events.next().await {
-        let (Ok(Event::Apply(object)) | Ok(Event::InitApply(object))) = event else { continue };
-        let (observed, conditions) = status(&object);
-        let ready = conditions.unwrap_or_default().iter().any(|one| one.type_ == "Ready" && one.status == "True");
-        let seen = Seen {
-            generation: object.meta().generation.unwrap_or_default(),
-            observed: observed.unwrap_or_default(),
-            ready,
-        };
-        lock(&objects).insert((object.namespace().unwrap_or_default(), object.name_any()), seen);
+        let Ok(Event::Apply(object) | Event::InitApply(object)) = event else { continue };
+        lock(&objects).insert((object.namespace().unwrap_or_default(), object.name_any()), see(&object));
     }
 }
