@@ -109,6 +109,9 @@ where
     api.create(&PostParams::default(), object).await.unwrap();
 }
 
+/// Of the service accounts' tokens.
+const PRIVATE_KEY: &str = "service-accounts.key";
+const PUBLIC_KEY: &str = "service-accounts.pub";
 /// The operator's: it is written twice.
 const OPERATOR_TOKEN: &str = "fleet-operator";
 
@@ -124,11 +127,13 @@ fn write_credentials(folder: &Path, address: &str, users: &[&str]) {
     let policy = json!({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
         "rules": [{"level": "Metadata", "users": [OPERATOR]}, {"level": "None"}]});
     fs::write(folder.join("audit-policy.json"), policy.to_string()).unwrap();
-    let made = Command::new("openssl")
-        .args(["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out"])
-        .arg(folder.join("service-accounts.key"))
-        .output();
-    assert!(made.is_ok_and(|made| made.status.success()), "openssl is missing");
+    openssl(folder, &["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", PRIVATE_KEY]);
+    openssl(folder, &["pkey", "-in", PRIVATE_KEY, "-pubout", "-out", PUBLIC_KEY]);
+}
+
+fn openssl(folder: &Path, arguments: &[&str]) {
+    let made = Command::new("openssl").args(arguments).current_dir(folder).output();
+    assert!(made.is_ok_and(|made| made.status.success()), "openssl {} failed, or is missing", arguments.join(" "));
 }
 
 /// The API server makes its own certificate, which is trusted by its file.
@@ -189,8 +194,8 @@ fn start_api_server(folder: &Path, etcd: &str, address: &str) -> Process {
         format!("--token-auth-file={}", file("tokens.csv")),
         "--authorization-mode=RBAC".to_owned(),
         "--service-cluster-ip-range=10.96.0.0/12".to_owned(),
-        format!("--service-account-key-file={}", file("service-accounts.key")),
-        format!("--service-account-signing-key-file={}", file("service-accounts.key")),
+        format!("--service-account-key-file={}", file(PUBLIC_KEY)),
+        format!("--service-account-signing-key-file={}", file(PRIVATE_KEY)),
         "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
         format!("--audit-policy-file={}", file("audit-policy.json")),
         format!("--audit-log-path={}", file("audit.log")),
@@ -205,7 +210,7 @@ fn start_api_server(folder: &Path, etcd: &str, address: &str) -> Process {
 /// Not braked: the operator is what is measured. Endpoints of loopback addresses are refused, so nobody makes them.
 fn start_controller_manager(folder: &Path) -> Process {
     let mut arguments: Vec<String> = [
-        "--controllers=*,-endpoint-controller,-endpointslice-controller,-endpointslice-mirroring-controller",
+        "--controllers=*,-endpoints-controller,-endpointslice-controller,-endpointslice-mirroring-controller",
         "--kube-api-qps=5000",
         "--kube-api-burst=10000",
         "--leader-elect=false",
@@ -217,7 +222,7 @@ fn start_controller_manager(folder: &Path) -> Process {
         arguments.push(format!("--concurrent-{kind}-syncs=20"));
     }
     arguments.push(format!("--kubeconfig={}", folder.join("controller-manager.kubeconfig").display()));
-    let key = folder.join("service-accounts.key");
+    let key = folder.join(PRIVATE_KEY);
     arguments.push(format!("--service-account-private-key-file={}", key.display()));
     Process::start("controller-manager", &program("kube-controller-manager"), &arguments, folder)
 }
