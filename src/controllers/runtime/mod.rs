@@ -15,5 +15,6 @@ mod workers;
 
 pub use config_maps::ConfigMaps;
 pub use context::{Context, PassResult, Verdict};
-pub use pace::News;
+pub use pace::{News, StatusPace};
+pub use queue::Priority;
 pub use workers::{ReconcileFn, resync, run};
