@@ -68,7 +68,7 @@ impl ScopeWatches {
         };
         if done {
             let requeue = context.store().complete(&self.scope);
-            context.enqueue(requeue);
+            context.enqueue(requeue, Priority::Resync);
         }
         self.changed.notify_one();
     }
