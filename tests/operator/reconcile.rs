@@ -37,7 +37,7 @@ pub fn context(server: &Server) -> Arc<Context> {
     Arc::new(Context::new(server.client(), settings, events, metrics))
 }
 
-fn microservice(spec: &Value) -> Microservice {
+pub fn microservice(spec: &Value) -> Microservice {
     serde_json::from_value(json!({
         "apiVersion": "weft.dev/v1alpha1", "kind": "Microservice",
         "metadata": {"name": "orders", "namespace": "shop", "uid": "uid-orders", "generation": 1, "resourceVersion": "1"},
@@ -46,12 +46,12 @@ fn microservice(spec: &Value) -> Microservice {
     .unwrap()
 }
 
-fn orders() -> Key {
+pub fn orders() -> Key {
     Key::new(ObjectKind::Microservice, "shop", "orders")
 }
 
 /// A server that answers to a status as the real one does: with the whole object.
-fn server(object: &Microservice) -> Server {
+pub fn server(object: &Microservice) -> Server {
     let (server, object) = (Server::default(), serde_json::to_value(object).unwrap());
     server.rule(move |asked| {
         let mut answer = object.clone();

@@ -128,7 +128,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::controllers::fixtures;
+    use crate::controllers::{fixtures, resources::key::ObjectKind};
 
     fn store() -> Store {
         let mut store = Store::default();
