@@ -7,6 +7,7 @@ mod apply;
 mod definitions;
 mod leader;
 mod reconcile;
+mod restart;
 mod server;
 mod set_up;
 #[path = "../support/settings.rs"]

@@ -327,6 +327,9 @@ pub struct MicroserviceStatus {
     /// What `kubectl get` shows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary: Option<MicroserviceSummary>,
+    /// Digest of the children as they were applied: an operator that starts finds by it whether any of them changed meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applied_hash: Option<String>,
 }
 
 /// Columns of `kubectl get ms`.

@@ -16,5 +16,6 @@ mod workers;
 
 pub use config_maps::{ConfigMaps, released};
 pub use context::{Context, PassResult, Verdict};
-pub use pace::News;
+pub use pace::{News, StatusPace};
+pub use queue::Priority;
 pub use workers::{ReconcileFn, resync, run};

@@ -10,7 +10,11 @@ use kube::{
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::{Context, pace::News};
+use super::{
+    Context,
+    pace::{News, Wait},
+    queue::Priority,
+};
 use crate::controllers::{
     request::{RequestError, within_deadline},
     resources::{key::Key, labels::STATUS_MANAGER},
@@ -25,6 +29,7 @@ use crate::controllers::{
 pub async fn write<K: Custom>(context: &Context, key: &Key, object: &K, status: K::Status) -> Result<(), RequestError> {
     let before = object.status();
     if before == Some(&status) {
+        context.pace.withdraw(key);
         return Ok(());
     }
     let was = before.map(K::conditions).unwrap_or_default();
@@ -35,8 +40,7 @@ pub async fn write<K: Custom>(context: &Context, key: &Key, object: &K, status: 
     } else {
         News::Numbers
     };
-    if let Err(later) = context.pace.enter(key, news, Instant::now()) {
-        context.enqueue_at(key, later);
+    if !may_write(context, key, news) {
         return Ok(());
     }
     let answer = match patch::<K>(context, key, object.meta().uid.as_deref(), &json!(status)).await {
@@ -50,9 +54,21 @@ pub async fn write<K: Custom>(context: &Context, key: &Key, object: &K, status: 
     if let Ok(object) = answer.0 {
         // a change of the spec, or a deletion, may have come before the answer, which then carries it first
         let requeue = context.store().set(object);
-        context.enqueue(requeue);
+        context.enqueue(requeue, Priority::SpecChange);
     }
     Ok(())
+}
+
+/// Whether the status is to be written now; else the object comes again when it may be.
+fn may_write(context: &Context, key: &Key, news: News) -> bool {
+    match context.pace.enter(key, news, Instant::now()) {
+        Ok(()) => true,
+        Err(Wait::Until(later)) => {
+            context.enqueue_at(key, later);
+            false
+        }
+        Err(Wait::Turn) => false,
+    }
 }
 
 /// `Accepted=False` on an object that does not have its type's form.
@@ -61,6 +77,9 @@ pub async fn write_malformed<K: Custom>(
     key: &Key,
     malformed: &Malformed,
 ) -> Result<(), RequestError> {
+    if !may_write(context, key, News::Answer) {
+        return Ok(());
+    }
     let message = format!("the object does not have the form of a {}: {}", K::KIND.as_str(), malformed.error);
     let mut conditions = Conditions::new(&[], malformed.generation, Timestamp::now());
     conditions.set(READY, false, "Malformed", &message).set(STALLED, true, "Malformed", &message).set(

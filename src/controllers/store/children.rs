@@ -7,7 +7,11 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{Requeue, Scope, Store, live::ChildSeen};
+use super::{
+    Requeue, Scope, Store,
+    live::ChildSeen,
+    packed::{Packed, SmallMap},
+};
 use crate::{
     contract::{database_setup::EXIT_DEFINITE, status::Problem},
     controllers::resources::{
@@ -22,6 +26,23 @@ use crate::{
 /// Pause before a Job is replaced that an injected container holds.
 const HELD_PAUSE: Duration = Duration::from_mins(1);
 
+/// A child as the store keeps it.
+#[derive(Debug)]
+pub struct KeptChild {
+    version: u64,
+    seen: Packed<ChildSeen>,
+}
+
+impl KeptChild {
+    fn new(seen: &ChildSeen) -> Self {
+        Self { version: seen.version, seen: Packed::new(seen) }
+    }
+
+    fn seen(&self) -> Option<ChildSeen> {
+        Some(ChildSeen { version: self.version, ..self.seen.unpack()? })
+    }
+}
+
 impl Store {
     /// A new or changed child, from a watch or as the answer to a write of our own. An older one than is known is ignored.
     pub fn set_child(&mut self, owner: &Key, child: ChildRef, seen: ChildSeen) -> Requeue {
@@ -29,13 +50,13 @@ impl Store {
             return Requeue::default();
         }
         let children = self.children.entry(owner.clone()).or_default();
-        let known = children.get(&child);
-        if known.is_some_and(|known| known.version > seen.version) {
+        let (known, new) = (children.get(&child), KeptChild::new(&seen));
+        if known.is_some_and(|known| known.version > new.version) {
             return Requeue::default();
         }
-        let same = known.is_some_and(|known| ChildSeen { version: seen.version, ..known.clone() } == seen);
+        let same = known.is_some_and(|known| known.seen == new.seen);
         let kind = child.kind;
-        children.insert(child, seen);
+        children.insert(child, new);
         if same { Requeue::default() } else { self.affected_by_child(owner, kind) }
     }
 
@@ -44,7 +65,7 @@ impl Store {
     pub fn remove_child(&mut self, owner: &Key, child: &ChildRef, uid: &str, version: u64) -> Requeue {
         self.removed.add(uid, version);
         let Some(children) = self.children.get_mut(owner) else { return Requeue::default() };
-        if children.get(child).is_none_or(|known| known.uid != uid) {
+        if children.get(child).and_then(KeptChild::seen).is_none_or(|known| known.uid != uid) {
             return Requeue::default();
         }
         children.remove(child);
@@ -61,7 +82,8 @@ impl Store {
         for (owner, children) in self.children.iter().filter(|(owner, _)| scope.holds(&owner.id)) {
             for (child, known) in children.iter().filter(|(child, _)| child.kind == kind) {
                 if !seen.contains(&ObjectId::new(&owner.id.namespace, &child.name)) {
-                    gone.push((owner.clone(), child.clone(), known.uid.clone(), known.version.saturating_sub(1)));
+                    let uid = known.seen().map(|seen| seen.uid).unwrap_or_default();
+                    gone.push((owner.clone(), child.clone(), uid, known.version.saturating_sub(1)));
                 }
             }
         }
@@ -69,11 +91,12 @@ impl Store {
     }
 
     pub fn children(&self, owner: &Key) -> BTreeMap<ChildRef, ChildSeen> {
-        self.children.get(owner).cloned().unwrap_or_default()
+        let children = self.children.get(owner).into_iter().flat_map(SmallMap::iter);
+        children.filter_map(|(child, known)| Some((child.clone(), known.seen()?))).collect()
     }
 
-    pub fn child(&self, owner: &Key, child: &ChildRef) -> Option<&ChildSeen> {
-        self.children.get(owner)?.get(child)
+    pub fn child(&self, owner: &Key, child: &ChildRef) -> Option<ChildSeen> {
+        self.children.get(owner)?.get(child)?.seen()
     }
 
     /// A Deployment or StatefulSet and what is wrong with its pods.
@@ -89,8 +112,10 @@ impl Store {
 
     /// The Jobs of an owner, by name.
     fn jobs(&self, owner: &Key, now: Timestamp) -> BTreeMap<String, JobState> {
-        let jobs = self.children.get(owner).into_iter().flatten();
-        jobs.filter(|(child, _)| child.kind == ChildKind::Job)
+        let children = self.children.get(owner).into_iter().flat_map(SmallMap::iter);
+        children
+            .filter(|(child, _)| child.kind == ChildKind::Job)
+            .filter_map(|(child, known)| Some((child, known.seen()?)))
             .map(|(child, seen)| {
                 let of_job = |_: &str, job: Option<&str>| job == Some(child.name.as_str());
                 let pods = || self.pods_of(owner).map(|(_, pod)| pod).filter(|pod| of_job("", pod.job.as_deref()));
@@ -114,15 +139,15 @@ impl Store {
             jobs: self.jobs(owner, now),
             recorded: self
                 .set_up_annotation(owner, name, SET_UP_ANNOTATION)
-                .and_then(|record| serde_json::from_str(record).ok()),
+                .and_then(|record| serde_json::from_str(&record).ok()),
             ..DatabaseObserved::default()
         }
     }
 
     /// An annotation of the ConfigMap of a set-up.
-    pub fn set_up_annotation(&self, owner: &Key, name: &str, annotation: &str) -> Option<&String> {
+    pub fn set_up_annotation(&self, owner: &Key, name: &str, annotation: &str) -> Option<String> {
         let config_map = ChildRef::new(ChildKind::ConfigMap, names::setup(name));
-        self.child(owner, &config_map)?.annotations.get(annotation)
+        self.child(owner, &config_map)?.annotations.remove(annotation)
     }
 
     fn missing_images(&self, owner: &Key, is_ours: impl Fn(&str, Option<&str>) -> bool) -> Vec<String> {

@@ -1,8 +1,11 @@
 //! Pods in the store, and what they report.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
-use super::{DataPlaneStatus, Requeue, Scope, Store, live_pod::PodSeen};
+use super::{DataPlaneStatus, Requeue, Scope, Store, live_pod::PodSeen, packed::SmallMap};
 use crate::{
     api::v1alpha1::OutboxRelay,
     contract::status::{OrchestratorStatus, Problem, RelayStatus},
@@ -15,7 +18,7 @@ use crate::{
 impl Store {
     pub fn set_pod(&mut self, owner: &Key, name: String, seen: PodSeen) -> Requeue {
         let id = ObjectId::new(&owner.id.namespace, &name);
-        let known = self.pods.get(owner).and_then(|pods| pods.get(&name));
+        let known = self.pods.get(owner).and_then(|pods| pods.get(name.as_str()));
         if seen.creating.is_none() || known.is_none_or(|known| known.creating != seen.creating) {
             self.waits.remove(&id);
         }
@@ -23,8 +26,9 @@ impl Store {
         if seen.admin_address.is_none() {
             self.statuses.remove(&id);
         }
-        self.pod_owners.insert(id, owner.clone());
-        let known = self.pods.entry(owner.clone()).or_default().insert(name, seen.clone());
+        let key = self.pods.get_key_value(owner).map_or_else(|| Arc::new(owner.clone()), |(key, _)| Arc::clone(key));
+        self.pod_owners.insert(id, Arc::clone(&key));
+        let known = self.pods.entry(key).or_default().insert(name, seen.clone());
         // a new pod matters only by what it reports; the workload's counts come with the workload
         let known = known.unwrap_or_default();
         if known.problems == seen.problems
@@ -44,7 +48,7 @@ impl Store {
         self.waits.remove(pod);
         let Some(owner) = self.pod_owners.remove(pod) else { return Requeue::default() };
         if let Some(pods) = self.pods.get_mut(&owner) {
-            pods.remove(&pod.name);
+            pods.remove(pod.name.as_str());
             if pods.is_empty() {
                 self.pods.remove(&owner);
             }
@@ -95,7 +99,7 @@ impl Store {
     pub fn admin_addresses(&self) -> BTreeMap<ObjectId, (ObjectKind, String)> {
         let mut addresses = BTreeMap::new();
         for (owner, pods) in &self.pods {
-            for (name, pod) in pods {
+            for (name, pod) in pods.iter() {
                 if let Some(address) = &pod.admin_address {
                     addresses.insert(ObjectId::new(&owner.id.namespace, name), (owner.kind, address.clone()));
                 }
@@ -189,7 +193,7 @@ impl Store {
     }
 
     pub(super) fn pods_of(&self, owner: &Key) -> impl Iterator<Item = (&String, &PodSeen)> {
-        self.pods.get(owner).into_iter().flatten()
+        self.pods.get(owner).into_iter().flat_map(SmallMap::iter)
     }
 
     fn affected_by_pod(&self, owner: &Key) -> Requeue {

@@ -13,7 +13,12 @@ use kube::{
 
 use crate::{
     contract::status::Problem,
-    controllers::{request::within_deadline, resources::key::ObjectId, runtime::Context, store::live_pod::tail},
+    controllers::{
+        request::within_deadline,
+        resources::key::ObjectId,
+        runtime::{Context, Priority},
+        store::live_pod::tail,
+    },
 };
 
 /// How often the Events of waiting pods are listed; those of a pod that has not waited for so long are not.
@@ -38,7 +43,7 @@ async fn explain(context: &Context, pod: &ObjectId, uid: &str) {
     match within_deadline(api.list(&about)).await {
         Ok(events) => {
             let requeue = context.store().set_wait(pod, explanation(&pod.name, events.items));
-            context.enqueue(requeue);
+            context.enqueue(requeue, Priority::Event);
         }
         Err(error) => tracing::debug!(pod = pod.name, %error, "cannot list the Events of a pod that waits"),
     }

@@ -122,8 +122,7 @@ fn retention(object: &Microservice) -> Retention {
 /// StatefulSet's own controller has seen it, which wakes this object: that one marks the claim as owned, or not.
 async fn volume_follows(context: &Context, key: &Key, retention: Retention) -> Result<bool, RequestError> {
     let child = ChildRef::new(ChildKind::StatefulSet, names::database(&key.id.name));
-    let Some(uid) = context.store().child(key, &child).filter(|seen| !seen.deleting).map(|seen| seen.uid.clone())
-    else {
+    let Some(uid) = context.store().child(key, &child).filter(|seen| !seen.deleting).map(|seen| seen.uid) else {
         return Ok(true);
     };
     let policy = json!({"whenDeleted": retention});

@@ -98,6 +98,10 @@ impl Driven for Controller {
         vec![object.object_ref(&())]
     }
 
+    fn is_recorded(object: &Microservice, digest: &str) -> bool {
+        object.status.as_ref().and_then(|status| status.applied_hash.as_deref()) == Some(digest)
+    }
+
     async fn before_apply(context: &Context, key: &Key, object: &Microservice) -> Result<(), RequestError> {
         finalizer::ensure(context, key, object).await
     }

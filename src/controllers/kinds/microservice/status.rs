@@ -53,6 +53,11 @@ pub fn status(
         database: database_of(object, observed, &owner),
         binding: object.spec.database.as_ref().map(|_| Binding { name: names::database(&owner.name) }),
         summary: Some(summary(object, observed)),
+        applied_hash: if planned.is_ok() {
+            applied.digest.clone()
+        } else {
+            object.status.as_ref().and_then(|status| status.applied_hash.clone())
+        },
     }
 }
 

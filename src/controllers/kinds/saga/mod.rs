@@ -28,7 +28,7 @@ use crate::{
             settings::Settings,
         },
         runtime::{
-            Context, PassResult, Verdict,
+            Context, PassResult, Priority, Verdict,
             driver::{Driven, Kind},
             released, report,
         },
@@ -205,6 +205,12 @@ impl Driven for OrchestratorController {
         object.members.iter().map(|member| member.saga.object_ref(&())).collect()
     }
 
+    /// Any of its Sagas may keep it.
+    fn is_recorded(object: &Orchestrator, digest: &str) -> bool {
+        let statuses = object.members.iter().filter_map(|member| member.saga.status.as_ref());
+        statuses.filter_map(|status| status.applied_hash.as_deref()).any(|recorded| recorded == digest)
+    }
+
     async fn report(
         context: &Context,
         key: &Key,
@@ -214,7 +220,7 @@ impl Driven for OrchestratorController {
         if context.set_result(key, result) {
             let names = object.members.iter().filter_map(|member| member.saga.metadata.name.as_ref());
             let sagas = names.map(|name| Key::of(ObjectKind::Saga, &ObjectId::new(&key.id.namespace, name))).collect();
-            context.enqueue(Requeue { now: sagas, paced: Vec::new() });
+            context.enqueue(Requeue { now: sagas, paced: Vec::new() }, Priority::Event);
         }
         Ok(())
     }
