@@ -150,7 +150,7 @@ mod tests {
     fn plan() -> Plan {
         let secret = Secret { metadata: named("orders-db"), ..Secret::default() };
         let service = Service { metadata: named("orders"), ..Service::default() };
-        Plan { children: vec![secret.into(), service.into()], retained: Vec::new() }
+        Plan { children: vec![secret.into(), service.into()], ..Plan::default() }
     }
 
     fn service() -> ChildRef {

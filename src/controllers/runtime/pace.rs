@@ -282,7 +282,11 @@ mod tests {
         for _ in 0..20 {
             assert_eq!(pace.enter(&key, News::Answer, start), Ok(()));
         }
-        assert_eq!(pace.enter(&key, News::Condition, start), Ok(()), "the roll-out of the new spec is reported as it proceeds");
+        assert_eq!(
+            pace.enter(&key, News::Condition, start),
+            Ok(()),
+            "the roll-out of the new spec is reported as it proceeds"
+        );
         assert_eq!(pace.enter(&key, News::Numbers, start), Err(Wait::Until(start + PACE)));
     }
 
@@ -337,7 +341,7 @@ mod tests {
         assert_eq!(pace.enter(&key("both"), News::Condition, now), Err(Wait::Turn));
         for expected in ["answer", "condition", "both", &format!("first-{number}"), "numbers"] {
             let turn = pace.turn().await;
-            assert_eq!(turn.id.name.to_string(), expected);
+            assert_eq!(turn.id.name, expected);
             assert_eq!(pace.enter(&turn, News::Condition, Instant::now()), Ok(()), "{expected}");
         }
     }

@@ -32,9 +32,9 @@ fn job_of(plan: &Plan) -> Option<String> {
     fixtures::names(plan).into_iter().find_map(|name| name.strip_prefix("Job/").map(str::to_owned))
 }
 
-fn migrations(files: &[&str], hash: &str) -> Option<Migrations> {
+fn migrations(files: &[&str], hash: &str) -> Migrations {
     let files = files.iter().map(|file| (*file).to_owned()).collect();
-    Some(Migrations::Found { hash: hash.to_owned(), files })
+    Migrations::Found { hash: hash.to_owned(), files }
 }
 
 fn second_version() -> Microservice {
@@ -53,7 +53,7 @@ fn image_and_replicas(plan: &Plan) -> (Value, Value) {
 fn while_a_set_up_fails_only_the_pod_template_waits() {
     let mut observed = released(&orders());
     let first = find(&plan(&orders(), &observed, &settings()).unwrap(), "Deployment/orders");
-    observed.database.migrations = migrations(&["001.sql", "002.sql"], "def");
+    observed.database.migrations = Some(migrations(&["001.sql", "002.sql"], "def"));
     let job = job_of(&plan(&second_version(), &observed, &settings()).unwrap()).unwrap();
     let failed = JobOutcome::Failed { message: "002.sql: no".to_owned() };
     observed.database.jobs.insert(job, fixtures::job(failed));
@@ -160,7 +160,7 @@ fn a_version_waits_for_the_file_that_it_names() {
     let mut observed = released(&orders());
     let waiting = plan(&object, &observed, &settings()).unwrap();
     assert_eq!((job_of(&waiting), image_and_replicas(&waiting).0), (None, json!("localhost/orders:1")));
-    observed.database.migrations = migrations(&["001.sql", "002.sql", "003.sql"], "def");
+    observed.database.migrations = Some(migrations(&["001.sql", "002.sql", "003.sql"], "def"));
     let running = plan(&object, &observed, &settings()).unwrap();
     let contract = &find(&running, "ConfigMap/orders-db-setup")["data"]["setup.yaml"];
     assert!(contract.as_str().unwrap().contains("lastMigration: 002.sql"), "{contract}");
