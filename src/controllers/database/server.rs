@@ -29,7 +29,7 @@ use crate::{
         render::pod::{PASSWORD, container_security, mount, password_volume, pin_image, pod_security, requests},
         resources::{
             child::Child,
-            labels::{self, Component, DATABASE_CLIENT_LABEL, STORAGE_ANNOTATION},
+            labels::{Component, DATABASE_CLIENT_LABEL, STORAGE_ANNOTATION},
             observed::Workload,
             plan::Rejection,
             settings::Settings,
@@ -96,7 +96,7 @@ fn network_policy(wanted: &Wanted<'_>) -> NetworkPolicy {
     NetworkPolicy {
         metadata: owner.metadata(names::database(&owner.name), Component::Database),
         spec: Some(NetworkPolicySpec {
-            pod_selector: Some(selector(wanted)),
+            pod_selector: Some(owner.pods(Component::Database)),
             policy_types: Some(vec!["Ingress".to_owned()]),
             ingress: Some(vec![rule]),
             egress: None,
@@ -109,7 +109,7 @@ fn service(wanted: &Wanted<'_>) -> Service {
     Service {
         metadata: owner.metadata(names::database(&owner.name), Component::Database),
         spec: Some(ServiceSpec {
-            selector: Some(labels::selector(&owner.name, Component::Database)),
+            selector: Some(owner.selector(Component::Database)),
             ports: Some(vec![ServicePort {
                 name: Some(PORT_NAME.to_owned()),
                 port: POSTGRES_PORT.into(),
@@ -140,7 +140,7 @@ fn stateful_set(wanted: &Wanted<'_>, live: Option<&Workload>, settings: &Setting
         spec: Some(StatefulSetSpec {
             replicas: Some(1),
             service_name: Some(name),
-            selector: selector(wanted),
+            selector: owner.pods(Component::Database),
             template: pinned.template,
             // with OrderedReady a server that cannot start would never get the corrected template
             pod_management_policy: Some("Parallel".to_owned()),
@@ -178,13 +178,6 @@ fn claim(wanted: &Wanted<'_>) -> PersistentVolumeClaim {
             ..PersistentVolumeClaimSpec::default()
         }),
         status: None,
-    }
-}
-
-fn selector(wanted: &Wanted<'_>) -> LabelSelector {
-    LabelSelector {
-        match_labels: Some(labels::selector(&wanted.owner.name, Component::Database)),
-        ..LabelSelector::default()
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{
         database::{self, Stage, status as database_status},
         render::owner::Owner,
         resources::{
-            labels::{self, Component},
+            labels::Component,
             outcome::Applied,
             plan::{Plan, Rejection},
         },
@@ -136,7 +136,7 @@ fn dependencies(object: &Microservice, observed: &Observed) -> Option<Finding> {
 }
 
 fn selector(owner: &Owner) -> String {
-    let labels = labels::selector(&owner.name, Component::Service);
+    let labels = owner.selector(Component::Service);
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }
 

@@ -10,7 +10,7 @@ use k8s_openapi::{
             TCPSocketAction, Volume,
         },
     },
-    apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
+    apimachinery::pkg::util::intstr::IntOrString,
 };
 use kube::{ResourceExt, core::ObjectMeta};
 
@@ -28,7 +28,7 @@ use crate::{
             pod::{container_security, mount, pin_image, pod_security, wants_upgrade},
         },
         resources::{
-            labels::{self, Component, DATABASE_CLIENT_LABEL, DEPENDENCIES_ANNOTATION},
+            labels::{Component, DATABASE_CLIENT_LABEL, DEPENDENCIES_ANNOTATION},
             plan::Rejection,
             settings::Settings,
         },
@@ -79,10 +79,7 @@ pub fn deployment(
         },
         spec: Some(DeploymentSpec {
             replicas: Some(object.spec.replicas),
-            selector: LabelSelector {
-                match_labels: Some(labels::selector(&owner.name, Component::Service)),
-                ..LabelSelector::default()
-            },
+            selector: owner.pods(Component::Service),
             template: pinned.template,
             ..DeploymentSpec::default()
         }),

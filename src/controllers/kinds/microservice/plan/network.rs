@@ -5,15 +5,12 @@ use k8s_openapi::{
         core::v1::{Service, ServicePort, ServiceSpec},
         policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec},
     },
-    apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
+    apimachinery::pkg::util::intstr::IntOrString,
 };
 
 use crate::{
     api::v1alpha1::{Microservice, Protocol},
-    controllers::{
-        render::owner::Owner,
-        resources::labels::{self, Component},
-    },
+    controllers::{render::owner::Owner, resources::labels::Component},
 };
 
 /// `NAME`, when there are ports.
@@ -30,7 +27,7 @@ pub fn service(object: &Microservice, owner: &Owner) -> Option<Service> {
     (!ports.is_empty()).then(|| Service {
         metadata: owner.metadata(owner.name.clone(), Component::Service),
         spec: Some(ServiceSpec {
-            selector: Some(labels::selector(&owner.name, Component::Service)),
+            selector: Some(owner.selector(Component::Service)),
             ports: Some(ports),
             ..ServiceSpec::default()
         }),
@@ -53,10 +50,7 @@ pub fn disruption_budget(object: &Microservice, owner: &Owner) -> Option<PodDisr
         metadata: owner.metadata(owner.name.clone(), Component::Service),
         spec: Some(PodDisruptionBudgetSpec {
             max_unavailable: Some(IntOrString::Int(1)),
-            selector: Some(LabelSelector {
-                match_labels: Some(labels::selector(&owner.name, Component::Service)),
-                ..LabelSelector::default()
-            }),
+            selector: Some(owner.pods(Component::Service)),
             ..PodDisruptionBudgetSpec::default()
         }),
         status: None,

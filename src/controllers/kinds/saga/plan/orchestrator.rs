@@ -36,7 +36,7 @@ use crate::{
         },
         resources::{
             child::Child,
-            labels::{self, Component, DATABASE_CLIENT_LABEL},
+            labels::{Component, DATABASE_CLIENT_LABEL},
             plan::{Plan, Rejection},
             settings::Settings,
         },
@@ -173,7 +173,7 @@ fn network_policy(owner: &Owner, settings: &Settings) -> NetworkPolicy {
     NetworkPolicy {
         metadata: owner.metadata(owner.name.clone(), Component::Orchestrator),
         spec: Some(NetworkPolicySpec {
-            pod_selector: Some(selector(owner)),
+            pod_selector: Some(owner.pods(Component::Orchestrator)),
             policy_types: Some(vec!["Ingress".to_owned()]),
             ingress: Some(vec![
                 rule(ORCHESTRATOR_API_PORT, vec![namespace, operator()]),
@@ -188,15 +188,11 @@ fn matching(labels: impl IntoIterator<Item = (String, String)>) -> LabelSelector
     LabelSelector { match_labels: Some(labels.into_iter().collect()), ..LabelSelector::default() }
 }
 
-fn selector(owner: &Owner) -> LabelSelector {
-    matching(labels::selector(&owner.name, Component::Orchestrator))
-}
-
 fn service(owner: &Owner) -> Service {
     Service {
         metadata: owner.metadata(owner.name.clone(), Component::Orchestrator),
         spec: Some(ServiceSpec {
-            selector: Some(labels::selector(&owner.name, Component::Orchestrator)),
+            selector: Some(owner.selector(Component::Orchestrator)),
             ports: Some(vec![ServicePort {
                 name: Some(API_PORT_NAME.to_owned()),
                 port: ORCHESTRATOR_API_PORT.into(),
@@ -228,7 +224,7 @@ fn deployment(
             replicas: Some(1),
             // one writer: leases would keep two apart, but a second one would only wait for the first
             strategy: Some(DeploymentStrategy { type_: Some("Recreate".to_owned()), rolling_update: None }),
-            selector: selector(owner),
+            selector: owner.pods(Component::Orchestrator),
             template: pinned.template,
             ..DeploymentSpec::default()
         }),
