@@ -273,3 +273,4 @@ fn pods_that_others_label_alike_are_not_selected() {
 }
 
 mod gate;
+mod neighbours;
