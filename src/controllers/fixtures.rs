@@ -26,6 +26,9 @@ pub(crate) fn settings() -> Settings {
         orchestrator_storage: Storage::default(),
         namespace: "weft-system".to_owned(),
         pod_labels: [("app.kubernetes.io/name".to_owned(), "weft".to_owned())].into(),
+        metrics_clients: Vec::new(),
+        image_pull_secrets: Vec::new(),
+        fixed_user_ids: true,
         password: || "password0123456789".to_owned(),
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use k8s_openapi::{
-    api::{coordination::v1::Lease, core::v1::ObjectReference},
+    api::{coordination::v1::Lease, core::v1::ObjectReference, networking::v1::NetworkPolicyPeer},
     apimachinery::pkg::api::resource::Quantity,
 };
 use kube::{Api, Client, Config, client::ClientBuilder};
@@ -80,6 +80,15 @@ pub struct Args {
         default_value = "app.kubernetes.io/name=weft,app.kubernetes.io/component=operator"
     )]
     pod_labels: Vec<(String, String)>,
+    /// Who else may read the metrics of relays and orchestrators: peers of a NetworkPolicy, as a JSON array
+    #[arg(long, env = "WEFT_METRICS_CLIENTS", value_name = "JSON", value_parser = peers, default_value = "[]")]
+    metrics_clients: Peers,
+    /// Secrets, by name and separated by commas, by which the pods that Weft makes pull their images
+    #[arg(long, env = "WEFT_IMAGE_PULL_SECRETS", value_delimiter = ',')]
+    image_pull_secrets: Vec<String>,
+    /// Pods have the user and group ids of their images; `false` where the cluster gives them, as OpenShift does
+    #[arg(long, env = "WEFT_FIXED_USER_IDS", action = clap::ArgAction::Set, default_value_t = true)]
+    fixed_user_ids: bool,
     /// Address of the admin port: /livez, /readyz, /metrics
     #[arg(long, env = "WEFT_LISTEN", default_value = "[::]:9464")]
     listen: SocketAddr,
@@ -91,6 +100,16 @@ pub struct Args {
 fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not KEY=VALUE"))?;
     Ok((key.to_owned(), value.to_owned()))
+}
+
+/// One argument, where clap would take a `Vec` for several.
+#[derive(Clone, Debug)]
+struct Peers(Vec<NetworkPolicyPeer>);
+
+fn peers(text: &str) -> Result<Peers, String> {
+    serde_json::from_str(text)
+        .map(Peers)
+        .map_err(|error| format!("not a JSON array of peers of a NetworkPolicy: {error}"))
 }
 
 /// What `/status` of the operator answers.
@@ -126,6 +145,9 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
         namespace,
         identity,
         pod_labels,
+        metrics_clients,
+        image_pull_secrets,
+        fixed_user_ids,
         listen,
         concurrency,
     } = args;
@@ -146,6 +168,9 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
         },
         namespace: namespace.clone(),
         pod_labels: pod_labels.into_iter().collect::<BTreeMap<_, _>>(),
+        metrics_clients: metrics_clients.0,
+        image_pull_secrets: image_pull_secrets.into_iter().filter(|name| !name.is_empty()).collect(),
+        fixed_user_ids,
         password,
     };
     let readiness = Readiness::default();
@@ -291,6 +316,14 @@ fn password() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn peers_are_read_as_policies_have_them() {
+        let read = peers(r#"[{"namespaceSelector": {"matchLabels": {"a": "b"}}}]"#).unwrap();
+        assert_eq!(read.0.len(), 1);
+        let refused = peers("monitoring").unwrap_err();
+        assert!(refused.starts_with("not a JSON array of peers of a NetworkPolicy: "), "{refused}");
+    }
 
     #[test]
     fn passwords_are_long_and_never_the_same() {

@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::{
-    apps::v1::Deployment,
+    apps::v1::{Deployment, DeploymentSpec},
     batch::v1::Job,
     core::v1::{Secret, Service, ServiceAccount},
 };
 use kube::api::ObjectMeta;
+use tokio::time::{Duration, Instant};
 use weft::controllers::{
     apply::{Memory, Outcome, apply},
     resources::{
         child::{Child, ChildKind, ChildRef},
+        fields::{FieldPath, ForeignField},
         key::{Key, ObjectKind},
         outcome::Class,
         plan::Plan,
@@ -47,7 +49,7 @@ struct Operator {
 impl Operator {
     async fn pass(&mut self, server: &Server, plan: &Plan) -> Outcome {
         let owner = Key::new(ObjectKind::Microservice, "shop", "orders");
-        let outcome = apply(&server.client(), &self.memory, &owner, &self.present, plan).await;
+        let outcome = apply(&server.client(), &self.memory, &owner, &self.present, plan, Instant::now()).await;
         for written in &outcome.written {
             self.present.insert(written.child.clone(), written.seen.clone());
         }
@@ -117,7 +119,80 @@ async fn what_somebody_changed_is_put_right_and_reported() {
     let asked = server.asked();
     assert_eq!((asked.len(), asked[0].line().as_str()), (1, "PATCH deployments/orders"));
     assert!(asked[0].query.contains("force=true"));
-    assert_eq!(outcome.drifted.iter().map(|child| child.kind).collect::<Vec<_>>(), [ChildKind::Deployment]);
+    assert_eq!(outcome.drifted.iter().map(|(child, _)| child.kind).collect::<Vec<_>>(), [ChildKind::Deployment]);
+}
+
+/// Somebody writes `spec.replicas` whenever Weft does, as an autoscaler of the Deployment does.
+#[tokio::test(start_paused = true)]
+async fn who_undoes_every_repair_is_answered_ever_more_slowly_and_named() {
+    let (server, mut operator) = (Server::default(), Operator::default());
+    let mut plan = plan();
+    let Some(Child::Deployment(deployment)) = plan.children.last_mut() else { panic!("no Deployment") };
+    deployment.spec = Some(DeploymentSpec { replicas: Some(2), ..DeploymentSpec::default() });
+    operator.pass(&server, &plan).await;
+    let (mut repairs, mut outcome) = (0, Outcome::default());
+    for _ in 0..20 {
+        let seen = operator.seen(ChildKind::Deployment);
+        seen.ours = 1;
+        seen.version += 1;
+        seen.foreign = vec![ForeignField {
+            manager: "kube-controller-manager (scale)".to_owned(),
+            path: FieldPath::of(&["spec", "replicas"]),
+        }];
+        server.lines();
+        outcome = operator.pass(&server, &plan).await;
+        repairs += server.lines().len();
+        assert!(outcome.again.is_some(), "it is looked at again by itself");
+        tokio::time::advance(Duration::from_secs(5)).await;
+    }
+    assert_eq!(repairs, 2, "at once, and after a minute");
+    let [contested] = outcome.applied.contested.as_slice() else { panic!("{outcome:?}") };
+    assert_eq!(
+        (contested.fields.join(","), contested.author.as_str()),
+        ("spec.replicas".to_owned(), "kube-controller-manager (scale)")
+    );
+
+    // the other one gives up
+    tokio::time::advance(Duration::from_mins(5)).await;
+    operator.pass(&server, &plan).await;
+    tokio::time::advance(Duration::from_mins(15)).await;
+    server.lines();
+    let outcome = operator.pass(&server, &plan).await;
+    assert!(
+        outcome.applied.contested.is_empty() && outcome.again.is_none() && server.lines().is_empty(),
+        "{outcome:?}"
+    );
+}
+
+/// A policy that takes the annotation off whatever is written.
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_changes_what_is_sent_is_no_endless_loop() {
+    let (server, mut operator) = (Server::default(), Operator::default());
+    operator.pass(&server, &plan()).await;
+    let mut repairs = 0;
+    for _ in 0..50 {
+        operator.seen(ChildKind::Service).applied_hash = None;
+        server.lines();
+        operator.pass(&server, &plan()).await;
+        repairs += server.lines().len();
+        tokio::time::advance(Duration::from_millis(200)).await;
+    }
+    assert_eq!(repairs, 1);
+}
+
+#[tokio::test]
+async fn what_somebody_added_is_shown_with_its_author() {
+    let (server, mut operator) = (Server::default(), Operator::default());
+    operator.pass(&server, &plan()).await;
+    let added = |members: &[&str]| ForeignField { manager: "kubectl-set".to_owned(), path: FieldPath::of(members) };
+    operator.seen(ChildKind::Deployment).foreign =
+        vec![added(&["spec", "paused"]), added(&["spec", "template", "metadata", "annotations", "restartedAt"])];
+    let outcome = operator.pass(&server, &plan()).await;
+    let [change] = outcome.applied.added.as_slice() else { panic!("{outcome:?}") };
+    assert_eq!(
+        (change.fields.as_slice(), change.author.as_str()),
+        (["spec.paused".to_owned()].as_slice(), "kubectl-set")
+    );
 }
 
 #[tokio::test]
@@ -128,7 +203,7 @@ async fn what_somebody_deleted_is_made_again() {
     operator.present.retain(|child, _| !matches!(child.kind, ChildKind::Service | ChildKind::Job));
     let outcome = operator.pass(&server, &plan()).await;
     assert_eq!(server.lines(), ["PATCH services/orders", "POST jobs"]);
-    assert_eq!(outcome.drifted.iter().map(|child| child.kind).collect::<Vec<_>>(), [ChildKind::Service]);
+    assert_eq!(outcome.drifted.iter().map(|(child, _)| child.kind).collect::<Vec<_>>(), [ChildKind::Service]);
 }
 
 #[tokio::test]
@@ -180,7 +255,7 @@ async fn an_api_server_that_does_not_answer_is_given_up_on() {
     });
     let client = kube::Client::new(service, "default");
     let owner = Key::new(ObjectKind::Microservice, "shop", "orders");
-    let outcome = apply(&client, &Memory::default(), &owner, &BTreeMap::new(), &plan()).await;
+    let outcome = apply(&client, &Memory::default(), &owner, &BTreeMap::new(), &plan(), Instant::now()).await;
     assert_eq!(outcome.applied.failures.len(), 4);
     assert!(outcome.applied.failures.iter().all(|failure| failure.reason == "ApiUnavailable"));
 }

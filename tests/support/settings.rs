@@ -12,6 +12,9 @@ pub fn settings() -> Settings {
         orchestrator_storage: Storage::default(),
         namespace: "weft-system".to_owned(),
         pod_labels: BTreeMap::new(),
+        metrics_clients: Vec::new(),
+        image_pull_secrets: Vec::new(),
+        fixed_user_ids: true,
         password: || "a".repeat(32),
     }
 }

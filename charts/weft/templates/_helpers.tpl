@@ -122,6 +122,9 @@ matchLabels: {weft.dev/enabled: "true"}
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [list, watch, create, patch, delete]
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [list, watch, create, patch, delete]
 # An annotation on a pod has its kubelet refresh the contract that the pod mounts.
 - apiGroups: [""]
   resources: [pods]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
+    api::autoscaling::v2::MetricSpec,
     api::core::v1::{EnvFromSource, EnvVar, Probe, ResourceRequirements},
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::Condition},
 };
@@ -46,6 +47,7 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("!has(self.commands) || self.commands.all(name, name.matches('^[A-Za-z][A-Za-z0-9_-]{0,63}$'))").message("spec.commands has a name that is none: letters, digits, '-' and '_', beginning with a letter, at most 64 characters, such as ReserveCredit"),
     validation = Rule::new("!has(self.ports) || self.ports.all(p, self.ports.exists_one(q, q.port == p.port))").message("spec.ports has the same port number twice: give each port a number of its own"),
     validation = Rule::new("!has(self.ports) || self.ports.all(p, p.port != 9464)").message("spec.ports uses 9464, on which the relay in the same pod answers: choose another port"),
+    validation = Rule::new("!has(self.autoscaling) || !has(self.autoscaling.cpu) || (has(self.resources) && ((has(self.resources.requests) && 'cpu' in self.resources.requests) || (has(self.resources.limits) && 'cpu' in self.resources.limits)))").message("spec.autoscaling.cpu is a percentage of spec.resources.requests.cpu: set that too"),
     validation = Rule::new("!has(self.database) || !has(self.dependsOn) || self.dependsOn.all(d, d.service != 'database')").message("spec.dependsOn names `database`, whose variable DATABASE_URL is that of the service's own database: rename that Microservice")
 )]
 pub struct MicroserviceSpec {
@@ -60,10 +62,13 @@ pub struct MicroserviceSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 128))]
     pub args: Vec<String>,
-    /// How many pods of the service run. `kubectl scale` works on it.
+    /// How many pods of the service run. `kubectl scale` works on it. With `autoscaling` it has no effect.
     #[serde(default = "one")]
     #[schemars(range(min = 0, max = 1000))]
     pub replicas: i32,
+    /// Has a HorizontalPodAutoscaler find how many pods run; then nothing else sets their number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<Autoscaling>,
     /// Ports that the container listens on; each also becomes a port of the Service, which is named like the Microservice.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
@@ -111,6 +116,32 @@ fn one() -> i32 {
 
 fn opaque_object(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
+}
+
+/// Between which numbers of pods the autoscaler chooses, and by what: `cpu`, `metrics`, or both.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    cel,
+    validation = Rule::new("self.min <= self.max").message("spec.autoscaling.min is larger than spec.autoscaling.max: correct one of them"),
+    validation = Rule::new("has(self.cpu) || (has(self.metrics) && size(self.metrics) > 0)").message("spec.autoscaling says between what, but not by what: set spec.autoscaling.cpu, such as 70, or spec.autoscaling.metrics")
+)]
+pub struct Autoscaling {
+    /// Fewest pods.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub min: i32,
+    /// Most pods.
+    #[schemars(range(min = 1, max = 1000))]
+    pub max: i32,
+    /// CPU that the service's container uses on average, in percent of its request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub cpu: Option<i32>,
+    /// Further metrics, in the form of a HorizontalPodAutoscaler (`autoscaling/v2`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub metrics: Vec<MetricSpec>,
 }
 
 /// A port of the service.
@@ -308,7 +339,7 @@ pub struct MicroserviceStatus {
     /// The generation of the spec that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`, `Reconciling`, `Stalled`, `Accepted`, `DatabaseReady`, `Migrated`, `DependenciesFound`, each with a reason and a sentence.
+    /// `Ready`, `Reconciling`, `Stalled`, `Accepted`, `DatabaseReady`, `Migrated`, `DependenciesFound`, and while others interfere `Contested` and `Drifted`, each with a reason and a sentence.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

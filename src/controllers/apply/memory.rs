@@ -9,6 +9,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use super::contest::Contest;
 use crate::{
     controllers::{
         resources::{
@@ -26,9 +27,10 @@ use crate::{
 pub struct Memory(Mutex<Remembered>);
 
 #[derive(Debug, Default)]
-struct Remembered {
+pub(super) struct Remembered {
     applied: HashMap<Key, SmallMap<ChildRef, Record>>,
     secrets: HashSet<(Key, ChildRef)>,
+    pub(super) contests: HashMap<Key, BTreeMap<ChildRef, Contest>>,
 }
 
 /// How a child was just after our write.
@@ -89,7 +91,8 @@ impl Memory {
     pub(super) fn forget_child(&self, owner: &Key, child: &ChildRef) {
         if let Some(children) = self.lock().applied.get_mut(owner) {
             children.remove(child);
-        }
+        };
+        self.forget_contest(owner, child);
     }
 
     pub(super) fn knows_secret(&self, owner: &Key, secret: &ChildRef) -> bool {
@@ -103,11 +106,12 @@ impl Memory {
     /// The object is gone.
     pub fn forget(&self, owner: &Key) {
         let mut remembered = self.lock();
+        remembered.contests.remove(owner);
         remembered.applied.remove(owner);
         remembered.secrets.retain(|(known, _)| known != owner);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Remembered> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Remembered> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

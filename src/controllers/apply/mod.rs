@@ -4,6 +4,7 @@
 //! that we applied (drift). Otherwise nothing is sent. What was applied is remembered by [`Memory`]; where that does not know,
 //! a child is applied once more, which changes nothing on one that did not drift.
 
+pub mod contest;
 pub mod contract_readers;
 mod memory;
 
@@ -15,9 +16,10 @@ use kube::{
     core::Request,
 };
 use serde_json::Value;
+use tokio::time::Instant;
 
 pub use self::memory::Memory;
-use self::memory::Record;
+use self::{contest::Change, memory::Record};
 use crate::{
     controllers::{
         request::{RequestError, within_deadline},
@@ -25,7 +27,7 @@ use crate::{
             child::{Child, ChildKind, ChildRef, Write},
             key::Key,
             labels::{APPLIED_HASH_ANNOTATION, FIELD_MANAGER},
-            outcome::{Applied, Failure},
+            outcome::Applied,
             plan::Plan,
         },
         store::live::{ChildSeen, Live},
@@ -45,8 +47,10 @@ pub struct Written {
 pub struct Outcome {
     pub applied: Applied,
     pub written: Vec<Written>,
-    /// Children that somebody else had changed or deleted, and that are now as planned again.
-    pub drifted: Vec<ChildRef>,
+    /// Children that somebody else had changed or deleted, and that are now as planned again; and what had been changed.
+    pub drifted: Vec<(ChildRef, Option<Change>)>,
+    /// When to look again at children that are contested.
+    pub again: Option<Instant>,
     /// Children that are no longer planned, and whose deletion was asked for, with their uid.
     pub deleted: Vec<(ChildRef, String)>,
 }
@@ -63,6 +67,22 @@ enum Step {
     Repair,
 }
 
+impl Outcome {
+    fn again_at(&mut self, instant: Instant) {
+        self.again = Some(self.again.map_or(instant, |known| known.min(instant)));
+    }
+}
+
+/// One pass over the children of an owner.
+struct Pass<'a> {
+    client: &'a Client,
+    memory: &'a Memory,
+    owner: &'a Key,
+    /// Its children that exist.
+    present: &'a BTreeMap<ChildRef, ChildSeen>,
+    now: Instant,
+}
+
 /// Applies `plan`, of which `present` exists. A child that fails does not keep the others from being tried.
 pub async fn apply(
     client: &Client,
@@ -70,13 +90,16 @@ pub async fn apply(
     owner: &Key,
     present: &BTreeMap<ChildRef, ChildSeen>,
     plan: &Plan,
+    now: Instant,
 ) -> Outcome {
     let mut outcome = Outcome::default();
+    let pass = Pass { client, memory, owner, present, now };
     for child in &plan.children {
-        if let Err(failure) = apply_child(client, memory, owner, present, child, &mut outcome).await {
-            outcome.applied.failures.push(failure);
+        if let Err(error) = apply_child(&pass, child, &mut outcome).await {
+            outcome.applied.failures.push(error.about("apply", &child.reference()));
         }
     }
+    outcome.applied.contested = memory.contested(owner);
     for (child, seen) in no_longer_planned(present, plan) {
         match delete(client, owner, child, seen).await {
             Ok(()) => {
@@ -89,53 +112,76 @@ pub async fn apply(
     outcome
 }
 
-async fn apply_child(
-    client: &Client,
-    memory: &Memory,
-    owner: &Key,
-    present: &BTreeMap<ChildRef, ChildSeen>,
-    child: &Child,
-    outcome: &mut Outcome,
-) -> Result<(), Failure> {
+async fn apply_child(pass: &Pass<'_>, child: &Child, outcome: &mut Outcome) -> Result<(), RequestError> {
+    let &Pass { client, memory, owner, present, .. } = pass;
     let reference = child.reference();
-    let refused = |error: RequestError| error.about("apply", &reference);
     match child.kind().write() {
         Write::CreateUnseen => {
             if !memory.knows_secret(owner, &reference) {
-                make_once(client, owner, child).await.map_err(refused)?;
-                memory.remember_secret(owner, reference.clone());
+                make_once(client, owner, child).await?;
+                memory.remember_secret(owner, reference);
             }
         }
         Write::CreateOnce => {
             if !present.contains_key(&reference)
-                && let Some(live) = make_once(client, owner, child).await.map_err(refused)?
+                && let Some(live) = make_once(client, owner, child).await?
             {
-                outcome.written.push(Written { child: reference.clone(), seen: live.into() });
+                outcome.written.push(Written { child: reference, seen: live.into() });
             }
         }
-        write @ (Write::Apply | Write::ApplyUnlessTaken) => {
-            let json = child.to_json().map_err(RequestError::from).map_err(refused)?;
-            let hash = hash(&json);
-            let (known, record) = (present.get(&reference), memory.record(owner, &reference));
-            let step = step(&hash, known, record.as_ref());
-            if step != Step::Nothing {
-                let json = marked(json, &hash);
-                let live = if step == Step::Make && write == Write::ApplyUnlessTaken {
-                    create(client, owner, child, &json).await
-                } else {
-                    patch(client, owner, child.kind(), &reference.name, json, step).await
-                };
-                let seen = ChildSeen::from(live.map_err(refused)?);
-                if step == Step::Repair && known.is_none_or(|known| known.version != seen.version) {
-                    outcome.drifted.push(reference.clone());
-                }
-                let record = Record { hash, uid: seen.uid.clone(), ours: seen.ours };
-                memory.remember(owner, reference.clone(), record);
-                outcome.written.push(Written { child: reference.clone(), seen });
+        Write::Apply | Write::ApplyUnlessTaken => {
+            let json = child.to_json()?;
+            let seen = apply_difference(pass, child, &json, outcome).await?;
+            if let Some(seen) = seen.as_ref().or_else(|| present.get(&reference)) {
+                outcome.applied.added.extend(contest::added(&reference, seen, &json));
             }
+            outcome.written.extend(seen.map(|seen| Written { child: reference, seen }));
         }
     }
     Ok(())
+}
+
+/// Sends the child if it is not as planned, unless it is contested and its turn has not come. `Some`: as it was answered with.
+async fn apply_difference(
+    pass: &Pass<'_>,
+    child: &Child,
+    json: &Value,
+    outcome: &mut Outcome,
+) -> Result<Option<ChildSeen>, RequestError> {
+    let &Pass { client, memory, owner, present, now } = pass;
+    let (reference, hash) = (child.reference(), hash(json));
+    let (known, record) = (present.get(&reference), memory.record(owner, &reference));
+    let step = step(&hash, known, record.as_ref());
+    // after a restart nobody knows whether it was changed
+    let change = known.filter(|_| step == Step::Repair && record.is_some()).map(|known| Change::of(known, json));
+    let turn = match (&change, step) {
+        (Some(change), _) => memory.found_changed(owner, &reference, change, now),
+        (None, Step::Nothing) => memory.is_as_applied(owner, &reference, now),
+        // another plan may want what was contested
+        (None, _) => memory.forget_contest(owner, &reference),
+    };
+    if let Some(turn) = turn {
+        outcome.again_at(turn);
+    }
+    if step == Step::Nothing || (change.is_some() && turn.is_some()) {
+        return Ok(None);
+    }
+    let sent = marked(json.clone(), &hash);
+    let live = if step == Step::Make && child.kind().write() == Write::ApplyUnlessTaken {
+        create(client, owner, child, &sent).await?
+    } else {
+        patch(client, owner, child.kind(), &reference.name, sent, step).await?
+    };
+    let seen = ChildSeen::from(live);
+    if change.is_some() {
+        memory.repaired(owner, &reference, now);
+        outcome.again_at(memory.is_as_applied(owner, &reference, now).unwrap_or(now));
+    }
+    if step == Step::Repair && known.is_none_or(|known| known.version != seen.version) {
+        outcome.drifted.push((reference.clone(), change));
+    }
+    memory.remember(owner, reference, Record { hash, uid: seen.uid.clone(), ours: seen.ours });
+    Ok(Some(seen))
 }
 
 /// Decides about one child, from what is on it and what we remember.
@@ -283,8 +329,7 @@ mod tests {
                 .map(|child| (child, ChildSeen { managed: true, ..seen(None, "1", 0) }))
                 .chain([(child(ChildKind::Service, "exposed-by-hand"), seen(None, "2", 0))])
                 .collect();
-        let plan =
-            Plan { children: Vec::new(), retained: vec![child(ChildKind::Deployment, "orders")], ..Plan::default() };
+        let plan = Plan { retained: vec![child(ChildKind::Deployment, "orders")], ..Plan::default() };
         let pruned: Vec<_> = no_longer_planned(&present, &plan).map(|(child, _)| child.kind).collect();
         assert_eq!(pruned, [ChildKind::Service, ChildKind::Job]);
     }

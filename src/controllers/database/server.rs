@@ -14,11 +14,9 @@ use k8s_openapi::{
             PersistentVolumeClaimSpec, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, SecurityContext, Service,
             ServicePort, ServiceSpec, Volume, VolumeMount, VolumeResourceRequirements,
         },
-        networking::v1::{
-            NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
-        },
+        networking::v1::NetworkPolicy,
     },
-    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::LabelSelector, util::intstr::IntOrString},
+    apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
 };
 use kube::core::ObjectMeta;
 
@@ -26,10 +24,16 @@ use super::{ADMIN_PASSWORD, Wanted};
 use crate::{
     api::v1alpha1::{Retention, Storage},
     controllers::{
-        render::pod::{PASSWORD, container_security, mount, password_volume, pin_image, pod_security, requests},
+        render::{
+            network,
+            pod::{
+                PASSWORD, container_security, mount, password_volume, pin_image, pod_security, resources,
+                service_account,
+            },
+        },
         resources::{
             child::Child,
-            labels::{self, Component, DATABASE_CLIENT_LABEL, STORAGE_ANNOTATION},
+            labels::{Component, DATABASE_CLIENT_LABEL, STORAGE_ANNOTATION},
             observed::Workload,
             plan::Rejection,
             settings::Settings,
@@ -73,43 +77,31 @@ const MAX_WAL_SIZE: u64 = 1024;
 
 pub(super) fn all(wanted: &Wanted<'_>, live: Option<&Workload>, settings: &Settings) -> Result<Vec<Child>, Rejection> {
     Ok(vec![
+        Child::ServiceAccount(service_account(metadata(wanted), settings)),
         Child::NetworkPolicy(network_policy(wanted)),
         Child::Service(service(wanted)),
         Child::StatefulSet(stateful_set(wanted, live, settings)?),
     ])
 }
 
+/// Of everything that is named after the database.
+fn metadata(wanted: &Wanted<'_>) -> ObjectMeta {
+    wanted.owner.metadata(names::database(&wanted.owner.name), Component::Database)
+}
+
+/// The probes are commands in the container, so nothing else needs to get in.
 fn network_policy(wanted: &Wanted<'_>) -> NetworkPolicy {
-    let owner = wanted.owner;
-    let clients = LabelSelector {
-        match_labels: Some([(DATABASE_CLIENT_LABEL.to_owned(), owner.name.clone())].into()),
-        ..LabelSelector::default()
-    };
-    let rule = NetworkPolicyIngressRule {
-        from: Some(vec![NetworkPolicyPeer { pod_selector: Some(clients), ..NetworkPolicyPeer::default() }]),
-        ports: Some(vec![NetworkPolicyPort {
-            port: Some(IntOrString::Int(POSTGRES_PORT.into())),
-            protocol: Some("TCP".to_owned()),
-            end_port: None,
-        }]),
-    };
-    NetworkPolicy {
-        metadata: owner.metadata(names::database(&owner.name), Component::Database),
-        spec: Some(NetworkPolicySpec {
-            pod_selector: Some(selector(wanted)),
-            policy_types: Some(vec!["Ingress".to_owned()]),
-            ingress: Some(vec![rule]),
-            egress: None,
-        }),
-    }
+    let clients = network::pods([(DATABASE_CLIENT_LABEL.to_owned(), wanted.owner.name.clone())].into());
+    let rule = network::admit(POSTGRES_PORT, vec![clients]);
+    network::policy(metadata(wanted), wanted.owner.pods(Component::Database), vec![rule])
 }
 
 fn service(wanted: &Wanted<'_>) -> Service {
     let owner = wanted.owner;
     Service {
-        metadata: owner.metadata(names::database(&owner.name), Component::Database),
+        metadata: metadata(wanted),
         spec: Some(ServiceSpec {
-            selector: Some(labels::selector(&owner.name, Component::Database)),
+            selector: Some(owner.selector(Component::Database)),
             ports: Some(vec![ServicePort {
                 name: Some(PORT_NAME.to_owned()),
                 port: POSTGRES_PORT.into(),
@@ -140,7 +132,7 @@ fn stateful_set(wanted: &Wanted<'_>, live: Option<&Workload>, settings: &Setting
         spec: Some(StatefulSetSpec {
             replicas: Some(1),
             service_name: Some(name),
-            selector: selector(wanted),
+            selector: owner.pods(Component::Database),
             template: pinned.template,
             // with OrderedReady a server that cannot start would never get the corrected template
             pod_management_policy: Some("Parallel".to_owned()),
@@ -181,25 +173,20 @@ fn claim(wanted: &Wanted<'_>) -> PersistentVolumeClaim {
     }
 }
 
-fn selector(wanted: &Wanted<'_>) -> LabelSelector {
-    LabelSelector {
-        match_labels: Some(labels::selector(&wanted.owner.name, Component::Database)),
-        ..LabelSelector::default()
-    }
-}
-
 fn template(wanted: &Wanted<'_>, image: &str, settings: &Settings) -> Result<PodTemplateSpec, Rejection> {
     let owner = wanted.owner;
+    let user = settings.fixed_user_ids.then_some(POSTGRES_USER);
     Ok(PodTemplateSpec {
         metadata: Some(ObjectMeta { labels: Some(owner.labels(Component::Database)), ..ObjectMeta::default() }),
         spec: Some(PodSpec {
+            service_account_name: Some(names::database(&owner.name)),
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
             termination_grace_period_seconds: Some(GRACE_SECONDS),
             security_context: Some(PodSecurityContext {
-                run_as_user: Some(POSTGRES_USER),
-                run_as_group: Some(POSTGRES_USER),
-                fs_group: Some(POSTGRES_USER),
+                run_as_user: user,
+                run_as_group: user,
+                fs_group: user,
                 fs_group_change_policy: Some("OnRootMismatch".to_owned()),
                 ..pod_security()
             }),
@@ -236,7 +223,7 @@ fn container(wanted: &Wanted<'_>, image: &str, settings: &Settings) -> Result<Co
             protocol: Some("TCP".to_owned()),
             ..ContainerPort::default()
         }]),
-        resources: Some(postgres.resources.clone().unwrap_or_else(|| requests("50m", "128Mi"))),
+        resources: Some(postgres.resources.clone().unwrap_or_else(|| resources(("50m", "128Mi"), ("2", "1Gi")))),
         security_context: Some(SecurityContext { read_only_root_filesystem: Some(true), ..container_security() }),
         // Crash recovery may take hours, and one that is cut short begins anew: the start-up probe looks every second and never
         // gives up. There is no liveness probe: a server that dies ends its container by itself, and one that is slow must not

@@ -22,7 +22,7 @@ use crate::{
         database_setup::{DatabaseSetup, EXIT_DEFINITE, Outcome, Purpose},
     },
     controllers::{
-        render::pod::{PASSWORD, config_map_volume, mount, password_volume, pod_security, requests, weft_security},
+        render::pod::{PASSWORD, config_map_volume, mount, password_volume, pod_security, resources, weft_security},
         resources::{
             child::{Child, ChildKind, ChildRef},
             labels::{Component, DATABASE_CLIENT_LABEL, IMAGE_ANNOTATION, RELEASED_ANNOTATION, SET_UP_ANNOTATION},
@@ -189,6 +189,7 @@ fn job(wanted: &Wanted<'_>, name: String, settings: &Settings) -> Job {
             ..ObjectMeta::default()
         }),
         spec: Some(PodSpec {
+            service_account_name: Some(names::database(&owner.name)),
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
             restart_policy: Some("Never".to_owned()),
@@ -222,8 +223,8 @@ fn container(mounts: Vec<VolumeMount>, settings: &Settings) -> Container {
         image: Some(settings.image.clone()),
         image_pull_policy: settings.image_pull_policy.clone(),
         args: Some(["database", "setup", "--config", &config].map(str::to_owned).into()),
-        resources: Some(requests("10m", "32Mi")),
-        security_context: Some(weft_security()),
+        resources: Some(resources(("10m", "32Mi"), ("1", "256Mi"))),
+        security_context: Some(weft_security(settings)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         volume_mounts: Some(mounts),
         ..Container::default()

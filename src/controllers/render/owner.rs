@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     NamespaceResourceScope,
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference},
 };
 use kube::{Resource, ResourceExt};
 
@@ -60,6 +60,16 @@ impl Owner {
     /// All labels of a child.
     pub fn labels(&self, component: Component) -> BTreeMap<String, String> {
         labels::labels(self.kind, &self.name, component)
+    }
+
+    /// The labels by which its pods of one component are found.
+    pub fn selector(&self, component: Component) -> BTreeMap<String, String> {
+        labels::selector(self.kind, &self.name, component)
+    }
+
+    /// The same in the form of workloads, NetworkPolicies and disruption budgets.
+    pub fn pods(&self, component: Component) -> LabelSelector {
+        LabelSelector { match_labels: Some(self.selector(component)), ..LabelSelector::default() }
     }
 }
 

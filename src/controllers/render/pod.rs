@@ -5,17 +5,18 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{
-        Capabilities, ConfigMapVolumeSource, KeyToPath, PodSecurityContext, PodTemplateSpec, ResourceRequirements,
-        SeccompProfile, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
+        Capabilities, ConfigMapVolumeSource, KeyToPath, LocalObjectReference, PodSecurityContext, PodTemplateSpec,
+        ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, ServiceAccount, Volume, VolumeMount,
     },
     apimachinery::pkg::api::resource::Quantity,
 };
-use kube::ResourceExt;
+use kube::{ResourceExt, core::ObjectMeta};
 
 use crate::{
     controllers::resources::{
         labels::{IMAGE_ANNOTATION, TEMPLATE_HASH_ANNOTATION, UPGRADE_ANNOTATION},
         observed::Workload,
+        settings::Settings,
     },
     domain::version,
 };
@@ -42,20 +43,36 @@ pub fn container_security() -> SecurityContext {
 }
 
 /// The same for one of Weft's own programs, which write no files.
-pub fn weft_security() -> SecurityContext {
+pub fn weft_security(settings: &Settings) -> SecurityContext {
+    let user = settings.fixed_user_ids.then_some(WEFT_USER);
     SecurityContext {
-        run_as_user: Some(WEFT_USER),
-        run_as_group: Some(WEFT_USER),
+        run_as_user: user,
+        run_as_group: user,
         run_as_non_root: Some(true),
         read_only_root_filesystem: Some(true),
         ..container_security()
     }
 }
 
-/// Requests only: a limit would end a program in the middle of a burst.
-pub fn requests(cpu: &str, memory: &str) -> ResourceRequirements {
-    let requests = [("cpu", cpu), ("memory", memory)].map(|(key, value)| (key.to_owned(), Quantity(value.to_owned())));
-    ResourceRequirements { requests: Some(requests.into()), ..ResourceRequirements::default() }
+/// CPU and memory that a container of Weft's gets in any case, and at most. The limits leave room for bursts: they are there
+/// because a namespace with a quota admits no pod without.
+pub fn resources(least: (&str, &str), most: (&str, &str)) -> ResourceRequirements {
+    let list = |(cpu, memory): (&str, &str)| {
+        Some([("cpu", cpu), ("memory", memory)].map(|(key, value)| (key.to_owned(), Quantity(value.to_owned()))).into())
+    };
+    ResourceRequirements { requests: list(least), limits: list(most), ..ResourceRequirements::default() }
+}
+
+/// A ServiceAccount without rights and without a token in pods, by which they pull their images.
+pub fn service_account(metadata: ObjectMeta, settings: &Settings) -> ServiceAccount {
+    let reference = |name: &String| LocalObjectReference { name: name.clone() };
+    let secrets: Vec<_> = settings.image_pull_secrets.iter().map(reference).collect();
+    ServiceAccount {
+        metadata,
+        automount_service_account_token: Some(false),
+        image_pull_secrets: (!secrets.is_empty()).then_some(secrets),
+        ..ServiceAccount::default()
+    }
 }
 
 /// A volume with a ConfigMap's files.

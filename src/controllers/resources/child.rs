@@ -3,6 +3,7 @@
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, StatefulSet},
+        autoscaling::v2::HorizontalPodAutoscaler,
         batch::v1::Job,
         core::v1::{ConfigMap, Secret, Service, ServiceAccount},
         networking::v1::NetworkPolicy,
@@ -35,6 +36,8 @@ pub enum Watch {
     Metadata,
     /// Metadata only, of all objects of the kind: those of others may be named by a custom resource.
     MetadataOfAll,
+    /// Of all objects of the kind: those of others decide about Weft's pods too.
+    SpecOfAll,
     /// Not at all.
     Never,
 }
@@ -106,8 +109,9 @@ children! {
     StatefulSet: Apply, Status;
     Job: CreateOnce, Status;
     Deployment: Apply, Status;
-    NetworkPolicy: Apply, Metadata;
+    NetworkPolicy: Apply, SpecOfAll;
     PodDisruptionBudget: Apply, Metadata;
+    HorizontalPodAutoscaler: ApplyUnlessTaken, Metadata;
 }
 
 impl Child {

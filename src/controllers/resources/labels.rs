@@ -66,24 +66,20 @@ impl Component {
     }
 }
 
-/// The immutable subset, for selectors.
-pub fn selector(owner: &str, component: Component) -> BTreeMap<String, String> {
-    [(INSTANCE_LABEL, owner), (COMPONENT_LABEL, component.as_str())]
+/// The immutable subset, for selectors. Two of the three are Weft's own: pods that others label by Kubernetes' recommended
+/// labels, as their charts do, are not selected.
+pub fn selector(owner_kind: &str, owner: &str, component: Component) -> BTreeMap<String, String> {
+    [(OWNER_KIND_LABEL, owner_kind), (OWNER_NAME_LABEL, owner), (COMPONENT_LABEL, component.as_str())]
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .into()
 }
 
 /// All labels of a child.
 pub fn labels(owner_kind: &str, owner: &str, component: Component) -> BTreeMap<String, String> {
-    let mut labels = selector(owner, component);
+    let mut labels = selector(owner_kind, owner, component);
     labels.extend(
-        [
-            (NAME_LABEL, owner),
-            (MANAGED_BY_LABEL, MANAGED_BY),
-            (OWNER_KIND_LABEL, owner_kind),
-            (OWNER_NAME_LABEL, owner),
-        ]
-        .map(|(key, value)| (key.to_owned(), value.to_owned())),
+        [(NAME_LABEL, owner), (INSTANCE_LABEL, owner), (MANAGED_BY_LABEL, MANAGED_BY)]
+            .map(|(key, value)| (key.to_owned(), value.to_owned())),
     );
     labels
 }

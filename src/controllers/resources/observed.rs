@@ -22,6 +22,8 @@ pub struct Workload {
     pub observed_generation: i64,
     /// `spec.replicas`.
     pub wanted: i32,
+    /// `spec.replicas` is somebody else's, such as an autoscaler's, and not Weft's.
+    pub scaled_by_others: bool,
     /// Pods that exist, old ones included.
     pub replicas: i32,
     /// Pods of the newest template.

@@ -10,6 +10,18 @@ pub struct Applied {
     pub failures: Vec<Failure>,
     /// Digest of all that is applied now, for the object's status; `None` unless every child is as planned.
     pub digest: Option<String>,
+    /// Fields that somebody sets as often as Weft puts them back.
+    pub contested: Vec<ForeignChange>,
+    /// Fields that somebody added to a workload, and that server-side apply leaves there.
+    pub added: Vec<ForeignChange>,
+}
+
+/// Fields of a child that are somebody else's, and whose: names of field managers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignChange {
+    pub child: ChildRef,
+    pub fields: Vec<String>,
+    pub author: String,
 }
 
 /// A request that the API server refused, or that did not get through.

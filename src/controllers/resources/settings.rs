@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
+
 use crate::api::v1alpha1::Storage;
 
 /// The operator's own configuration, as far as plans depend on it.
@@ -20,6 +22,12 @@ pub struct Settings {
     pub namespace: String,
     /// Labels of the operator's own pods, for NetworkPolicies that let it read `/status`.
     pub pod_labels: BTreeMap<String, String>,
+    /// Who else may read the metrics of relays and orchestrators: nobody when empty.
+    pub metrics_clients: Vec<NetworkPolicyPeer>,
+    /// Secrets, by name, by which the pods that Weft makes pull their images.
+    pub image_pull_secrets: Vec<String>,
+    /// Pods have the user and group ids of their images; otherwise the cluster gives them, as OpenShift does.
+    pub fixed_user_ids: bool,
     /// Makes a password: 32 letters and digits from the OS's randomness (a constant in tests). Called while planning; the
     /// result is used only if the Secret does not exist yet.
     pub password: fn() -> String,

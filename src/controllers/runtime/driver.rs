@@ -11,7 +11,7 @@ use super::{
     queue::Priority,
 };
 use crate::controllers::{
-    apply::{self, Outcome, Written, contract_readers},
+    apply::{self, Outcome, Written, contest::Change, contract_readers},
     request::RequestError,
     resources::{
         child::{ChildKind, ChildRef},
@@ -161,12 +161,12 @@ async fn pass<K: Driven>(context: &Context, key: &Key, object: &K::Object) -> Re
         Some(rejection) => Err(rejection),
         None => K::plan(object, &observed, &context.settings),
     };
-    let mut applied = Applied::default();
+    let (mut applied, mut again) = (Applied::default(), None);
     if may_write {
         K::before_apply(context, key, object).await?;
         // a rejected object keeps what it has
         if let Ok(planned) = &planned {
-            applied = carry_out::<K>(context, key, object, K::children(planned)).await;
+            (applied, again) = carry_out::<K>(context, key, object, K::children(planned)).await;
             if applied.failures.is_empty() {
                 K::after_apply(context, key, object).await?;
             }
@@ -178,19 +178,25 @@ async fn pass<K: Driven>(context: &Context, key: &Key, object: &K::Object) -> Re
     let reported = K::report(context, key, object, status).await;
     match applied.failures.iter().map(|failure| failure.class).min() {
         Some(class) => Ok(Verdict::Failed(class)),
-        None => reported.map(|()| match planned.as_ref().ok().and_then(|planned| K::children(planned).recheck_in) {
-            Some(pause) => Verdict::At(Instant::now() + pause),
-            None => Verdict::Done,
-        }),
+        None => {
+            let recheck_in = planned.as_ref().ok().and_then(|planned| K::children(planned).recheck_in);
+            let recheck = recheck_in.map(|pause| Instant::now() + pause);
+            reported.map(|()| recheck.into_iter().chain(again).min().map_or(Verdict::Done, Verdict::At))
+        }
     }
 }
 
-/// Applies a plan, and updates the store at once, before the watches do.
-async fn carry_out<K: Driven>(context: &Context, key: &Key, object: &K::Object, plan: &Plan) -> Applied {
+/// Applies a plan, and updates the store at once, before the watches do. With when to do so again, if it is known.
+async fn carry_out<K: Driven>(
+    context: &Context,
+    key: &Key,
+    object: &K::Object,
+    plan: &Plan,
+) -> (Applied, Option<Instant>) {
     let present: BTreeMap<_, _> = context.store().children(key);
     context.memory.adopt(key, &present, plan, |digest| K::is_recorded(object, digest));
-    let Outcome { mut applied, written, drifted, deleted } =
-        apply::apply(&context.client, &context.memory, key, &present, plan).await;
+    let Outcome { mut applied, written, drifted, deleted, again } =
+        apply::apply(&context.client, &context.memory, key, &present, plan, Instant::now()).await;
     let changed = changed_contract(&present, &written);
     let mut requeue: Requeue = {
         let mut store = context.store();
@@ -206,17 +212,23 @@ async fn carry_out<K: Driven>(context: &Context, key: &Key, object: &K::Object, 
         let pods = context.store().contract_readers(key);
         contract_readers::notify(&context.client, &key.id.namespace, &pods, version).await;
     }
-    for child in &drifted {
-        report_drift(context, key, &K::event_targets(object), child);
+    for (child, change) in &drifted {
+        report_drift(context, key, &K::event_targets(object), child, change.as_ref());
     }
     for failure in &applied.failures {
         tracing::warn!(reason = failure.reason, message = failure.message, "a child could not be written");
     }
     applied.digest = applied.failures.is_empty().then(|| context.memory.digest(key, plan));
-    applied
+    (applied, again)
 }
 
-fn report_drift(context: &Context, key: &Key, event_targets: &[ObjectReference], child: &ChildRef) {
+fn report_drift(
+    context: &Context,
+    key: &Key,
+    event_targets: &[ObjectReference],
+    child: &ChildRef,
+    change: Option<&Change>,
+) {
     let kind = child.kind.as_str();
     context.metrics.drift_corrected(kind);
     tracing::info!(child = kind, name = child.name, "drift corrected");
@@ -229,7 +241,10 @@ fn report_drift(context: &Context, key: &Key, event_targets: &[ObjectReference],
     let notice = Notice {
         warning: false,
         reason: "DriftCorrected".to_owned(),
-        message: format!("{child} had been changed or deleted; it is as declared again"),
+        message: match change {
+            Some(change) => format!("{child} had been changed ({}); it is as declared again", change.sentence()),
+            None => format!("{child} had been deleted or changed; it is as declared again"),
+        },
         related: Some(related),
     };
     for target in event_targets {

@@ -17,6 +17,10 @@ pub const ACCEPTED: &str = "Accepted";
 pub const DATABASE_READY: &str = "DatabaseReady";
 pub const MIGRATED: &str = "Migrated";
 pub const DEPENDENCIES_FOUND: &str = "DependenciesFound";
+/// Somebody sets fields of a child as often as Weft puts them back. There only while it is so.
+pub const CONTESTED: &str = "Contested";
+/// A workload has fields that somebody added. There only while it is so.
+pub const DRIFTED: &str = "Drifted";
 pub const SLOT_AT_RISK: &str = "SlotAtRisk";
 pub const STUCK: &str = "Stuck";
 

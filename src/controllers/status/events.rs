@@ -2,7 +2,7 @@
 
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
 
-use super::conditions::{ACCEPTED, MIGRATED, READY, SLOT_AT_RISK, STUCK};
+use super::conditions::{ACCEPTED, CONTESTED, DRIFTED, MIGRATED, READY, SLOT_AT_RISK, STUCK};
 
 /// Something worth an Event.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,13 +24,15 @@ struct Reported {
     reason: Option<&'static str>,
 }
 
-const REPORTED: [Reported; 9] = [
+const REPORTED: [Reported; 11] = [
     Reported { condition: ACCEPTED, status: "True", warning: false, reason: Some("Accepted") },
     Reported { condition: ACCEPTED, status: "False", warning: true, reason: None },
     Reported { condition: MIGRATED, status: "True", warning: false, reason: Some("Migrated") },
     Reported { condition: READY, status: "True", warning: false, reason: Some("Ready") },
     Reported { condition: SLOT_AT_RISK, status: "True", warning: true, reason: Some("SlotAtRisk") },
     Reported { condition: SLOT_AT_RISK, status: "False", warning: false, reason: Some("SlotSafe") },
+    Reported { condition: CONTESTED, status: "True", warning: true, reason: Some("Contested") },
+    Reported { condition: DRIFTED, status: "True", warning: true, reason: Some("Drifted") },
     Reported { condition: STUCK, status: "True", warning: true, reason: Some("SagaStuck") },
     Reported { condition: STUCK, status: "False", warning: false, reason: Some("SagaUnstuck") },
     Reported { condition: MIGRATED, status: "False", warning: true, reason: Some("MigrationFailed") },

@@ -1,11 +1,11 @@
 //! The progress of an object: one finding becomes `Ready`, `Reconciling` and `Stalled`, as kstatus reads them.
 
-use super::conditions::{ACCEPTED, Conditions, READY, RECONCILING, STALLED, Truth};
+use super::conditions::{ACCEPTED, CONTESTED, Conditions, DRIFTED, READY, RECONCILING, STALLED, Truth};
 use crate::{
     contract::status::Problem,
     controllers::resources::{
         observed::Workload,
-        outcome::{Applied, Class, Failure},
+        outcome::{Applied, Class, Failure, ForeignChange},
         plan::Rejection,
     },
 };
@@ -98,6 +98,34 @@ pub fn set_accepted<T>(planned: &Result<T, Rejection>, applied: &Applied, condit
 /// The failure of that class that is reported: always the same one, whatever the order of the writes.
 fn first(applied: &Applied, class: Class) -> Option<&Failure> {
     applied.failures.iter().filter(|failure| failure.class == class).min_by_key(|failure| &failure.child)
+}
+
+/// Sets `Contested` and `Drifted` while somebody else writes what Weft planned, or beside it.
+pub fn set_foreign(applied: &Applied, conditions: &mut Conditions<'_>) {
+    let list = |changes: &[ForeignChange]| {
+        let line = |one: &ForeignChange| format!("{}: {} by {}", one.child, one.fields.join(", "), one.author);
+        changes.iter().map(line).collect::<Vec<_>>().join("; ")
+    };
+    if !applied.contested.is_empty() {
+        let who = list(&applied.contested);
+        conditions.set(
+            CONTESTED,
+            true,
+            "ChangedByOthers",
+            format!("what Weft declares is changed as often as it is put back: {who}. Weft now waits longer between repairs; stop the other one, or declare what it wants (for the number of pods: spec.autoscaling)"),
+        );
+    }
+    if !applied.added.is_empty() {
+        let who = list(&applied.added);
+        conditions.set(
+            DRIFTED,
+            true,
+            "AddedByOthers",
+            format!(
+                "there is more than Weft declares, and Weft leaves it: {who}. Remove it, or declare it in this object"
+            ),
+        );
+    }
 }
 
 /// What could not be written: first what only a person can mend.

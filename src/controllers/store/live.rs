@@ -5,11 +5,13 @@ use std::{borrow::Cow, collections::BTreeMap};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, api::ApiResource, core::DynamicResourceScope};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::{
     contract::status::Problem,
     controllers::resources::{
+        fields::{self, FieldPath, ForeignField},
         labels::{APPLIED_HASH_ANNOTATION, FIELD_MANAGER, WEFT_PREFIX},
         observed::{JobOutcome, JobState, Workload},
     },
@@ -26,10 +28,13 @@ pub struct Live {
     pub status: LiveStatus,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct LiveSpec {
-    #[serde(skip_serializing_if = "Option::is_none")]
     replicas: Option<i32>,
+    /// Of a NetworkPolicy, and kept only of those that are not ours.
+    pub(super) pod_selector: Option<Value>,
+    pub(super) policy_types: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,6 +106,9 @@ pub struct ChildSeen {
     /// Hash of the fields that our field manager owns. Whoever changes or removes a field that we applied takes it from us,
     /// so this moves exactly when the child drifts from what was applied, and never for a status or a stranger's label.
     pub ours: u64,
+    /// Fields under `spec` that others own and we do not.
+    #[serde(skip_serializing_if = "is_default")]
+    pub foreign: Vec<ForeignField>,
     /// Our field manager wrote some of it. What merely carries our labels, as `kubectl expose` copies them, is not ours.
     pub managed: bool,
     /// [`APPLIED_HASH_ANNOTATION`].
@@ -111,7 +119,7 @@ pub struct ChildSeen {
     #[serde(skip_serializing_if = "is_default")]
     pub generation: i64,
     #[serde(skip_serializing_if = "is_default")]
-    pub(in crate::controllers) spec: LiveSpec,
+    pub(in crate::controllers) replicas: Option<i32>,
     #[serde(skip_serializing_if = "is_default")]
     pub(in crate::controllers) status: LiveStatus,
 }
@@ -122,11 +130,12 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 
 impl From<Live> for ChildSeen {
     fn from(live: Live) -> Self {
-        let Live { mut metadata, spec, status } = live;
+        let Live { mut metadata, spec: LiveSpec { replicas, pod_selector: _, policy_types: _ }, status } = live;
         let mut annotations = metadata.annotations.take().unwrap_or_default();
         annotations.retain(|name, _| name.starts_with(WEFT_PREFIX));
         Self {
             ours: owned_fields(&metadata),
+            foreign: fields::foreign(metadata.managed_fields.as_deref().unwrap_or_default()),
             managed: metadata
                 .managed_fields
                 .iter()
@@ -138,7 +147,7 @@ impl From<Live> for ChildSeen {
             applied_hash: annotations.remove(APPLIED_HASH_ANNOTATION),
             annotations,
             generation: metadata.generation.unwrap_or_default(),
-            spec,
+            replicas,
             status,
         }
     }
@@ -158,7 +167,8 @@ impl ChildSeen {
             annotations: self.annotations.clone(),
             generation: self.generation,
             observed_generation: self.status.observed_generation,
-            wanted: self.spec.replicas.unwrap_or(1),
+            wanted: self.replicas.unwrap_or(1),
+            scaled_by_others: self.foreign.iter().any(|field| field.path == FieldPath::of(&["spec", "replicas"])),
             replicas: self.status.replicas,
             updated: self.status.updated_replicas,
             ready: self.status.ready_replicas,

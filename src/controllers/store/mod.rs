@@ -9,6 +9,7 @@ pub mod live;
 pub mod live_pod;
 mod packed;
 mod pods;
+pub mod policies;
 pub mod references;
 mod removed;
 mod scopes;
@@ -35,6 +36,7 @@ use crate::{
             children::KeptChild,
             custom::Kept,
             live_pod::PodSeen,
+            policies::ForeignPolicy,
             references::{Named, References},
         },
     },
@@ -82,6 +84,8 @@ pub struct Store {
     pods: HashMap<Arc<Key>, SmallMap<String, PodSeen>>,
     /// Which pod is whose, for deletions seen only by a re-list.
     pod_owners: HashMap<ObjectId, Arc<Key>>,
+    /// NetworkPolicies that are not ours.
+    policies: BTreeMap<ObjectId, ForeignPolicy>,
     /// `resourceVersion` of each ConfigMap that is not ours.
     config_maps: HashMap<ObjectId, u64>,
     statuses: HashMap<ObjectId, DataPlaneStatus>,

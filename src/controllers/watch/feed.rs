@@ -16,6 +16,7 @@ use crate::controllers::{
         Custom, Malformed, Requeue, Scope,
         live::{ChildSeen, Live, version},
         live_pod::{LivePod, PodSeen},
+        policies::ForeignPolicy,
     },
 };
 
@@ -145,6 +146,36 @@ impl Feed for ConfigMapFeed {
 
     fn retain(&self, context: &Context, seen: &HashSet<ObjectId>) -> Requeue {
         let theirs = context.store().retain_config_maps(&self.0.scope, seen);
+        [theirs, self.0.retain(context, seen)].into_iter().collect()
+    }
+}
+
+/// Ours by their label; all others may isolate pods of ours.
+pub(super) struct PolicyFeed(pub(super) ChildFeed);
+
+impl Feed for PolicyFeed {
+    type Object = Live;
+
+    fn id(object: &Live) -> ObjectId {
+        id(object)
+    }
+
+    fn set(&self, context: &Context, object: Live) -> Requeue {
+        if is_ours(&object) {
+            return self.0.set(context, object);
+        }
+        context.store().set_policy(id(&object), ForeignPolicy::of(&object.spec))
+    }
+
+    fn remove(&self, context: &Context, object: Live) -> Requeue {
+        if is_ours(&object) {
+            return self.0.remove(context, object);
+        }
+        context.store().remove_policy(&id(&object))
+    }
+
+    fn retain(&self, context: &Context, seen: &HashSet<ObjectId>) -> Requeue {
+        let theirs = context.store().retain_policies(&self.0.scope, seen);
         [theirs, self.0.retain(context, seen)].into_iter().collect()
     }
 }

@@ -29,7 +29,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::scope::Namespaces;
 use self::{
-    feed::{ChildFeed, ConfigMapFeed, CustomFeed, Feed, NamespaceFeed, PodFeed},
+    feed::{ChildFeed, ConfigMapFeed, CustomFeed, Feed, NamespaceFeed, PodFeed, PolicyFeed},
     readiness::Readiness,
     scope::ScopeWatches,
 };
@@ -124,6 +124,7 @@ impl Starter<'_> {
             Watch::Status => self.pruned(kind),
             Watch::Metadata => self.metadata(kind),
             Watch::MetadataOfAll => self.config_maps(),
+            Watch::SpecOfAll => self.policies(kind),
             Watch::Never => {}
         }
     }
@@ -150,6 +151,15 @@ impl Starter<'_> {
         };
         let feed = ConfigMapFeed(ChildFeed { scope: self.watches.scope.clone(), kind: ChildKind::ConfigMap });
         self.run("ConfigMap", watcher(api, config()).map_ok(without_body), feed);
+    }
+
+    fn policies(&self, kind: ChildKind) {
+        let feed = PolicyFeed(ChildFeed { scope: self.watches.scope.clone(), kind });
+        self.run(
+            kind.as_str(),
+            well_formed(watcher(self.api::<DeserializeGuard<Live>>(&kind.resource()), config())),
+            feed,
+        );
     }
 
     fn pods(&self) {

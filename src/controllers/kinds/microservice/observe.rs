@@ -50,6 +50,7 @@ fn from_store(context: &Context, key: &Key, object: &Microservice) -> Observed {
     Observed {
         deployment: store.workload(key, ChildKind::Deployment, &key.id.name),
         database: store.database(key, &key.id.name, Timestamp::now()),
+        isolated: store.isolates(&key.id.namespace, &plan::pod_labels(object)),
         dependencies: dependencies.collect(),
         relays: store.relays_of(&key.id),
     }

@@ -7,6 +7,9 @@ mod deployment;
 mod environment;
 mod network;
 mod relay;
+mod scaling;
+
+pub(super) use deployment::pod_labels;
 
 use kube::ResourceExt;
 
@@ -16,9 +19,13 @@ use crate::{
     contract::database_setup::Purpose,
     controllers::{
         database::{self, Stage, Wanted},
-        render::{owner::Owner, pod::wants_upgrade},
+        render::{
+            owner::Owner,
+            pod::{service_account, wants_upgrade},
+        },
         resources::{
             child::Child,
+            labels::Component,
             plan::{Plan, Rejection},
             settings::Settings,
         },
@@ -33,8 +40,10 @@ pub fn plan(object: &Microservice, observed: &Observed, settings: &Settings) -> 
     check(object)?;
     let owner = Owner::of(object, OWNER_KIND);
     let mut plan = Plan::default();
-    plan.children.push(Child::ServiceAccount(deployment::service_account(&owner)));
+    plan.children.push(service_account(owner.metadata(owner.name.clone(), Component::Service), settings).into());
     plan.children.extend(network::service(object, &owner).map(Child::Service));
+    plan.children.extend(scaling::autoscaler(object, &owner).map(Child::HorizontalPodAutoscaler));
+    plan.children.extend(network::policy(object, observed, &owner, settings).map(Child::NetworkPolicy));
     let deployment = deployment::deployment(object, &owner, observed, settings)?;
     match object.spec.database.as_ref().map(|database| wanted(object, &owner, database)) {
         None => plan.children.push(Child::Deployment(deployment)),
@@ -46,7 +55,7 @@ pub fn plan(object: &Microservice, observed: &Observed, settings: &Settings) -> 
             plan.recheck_in = recheck_in;
         }
     }
-    plan.children.extend(network::disruption_budget(object, &owner).map(Child::PodDisruptionBudget));
+    plan.children.extend(scaling::disruption_budget(object, &owner).map(Child::PodDisruptionBudget));
     Ok(plan)
 }
 

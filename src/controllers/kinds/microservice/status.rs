@@ -12,13 +12,14 @@ use crate::{
         database::{self, Stage, status as database_status},
         render::owner::Owner,
         resources::{
-            labels::{self, Component},
+            labels::Component,
+            observed::Workload,
             outcome::Applied,
             plan::{Plan, Rejection},
         },
         status::{
             conditions::{Conditions, DATABASE_READY, DEPENDENCIES_FOUND, MIGRATED},
-            progress::{Finding, Progress, not_applied, not_rolled_out, set_accepted},
+            progress::{Finding, Progress, not_applied, not_rolled_out, set_accepted, set_foreign},
         },
     },
     domain::names,
@@ -44,6 +45,7 @@ pub fn status(
     if let Some(finding) = dependencies(object, observed) {
         finding.set(DEPENDENCIES_FOUND, &mut conditions);
     }
+    set_foreign(applied, &mut conditions);
     let owner = Owner::of(object, OWNER_KIND);
     MicroserviceStatus {
         observed_generation: object.metadata.generation,
@@ -82,7 +84,16 @@ fn progress(
         .or(database)
         .or_else(|| planned.as_ref().ok().and_then(settling))
         .or_else(|| not_rolled_out(live, "the service"))
-        .unwrap_or_else(|| Progress::ready("Ready", format!("{} of {0} pods are ready", object.spec.replicas)))
+        .unwrap_or_else(|| Progress::ready("Ready", format!("{} of {0} pods are ready", wanted(object, live))))
+}
+
+/// How many pods there should be: an autoscaler's number is on the Deployment.
+fn wanted(object: &Microservice, live: Option<&Workload>) -> i32 {
+    match (&object.spec.autoscaling, live) {
+        (None, _) => object.spec.replicas,
+        (Some(scaling), None) => scaling.min,
+        (Some(_), Some(live)) => live.wanted,
+    }
 }
 
 /// The set-up is done, and a new pod template still waits for a change of the migrations.
@@ -136,7 +147,7 @@ fn dependencies(object: &Microservice, observed: &Observed) -> Option<Finding> {
 }
 
 fn selector(owner: &Owner) -> String {
-    let labels = labels::selector(&owner.name, Component::Service);
+    let labels = owner.selector(Component::Service);
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }
 
@@ -150,9 +161,10 @@ fn database_of(object: &Microservice, observed: &Observed, owner: &Owner) -> Opt
 }
 
 fn summary(object: &Microservice, observed: &Observed) -> MicroserviceSummary {
-    let ready = observed.deployment.as_ref().map_or(0, |live| live.ready);
+    let live = observed.deployment.as_ref();
+    let ready = live.map_or(0, |live| live.ready);
     MicroserviceSummary {
-        replicas: format!("{ready}/{}", object.spec.replicas),
+        replicas: format!("{ready}/{}", wanted(object, live)),
         database: object.spec.database.as_ref().map(|database| format!("postgres {}", database.postgres.version)),
     }
 }

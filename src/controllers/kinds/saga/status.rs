@@ -16,7 +16,7 @@ use crate::{
         resources::{outcome::Applied, plan::Rejection},
         status::{
             conditions::{Conditions, DATABASE_READY, STUCK, Truth},
-            progress::{Finding, Progress, not_applied, not_rolled_out, set_accepted},
+            progress::{Finding, Progress, not_applied, not_rolled_out, set_accepted, set_foreign},
         },
     },
 };
@@ -31,6 +31,7 @@ pub fn status(object: &Saga, observed: &Observed, planned: &Result<Defined, Reje
     set_accepted(planned, &applied, &mut conditions);
     database(observed).set(DATABASE_READY, &mut conditions);
     stuck(observed, counts).set(STUCK, &mut conditions);
+    set_foreign(&applied, &mut conditions);
     let conditions = conditions.finish();
     let status = SagaStatus {
         observed_generation: object.metadata.generation,

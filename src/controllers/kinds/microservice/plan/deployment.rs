@@ -1,4 +1,4 @@
-//! The Deployment of a Microservice, and the ServiceAccount of its pods.
+//! The Deployment of a Microservice.
 
 use std::collections::BTreeMap;
 
@@ -6,17 +6,19 @@ use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec},
         core::v1::{
-            Container, ContainerPort, GRPCAction, PodSpec, PodTemplateSpec, Probe, SecretVolumeSource, ServiceAccount,
-            TCPSocketAction, Volume,
+            Container, ContainerPort, GRPCAction, PodSpec, PodTemplateSpec, Probe, SecretVolumeSource, TCPSocketAction,
+            Volume,
         },
     },
-    apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
+    apimachinery::pkg::util::intstr::IntOrString,
 };
 use kube::{ResourceExt, core::ObjectMeta};
+use serde_json::Value;
 
 use super::{
+    OWNER_KIND,
     environment::{self, BINDING_ROOT},
-    relay,
+    relay, scaling,
 };
 use crate::{
     api::v1alpha1::{Microservice, Protocol},
@@ -26,9 +28,10 @@ use crate::{
             overlay,
             owner::Owner,
             pod::{container_security, mount, pin_image, pod_security, wants_upgrade},
+            reach,
         },
         resources::{
-            labels::{self, Component, DATABASE_CLIENT_LABEL, DEPENDENCIES_ANNOTATION},
+            labels::{Component, DATABASE_CLIENT_LABEL, DEPENDENCIES_ANNOTATION},
             plan::Rejection,
             settings::Settings,
         },
@@ -41,21 +44,13 @@ pub const CONTAINER: &str = "service";
 /// Name of the volume with the database's binding, and of its folder under [`BINDING_ROOT`].
 const BINDING: &str = "db";
 
-/// Without rights: the pods have no token of it.
-pub fn service_account(owner: &Owner) -> ServiceAccount {
-    ServiceAccount {
-        metadata: owner.metadata(owner.name.clone(), Component::Service),
-        automount_service_account_token: Some(false),
-        ..ServiceAccount::default()
-    }
-}
-
 pub fn deployment(
     object: &Microservice,
     owner: &Owner,
     observed: &Observed,
     settings: &Settings,
 ) -> Result<Deployment, Rejection> {
+    reaches_its_own_only(object, &owner.name)?;
     let addresses = environment::addresses(object, observed);
     let relay = object.spec.database.as_ref().and_then(|_| observed.relays.first()).map(|relay| relay.name_any());
     let pinned = pin_image(observed.deployment.as_ref(), &settings.image, wants_upgrade(object), |image| {
@@ -78,11 +73,8 @@ pub fn deployment(
             ..owner.metadata(owner.name.clone(), Component::Service)
         },
         spec: Some(DeploymentSpec {
-            replicas: Some(object.spec.replicas),
-            selector: LabelSelector {
-                match_labels: Some(labels::selector(&owner.name, Component::Service)),
-                ..LabelSelector::default()
-            },
+            replicas: scaling::replicas(object, observed.deployment.as_ref()),
+            selector: owner.pods(Component::Service),
             template: pinned.template,
             ..DeploymentSpec::default()
         }),
@@ -90,12 +82,38 @@ pub fn deployment(
     })
 }
 
-fn template(object: &Microservice, owner: &Owner, addresses: &BTreeMap<String, String>) -> PodTemplateSpec {
+/// Nothing in the spec may give the pods what is Weft's, or another Microservice's.
+fn reaches_its_own_only(object: &Microservice, name: &str) -> Result<(), Rejection> {
+    // structs of Kubernetes' own always have a form in JSON
+    let json = |list: serde_json::Result<Value>| list.unwrap_or_default();
+    reach::check(name, "spec.env", &json(serde_json::to_value(&object.spec.env)))?;
+    reach::check(name, "spec.envFrom", &json(serde_json::to_value(&object.spec.env_from)))?;
+    match object.spec.pod_template.as_ref().and_then(|overlay| overlay.get("spec")) {
+        Some(spec) => reach::check(name, "spec.podTemplate.spec", spec),
+        None => Ok(()),
+    }
+}
+
+/// The labels of the service's pods, those of `spec.podTemplate` among them.
+pub fn pod_labels(object: &Microservice) -> BTreeMap<String, String> {
+    let mut labels = own_labels(object, &Owner::of(object, OWNER_KIND));
+    let overlay = object.spec.pod_template.as_ref().and_then(|overlay| overlay.pointer("/metadata/labels"));
+    let texts = overlay.and_then(Value::as_object).into_iter().flatten();
+    labels.extend(texts.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))));
+    labels
+}
+
+fn own_labels(object: &Microservice, owner: &Owner) -> BTreeMap<String, String> {
     let mut labels = owner.labels(Component::Service);
-    let has_database = object.spec.database.is_some();
-    if has_database {
+    if object.spec.database.is_some() {
         labels.insert(DATABASE_CLIENT_LABEL.to_owned(), owner.name.clone());
     }
+    labels
+}
+
+fn template(object: &Microservice, owner: &Owner, addresses: &BTreeMap<String, String>) -> PodTemplateSpec {
+    let labels = own_labels(object, owner);
+    let has_database = object.spec.database.is_some();
     let binding = Volume {
         name: BINDING.to_owned(),
         secret: Some(SecretVolumeSource {

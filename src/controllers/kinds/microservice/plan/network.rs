@@ -1,18 +1,27 @@
-//! The Service of a Microservice, and what keeps its pods from being drained all at once.
+//! The Service of a Microservice, and who may connect to its pods.
 
 use k8s_openapi::{
     api::{
         core::v1::{Service, ServicePort, ServiceSpec},
-        policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec},
+        networking::v1::{NetworkPolicy, NetworkPolicyPeer},
     },
-    apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
+    apimachinery::pkg::util::intstr::IntOrString,
 };
 
 use crate::{
     api::v1alpha1::{Microservice, Protocol},
+    contract::ADMIN_PORT,
     controllers::{
-        render::owner::Owner,
-        resources::labels::{self, Component},
+        kinds::microservice::Observed,
+        render::{
+            network::{admit, admit_all_but, admit_probes, observers, pods, policy as admitting},
+            owner::Owner,
+        },
+        resources::{
+            key::ObjectKind,
+            labels::{COMPONENT_LABEL, Component, OWNER_KIND_LABEL},
+            settings::Settings,
+        },
     },
 };
 
@@ -30,7 +39,7 @@ pub fn service(object: &Microservice, owner: &Owner) -> Option<Service> {
     (!ports.is_empty()).then(|| Service {
         metadata: owner.metadata(owner.name.clone(), Component::Service),
         spec: Some(ServiceSpec {
-            selector: Some(labels::selector(&owner.name, Component::Service)),
+            selector: Some(owner.selector(Component::Service)),
             ports: Some(ports),
             ..ServiceSpec::default()
         }),
@@ -47,18 +56,31 @@ fn app_protocol(protocol: Protocol) -> Option<&'static str> {
     }
 }
 
-/// `NAME`, when there is more than one pod: with one it would only stand in a drain's way.
-pub fn disruption_budget(object: &Microservice, owner: &Owner) -> Option<PodDisruptionBudget> {
-    (object.spec.replicas > 1).then(|| PodDisruptionBudget {
-        metadata: owner.metadata(owner.name.clone(), Component::Service),
-        spec: Some(PodDisruptionBudgetSpec {
-            max_unavailable: Some(IntOrString::Int(1)),
-            selector: Some(LabelSelector {
-                match_labels: Some(labels::selector(&owner.name, Component::Service)),
-                ..LabelSelector::default()
-            }),
-            ..PodDisruptionBudgetSpec::default()
-        }),
-        status: None,
-    })
+/// `NAME`: the operator reaches the relay, and orchestrators of the namespace the commands, also where the namespace denies by
+/// default. Where nobody else's policy isolates the pods, everything but the relay's port stays as open as it is.
+pub fn policy(object: &Microservice, observed: &Observed, owner: &Owner, settings: &Settings) -> Option<NetworkPolicy> {
+    let mut rules = Vec::new();
+    if object.spec.database.is_some() && !observed.relays.is_empty() {
+        rules.push(admit(ADMIN_PORT, observers(settings)));
+        if !observed.isolated {
+            rules.push(admit_all_but(ADMIN_PORT));
+        }
+    }
+    if observed.isolated && !object.spec.commands.is_empty() {
+        let command_port = object.spec.ports.iter().find(|port| port.protocol == Protocol::Http);
+        let port = command_port.and_then(|port| u16::try_from(port.port).ok());
+        rules.extend(port.map(|port| admit(port, vec![orchestrators()])));
+    }
+    if rules.is_empty() {
+        return None;
+    }
+    rules.push(admit_probes());
+    let metadata = owner.metadata(owner.name.clone(), Component::Service);
+    Some(admitting(metadata, owner.pods(Component::Service), rules))
+}
+
+fn orchestrators() -> NetworkPolicyPeer {
+    let labels =
+        [(OWNER_KIND_LABEL, ObjectKind::Orchestrator.as_str()), (COMPONENT_LABEL, Component::Orchestrator.as_str())];
+    pods(labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into())
 }

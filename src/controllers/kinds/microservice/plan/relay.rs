@@ -10,7 +10,7 @@ use crate::{
     controllers::{
         database::RELAY_PASSWORD,
         kinds::outbox_relay::{CONTRACT_FILE, CONTRACT_FOLDER},
-        render::pod::{config_map_volume, mount, password_volume, requests, weft_security},
+        render::pod::{config_map_volume, mount, password_volume, resources, weft_security},
         resources::settings::Settings,
     },
     domain::names,
@@ -32,8 +32,8 @@ pub fn sidecar(image: &str, settings: &Settings) -> Container {
         restart_policy: Some("Always".to_owned()),
         ports: Some(vec![admin_port()]),
         liveness_probe: Some(Probe { period_seconds: Some(10), failure_threshold: Some(6), ..admin_probe("/livez") }),
-        resources: Some(requests("10m", "32Mi")),
-        security_context: Some(weft_security()),
+        resources: Some(resources(("10m", "32Mi"), ("1", "256Mi"))),
+        security_context: Some(weft_security(settings)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         volume_mounts: Some(vec![mount(VOLUME, CONTRACT_FOLDER), mount(RELAY_PASSWORD.0, RELAY_PASSWORD.1)]),
         ..Container::default()

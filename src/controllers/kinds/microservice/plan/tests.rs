@@ -254,4 +254,23 @@ fn a_size_that_is_none_is_refused_with_the_field() {
     assert!(refused.message.starts_with("spec.database.postgres.storage.size: `1.5Gi`"), "{}", refused.message);
 }
 
+/// The pods of a chart that is called `orders` too, as the recommended labels have it.
+#[test]
+fn pods_that_others_label_alike_are_not_selected() {
+    let mut observed = settled(&orders());
+    observed.relays = vec![relay_of("orders")];
+    let plan = plan(&orders(), &observed, &settings()).unwrap();
+    let theirs = [("name", "orders"), ("instance", "orders"), ("component", "service"), ("component", "database")]
+        .map(|(key, value)| (format!("app.kubernetes.io/{key}"), value));
+    for child in plan.children.iter().map(fixtures::value) {
+        let spec = &child["spec"];
+        let selectors = [&spec["selector"]["matchLabels"], &spec["podSelector"]["matchLabels"], &spec["selector"]];
+        for selector in selectors.into_iter().filter_map(|selector| selector.as_object()) {
+            let selects = selector.iter().all(|(key, value)| theirs.iter().any(|(k, v)| k == key && v == value));
+            assert!(!selects, "{} {}: {selector:?}", child["kind"], child["metadata"]["name"]);
+        }
+    }
+}
+
 mod gate;
+mod neighbours;

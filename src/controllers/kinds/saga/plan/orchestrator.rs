@@ -4,7 +4,7 @@
 //! running instance in its database, so those of a rejected Saga go on too, with the definition that they started with;
 //! only new ones are refused, and the events that would start them wait in the stream.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use k8s_openapi::{
     api::{
@@ -13,11 +13,9 @@ use k8s_openapi::{
             ConfigMap, Container, ContainerPort, HTTPGetAction, PodSpec, PodTemplateSpec, Probe, Service, ServicePort,
             ServiceSpec,
         },
-        networking::v1::{
-            NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
-        },
+        networking::v1::NetworkPolicy,
     },
-    apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
+    apimachinery::pkg::util::intstr::IntOrString,
 };
 use kube::core::ObjectMeta;
 
@@ -28,15 +26,16 @@ use crate::{
         database::{self, APP_PASSWORD, Stage, Wanted},
         kinds::saga::{Orchestrator, OrchestratorObserved},
         render::{
+            network,
             owner::{Owner, reference},
             pod::{
-                PASSWORD, config_map_volume, mount, password_volume, pin_image, pod_security, requests, wants_upgrade,
-                weft_security,
+                PASSWORD, config_map_volume, mount, password_volume, pin_image, pod_security, resources,
+                service_account, wants_upgrade, weft_security,
             },
         },
         resources::{
             child::Child,
-            labels::{self, Component, DATABASE_CLIENT_LABEL},
+            labels::{Component, DATABASE_CLIENT_LABEL},
             plan::{Plan, Rejection},
             settings::Settings,
         },
@@ -79,7 +78,9 @@ pub fn orchestrator(
     let wanted = Wanted { upgrade: upgrade(object), ..wanted(&owner, &postgres) };
     let deployment = deployment(object, &owner, observed, settings)?;
     let Plan { children, retained, recheck_in } = database::plan(&wanted, &observed.database, deployment, settings)?;
+    let account = owner.metadata(owner.name.clone(), Component::Orchestrator);
     let mut all = vec![
+        Child::ServiceAccount(service_account(account, settings)),
         Child::ConfigMap(config_map(object, &owner)?),
         Child::NetworkPolicy(network_policy(&owner, settings)),
         Child::Service(service(&owner)),
@@ -154,49 +155,22 @@ fn config_map(object: &Orchestrator, owner: &Owner) -> Result<ConfigMap, Rejecti
     })
 }
 
-/// The API is for the namespace's pods and the operator, the admin port for the operator alone.
+/// The API is for the namespace's pods and the operator, the admin port for the operator and who reads metrics.
 fn network_policy(owner: &Owner, settings: &Settings) -> NetworkPolicy {
-    let operator = || NetworkPolicyPeer {
-        namespace_selector: Some(matching([("kubernetes.io/metadata.name".to_owned(), settings.namespace.clone())])),
-        pod_selector: Some(matching(settings.pod_labels.clone())),
-        ip_block: None,
-    };
-    let namespace = NetworkPolicyPeer { pod_selector: Some(LabelSelector::default()), ..NetworkPolicyPeer::default() };
-    let rule = |port: u16, from| NetworkPolicyIngressRule {
-        from: Some(from),
-        ports: Some(vec![NetworkPolicyPort {
-            port: Some(IntOrString::Int(port.into())),
-            protocol: Some("TCP".to_owned()),
-            end_port: None,
-        }]),
-    };
-    NetworkPolicy {
-        metadata: owner.metadata(owner.name.clone(), Component::Orchestrator),
-        spec: Some(NetworkPolicySpec {
-            pod_selector: Some(selector(owner)),
-            policy_types: Some(vec!["Ingress".to_owned()]),
-            ingress: Some(vec![
-                rule(ORCHESTRATOR_API_PORT, vec![namespace, operator()]),
-                rule(ADMIN_PORT, vec![operator()]),
-            ]),
-            egress: None,
-        }),
-    }
-}
-
-fn matching(labels: impl IntoIterator<Item = (String, String)>) -> LabelSelector {
-    LabelSelector { match_labels: Some(labels.into_iter().collect()), ..LabelSelector::default() }
-}
-
-fn selector(owner: &Owner) -> LabelSelector {
-    matching(labels::selector(&owner.name, Component::Orchestrator))
+    let rules = vec![
+        network::admit(ORCHESTRATOR_API_PORT, vec![network::pods(BTreeMap::new()), network::operator(settings)]),
+        network::admit(ADMIN_PORT, network::observers(settings)),
+        network::admit_probes(),
+    ];
+    let metadata = owner.metadata(owner.name.clone(), Component::Orchestrator);
+    network::policy(metadata, owner.pods(Component::Orchestrator), rules)
 }
 
 fn service(owner: &Owner) -> Service {
     Service {
         metadata: owner.metadata(owner.name.clone(), Component::Orchestrator),
         spec: Some(ServiceSpec {
-            selector: Some(labels::selector(&owner.name, Component::Orchestrator)),
+            selector: Some(owner.selector(Component::Orchestrator)),
             ports: Some(vec![ServicePort {
                 name: Some(API_PORT_NAME.to_owned()),
                 port: ORCHESTRATOR_API_PORT.into(),
@@ -228,7 +202,7 @@ fn deployment(
             replicas: Some(1),
             // one writer: leases would keep two apart, but a second one would only wait for the first
             strategy: Some(DeploymentStrategy { type_: Some("Recreate".to_owned()), rolling_update: None }),
-            selector: selector(owner),
+            selector: owner.pods(Component::Orchestrator),
             template: pinned.template,
             ..DeploymentSpec::default()
         }),
@@ -242,6 +216,7 @@ fn template(owner: &Owner, image: &str, settings: &Settings) -> PodTemplateSpec 
     PodTemplateSpec {
         metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
         spec: Some(PodSpec {
+            service_account_name: Some(owner.name.clone()),
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
             security_context: Some(pod_security()),
@@ -271,8 +246,8 @@ fn container(image: &str, settings: &Settings) -> Container {
         ports: Some(vec![port(API_PORT_NAME, ORCHESTRATOR_API_PORT), port(ADMIN_PORT_NAME, ADMIN_PORT)]),
         liveness_probe: Some(probe("/livez", 10, 6)),
         readiness_probe: Some(probe("/readyz", 5, 3)),
-        resources: Some(requests("50m", "64Mi")),
-        security_context: Some(weft_security()),
+        resources: Some(resources(("50m", "64Mi"), ("1", "512Mi"))),
+        security_context: Some(weft_security(settings)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         volume_mounts: Some(vec![mount(CONTRACT.0, CONTRACT.1), mount(APP_PASSWORD.0, APP_PASSWORD.1)]),
         ..Container::default()
