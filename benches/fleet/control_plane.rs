@@ -11,7 +11,7 @@ use std::{
 
 use k8s_openapi::{
     api::{
-        core::v1::{Namespace, Node},
+        core::v1::{Namespace, Node, PersistentVolume},
         storage::v1::StorageClass,
     },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
@@ -78,7 +78,7 @@ impl ControlPlane {
         self.processes.iter_mut().for_each(Process::assert_running);
     }
 
-    /// Definitions, nodes, and a storage class whose volumes are always there.
+    /// Definitions, nodes, and a storage class.
     async fn furnish(&mut self) {
         let crds = Path::new(env!("CARGO_MANIFEST_DIR")).join("crds");
         for file in fs::read_dir(crds).unwrap() {
@@ -94,6 +94,14 @@ impl ControlPlane {
                 json!({"metadata": {"name": format!("node-{number}"), "annotations": {"kwok.x-k8s.io/node": "fake"}}});
             create::<Node>(&Api::all(self.client.clone()), &serde_json::from_value(node).unwrap()).await;
         }
+    }
+
+    /// A volume for a claim that does not exist yet: the controller manager has only to bind the two.
+    pub async fn volume(&self, namespace: &str, claim: &str) {
+        let volume = json!({"metadata": {"name": format!("{namespace}-{claim}")}, "spec": {
+            "storageClassName": "fleet", "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"],
+            "claimRef": {"namespace": namespace, "name": claim}, "hostPath": {"path": "/nowhere"}}});
+        create::<PersistentVolume>(&Api::all(self.client.clone()), &serde_json::from_value(volume).unwrap()).await;
     }
 
     pub async fn namespace(&self, name: &str) {
