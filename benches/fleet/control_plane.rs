@@ -201,7 +201,8 @@ fn start_api_server(folder: &Path, etcd: &str, address: &str) -> Process {
         format!("--cert-dir={}", file("certificates")),
         format!("--token-auth-file={}", file("tokens.csv")),
         "--authorization-mode=RBAC".to_owned(),
-        "--service-cluster-ip-range=10.96.0.0/12".to_owned(),
+        // each allocation writes a bitmap of the whole range
+        "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
         format!("--service-account-key-file={}", file(PUBLIC_KEY)),
         format!("--service-account-signing-key-file={}", file(PRIVATE_KEY)),
         "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
