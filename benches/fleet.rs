@@ -112,6 +112,11 @@ impl Fleet {
             async move { plane.volume(&namespace, &format!("data-{name}-db-0")).await }
         });
         futures::stream::iter(volumes).buffer_unordered(MAKERS).collect::<Vec<()>>().await;
+        let begun = Instant::now();
+        while plane.bound().await <= size {
+            assert!(begun.elapsed() < deadline(size), "the volumes are not bound");
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
         let data_plane = DataPlane::start(plane.client.clone()).await;
         let observer = Observer::start(&plane.client);
         let audit = Audit::new(plane.audit_log());
@@ -331,10 +336,14 @@ impl Fleet {
         format!("{:.2}", requests.total() as f64 / self.size as f64)
     }
 
-    /// Nothing takes longer.
     fn deadline(&self) -> Duration {
-        Duration::from_mins(3) + Duration::from_millis(1500) * u32::try_from(self.size).unwrap()
+        deadline(self.size)
     }
+}
+
+/// Nothing takes longer.
+fn deadline(size: usize) -> Duration {
+    Duration::from_mins(3) + Duration::from_millis(1500) * u32::try_from(size).unwrap()
 }
 
 fn name(number: usize) -> String {

@@ -11,14 +11,14 @@ use std::{
 
 use k8s_openapi::{
     api::{
-        core::v1::{Namespace, Node, PersistentVolume},
+        core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim},
         storage::v1::StorageClass,
     },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{
     Api, Client, Config, Resource,
-    api::PostParams,
+    api::{ListParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -96,12 +96,24 @@ impl ControlPlane {
         }
     }
 
-    /// A volume for a claim that does not exist yet: the controller manager has only to bind the two.
+    /// The claim that a StatefulSet will look for, and its volume: binding them is no part of what is measured.
     pub async fn volume(&self, namespace: &str, claim: &str) {
-        let volume = json!({"metadata": {"name": format!("{namespace}-{claim}")}, "spec": {
+        let name = format!("{namespace}-{claim}");
+        let volume = json!({"metadata": {"name": name}, "spec": {
             "storageClassName": "fleet", "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"],
             "claimRef": {"namespace": namespace, "name": claim}, "hostPath": {"path": "/nowhere"}}});
+        let claim = json!({"metadata": {"name": claim}, "spec": {"storageClassName": "fleet", "volumeName": name,
+            "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
         create::<PersistentVolume>(&Api::all(self.client.clone()), &serde_json::from_value(volume).unwrap()).await;
+        let claims = Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), namespace);
+        create(&claims, &serde_json::from_value(claim).unwrap()).await;
+    }
+
+    /// How many claims are bound.
+    pub async fn bound(&self) -> usize {
+        let claims = Api::<PersistentVolumeClaim>::all(self.client.clone()).list(&ListParams::default()).await.unwrap();
+        let phase = |claim: &PersistentVolumeClaim| claim.status.as_ref().and_then(|status| status.phase.clone());
+        claims.iter().filter(|claim| phase(claim).as_deref() == Some("Bound")).count()
     }
 
     pub async fn namespace(&self, name: &str) {
