@@ -57,6 +57,8 @@ const MAKERS: usize = 16;
 const QUIET: Duration = Duration::from_secs(12);
 /// For how long busy relays are listened to.
 const BUSY: Duration = Duration::from_mins(1);
+/// Name of the Microservice that is made in a quiet cluster.
+const ONE_MORE: &str = "one-more";
 /// A Lease of that name, in the namespace `default`.
 const LEASE: &str = "weft-fleet";
 
@@ -65,6 +67,14 @@ async fn main() {
     let size =
         std::env::var("FLEET").ok().map_or(1000, |text| text.parse().expect("FLEET is a number of Microservices"));
     println!("{size} Microservices with a database and an OutboxRelay each");
+    // whoever interrupts it leaves nothing behind either
+    tokio::select! {
+        () = measure(size) => {}
+        interrupted = tokio::signal::ctrl_c() => interrupted.unwrap(),
+    }
+}
+
+async fn measure(size: usize) {
     let mut fleet = Fleet::start(size).await;
     let mut report = Report::default();
     fleet.microservices(&mut report).await;
@@ -93,6 +103,19 @@ impl Fleet {
         let plane = ControlPlane::start().await;
         for number in 0..size.div_ceil(NAMESPACE) {
             plane.namespace(&namespace(number * NAMESPACE)).await;
+        }
+        // one more, for the one that is made last
+        let claims = (0..size).map(|number| (namespace(number), name(number)));
+        let claims = claims.chain([(namespace(0), ONE_MORE.to_owned())]);
+        let volumes = claims.map(|(namespace, name)| {
+            let plane = &plane;
+            async move { plane.volume(&namespace, &format!("data-{name}-db-0")).await }
+        });
+        futures::stream::iter(volumes).buffer_unordered(MAKERS).collect::<Vec<()>>().await;
+        let begun = Instant::now();
+        while plane.bound().await <= size {
+            assert!(begun.elapsed() < deadline(size), "the volumes are not bound");
+            tokio::time::sleep(Duration::from_secs(2)).await;
         }
         let data_plane = DataPlane::start(plane.client.clone()).await;
         let observer = Observer::start(&plane.client);
@@ -133,7 +156,7 @@ impl Fleet {
     async fn one_more(&mut self, report: &mut Report) {
         println!("\none more, in a quiet cluster");
         let begun = Instant::now();
-        let object = json!({"metadata": {"name": "one-more", "namespace": namespace(0)}, "spec": {
+        let object = json!({"metadata": {"name": ONE_MORE, "namespace": namespace(0)}, "spec": {
             "image": "shop/service:1", "ports": [{"name": "http", "port": 8080, "protocol": "http"}],
             "database": {"postgres": {"version": "17", "storage": {"size": "1Gi"}}}}});
         let api = Api::<Microservice>::namespaced(self.plane.client.clone(), &namespace(0));
@@ -313,10 +336,14 @@ impl Fleet {
         format!("{:.2}", requests.total() as f64 / self.size as f64)
     }
 
-    /// Nothing takes longer.
     fn deadline(&self) -> Duration {
-        Duration::from_mins(3) + Duration::from_millis(1500) * u32::try_from(self.size).unwrap()
+        deadline(self.size)
     }
+}
+
+/// Nothing takes longer.
+fn deadline(size: usize) -> Duration {
+    Duration::from_mins(3) + Duration::from_millis(1500) * u32::try_from(size).unwrap()
 }
 
 fn name(number: usize) -> String {

@@ -11,14 +11,14 @@ use std::{
 
 use k8s_openapi::{
     api::{
-        core::v1::{Namespace, Node},
+        core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim},
         storage::v1::StorageClass,
     },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{
     Api, Client, Config, Resource,
-    api::PostParams,
+    api::{ListParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -78,7 +78,7 @@ impl ControlPlane {
         self.processes.iter_mut().for_each(Process::assert_running);
     }
 
-    /// Definitions, nodes, and a storage class whose volumes are always there.
+    /// Definitions, nodes, and a storage class.
     async fn furnish(&mut self) {
         let crds = Path::new(env!("CARGO_MANIFEST_DIR")).join("crds");
         for file in fs::read_dir(crds).unwrap() {
@@ -94,6 +94,26 @@ impl ControlPlane {
                 json!({"metadata": {"name": format!("node-{number}"), "annotations": {"kwok.x-k8s.io/node": "fake"}}});
             create::<Node>(&Api::all(self.client.clone()), &serde_json::from_value(node).unwrap()).await;
         }
+    }
+
+    /// The claim that a StatefulSet will look for, and its volume: binding them is no part of what is measured.
+    pub async fn volume(&self, namespace: &str, claim: &str) {
+        let name = format!("{namespace}-{claim}");
+        let volume = json!({"metadata": {"name": name}, "spec": {
+            "storageClassName": "fleet", "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"],
+            "claimRef": {"namespace": namespace, "name": claim}, "hostPath": {"path": "/nowhere"}}});
+        let claim = json!({"metadata": {"name": claim}, "spec": {"storageClassName": "fleet", "volumeName": name,
+            "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
+        create::<PersistentVolume>(&Api::all(self.client.clone()), &serde_json::from_value(volume).unwrap()).await;
+        let claims = Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), namespace);
+        create(&claims, &serde_json::from_value(claim).unwrap()).await;
+    }
+
+    /// How many claims are bound.
+    pub async fn bound(&self) -> usize {
+        let claims = Api::<PersistentVolumeClaim>::all(self.client.clone()).list(&ListParams::default()).await.unwrap();
+        let phase = |claim: &PersistentVolumeClaim| claim.status.as_ref().and_then(|status| status.phase.clone());
+        claims.iter().filter(|claim| phase(claim).as_deref() == Some("Bound")).count()
     }
 
     pub async fn namespace(&self, name: &str) {
@@ -193,7 +213,8 @@ fn start_api_server(folder: &Path, etcd: &str, address: &str) -> Process {
         format!("--cert-dir={}", file("certificates")),
         format!("--token-auth-file={}", file("tokens.csv")),
         "--authorization-mode=RBAC".to_owned(),
-        "--service-cluster-ip-range=10.96.0.0/12".to_owned(),
+        // each allocation writes a bitmap of the whole range
+        "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
         format!("--service-account-key-file={}", file(PUBLIC_KEY)),
         format!("--service-account-signing-key-file={}", file(PRIVATE_KEY)),
         "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
