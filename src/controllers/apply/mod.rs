@@ -344,7 +344,7 @@ mod tests {
                 .map(|child| (child, ChildSeen { managed: true, ..seen(None, "1", 0) }))
                 .chain([(child(ChildKind::Service, "exposed-by-hand"), seen(None, "2", 0))])
                 .collect();
-        let plan = Plan { children: Vec::new(), retained: vec![child(ChildKind::Deployment, "orders")] };
+        let plan = Plan { retained: vec![child(ChildKind::Deployment, "orders")], ..Plan::default() };
         let pruned: Vec<_> = no_longer_planned(&present, &plan).map(|(child, _)| child.kind).collect();
         assert_eq!(pruned, [ChildKind::Service, ChildKind::Job]);
     }
