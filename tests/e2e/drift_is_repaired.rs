@@ -61,11 +61,11 @@ async fn changes_are_undone(world: &Scenario) -> Result<()> {
         })
         .await?;
 
-    world.merge::<Service>("stock", &json!({"spec": {"selector": {"app.kubernetes.io/instance": "other"}}})).await?;
+    world.merge::<Service>("stock", &json!({"spec": {"selector": {"weft.dev/owner": "other"}}})).await?;
     world
         .promptly("the Service selects the pods again", SOON, async || {
             let selector = world.get::<Service>("stock").await?.and_then(|service| service.spec?.selector);
-            let instance = selector.unwrap_or_default().remove("app.kubernetes.io/instance");
+            let instance = selector.unwrap_or_default().remove("weft.dev/owner");
             Ok((instance.as_deref() == Some("stock")).then_some(()))
         })
         .await?;

@@ -6,6 +6,7 @@
 mod apply;
 mod definitions;
 mod leader;
+mod malformed;
 mod reconcile;
 mod server;
 #[path = "../support/settings.rs"]

@@ -18,7 +18,7 @@ use weft::{
             settings::Settings,
         },
         runtime::{Context, News, Verdict, events::Events, metrics::OperatorMetrics},
-        store::{DataPlaneStatus, Malformed, live_pod::LivePod},
+        store::{DataPlaneStatus, live_pod::LivePod},
     },
 };
 
@@ -37,7 +37,7 @@ pub fn context(server: &Server) -> Arc<Context> {
     Arc::new(Context::new(server.client(), settings, events, metrics))
 }
 
-fn microservice(spec: &Value) -> Microservice {
+pub fn microservice(spec: &Value) -> Microservice {
     serde_json::from_value(json!({
         "apiVersion": "weft.dev/v1alpha1", "kind": "Microservice",
         "metadata": {"name": "orders", "namespace": "shop", "uid": "uid-orders", "generation": 1, "resourceVersion": "1"},
@@ -46,7 +46,7 @@ fn microservice(spec: &Value) -> Microservice {
     .unwrap()
 }
 
-fn orders() -> Key {
+pub fn orders() -> Key {
     Key::new(ObjectKind::Microservice, "shop", "orders")
 }
 
@@ -342,7 +342,7 @@ async fn a_change_that_the_answer_to_a_status_tells_first_is_reconciled() {
     assert!(context.store().set(known.as_ref().clone()).now.is_empty(), "the watch has no news for it");
 }
 
-fn relay(status: &Value) -> OutboxRelay {
+pub fn relay(status: &Value) -> OutboxRelay {
     serde_json::from_value(json!({
         "apiVersion": "weft.dev/v1alpha1", "kind": "OutboxRelay",
         "metadata": {"name": "events", "namespace": "shop", "uid": "uid-events", "generation": 1, "resourceVersion": "1"},
@@ -423,22 +423,4 @@ async fn a_changed_contract_is_read_at_once() {
     let asked = server.asked();
     let told = asked.iter().find(|asked| asked.line() == "PATCH pods/orders-1").expect("the pod is told");
     assert!(told.body["metadata"]["annotations"]["weft.dev/contract-version"].is_string(), "{}", told.body);
-}
-
-#[tokio::test]
-async fn a_malformed_object_is_rejected_in_a_sentence() {
-    let server = Server::default();
-    let context = context(&server);
-    let malformed = Malformed { generation: Some(3), error: "missing field `image`".to_owned() };
-    let requeue = context.store().set_malformed::<Microservice>(&ObjectId::new("shop", "orders"), malformed.clone());
-    assert_eq!(requeue.now, [orders()]);
-    reconcile(&context, &orders()).await;
-    let asked = server.asked();
-    assert_eq!(asked[0].line(), "PATCH microservices/orders/status");
-    let conditions = &asked[0].body["status"]["conditions"];
-    assert_eq!((&conditions[2]["type"], &conditions[2]["status"]), (&json!("Accepted"), &json!("False")));
-    assert!(conditions[2]["message"].as_str().unwrap().contains("missing field `image`"));
-    // the same again, as after a re-list, is no news
-    let again = context.store().set_malformed::<Microservice>(&ObjectId::new("shop", "orders"), malformed);
-    assert!(again.now.is_empty());
 }

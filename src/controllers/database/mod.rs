@@ -14,7 +14,7 @@ mod setup;
 pub mod status;
 
 pub use secrets::URI as BINDING_URI;
-pub use server::{CONTAINER, storage};
+pub use server::{CONTAINER, claim_of as claim, storage};
 
 use std::path::Path;
 

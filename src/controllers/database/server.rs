@@ -155,6 +155,11 @@ fn stateful_set(wanted: &Wanted<'_>, live: Option<&Workload>, settings: &Setting
     })
 }
 
+/// Name of the claim of a server's pod.
+pub fn claim_of(pod: &str) -> String {
+    format!("{DATA}-{pod}")
+}
+
 /// The volume that the server has, if there is one.
 pub fn storage(live: Option<&Workload>) -> Option<Storage> {
     serde_json::from_str(live?.annotations.get(STORAGE_ANNOTATION)?).ok()
@@ -165,7 +170,7 @@ fn claim(wanted: &Wanted<'_>) -> PersistentVolumeClaim {
     PersistentVolumeClaim {
         metadata: ObjectMeta {
             name: Some(DATA.to_owned()),
-            labels: Some(wanted.owner.labels(Component::Database)),
+            labels: Some(wanted.owner.lasting_labels(Component::Database)),
             ..ObjectMeta::default()
         },
         spec: Some(PersistentVolumeClaimSpec {

@@ -15,6 +15,9 @@ pub const DATABASE_CLIENT_LABEL: &str = "weft.dev/database-client";
 pub const OWNER_KIND_LABEL: &str = "weft.dev/owner-kind";
 pub const OWNER_NAME_LABEL: &str = "weft.dev/owner";
 
+/// The same as [`COMPONENT_LABEL`], for selectors.
+pub const OWN_COMPONENT_LABEL: &str = "weft.dev/component";
+
 /// Prefix of every label and annotation of Weft's own.
 pub const WEFT_PREFIX: &str = "weft.dev/";
 /// Field manager of everything that is applied.
@@ -33,6 +36,12 @@ pub const STORAGE_ANNOTATION: &str = "weft.dev/storage";
 /// On a Microservice's Deployment, written by its plan: the addresses of `spec.dependsOn` as JSON, so that one that is gone
 /// for a while keeps its variable and restarts nothing.
 pub const DEPENDENCIES_ANNOTATION: &str = "weft.dev/dependencies";
+/// On a Microservice's Deployment, written by its plan: the OutboxRelay whose sidecar its pods carry, so that one that cannot be
+/// read keeps it.
+pub const RELAY_ANNOTATION: &str = "weft.dev/relay";
+/// On an orchestrator's contract, written by its plan: the Sagas that it defines, as a JSON list, so that one that cannot be read
+/// stays defined.
+pub const SAGAS_ANNOTATION: &str = "weft.dev/sagas";
 /// On a custom resource: `now` asks for the operator's own data-plane image at once.
 pub const UPGRADE_ANNOTATION: &str = "weft.dev/upgrade";
 /// On a pod of the data plane, written when the contract that it mounts changed: that ConfigMap's `resourceVersion`.
@@ -62,24 +71,46 @@ impl Component {
     }
 }
 
-/// The immutable subset, for selectors.
+/// The immutable subset, for selectors: of Weft's own names, so that it matches nobody else's pods.
 pub fn selector(owner: &str, component: Component) -> BTreeMap<String, String> {
-    [(INSTANCE_LABEL, owner), (COMPONENT_LABEL, component.as_str())]
+    [(OWNER_NAME_LABEL, owner), (OWN_COMPONENT_LABEL, component.as_str())]
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .into()
 }
 
-/// All labels of a child.
-pub fn labels(owner_kind: &str, owner: &str, component: Component) -> BTreeMap<String, String> {
+/// Labels of what outlives its owner, Secrets and claims: none of those by which a GitOps tool tracks, and would prune, what it
+/// applied itself.
+pub fn lasting(owner_kind: &str, owner: &str, component: Component) -> BTreeMap<String, String> {
     let mut labels = selector(owner, component);
+    labels.insert(OWNER_KIND_LABEL.to_owned(), owner_kind.to_owned());
+    labels
+}
+
+/// All labels of a child that goes with its owner.
+pub fn labels(owner_kind: &str, owner: &str, component: Component) -> BTreeMap<String, String> {
+    let mut labels = lasting(owner_kind, owner, component);
     labels.extend(
         [
             (NAME_LABEL, owner),
+            (INSTANCE_LABEL, owner),
+            (COMPONENT_LABEL, component.as_str()),
             (MANAGED_BY_LABEL, MANAGED_BY),
-            (OWNER_KIND_LABEL, owner_kind),
-            (OWNER_NAME_LABEL, owner),
         ]
         .map(|(key, value)| (key.to_owned(), value.to_owned())),
     );
     labels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Case C07. A StatefulSet puts the labels of its selector on its claims too.
+    #[test]
+    fn what_outlives_its_owner_has_no_label_that_a_pruner_knows() {
+        let lasting = lasting("Microservice", "orders", Component::Database);
+        assert!(lasting.keys().all(|label| label.starts_with(WEFT_PREFIX)), "{lasting:?}");
+        let selector = selector("orders", Component::Database);
+        assert!(selector.iter().all(|(label, value)| lasting.get(label) == Some(value)), "{selector:?}");
+    }
 }

@@ -32,8 +32,23 @@ impl Rejection {
         }
     }
 
+    /// `field` names a Microservice that exists and does not have the form of one.
+    pub fn microservice_malformed(field: &str, name: &str) -> Self {
+        Self {
+            reason: "MicroserviceMalformed",
+            message: format!(
+                "{field}: Microservice `{name}` cannot be read: correct it; its own conditions say what is wrong"
+            ),
+        }
+    }
+
     /// It ends by itself, once what the object names is applied too.
     pub fn is_waited_for(&self) -> bool {
-        matches!(self.reason, "MicroserviceNotFound" | "OutboxRelayNotFound")
+        matches!(self.reason, "MicroserviceNotFound" | "OutboxRelayNotFound") || self.is_about_unreadable()
+    }
+
+    /// What the object names exists and cannot be read: nothing is to be concluded from that.
+    pub fn is_about_unreadable(&self) -> bool {
+        matches!(self.reason, "MicroserviceMalformed" | "OutboxRelayMalformed")
     }
 }

@@ -105,7 +105,7 @@ pub trait Driven: Kind<Object: Send + Sync, Observed: Send + Sync, Planned: Send
         status: Self::Status,
     ) -> impl Future<Output = Result<(), RequestError>> + Send;
 
-    /// The object does not have its type's form.
+    /// The object does not have its type's form, and no earlier one is known: what was made from it stays.
     fn report_malformed(
         _context: &Context,
         _key: &Key,
@@ -125,15 +125,16 @@ pub async fn reconcile<K: Driven>(context: &Context, key: &Key) -> Verdict {
         }
         (store.malformed(key), K::find(&store, key))
     };
-    let verdict = match (malformed, object) {
-        (Some(malformed), _) => K::report_malformed(context, key, &malformed).await.map(|()| Verdict::Done),
+    let verdict = match (object, malformed) {
+        (Some(object), _) if K::is_being_deleted(&object) => Ok(K::finalize(context, key, &object).await),
+        // of one that cannot be read any more, the last form that could be read stays in force
+        (Some(object), _) => pass::<K>(context, key, &object).await,
+        (None, Some(malformed)) => K::report_malformed(context, key, &malformed).await.map(|()| Verdict::Done),
         // Kubernetes collects the children
         (None, None) => {
             context.forget(key);
             Ok(Verdict::Done)
         }
-        (None, Some(object)) if K::is_being_deleted(&object) => Ok(K::finalize(context, key, &object).await),
-        (None, Some(object)) => pass::<K>(context, key, &object).await,
     };
     verdict.unwrap_or_else(|error| {
         tracing::warn!(error = error.message(), "reconcile failed");

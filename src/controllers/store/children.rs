@@ -75,7 +75,9 @@ impl Store {
             job.is_none() && (component == database) == (kind == ChildKind::StatefulSet)
         };
         let missing_images = self.missing_images(owner, is_ours);
-        Some(Workload { missing_images, ..seen.workload(self.problems(owner, is_ours)) })
+        let mut problems = self.problems(owner, is_ours);
+        problems.extend(self.refused_pods(owner, &ChildRef::new(kind, name)));
+        Some(Workload { missing_images, ..seen.workload(problems) })
     }
 
     /// The Jobs of an owner, by name.
@@ -90,7 +92,9 @@ impl Store {
                     .filter_map(|(_, pod)| pod.last_message.clone())
                     .max();
                 let missing_images = self.missing_images(owner, of_job);
-                let state = seen.job(self.problems(owner, of_job), last_message.map(|(_, message)| message));
+                let mut problems = self.problems(owner, of_job);
+                problems.extend(self.refused_pods(owner, child));
+                let state = seen.job(problems, last_message.map(|(_, message)| message));
                 (child.name.clone(), JobState { missing_images, ..state })
             })
             .collect()
@@ -111,6 +115,11 @@ impl Store {
             }
         }
         problems
+    }
+
+    /// Why a StatefulSet or Job has no pod.
+    fn refused_pods(&self, owner: &Key, child: &ChildRef) -> Option<Problem> {
+        self.without_pods(owner, child).and_then(|waiting| self.wait(&waiting)).cloned()
     }
 
     fn affected_by_child(&self, owner: &Key, kind: ChildKind) -> Requeue {

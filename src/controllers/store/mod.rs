@@ -7,10 +7,12 @@ mod children;
 mod custom;
 pub mod live;
 pub mod live_pod;
+mod malformed;
 mod pods;
 pub mod references;
 mod removed;
 mod scopes;
+mod waits;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -18,8 +20,10 @@ use std::{
 };
 
 pub use custom::{Custom, id_of};
+pub use malformed::Malformed;
 pub use removed::FOR_EVER;
 pub use scopes::Scope;
+pub use waits::Waiting;
 
 use crate::{
     api::v1alpha1::{Microservice, OutboxRelay, Saga},
@@ -54,13 +58,6 @@ impl Requeue {
     }
 }
 
-/// A custom resource that does not have the form of its type.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Malformed {
-    pub generation: Option<i64>,
-    pub error: String,
-}
-
 /// The newest `/status` of a pod.
 #[derive(Clone, Debug, PartialEq)]
 pub enum DataPlaneStatus {
@@ -82,8 +79,8 @@ pub struct Store {
     /// `resourceVersion` of each ConfigMap that is not ours.
     config_maps: HashMap<ObjectId, u64>,
     statuses: HashMap<ObjectId, DataPlaneStatus>,
-    /// What pods that cannot be created yet wait for.
-    waits: HashMap<ObjectId, Problem>,
+    /// What keeps things from getting further, as their Events have it.
+    waits: HashMap<Waiting, Problem>,
     removed: Removed,
     scopes: Scopes,
 }

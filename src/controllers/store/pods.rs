@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::{DataPlaneStatus, Requeue, Scope, Store, live_pod::PodSeen};
+use super::{DataPlaneStatus, Requeue, Scope, Store, Waiting, live_pod::PodSeen};
 use crate::{
     api::v1alpha1::OutboxRelay,
     contract::status::{OrchestratorStatus, Problem, RelayStatus},
@@ -15,10 +15,6 @@ use crate::{
 impl Store {
     pub fn set_pod(&mut self, owner: &Key, name: String, seen: PodSeen) -> Requeue {
         let id = ObjectId::new(&owner.id.namespace, &name);
-        let known = self.pods.get(owner).and_then(|pods| pods.get(&name));
-        if seen.creating.is_none() || known.is_none_or(|known| known.creating != seen.creating) {
-            self.waits.remove(&id);
-        }
         // the object of a dead pod may stay for long
         if seen.admin_address.is_none() {
             self.statuses.remove(&id);
@@ -29,7 +25,8 @@ impl Store {
         let known = known.unwrap_or_default();
         if known.problems == seen.problems
             && known.last_message == seen.last_message
-            && known.creating == seen.creating
+            && known.waiting == seen.waiting
+            && known.claim == seen.claim
             && known.admin_address.is_some() == seen.admin_address.is_some()
         {
             return Requeue::default();
@@ -39,7 +36,6 @@ impl Store {
 
     pub fn remove_pod(&mut self, pod: &ObjectId) -> Requeue {
         self.statuses.remove(pod);
-        self.waits.remove(pod);
         let Some(owner) = self.pod_owners.remove(pod) else { return Requeue::default() };
         if let Some(pods) = self.pods.get_mut(&owner) {
             pods.remove(&pod.name);
@@ -56,37 +52,18 @@ impl Store {
         gone.iter().map(|pod| self.remove_pod(pod)).collect()
     }
 
-    /// The pods that cannot be created yet, with their uids.
-    pub fn pods_being_created(&self) -> BTreeMap<ObjectId, String> {
-        let pods = self.pods.iter().flat_map(|(owner, pods)| {
-            let creating = pods.iter().filter_map(|(name, pod)| Some((name, pod.creating.clone()?)));
-            creating.map(|(name, uid)| (ObjectId::new(&owner.id.namespace, name), uid))
-        });
-        pods.collect()
-    }
-
-    /// What a pod that is being created waits for.
-    pub fn set_wait(&mut self, pod: &ObjectId, problem: Option<Problem>) -> Requeue {
-        let Some(owner) = self.pod_owners.get(pod).cloned() else { return Requeue::default() };
-        let known = match problem.clone() {
-            Some(problem) => self.waits.insert(pod.clone(), problem),
-            None => self.waits.remove(pod),
-        };
-        if known == problem {
-            return Requeue::default();
-        }
-        self.affected_by_pod(&owner)
-    }
-
-    /// The problems of a pod: those of its containers, or what it waits for before there are any.
+    /// The problems of a pod: what its Events say of its claim, those of its containers, or what else its Events say.
     pub(super) fn problems_of<'a>(
         &'a self,
         owner: &Key,
         name: &str,
         pod: &'a PodSeen,
     ) -> impl Iterator<Item = &'a Problem> + use<'a> {
-        let wait = pod.creating.as_ref().and_then(|_| self.waits.get(&ObjectId::new(&owner.id.namespace, name)));
-        pod.problems.iter().chain(wait)
+        let id = ObjectId::new(&owner.id.namespace, name);
+        let claim = pod.claim.clone().map(|claim| Waiting::Claim { pod: id.clone(), claim });
+        let wait = pod.waiting.clone().map(|uid| Waiting::Pod { pod: id, uid });
+        let of = |waiting: Option<Waiting>| waiting.and_then(|waiting| self.wait(&waiting));
+        of(claim).into_iter().chain(&pod.problems).chain(of(wait))
     }
 
     /// Pods with a `/status`, and their addresses.
@@ -190,7 +167,7 @@ impl Store {
         self.pods.get(owner).into_iter().flatten()
     }
 
-    fn affected_by_pod(&self, owner: &Key) -> Requeue {
+    pub(super) fn affected_by_pod(&self, owner: &Key) -> Requeue {
         match owner.kind {
             ObjectKind::Microservice => self.owner_and_relays(owner),
             ObjectKind::OutboxRelay | ObjectKind::Saga | ObjectKind::Orchestrator => self.affected_by(owner),

@@ -5,7 +5,10 @@ mod observe;
 mod plan;
 mod status;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -42,6 +45,10 @@ pub struct Observed {
     /// The OutboxRelays that name this Microservice and are not being deleted, oldest first (then by name): the first one
     /// has the outbox, the others are rejected by their own controller.
     pub relays: Vec<Arc<OutboxRelay>>,
+    /// The OutboxRelay whose sidecar the Deployment carries, when that cannot be read: it keeps the outbox.
+    pub kept_relay: Option<String>,
+    /// Those of `spec.dependsOn` that exist and cannot be read.
+    pub unreadable: BTreeSet<String>,
 }
 
 /// Marker of the controller.

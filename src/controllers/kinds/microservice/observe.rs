@@ -40,5 +40,7 @@ pub async fn observe(context: &Context, key: &Key, object: &Microservice) -> Res
         },
         dependencies: dependencies.collect(),
         relays: store.relays_of(&key.id),
+        kept_relay: store.kept_relay(&key.id),
+        unreadable: store.unreadable(&key.id.namespace, object.spec.depends_on.iter().map(|one| one.service.as_str())),
     })
 }

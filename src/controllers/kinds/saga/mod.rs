@@ -8,10 +8,13 @@ mod observe;
 mod plan;
 mod status;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::Resource;
 
 use crate::{
@@ -43,6 +46,10 @@ pub struct Observed {
     pub services: BTreeMap<String, Arc<Microservice>>,
     /// The OutboxRelays of `startOn.service`, oldest first.
     pub relays: Vec<Arc<OutboxRelay>>,
+    /// The OutboxRelay of `startOn.service`, when that cannot be read.
+    pub kept_relay: Option<String>,
+    /// The Microservices that the Saga names, that exist and cannot be read.
+    pub unreadable: BTreeSet<String>,
     pub orchestrator: OrchestratorObserved,
     /// What the last pass over the orchestrator resulted in; `None` before the first one of this process.
     pub orchestrator_pass: Option<PassResult>,
@@ -70,8 +77,12 @@ pub struct Defined {
 pub struct Orchestrator {
     pub namespace: String,
     pub name: String,
-    /// Sorted by name; never empty; those being deleted are left out. Each owns the children.
+    /// Sorted by name; those being deleted are left out. Each owns the children.
     pub members: Vec<Member>,
+    /// Sagas that the contract defines and that cannot be read: each owns the children too.
+    pub unreadable: Vec<OwnerReference>,
+    /// The contract defines a Saga whose definition cannot be made again now, because it, or what it names, cannot be read.
+    pub contract_stays: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]

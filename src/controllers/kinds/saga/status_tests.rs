@@ -82,7 +82,8 @@ fn stuck_instances_are_loud_and_do_not_stop_new_ones() {
         counts.stuck = 2;
         counts.stuck_instances = vec![instance];
     });
-    assert_eq!(summaries(&status.conditions)[0], "Ready=True Ready");
+    assert_eq!(summaries(&status.conditions)[0], "Ready=True InstancesStuck");
+    assert!(message(&status.conditions, "Ready").contains("of the saga; 2 instances wait for a person; the oldest, 0192-a"));
     assert_eq!(summaries(&status.conditions).last().unwrap(), "Stuck=True InstancesStuck");
     assert_eq!(
         message(&status.conditions, "Stuck"),

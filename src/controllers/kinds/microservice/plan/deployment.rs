@@ -28,7 +28,7 @@ use crate::{
             pod::{container_security, mount, pin_image, pod_security, wants_upgrade},
         },
         resources::{
-            labels::{self, Component, DATABASE_CLIENT_LABEL, DEPENDENCIES_ANNOTATION},
+            labels::{self, Component, DATABASE_CLIENT_LABEL, DEPENDENCIES_ANNOTATION, RELAY_ANNOTATION},
             plan::Rejection,
             settings::Settings,
         },
@@ -57,7 +57,8 @@ pub fn deployment(
     settings: &Settings,
 ) -> Result<Deployment, Rejection> {
     let addresses = environment::addresses(object, observed);
-    let relay = object.spec.database.as_ref().and_then(|_| observed.relays.first()).map(|relay| relay.name_any());
+    let relay = observed.kept_relay.clone().or_else(|| observed.relays.first().map(|relay| relay.name_any()));
+    let relay = relay.filter(|_| object.spec.database.is_some());
     let pinned = pin_image(observed.deployment.as_ref(), &settings.image, wants_upgrade(object), |image| {
         let mut template = template(object, owner, &addresses);
         if let Some((relay, spec)) = relay.as_ref().zip(template.spec.as_mut()) {
@@ -71,6 +72,9 @@ pub fn deployment(
         // a map of strings always has a form in JSON
         let text = serde_json::to_string(&addresses).unwrap_or_default();
         annotations.insert(DEPENDENCIES_ANNOTATION.to_owned(), text);
+    }
+    if let Some(relay) = relay {
+        annotations.insert(RELAY_ANNOTATION.to_owned(), relay);
     }
     Ok(Deployment {
         metadata: ObjectMeta {

@@ -19,7 +19,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
 };
-use kube::core::ObjectMeta;
+use kube::{ResourceExt, core::ObjectMeta};
 
 use crate::{
     api::v1alpha1::{Postgres, Retention},
@@ -36,7 +36,7 @@ use crate::{
         },
         resources::{
             child::{Child, ChildKind, ChildRef},
-            labels::{self, Component, DATABASE_CLIENT_LABEL},
+            labels::{self, Component, DATABASE_CLIENT_LABEL, SAGAS_ANNOTATION},
             plan::{Plan, Rejection},
             settings::Settings,
         },
@@ -70,7 +70,7 @@ pub fn orchestrator(
         });
     }
     let exists = observed.deployment.is_some() || observed.database.server.is_some();
-    if !exists && object.members.iter().all(|member| member.defined.is_none()) {
+    if !exists && object.unreadable.is_empty() && object.members.iter().all(|member| member.defined.is_none()) {
         return Ok(Plan::default());
     }
     let storage = database::storage(observed.database.server.as_ref());
@@ -78,7 +78,11 @@ pub fn orchestrator(
     let (owner, postgres) = (owner(object), Postgres { storage, ..Postgres::default() });
     let wanted = Wanted { upgrade: upgrade(object), ..wanted(&owner, &postgres) };
     let mut plan = Plan { children: database::children(&wanted, &observed.database, settings)?, retained: Vec::new() };
-    plan.children.push(Child::ConfigMap(config_map(object, &owner)?));
+    if object.contract_stays {
+        plan.retained.push(ChildRef::new(ChildKind::ConfigMap, owner.name.clone()));
+    } else {
+        plan.children.push(Child::ConfigMap(config_map(object, &owner)?));
+    }
     plan.children.push(Child::NetworkPolicy(network_policy(&owner, settings)));
     plan.children.push(Child::Service(service(&owner)));
     if database::stage(&wanted, &observed.database) == Stage::Done {
@@ -107,7 +111,8 @@ pub fn api_url(namespace: &str, orchestrator: &str) -> String {
 }
 
 fn owner(object: &Orchestrator) -> Owner {
-    let references = object.members.iter().map(|member| reference(member.saga.as_ref())).collect();
+    let members = object.members.iter().map(|member| reference(member.saga.as_ref()));
+    let references = members.chain(object.unreadable.iter().cloned()).collect();
     Owner::shared(OWNER_KIND, names::orchestrator(&object.name), object.namespace.clone(), references)
 }
 
@@ -148,8 +153,15 @@ fn config_map(object: &Orchestrator, owner: &Owner) -> Result<ConfigMap, Rejecti
         reason: "ContractNotWritable",
         message: format!("the contract of orchestrator {} cannot be written: {error}", object.name),
     })?;
+    let defined = object.members.iter().filter(|member| member.defined.is_some());
+    let names: Vec<_> = defined.map(|member| member.saga.name_any()).collect();
+    // a list of strings always has a form in JSON
+    let names = serde_json::to_string(&names).unwrap_or_default();
     Ok(ConfigMap {
-        metadata: owner.metadata(owner.name.clone(), Component::Orchestrator),
+        metadata: ObjectMeta {
+            annotations: Some([(SAGAS_ANNOTATION.to_owned(), names)].into()),
+            ..owner.metadata(owner.name.clone(), Component::Orchestrator)
+        },
         data: Some([(CONTRACT_FILE.to_owned(), text)].into()),
         ..ConfigMap::default()
     })
