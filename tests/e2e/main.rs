@@ -16,6 +16,7 @@ mod checker;
 mod harness;
 
 mod bad_specs_are_refused;
+mod causes_are_named;
 mod customers_and_orders;
 mod data_outlives_deletion;
 mod drift_is_repaired;
@@ -27,7 +28,9 @@ mod restricted_namespace;
 mod saga_ends;
 mod saga_gets_stuck_loudly;
 mod schema_first;
+mod secrets_heal;
 mod silent_when_converged;
 mod two_namespaces;
 mod uninstall_keeps_data;
+mod uninstall_leaves_nothing_hanging;
 mod what_is_wrong_is_said;

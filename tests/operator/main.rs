@@ -8,6 +8,7 @@ mod definitions;
 mod leader;
 mod malformed;
 mod reconcile;
+mod secrets;
 mod server;
 #[path = "../support/settings.rs"]
 mod settings;

@@ -11,6 +11,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
     Api, Client,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy},
@@ -96,12 +97,17 @@ impl Memory {
         }
     }
 
-    fn knows_secret(&self, owner: &Key, secret: &ChildRef) -> bool {
+    pub fn knows_secret(&self, owner: &Key, secret: &ChildRef) -> bool {
         self.lock().secrets.contains(&(owner.clone(), secret.clone()))
     }
 
-    fn remember_secret(&self, owner: &Key, secret: ChildRef) {
+    pub fn remember_secret(&self, owner: &Key, secret: ChildRef) {
         self.lock().secrets.insert((owner.clone(), secret));
+    }
+
+    /// The Secrets of `owner` may be gone.
+    pub fn doubt_secrets(&self, owner: &Key) {
+        self.lock().secrets.retain(|(known, _)| known != owner);
     }
 
     /// The object is gone.
@@ -257,6 +263,17 @@ async fn would_be_new(client: &Client, owner: &Key, child: &Child, json: &Value)
     create(client, owner, child, json, &params).await.map(drop)
 }
 
+/// Whether there is no Secret of this name, without the right to read one: its creation, which is only tried, is not refused.
+pub async fn secret_is_missing(client: &Client, owner: &Key, name: &str) -> Result<bool, RequestError> {
+    let metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
+    let child = Child::Secret(Secret { metadata, ..Secret::default() });
+    match would_be_new(client, owner, &child, &child.to_json()?).await {
+        Ok(()) => Ok(true),
+        Err(error) if error.code() == Some(409) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Creates what is never changed afterwards. `None`: it exists already.
 async fn make_once(client: &Client, owner: &Key, child: &Child) -> Result<Option<Live>, RequestError> {
     let params = PostParams { dry_run: false, field_manager: Some(FIELD_MANAGER.to_owned()) };
@@ -289,12 +306,6 @@ pub async fn delete(client: &Client, owner: &Key, child: &ChildRef, seen: &Child
         ..DeleteParams::default()
     };
     gone(within_deadline(api.delete(&child.name, &params)).await.map(drop))
-}
-
-/// Deletes a Secret by name, whether it exists or not.
-pub async fn delete_secret(client: &Client, namespace: &str, name: &str) -> Result<(), RequestError> {
-    let api: Api<Live> = Api::namespaced_with(client.clone(), namespace, &ChildKind::Secret.resource());
-    gone(within_deadline(api.delete(name, &DeleteParams::default())).await.map(drop))
 }
 
 /// What is not there any more (404), or is another object by now (409), is as good as deleted.

@@ -5,15 +5,15 @@
 //! ```
 //! The Job waits for the server by itself, so everything but the owner's Deployment is written at once.
 //!
-//! The Secrets have no owner: they must outlive their Microservice as the volume does, and whoever applies it again, with
-//! whatever retention, must find the passwords that the volume was made with.
+//! The Secrets go with the volume: they have no owner, so that whoever applies a Microservice again finds its passwords, but under
+//! `retention: Delete`. One that is gone is made again, and the server, its roles and the pods get the new password.
 
 mod secrets;
 mod server;
 mod setup;
 pub mod status;
 
-pub use secrets::URI as BINDING_URI;
+pub use secrets::{URI as BINDING_URI, replaced_annotation, secrets_of};
 pub use server::{CONTAINER, claim_of as claim, storage};
 
 use std::path::Path;
@@ -73,9 +73,12 @@ pub fn children(
     observed: &DatabaseObserved,
     settings: &Settings,
 ) -> Result<Vec<Child>, Rejection> {
-    let mut children = secrets::all(wanted, settings);
-    children.extend(server::all(wanted, observed.server.as_ref(), settings)?);
-    children.extend(setup::all(wanted, observed, settings)?);
+    let mut setup = setup::all(wanted, observed, settings)?.into_iter();
+    // the contract records which Secrets are made again, before they are
+    let mut children: Vec<_> = setup.next().into_iter().collect();
+    children.extend(secrets::all(wanted, settings));
+    children.extend(server::all(wanted, observed, settings)?);
+    children.extend(setup);
     Ok(children)
 }
 

@@ -11,7 +11,7 @@ use k8s_openapi::api::{
 };
 use kube::core::ObjectMeta;
 
-use super::{ADMIN_PASSWORD, APP_PASSWORD, RELAY_PASSWORD, Stage, Wanted, host, stage};
+use super::{ADMIN_PASSWORD, APP_PASSWORD, RELAY_PASSWORD, Stage, Wanted, host, secrets, server, stage};
 use crate::{
     contract::{
         Contract, DatabaseLogin, Role,
@@ -21,7 +21,7 @@ use crate::{
         render::pod::{PASSWORD, config_map_volume, mount, password_volume, pod_security, requests, weft_security},
         resources::{
             child::Child,
-            labels::{Component, DATABASE_CLIENT_LABEL, IMAGE_ANNOTATION},
+            labels::{Component, DATABASE_CLIENT_LABEL, IMAGE_ANNOTATION, SECRETS_ANNOTATION},
             observed::{DatabaseObserved, Migrations},
             plan::Rejection,
             settings::Settings,
@@ -46,14 +46,16 @@ pub(super) fn all(
     observed: &DatabaseObserved,
     settings: &Settings,
 ) -> Result<Vec<Child>, Rejection> {
-    let mut children = vec![Child::ConfigMap(config_map(wanted)?)];
+    let mut children = vec![Child::ConfigMap(config_map(wanted, observed)?)];
     let waits = match stage(wanted, observed) {
         Stage::MigrationsMissing { .. } | Stage::MigrationsEmpty { .. } => true,
         // a Job cannot be changed: this one goes, and the next pass makes another
         Stage::Running(job) => {
             !job.missing_images.is_empty() && job.annotations.get(IMAGE_ANNOTATION) != Some(&settings.image)
         }
-        Stage::Pending | Stage::Failed { .. } | Stage::Done => false,
+        // the superuser's new password is the server's once that has started with it
+        Stage::Pending => !server::has_admin_password(wanted, observed),
+        Stage::Failed { .. } | Stage::Done => false,
     };
     if !waits {
         children.push(Child::Job(job(wanted, observed, settings)));
@@ -70,6 +72,10 @@ pub(super) fn job_name(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Stri
         input.push_str(hash);
     }
     input.push_str(&wanted.purpose.layout().to_string());
+    // a new password is one for the roles too
+    let secrets = secrets::secrets_of(&wanted.owner.name, wanted.purpose);
+    let secrets: Vec<_> = secrets.iter().map(String::as_str).collect();
+    input.push_str(&secrets::replacements(observed, &secrets).unwrap_or_default());
     names::setup_job(&wanted.owner.name, &short_hash(input.as_bytes(), 8))
 }
 
@@ -95,13 +101,16 @@ pub(super) fn contract(wanted: &Wanted<'_>) -> DatabaseSetup {
     }
 }
 
-fn config_map(wanted: &Wanted<'_>) -> Result<ConfigMap, Rejection> {
+fn config_map(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Result<ConfigMap, Rejection> {
     let text = contract(wanted).to_yaml().map_err(|error| Rejection {
         reason: "ContractNotWritable",
         message: format!("the set-up contract of database {} cannot be written: {error}", wanted.owner.name),
     })?;
     Ok(ConfigMap {
-        metadata: wanted.owner.metadata(names::setup(&wanted.owner.name), Component::Setup),
+        metadata: ObjectMeta {
+            annotations: secrets::record(observed).map(|record| [(SECRETS_ANNOTATION.to_owned(), record)].into()),
+            ..wanted.owner.metadata(names::setup(&wanted.owner.name), Component::Setup)
+        },
         data: Some([(CONTRACT_FILE.to_owned(), text)].into()),
         ..ConfigMap::default()
     })

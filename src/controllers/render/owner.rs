@@ -42,6 +42,16 @@ impl Owner {
         Self { kind, name, namespace, references }
     }
 
+    /// The uid of an owner that is alone.
+    pub fn uid(&self) -> Option<String> {
+        self.references.first().map(|reference| reference.uid.clone())
+    }
+
+    /// Metadata of a child that goes when its owner goes, though another of its kind and name may be there to stay.
+    pub fn ending_metadata(&self, name: String, component: Component) -> ObjectMeta {
+        ObjectMeta { owner_references: Some(self.references.clone()), ..self.lasting_metadata(name, component) }
+    }
+
     /// Metadata of a child that goes when its owner goes.
     pub fn metadata(&self, name: String, component: Component) -> ObjectMeta {
         ObjectMeta {

@@ -24,8 +24,6 @@ pub const WEFT_PREFIX: &str = "weft.dev/";
 pub const FIELD_MANAGER: &str = "weft";
 /// Field manager of the custom resources' status.
 pub const STATUS_MANAGER: &str = "weft-status";
-/// Finalizer of a Microservice whose Secrets are to be deleted with it (`retention: Delete`).
-pub const DATABASE_FINALIZER: &str = "weft.dev/database";
 /// On a Deployment, StatefulSet or Job, written by its plan: the image of Weft's or PostgreSQL's that its pods were made with.
 pub const IMAGE_ANNOTATION: &str = "weft.dev/image";
 /// On a Deployment or StatefulSet, written by its plan: hash of the pod template with the data-plane image left out. While
@@ -33,6 +31,9 @@ pub const IMAGE_ANNOTATION: &str = "weft.dev/image";
 pub const TEMPLATE_HASH_ANNOTATION: &str = "weft.dev/template-hash";
 /// On a database's StatefulSet, written by its plan: `spec.database.postgres.storage` as JSON, since a claim cannot change.
 pub const STORAGE_ANNOTATION: &str = "weft.dev/storage";
+/// On a database's StatefulSet, written by its plan, under `retention: Delete` alone: the uid of the Microservice with which it
+/// goes, and the volume with it.
+pub const DELETED_WITH_ANNOTATION: &str = "weft.dev/deleted-with";
 /// On a Microservice's Deployment, written by its plan: the addresses of `spec.dependsOn` as JSON, so that one that is gone
 /// for a while keeps its variable and restarts nothing.
 pub const DEPENDENCIES_ANNOTATION: &str = "weft.dev/dependencies";
@@ -42,6 +43,9 @@ pub const RELAY_ANNOTATION: &str = "weft.dev/relay";
 /// On an orchestrator's contract, written by its plan: the Sagas that it defines, as a JSON list, so that one that cannot be read
 /// stays defined.
 pub const SAGAS_ANNOTATION: &str = "weft.dev/sagas";
+/// On the contract of a set-up, written by its plan: how often each Secret of the database was made again, as JSON. On a StatefulSet
+/// and in a pod template: the same of those Secrets that its pods read, so that they roll when one is made again.
+pub const SECRETS_ANNOTATION: &str = "weft.dev/secrets";
 /// On a custom resource: `now` asks for the operator's own data-plane image at once.
 pub const UPGRADE_ANNOTATION: &str = "weft.dev/upgrade";
 /// On a pod of the data plane, written when the contract that it mounts changed: that ConfigMap's `resourceVersion`.

@@ -1,6 +1,6 @@
 //! What the operator sees of its children: small, pruned states, not the objects.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::contract::status::Problem;
 
@@ -69,6 +69,16 @@ pub struct DatabaseObserved {
     pub jobs: BTreeMap<String, JobState>,
     /// The ConfigMap of migrations that the object names; `None` when it names none.
     pub migrations: Option<Migrations>,
+    pub secrets: SecretsObserved,
+}
+
+/// What is known of a database's Secrets, which the operator cannot read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SecretsObserved {
+    /// How often each was made again since the database was made; those that never were are left out.
+    pub replaced: BTreeMap<String, u32>,
+    /// Those that were deleted: the next apply makes them again, with new passwords.
+    pub missing: BTreeSet<String>,
 }
 
 /// The migrations' ConfigMap.

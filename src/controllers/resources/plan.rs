@@ -1,6 +1,7 @@
 //! What a controller wants to exist: the pure result of `plan`, the input of `apply`.
 
 use super::child::{Child, ChildRef};
+use crate::domain::names;
 
 /// Everything that should exist because of one object, in the order in which it is applied.
 ///
@@ -42,9 +43,20 @@ impl Rejection {
         }
     }
 
+    /// A Microservice of this name was deleted with `retention: Delete`: whoever applies it again begins anew.
+    pub fn predecessor_ends(name: &str) -> Self {
+        Self {
+            reason: "PredecessorEnding",
+            message: format!(
+                "StatefulSet {} of the Microservice `{name}` that was deleted ends first, with its data: spec.database.retention was Delete",
+                names::database(name)
+            ),
+        }
+    }
+
     /// It ends by itself, once what the object names is applied too.
     pub fn is_waited_for(&self) -> bool {
-        matches!(self.reason, "MicroserviceNotFound" | "OutboxRelayNotFound") || self.is_about_unreadable()
+        matches!(self.reason, "MicroserviceNotFound" | "OutboxRelayNotFound" | "PredecessorEnding") || self.is_about_unreadable()
     }
 
     /// What the object names exists and cannot be read: nothing is to be concluded from that.

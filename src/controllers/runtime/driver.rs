@@ -69,34 +69,11 @@ pub trait Driven: Kind<Object: Send + Sync, Observed: Send + Sync, Planned: Send
         false
     }
 
-    /// The object is being deleted: cleans up what Kubernetes does not.
-    fn finalize(_context: &Context, _key: &Key, _object: &Self::Object) -> impl Future<Output = Verdict> + Send {
-        std::future::ready(Verdict::Done)
-    }
-
     /// The children of what is planned.
     fn children(planned: &Self::Planned) -> &Plan;
 
     /// The custom resources that Events about the children concern.
     fn event_targets(object: &Self::Object) -> Vec<ObjectReference>;
-
-    /// Called before anything is applied.
-    fn before_apply(
-        _context: &Context,
-        _key: &Key,
-        _object: &Self::Object,
-    ) -> impl Future<Output = Result<(), RequestError>> + Send {
-        std::future::ready(Ok(()))
-    }
-
-    /// Called once everything that is planned has been applied.
-    fn after_apply(
-        _context: &Context,
-        _key: &Key,
-        _object: &Self::Object,
-    ) -> impl Future<Output = Result<(), RequestError>> + Send {
-        std::future::ready(Ok(()))
-    }
 
     fn report(
         context: &Context,
@@ -126,7 +103,8 @@ pub async fn reconcile<K: Driven>(context: &Context, key: &Key) -> Verdict {
         (store.malformed(key), K::find(&store, key))
     };
     let verdict = match (object, malformed) {
-        (Some(object), _) if K::is_being_deleted(&object) => Ok(K::finalize(context, key, &object).await),
+        // its children are Kubernetes' to collect
+        (Some(object), _) if K::is_being_deleted(&object) => Ok(Verdict::Done),
         // of one that cannot be read any more, the last form that could be read stays in force
         (Some(object), _) => pass::<K>(context, key, &object).await,
         (None, Some(malformed)) => K::report_malformed(context, key, &malformed).await.map(|()| Verdict::Done),
@@ -154,15 +132,11 @@ async fn pass<K: Driven>(context: &Context, key: &Key, object: &K::Object) -> Re
         None => K::plan(object, &observed, &context.settings),
     };
     let mut applied = Applied::default();
-    if may_write {
-        K::before_apply(context, key, object).await?;
-        // a rejected object keeps what it has
-        if let Ok(planned) = &planned {
-            applied = carry_out(context, key, &K::event_targets(object), K::children(planned)).await;
-            if applied.failures.is_empty() {
-                K::after_apply(context, key, object).await?;
-            }
-        }
+    // a rejected object keeps what it has
+    if let Ok(planned) = &planned
+        && may_write
+    {
+        applied = carry_out(context, key, &K::event_targets(object), K::children(planned)).await;
     }
     // what was written is observed too
     let observed = K::observe(context, key, object).await?;

@@ -2,15 +2,16 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::{Requeue, Scope, Store, live::ChildSeen};
+use super::{Requeue, Scope, Store, live::ChildSeen, live_pod::SECRET_MISSING};
 use crate::{
     contract::status::Problem,
     controllers::resources::{
         child::{ChildKind, ChildRef},
         key::{Key, ObjectId, ObjectKind},
-        labels::Component,
+        labels::{Component, SECRETS_ANNOTATION},
         observed::{JobState, Workload},
     },
+    domain::names,
 };
 
 impl Store {
@@ -98,6 +99,20 @@ impl Store {
                 (child.name.clone(), JobState { missing_images, ..state })
             })
             .collect()
+    }
+
+    /// How often each Secret of a database was made again, as the contract of its set-up records it.
+    pub fn replaced_secrets(&self, owner: &Key, name: &str) -> BTreeMap<String, u32> {
+        let contract = self.child(owner, &ChildRef::new(ChildKind::ConfigMap, names::setup(name)));
+        let record = contract.and_then(|seen| seen.annotations.get(SECRETS_ANNOTATION));
+        record.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+    }
+
+    /// A pod of `owner` reports that it misses this Secret.
+    pub fn misses_secret(&self, owner: &Key, secret: &str) -> bool {
+        let quoted = format!("\"{secret}\"");
+        let mut problems = self.pods_of(owner).flat_map(|(name, pod)| self.problems_of(owner, name, pod));
+        problems.any(|problem| problem.reason == SECRET_MISSING && problem.message.contains(&quoted))
     }
 
     fn missing_images(&self, owner: &Key, is_ours: impl Fn(&str, Option<&str>) -> bool) -> Vec<String> {

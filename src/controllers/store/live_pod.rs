@@ -29,6 +29,8 @@ const MANY_RESTARTS: i32 = 2;
 const MAX_MESSAGE: usize = 512;
 /// Reason of a problem: an image does not exist, or may not be pulled.
 const IMAGE_PULL_FAILED: &str = "ImagePullFailed";
+/// Reason of a problem: a container or a volume needs a Secret that does not exist.
+pub const SECRET_MISSING: &str = "SecretMissing";
 /// Reason of a problem: no node is found for the pod.
 const UNSCHEDULABLE: &str = "Unschedulable";
 /// The message of `ENOSPC`: a volume is full.
@@ -259,7 +261,7 @@ impl ContainerStatus {
                 format!("the image of container {container} cannot be pulled: {}", image_message(message)),
             ),
             "CreateContainerConfigError" if message.starts_with("secret ") => {
-                problem("SecretMissing", format!("container {container} of pod {pod} waits: {message}"))
+                problem(SECRET_MISSING, format!("container {container} of pod {pod} waits: {message}"))
             }
             "CreateContainerConfigError" if message.starts_with("configmap ") => {
                 problem("ConfigMapMissing", format!("container {container} of pod {pod} waits: {message}"))

@@ -84,7 +84,7 @@ impl Store {
         namespace: &str,
         microservices: impl IntoIterator<Item = &'a str>,
     ) -> BTreeSet<String> {
-        let unreadable = |name: &&str| self.is_unreadable(&Key::new(ObjectKind::Microservice, namespace, name));
+        let unreadable = |name: &&str| self.is_unreadable(&Key::new(ObjectKind::Microservice, namespace, *name));
         microservices.into_iter().filter(unreadable).map(str::to_owned).collect()
     }
 

@@ -6,10 +6,7 @@ use super::{DataPlaneStatus, Requeue, Scope, Store, Waiting, live_pod::PodSeen};
 use crate::{
     api::v1alpha1::OutboxRelay,
     contract::status::{OrchestratorStatus, Problem, RelayStatus},
-    controllers::resources::{
-        key::{Key, ObjectId, ObjectKind},
-        labels::Component,
-    },
+    controllers::resources::key::{Key, ObjectId, ObjectKind},
 };
 
 impl Store {
@@ -156,11 +153,6 @@ impl Store {
             let status = self.statuses.get(&ObjectId::new(&owner.id.namespace, name));
             (name.clone(), status)
         })
-    }
-
-    /// Does `owner` have pods of this component?
-    pub fn has_pods(&self, owner: &Key, component: Component) -> bool {
-        self.pods_of(owner).any(|(_, pod)| pod.component == component.as_str())
     }
 
     pub(super) fn pods_of(&self, owner: &Key) -> impl Iterator<Item = (&String, &PodSeen)> {

@@ -20,7 +20,7 @@ use crate::{
     controllers::{
         request::within_deadline,
         runtime::Context,
-        store::{Waiting, live::pods_refused, live_pod::tail},
+        store::{Waiting, live::pods_refused, live_pod::{SECRET_MISSING, tail}},
     },
 };
 
@@ -134,7 +134,7 @@ fn of_pod(pod: &str, reason: &str, note: &str) -> Option<Problem> {
     let (reason, message) = match reason {
         "FailedMount" | "FailedAttachVolume" => {
             let reason = match () {
-                () if missing("secret") => "SecretMissing",
+                () if missing("secret") => SECRET_MISSING,
                 () if missing("configmap") => "ConfigMapMissing",
                 () => "VolumeNotMounted",
             };

@@ -1,6 +1,5 @@
 //! `Microservice`: a service with its own database.
 
-mod finalizer;
 mod observe;
 mod plan;
 mod status;
@@ -26,7 +25,7 @@ use crate::{
             settings::Settings,
         },
         runtime::{
-            Context, Verdict,
+            Context,
             driver::{Driven, Kind},
             report,
         },
@@ -47,6 +46,8 @@ pub struct Observed {
     pub relays: Vec<Arc<OutboxRelay>>,
     /// The OutboxRelay whose sidecar the Deployment carries, when that cannot be read: it keeps the outbox.
     pub kept_relay: Option<String>,
+    /// The database of a deleted Microservice of this name goes with it, and is not gone yet.
+    pub predecessor_ends: bool,
     /// Those of `spec.dependsOn` that exist and cannot be read.
     pub unreadable: BTreeSet<String>,
 }
@@ -93,24 +94,12 @@ impl Driven for Controller {
         object.spec.suspend
     }
 
-    async fn finalize(context: &Context, key: &Key, object: &Microservice) -> Verdict {
-        finalizer::finish(context, key, object).await
-    }
-
     fn children(planned: &Plan) -> &Plan {
         planned
     }
 
     fn event_targets(object: &Microservice) -> Vec<ObjectReference> {
         vec![object.object_ref(&())]
-    }
-
-    async fn before_apply(context: &Context, key: &Key, object: &Microservice) -> Result<(), RequestError> {
-        finalizer::ensure(context, key, object).await
-    }
-
-    async fn after_apply(context: &Context, key: &Key, object: &Microservice) -> Result<(), RequestError> {
-        finalizer::release(context, key, object).await
     }
 
     async fn report(

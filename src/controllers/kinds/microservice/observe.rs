@@ -3,12 +3,15 @@
 use super::Observed;
 use crate::{
     api::v1alpha1::Microservice,
+    contract::database_setup::Purpose,
     controllers::{
+        kinds::secrets,
         request::RequestError,
         resources::{
             child::ChildKind,
             key::{Key, ObjectId},
-            observed::DatabaseObserved,
+            labels::DELETED_WITH_ANNOTATION,
+            observed::{DatabaseObserved, SecretsObserved},
         },
         runtime::Context,
     },
@@ -26,17 +29,30 @@ pub async fn observe(context: &Context, key: &Key, object: &Microservice) -> Res
         }
         None => None,
     };
+    let secrets = match object.spec.database {
+        Some(_) => secrets::observe(context, key, &key.id.name, Purpose::Service, object.spec.suspend).await,
+        None => SecretsObserved::default(),
+    };
     let store = context.store();
     let dependencies = object.spec.depends_on.iter().filter_map(|dependency| {
         let service = store.get::<Microservice>(&within(&dependency.service))?;
         Some((dependency.service.clone(), service))
     });
+    let server = store.workload(key, ChildKind::StatefulSet, &names::database(&key.id.name));
+    let deleted_with = server.as_ref().and_then(|server| server.annotations.get(DELETED_WITH_ANNOTATION));
+    let predecessor_ends = deleted_with.is_some_and(|uid| Some(uid) != object.metadata.uid.as_ref());
+    if predecessor_ends {
+        // its Secrets go too
+        context.memory.forget(key);
+    }
     Ok(Observed {
+        predecessor_ends,
         deployment: store.workload(key, ChildKind::Deployment, &key.id.name),
         database: DatabaseObserved {
-            server: store.workload(key, ChildKind::StatefulSet, &names::database(&key.id.name)),
+            server,
             jobs: store.jobs(key),
             migrations,
+            secrets,
         },
         dependencies: dependencies.collect(),
         relays: store.relays_of(&key.id),

@@ -19,8 +19,9 @@ use kube::Resource;
 
 use crate::{
     api::v1alpha1::{Microservice, OutboxRelay, Saga, SagaStatus},
-    contract::{orchestrator::Start, status::OrchestratorStatus},
+    contract::{database_setup::Purpose, orchestrator::Start, status::OrchestratorStatus},
     controllers::{
+        kinds::secrets,
         request::RequestError,
         resources::{
             key::{Key, ObjectId, ObjectKind},
@@ -36,7 +37,7 @@ use crate::{
         },
         store::{Malformed, Requeue, Store},
     },
-    domain::saga::definition::Definition,
+    domain::{names, saga::definition::Definition},
 };
 
 /// What the definition and the status of a Saga depend on.
@@ -199,7 +200,11 @@ impl Driven for OrchestratorController {
         key: &Key,
         _object: &Orchestrator,
     ) -> Result<OrchestratorObserved, RequestError> {
-        Ok(observe::observe_orchestrator(&context.store(), &key.id))
+        let owner = names::orchestrator(&key.id.name);
+        let secrets = secrets::observe(context, key, &owner, Purpose::Orchestrator, false).await;
+        let mut observed = observe::observe_orchestrator(&context.store(), &key.id);
+        observed.database.secrets = secrets;
+        Ok(observed)
     }
 
     fn children(planned: &Plan) -> &Plan {

@@ -10,7 +10,7 @@ use crate::{
         resources::{
             child::ChildKind,
             key::{Key, ObjectId, ObjectKind},
-            observed::DatabaseObserved,
+            observed::{DatabaseObserved, SecretsObserved},
             plan::Rejection,
         },
         runtime::PassResult,
@@ -44,6 +44,10 @@ pub fn observe_orchestrator(store: &Store, id: &ObjectId) -> OrchestratorObserve
             server: store.workload(&key, ChildKind::StatefulSet, &names::database(&full_name)),
             jobs: store.jobs(&key),
             migrations: None,
+            secrets: SecretsObserved {
+                replaced: store.replaced_secrets(&key, &full_name),
+                ..SecretsObserved::default()
+            },
         },
         status: store.orchestrator_status(&key),
     }

@@ -41,8 +41,7 @@ fn settled() -> (Saga, Observed) {
     let group = Orchestrator {
         namespace: "shop".to_owned(),
         name: "default".to_owned(),
-        members: vec![Member { saga: Arc::new(object.clone()), defined: Some(defined) }],
-    };
+        members: vec![Member { saga: Arc::new(object.clone()), defined: Some(defined) }], unreadable: Vec::new(), contract_stays: false };
     let plan = orchestrator(&group, &observed.orchestrator, &settings()).unwrap();
     let name = fixtures::names(&plan).into_iter().find_map(|name| name.strip_prefix("Job/").map(str::to_owned));
     observed.orchestrator.database.jobs.insert(name.unwrap(), job(JobOutcome::Succeeded));

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     api::v1alpha1::{Microservice, Protocol},
     controllers::{
+        database,
         kinds::microservice::Observed,
         render::{
             overlay,
@@ -59,8 +60,12 @@ pub fn deployment(
     let addresses = environment::addresses(object, observed);
     let relay = observed.kept_relay.clone().or_else(|| observed.relays.first().map(|relay| relay.name_any()));
     let relay = relay.filter(|_| object.spec.database.is_some());
+    let (binding, relay_role) = (names::database(&owner.name), names::relay_secret(&owner.name));
+    let secrets: Vec<_> = std::iter::once(binding.as_str()).chain(relay.as_ref().map(|_| relay_role.as_str())).collect();
+    let replaced = database::replaced_annotation(&observed.database, &secrets);
     let pinned = pin_image(observed.deployment.as_ref(), &settings.image, wants_upgrade(object), |image| {
         let mut template = template(object, owner, &addresses);
+        annotate(&mut template, replaced.clone());
         if let Some((relay, spec)) = relay.as_ref().zip(template.spec.as_mut()) {
             spec.init_containers = Some(vec![relay::sidecar(image, settings)]);
             spec.volumes.get_or_insert_default().extend(relay::volumes(&owner.name, relay));
@@ -92,6 +97,12 @@ pub fn deployment(
         }),
         status: None,
     })
+}
+
+fn annotate(template: &mut PodTemplateSpec, annotations: Option<BTreeMap<String, String>>) {
+    if let Some(metadata) = &mut template.metadata {
+        metadata.annotations = annotations;
+    }
 }
 
 fn template(object: &Microservice, owner: &Owner, addresses: &BTreeMap<String, String>) -> PodTemplateSpec {

@@ -231,7 +231,9 @@ fn deployment(
     settings: &Settings,
 ) -> Result<Deployment, Rejection> {
     let live = observed.deployment.as_ref();
-    let pinned = pin_image(live, &settings.image, upgrade(object), |image| Ok(template(owner, image, settings)))?;
+    let pinned = pin_image(live, &settings.image, upgrade(object), |image| {
+        Ok(template(owner, image, observed, settings))
+    })?;
     Ok(Deployment {
         metadata: ObjectMeta {
             annotations: Some(pinned.annotations),
@@ -249,11 +251,15 @@ fn deployment(
     })
 }
 
-fn template(owner: &Owner, image: &str, settings: &Settings) -> PodTemplateSpec {
+fn template(owner: &Owner, image: &str, observed: &OrchestratorObserved, settings: &Settings) -> PodTemplateSpec {
     let mut labels = owner.labels(Component::Orchestrator);
     labels.insert(DATABASE_CLIENT_LABEL.to_owned(), owner.name.clone());
     PodTemplateSpec {
-        metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
+        metadata: Some(ObjectMeta {
+            labels: Some(labels),
+            annotations: database::replaced_annotation(&observed.database, &[&names::database(&owner.name)]),
+            ..ObjectMeta::default()
+        }),
         spec: Some(PodSpec {
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
