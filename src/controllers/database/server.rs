@@ -117,9 +117,10 @@ fn service(wanted: &Wanted<'_>) -> Service {
 pub(super) fn has_admin_password(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> bool {
     let admin = names::admin_secret(&wanted.owner.name);
     let Some(replacements) = secrets::replacements(observed, &[&admin]) else { return true };
-    observed.server.as_ref().is_some_and(|live| {
-        live.annotations.get(SECRETS_ANNOTATION) == Some(&replacements) && live.is_rolled_out()
-    })
+    observed
+        .server
+        .as_ref()
+        .is_some_and(|live| live.annotations.get(SECRETS_ANNOTATION) == Some(&replacements) && live.is_rolled_out())
 }
 
 /// The annotation by which the server restarts with a new password. Not before the Secret is there: it would not come back.

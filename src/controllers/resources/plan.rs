@@ -56,7 +56,8 @@ impl Rejection {
 
     /// It ends by itself, once what the object names is applied too.
     pub fn is_waited_for(&self) -> bool {
-        matches!(self.reason, "MicroserviceNotFound" | "OutboxRelayNotFound" | "PredecessorEnding") || self.is_about_unreadable()
+        matches!(self.reason, "MicroserviceNotFound" | "OutboxRelayNotFound" | "PredecessorEnding")
+            || self.is_about_unreadable()
     }
 
     /// What the object names exists and cannot be read: nothing is to be concluded from that.

@@ -41,9 +41,10 @@ impl Store {
             let claim = pod.claim.clone().map(|claim| Waiting::Claim { pod: id.clone(), claim });
             pod.waiting.clone().map(|uid| Waiting::Pod { pod: id, uid }).into_iter().chain(claim)
         });
-        let controllers = self.children.iter().flat_map(|(owner, children)| {
-            children.keys().filter_map(move |child| self.without_pods(owner, child))
-        });
+        let controllers = self
+            .children
+            .iter()
+            .flat_map(|(owner, children)| children.keys().filter_map(move |child| self.without_pods(owner, child)));
         pods.chain(controllers).collect()
     }
 

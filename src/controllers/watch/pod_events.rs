@@ -20,7 +20,11 @@ use crate::{
     controllers::{
         request::within_deadline,
         runtime::Context,
-        store::{Waiting, live::pods_refused, live_pod::{SECRET_MISSING, tail}},
+        store::{
+            Waiting,
+            live::pods_refused,
+            live_pod::{SECRET_MISSING, tail},
+        },
     },
 };
 

@@ -48,12 +48,7 @@ pub async fn observe(context: &Context, key: &Key, object: &Microservice) -> Res
     Ok(Observed {
         predecessor_ends,
         deployment: store.workload(key, ChildKind::Deployment, &key.id.name),
-        database: DatabaseObserved {
-            server,
-            jobs: store.jobs(key),
-            migrations,
-            secrets,
-        },
+        database: DatabaseObserved { server, jobs: store.jobs(key), migrations, secrets },
         dependencies: dependencies.collect(),
         relays: store.relays_of(&key.id),
         kept_relay: store.kept_relay(&key.id),

@@ -32,7 +32,9 @@ fn settled() -> (OutboxRelay, Observed) {
         microservice: Some(Arc::new(microservice("orders", "{image: i, database: {postgres: {}}}"))),
         relays: vec![object.clone()],
         deployment: Some(ready(2)),
-        pods: pods.map(|(pod, status)| (pod.to_owned(), Some(status))).into(), ..Observed::default() };
+        pods: pods.map(|(pod, status)| (pod.to_owned(), Some(status))).into(),
+        ..Observed::default()
+    };
     (object.as_ref().clone(), observed)
 }
 

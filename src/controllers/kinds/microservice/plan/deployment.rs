@@ -61,7 +61,8 @@ pub fn deployment(
     let relay = observed.kept_relay.clone().or_else(|| observed.relays.first().map(|relay| relay.name_any()));
     let relay = relay.filter(|_| object.spec.database.is_some());
     let (binding, relay_role) = (names::database(&owner.name), names::relay_secret(&owner.name));
-    let secrets: Vec<_> = std::iter::once(binding.as_str()).chain(relay.as_ref().map(|_| relay_role.as_str())).collect();
+    let secrets: Vec<_> =
+        std::iter::once(binding.as_str()).chain(relay.as_ref().map(|_| relay_role.as_str())).collect();
     let replaced = database::replaced_annotation(&observed.database, &secrets);
     let pinned = pin_image(observed.deployment.as_ref(), &settings.image, wants_upgrade(object), |image| {
         let mut template = template(object, owner, &addresses);

@@ -231,9 +231,8 @@ fn deployment(
     settings: &Settings,
 ) -> Result<Deployment, Rejection> {
     let live = observed.deployment.as_ref();
-    let pinned = pin_image(live, &settings.image, upgrade(object), |image| {
-        Ok(template(owner, image, observed, settings))
-    })?;
+    let pinned =
+        pin_image(live, &settings.image, upgrade(object), |image| Ok(template(owner, image, observed, settings)))?;
     Ok(Deployment {
         metadata: ObjectMeta {
             annotations: Some(pinned.annotations),
