@@ -6,6 +6,7 @@ SHELL := bash
 
 CACHE := $(or $(WEFT_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/weft)
 CLUSTER := tests/e2e/cluster/cluster
+FLEET_PROGRAMS := etcd kube-apiserver kube-controller-manager kube-scheduler kwok
 export PATH := $(CACHE)/bin:$(PATH)
 
 help: ## List the targets
@@ -57,9 +58,9 @@ integration: ## Tests against real PostgreSQL and NATS processes
 e2e: ## Tests on a cluster; ONLY=NAME runs the tests whose name has NAME in it
 	hack/test charts e2e
 
-bench: ## Measure; ONLY=NAME runs one benchmark
+bench: ## Measure; ONLY=NAME runs one benchmark (fleet: of FLEET objects, 1000 unless it says otherwise)
 	hack/prerequisites test
-	$(CLUSTER) build nats-server
+	$(CLUSTER) build nats-server $(if $(filter-out fleet,$(ONLY)),,$(FLEET_PROGRAMS))
 	cargo bench --locked --bench '$(or $(ONLY),*)'
 
 simulate: ## Drive the saga and the relay through SEEDS random schedules (default 100000)

@@ -35,7 +35,7 @@ use weft::{
             child::{ChildKind, ChildRef},
             key::{Key, ObjectKind},
         },
-        runtime::{Context, events::Events, metrics::OperatorMetrics},
+        runtime::{Context, StatusPace, events::Events, metrics::OperatorMetrics},
         store::live::Live,
     },
 };
@@ -43,7 +43,11 @@ use weft::{
 fn context(server: &Server) -> Arc<Context> {
     let settings = settings();
     let (events, _) = Events::new(server.client(), "bench".to_owned(), CancellationToken::new());
-    Arc::new(Context::new(server.client(), settings, events, OperatorMetrics::register(&mut Registry::default())))
+    let mut context =
+        Context::new(server.client(), settings, events, OperatorMetrics::register(&mut Registry::default()));
+    // what one object costs is measured, not how many statuses a second there may be
+    context.pace = StatusPace::with_rate(1e9);
+    Arc::new(context)
 }
 
 fn object(number: usize, generation: usize) -> Value {

@@ -85,7 +85,7 @@ fn orders_relay() -> Arc<OutboxRelay> {
 fn the_set_up_of_a_service() {
     let orders = services()["orders"].clone();
     let mut observed = microservice::Observed::default();
-    observed.database.migrations = Some(Migrations::Found { hash: "0".into(), keys: vec!["001.sql".into()] });
+    observed.database.migrations = Some(Migrations::Found { hash: "0".into(), files: vec!["001.sql".into()] });
     let plan = microservice::Controller::plan(&orders, &observed, &settings()).unwrap();
     let contract: DatabaseSetup = pinned("database-setup-service.yaml", &file_of(&plan, "orders-db-setup"));
     assert_eq!(contract.admin.host, "orders-db.shop.svc");

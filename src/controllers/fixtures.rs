@@ -78,7 +78,14 @@ pub(crate) fn ready(pods: i32) -> Workload {
 }
 
 pub(crate) fn job(outcome: JobOutcome) -> JobState {
-    JobState { annotations: BTreeMap::default(), outcome, problems: Vec::new(), missing_images: Vec::new() }
+    JobState {
+        annotations: BTreeMap::default(),
+        outcome,
+        problems: Vec::new(),
+        missing_images: Vec::new(),
+        report: None,
+        replace_in: None,
+    }
 }
 
 /// The children as one YAML stream, for snapshots.
@@ -139,7 +146,10 @@ pub(crate) fn message<'a>(conditions: &'a [Condition], type_: &str) -> &'a str {
 pub(crate) fn refused(kind: ChildKind, name: &str) -> Applied {
     let child = ChildRef::new(kind, name);
     let message = format!("cannot apply {child}: no such quantity");
-    Applied { failures: vec![Failure { child, class: Class::Invalid, reason: "ChildRefused", message }] }
+    Applied {
+        failures: vec![Failure { child, class: Class::Invalid, reason: "ChildRefused", message }],
+        ..Applied::default()
+    }
 }
 
 pub(crate) fn problem(reason: &str, message: &str) -> Problem {

@@ -102,7 +102,9 @@ fn refused(setup: &DatabaseSetup, error: LoginError) -> DatabaseError {
         LoginError::Password { .. } => DatabaseError::Password(error.to_string()),
         LoginError::Timeout { .. } => DatabaseError::Passing { doing, why: reason(error) },
         LoginError::Connect { database, host, role, source, .. } => match Failure::from(source) {
-            Failure::Refused(refusal) => DatabaseError::LoginRefused { database, host, role, refusal: Box::new(refusal) },
+            Failure::Refused(refusal) => {
+                DatabaseError::LoginRefused { database, host, role, refusal: Box::new(refusal) }
+            }
             Failure::Locked => DatabaseError::Passing { doing, why: "a lock is held".to_owned() },
             Failure::Passing(why) => DatabaseError::Passing { doing, why },
         },

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use kube::ResourceExt;
 use serde_json::json;
 use weft::api::v1alpha1::Microservice;
@@ -43,9 +43,36 @@ async fn schema_first() {
         world.says::<Microservice>("orders", "Migrated", "True", 30).await?;
         let columns = "select column_name from information_schema.columns where table_name = 'purchase_order'";
         ensure!(world.psql("orders", columns).await? == ["total"], "the mended migration was not applied");
-        Ok(())
+        the_microservice_may_come_first(world, &[TABLES, mended]).await
     })
     .await;
+}
+
+/// In one manifest the new version may come before its ConfigMap, without and with the name of the file that it needs.
+async fn the_microservice_may_come_first(world: &Scenario, files: &[(&str, &str)]) -> Result<()> {
+    let mut files = files.to_vec();
+    for (version, file, last, pause) in [("3", "003_slow.sql", None, 0), ("4", "004_slow.sql", Some("004_slow.sql"), 6)]
+    {
+        files.push((file, "select pg_sleep(5);"));
+        let mut orders = microservice("orders");
+        orders["spec"]["env"] = json!([{"name": "VERSION", "value": version}]);
+        if let Some(last) = last {
+            orders["spec"]["database"]["migrations"]["last"] = json!(last);
+        }
+        world.apply(&orders).await?;
+        // longer than a version waits that does not say what it needs
+        tokio::time::sleep(Duration::from_secs(pause)).await;
+        world.apply(&configmap("orders-migrations", &files)).await?;
+        world.ready::<Microservice>("orders").await?;
+        serves(world, version).await?;
+        let pods = world.pods("orders", "service").await?.into_iter();
+        let first = pods.filter_map(|pod| pod.metadata.creation_timestamp).map(|time| time.0).min();
+        let first = first.context("no pods")?;
+        let at =
+            format!("select applied_at < '{first}'::timestamptz + '1 s' from weft.migration where name = '{file}'");
+        ensure!(world.psql("orders", &at).await? == ["t"], "a pod of version {version} is older than {file}");
+    }
+    Ok(())
 }
 
 async fn apply_version(world: &Scenario, version: &str, files: &[(&str, &str)]) -> Result<()> {

@@ -33,7 +33,7 @@ fn plan() -> Plan {
             Child::Job(Job { metadata: metadata("orders-db-setup-01234567"), ..Job::default() }),
             Child::Deployment(Deployment { metadata: metadata("orders"), ..Deployment::default() }),
         ],
-        retained: Vec::new(),
+        ..Plan::default()
     }
 }
 
@@ -96,7 +96,7 @@ async fn the_first_apply_takes_nothing_from_a_stranger() {
 async fn a_stranger_that_does_not_conflict_by_itself_is_found_out() {
     let (server, mut operator) = (Server::default(), Operator::default());
     let account = ServiceAccount { metadata: metadata("orders"), ..ServiceAccount::default() };
-    let plan = Plan { children: vec![Child::ServiceAccount(account)], retained: Vec::new() };
+    let plan = Plan { children: vec![Child::ServiceAccount(account)], ..Plan::default() };
     server.refuse("POST serviceaccounts", 409, "serviceaccounts \"orders\" already exists");
     let outcome = operator.pass(&server, &plan).await;
     assert_eq!(server.lines(), ["POST serviceaccounts"]);

@@ -8,8 +8,10 @@ mod definitions;
 mod leader;
 mod malformed;
 mod reconcile;
+mod restart;
 mod secrets;
 mod server;
+mod set_up;
 #[path = "../support/settings.rs"]
 mod settings;
 mod watches;

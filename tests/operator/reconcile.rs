@@ -50,7 +50,7 @@ pub fn orders() -> Key {
 }
 
 /// A server that answers to a status as the real one does: with the whole object.
-fn server(object: &Microservice) -> Server {
+pub fn server(object: &Microservice) -> Server {
     let (server, object) = (Server::default(), serde_json::to_value(object).unwrap());
     server.rule(move |asked| {
         let mut answer = object.clone();
@@ -88,6 +88,8 @@ async fn a_service_with_a_database_waits_for_its_set_up() {
     let server = server(&object);
     let context = context(&server);
     context.store().set(object);
+    reconcile(&context, &orders()).await;
+    // the Job is for this server, which is known by then
     reconcile(&context, &orders()).await;
     let asked = server.asked();
     let lines: Vec<_> = asked.iter().map(Asked::line).collect();

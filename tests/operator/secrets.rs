@@ -48,6 +48,7 @@ async fn a_secret_that_a_pod_misses_is_made_again_and_the_roles_get_its_password
     let context = context(&server);
     context.store().set(microservice(&json!({"image": "shop/orders:1", "database": {"postgres": {}}})));
     reconcile(&context, &orders()).await;
+    reconcile(&context, &orders()).await;
     let before = written(&server.asked());
     let jobs = |lines: &[String]| -> Vec<String> {
         lines.iter().filter(|line| line.starts_with("POST jobs/")).cloned().collect()
@@ -80,6 +81,7 @@ async fn the_server_restarts_with_a_new_password_of_its_superuser_before_the_rol
     without(&server, &["orders-db-admin"]);
     let context = context(&server);
     context.store().set(microservice(&json!({"image": "shop/orders:1", "database": {"postgres": {}}})));
+    reconcile(&context, &orders()).await;
     reconcile(&context, &orders()).await;
     server.lines();
     context.store().set_pod(&orders(), "orders-1".to_owned(), waits_for("orders-db-admin").into());

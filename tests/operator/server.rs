@@ -103,6 +103,7 @@ impl Server {
             "POST" => (201, state.store(&asked)),
             "PATCH" | "PUT" => (200, state.store(&asked)),
             "DELETE" => (200, json!({"kind": "Status", "status": "Success", "metadata": {}})),
+            "GET" if let Some(known) = state.objects.get(&asked.path) => (200, known["object"].clone()),
             _ => (404, failure(404, "not found")),
         }
     }

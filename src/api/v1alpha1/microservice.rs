@@ -246,6 +246,10 @@ pub struct Migrations {
     /// ConfigMap whose `*.sql` keys are the migrations, applied in the order of their names. A file that was applied must not change; add a new one.
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub config_map: String,
+    /// The newest file that this version needs, such as `003_totals.sql`. Its pods start once the ConfigMap has that file and it is applied, whichever of the two is applied first; files after it are applied too. Without it, a new version waits three seconds for a change of the ConfigMap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253), regex(pattern = r"^[-_a-zA-Z0-9][-._a-zA-Z0-9]*\.sql$"))]
+    pub last: Option<String>,
 }
 
 /// What becomes of the data when its owner is deleted.
@@ -323,6 +327,9 @@ pub struct MicroserviceStatus {
     /// What `kubectl get` shows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary: Option<MicroserviceSummary>,
+    /// Digest of the children as they were applied: an operator that starts finds by it whether any of them changed meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applied_hash: Option<String>,
 }
 
 /// Columns of `kubectl get ms`.
@@ -346,6 +353,26 @@ pub struct DatabaseStatus {
     pub version: String,
     /// Host name of the server inside the cluster.
     pub host: String,
+    /// The last set-up that succeeded: with it the schema is as the spec and the migrations of its time want it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set_up: Option<SetUp>,
+}
+
+/// A set-up of a database that succeeded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SetUp {
+    /// Hash of all that it worked from; the name of its Job ends with it.
+    pub hash: String,
+    /// How many migrations there were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<i32>,
+    /// The last migration that is applied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<String>,
+    /// Hash of the migrations' names and contents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_hash: Option<String>,
 }
 
 /// Reference to a Secret of the same namespace.

@@ -198,6 +198,9 @@ pub struct OutboxRelayStatus {
     /// When the broker last acknowledged an event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_published_time: Option<Time>,
+    /// Digest of the children as they were applied: an operator that starts finds by it whether any of them changed meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applied_hash: Option<String>,
 }
 
 /// How far the relay is behind.

@@ -245,6 +245,9 @@ pub struct SagaStatus {
     /// URL of the orchestrator's API inside the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
+    /// Digest of the orchestrator's children as they were applied: an operator that starts finds by it whether any of them changed meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applied_hash: Option<String>,
 }
 
 /// An instance that waits for a person.

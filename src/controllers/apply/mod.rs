@@ -1,15 +1,13 @@
 //! Makes a plan true: server-side apply of what differs, then deletion of what is no longer planned.
 //!
 //! A child is sent when its hash differs from the one that is on it, or when the fields that we own on it are no longer those
-//! that we applied (drift). Otherwise nothing is sent. What this process applied is remembered by [`Memory`]; after a restart
-//! it is empty, and each child is applied once more, which changes nothing on a child that did not drift meanwhile.
+//! that we applied (drift). Otherwise nothing is sent. What was applied is remembered by [`Memory`]; where that does not know,
+//! a child is applied once more, which changes nothing on one that did not drift.
 
 pub mod contract_readers;
+mod memory;
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    sync::{Mutex, PoisonError},
-};
+use std::collections::{BTreeMap, HashSet};
 
 use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
@@ -19,6 +17,8 @@ use kube::{
 };
 use serde_json::Value;
 
+pub use self::memory::Memory;
+use self::memory::Record;
 use crate::{
     controllers::{
         request::{RequestError, within_deadline},
@@ -33,24 +33,6 @@ use crate::{
     },
     domain::version::short_hash,
 };
-
-/// What this process applied, and which Secrets it knows to exist.
-#[derive(Debug, Default)]
-pub struct Memory(Mutex<Remembered>);
-
-#[derive(Debug, Default)]
-struct Remembered {
-    applied: HashMap<Key, BTreeMap<ChildRef, Record>>,
-    secrets: HashSet<(Key, ChildRef)>,
-}
-
-/// How a child was just after our write.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Record {
-    hash: String,
-    uid: String,
-    ours: u64,
-}
 
 /// A child as the API server answered with it.
 #[derive(Debug)]
@@ -80,46 +62,6 @@ enum Step {
     Update,
     /// Forced, because somebody else changed it.
     Repair,
-}
-
-impl Memory {
-    fn record(&self, owner: &Key, child: &ChildRef) -> Option<Record> {
-        self.lock().applied.get(owner)?.get(child).cloned()
-    }
-
-    fn remember(&self, owner: &Key, child: ChildRef, record: Record) {
-        self.lock().applied.entry(owner.clone()).or_default().insert(child, record);
-    }
-
-    fn forget_child(&self, owner: &Key, child: &ChildRef) {
-        if let Some(children) = self.lock().applied.get_mut(owner) {
-            children.remove(child);
-        }
-    }
-
-    pub fn knows_secret(&self, owner: &Key, secret: &ChildRef) -> bool {
-        self.lock().secrets.contains(&(owner.clone(), secret.clone()))
-    }
-
-    pub fn remember_secret(&self, owner: &Key, secret: ChildRef) {
-        self.lock().secrets.insert((owner.clone(), secret));
-    }
-
-    /// The Secrets of `owner` may be gone.
-    pub fn doubt_secrets(&self, owner: &Key) {
-        self.lock().secrets.retain(|(known, _)| known != owner);
-    }
-
-    /// The object is gone.
-    pub fn forget(&self, owner: &Key) {
-        let mut remembered = self.lock();
-        remembered.applied.remove(owner);
-        remembered.secrets.retain(|(known, _)| known != owner);
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Remembered> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Applies `plan`, of which `present` exists. A child that fails does not keep the others from being tried.
@@ -178,11 +120,13 @@ async fn apply_child(
             let (known, record) = (present.get(&reference), memory.record(owner, &reference));
             let step = step(&hash, known, record.as_ref());
             if step != Step::Nothing {
-                if step == Step::Make && write == Write::ApplyUnlessTaken {
-                    would_be_new(client, owner, child, &json).await.map_err(refused)?;
-                }
-                let live = patch(client, owner, child.kind(), &reference.name, marked(json, &hash), step);
-                let seen = ChildSeen::from(live.await.map_err(refused)?);
+                let json = marked(json, &hash);
+                let live = if step == Step::Make && write == Write::ApplyUnlessTaken {
+                    create(client, owner, child, &json, false).await
+                } else {
+                    patch(client, owner, child.kind(), &reference.name, json, step).await
+                };
+                let seen = ChildSeen::from(live.map_err(refused)?);
                 if step == Step::Repair && known.is_none_or(|known| known.version != seen.version) {
                     outcome.drifted.push(reference.clone());
                 }
@@ -210,8 +154,8 @@ fn step(hash: &str, known: Option<&ChildSeen>, record: Option<&Record>) -> Step 
         // the plan changed
         (Some(_), Some(record)) if record.hash != hash => Step::Update,
         (Some(known), None) if known.applied_hash.as_deref() != Some(hash) => Step::Update,
-        // we applied it and it is not so: it was changed, replaced or deleted. Nothing remembered means a restart: it may
-        // have drifted while nobody watched
+        // we applied it and it is not so: it was changed, replaced or deleted. Nothing remembered means a restart, and that it
+        // may have drifted while nobody watched
         (None | Some(_), Some(_)) | (Some(_), None) => Step::Repair,
     }
 }
@@ -256,19 +200,12 @@ async fn patch(
     within_deadline(api.patch(name, &params, &Patch::Apply(&json))).await
 }
 
-/// Fails with a conflict if something of this kind and name exists. An apply that is not forced finds that out by itself where
-/// the two differ in a field that both set, as in the selector of a Deployment or a Service; in these kinds they need not.
-async fn would_be_new(client: &Client, owner: &Key, child: &Child, json: &Value) -> Result<(), RequestError> {
-    let params = PostParams { dry_run: true, field_manager: Some(FIELD_MANAGER.to_owned()) };
-    create(client, owner, child, json, &params).await.map(drop)
-}
-
 /// Whether there is no Secret of this name, without the right to read one: its creation, which is only tried, is not refused.
 pub async fn secret_is_missing(client: &Client, owner: &Key, name: &str) -> Result<bool, RequestError> {
     let metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
     let child = Child::Secret(Secret { metadata, ..Secret::default() });
-    match would_be_new(client, owner, &child, &child.to_json()?).await {
-        Ok(()) => Ok(true),
+    match create(client, owner, &child, &child.to_json()?, true).await {
+        Ok(_) => Ok(true),
         Err(error) if error.code() == Some(409) => Ok(false),
         Err(error) => Err(error),
     }
@@ -276,23 +213,26 @@ pub async fn secret_is_missing(client: &Client, owner: &Key, name: &str) -> Resu
 
 /// Creates what is never changed afterwards. `None`: it exists already.
 async fn make_once(client: &Client, owner: &Key, child: &Child) -> Result<Option<Live>, RequestError> {
-    let params = PostParams { dry_run: false, field_manager: Some(FIELD_MANAGER.to_owned()) };
-    match create(client, owner, child, &child.to_json()?, &params).await {
+    match create(client, owner, child, &child.to_json()?, false).await {
         Ok(live) => Ok(Some(live)),
         Err(error) if error.code() == Some(409) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
+/// Fails with a conflict if something of this kind and name exists. An apply that is not forced finds that out by itself where
+/// the two differ in a field that both set, as in the selector of a Deployment or a Service; in other kinds they need not.
 async fn create(
     client: &Client,
     owner: &Key,
     child: &Child,
     json: &Value,
-    params: &PostParams,
+    dry_run: bool,
 ) -> Result<Live, RequestError> {
+    let params = PostParams { dry_run, field_manager: Some(FIELD_MANAGER.to_owned()) };
     let url = <Live as kube::Resource>::url_path(&child.kind().resource(), Some(&owner.id.namespace));
-    let mut request = Request::new(url).create(params, serde_json::to_vec(json)?).map_err(kube::Error::BuildRequest)?;
+    let mut request =
+        Request::new(url).create(&params, serde_json::to_vec(json)?).map_err(kube::Error::BuildRequest)?;
     request.extensions_mut().insert("create");
     within_deadline(client.request::<Live>(request)).await
 }
@@ -355,7 +295,8 @@ mod tests {
                 .map(|child| (child, ChildSeen { managed: true, ..seen(None, "1", 0) }))
                 .chain([(child(ChildKind::Service, "exposed-by-hand"), seen(None, "2", 0))])
                 .collect();
-        let plan = Plan { children: Vec::new(), retained: vec![child(ChildKind::Deployment, "orders")] };
+        let plan =
+            Plan { children: Vec::new(), retained: vec![child(ChildKind::Deployment, "orders")], ..Plan::default() };
         let pruned: Vec<_> = no_longer_planned(&present, &plan).map(|(child, _)| child.kind).collect();
         assert_eq!(pruned, [ChildKind::Service, ChildKind::Job]);
     }

@@ -1,13 +1,18 @@
 //! A database's children, whoever owns it: a Microservice or an orchestrator.
 //!
 //! ```text
-//! Secrets (made once, they stay) ─► StatefulSet, Service, NetworkPolicy ─► set-up Job ─► the owner's Deployment
+//! Secrets (made once, they stay) ─► StatefulSet, Service, NetworkPolicy ─► set-up Job ─► the owner's new pod template
 //! ```
-//! The Job waits for the server by itself, so everything but the owner's Deployment is written at once.
+//! The Job waits for the server to answer by itself. Of the owner's own children only the pod template waits: see [`gate`].
+//!
+//! That a set-up is done is recorded in an annotation of its ConfigMap (and shown in a Microservice's status), so it does not
+//! depend on a Job that anyone may delete. What it was done for is a hash of all that it works from, the server's uid
+//! among it: a server that is made anew is set up anew.
 //!
 //! The Secrets go with the volume: they have no owner, so that whoever applies a Microservice again finds its passwords, but under
 //! `retention: Delete`. One that is gone is made again, and the server, its roles and the pods get the new password.
 
+mod gate;
 mod secrets;
 mod server;
 mod setup;
@@ -15,18 +20,19 @@ pub mod status;
 
 pub use secrets::{URI as BINDING_URI, replaced_annotation, secrets_of};
 pub use server::{CONTAINER, claim_of as claim, storage};
+pub use setup::{CONTAINER as SETUP_CONTAINER, RELEASED_FILE};
 
-use std::path::Path;
+use k8s_openapi::api::apps::v1::Deployment;
 
 use crate::{
-    api::v1alpha1::{Postgres, Retention},
+    api::v1alpha1::{self, Postgres, Retention},
     contract::database_setup::Purpose,
     controllers::{
         render::owner::Owner,
         resources::{
-            child::Child,
+            child::{Child, ChildKind, ChildRef},
             observed::{DatabaseObserved, JobOutcome, JobState, Migrations},
-            plan::Rejection,
+            plan::{Plan, Rejection},
             settings::Settings,
         },
     },
@@ -40,13 +46,12 @@ pub struct Wanted<'a> {
     pub postgres: &'a Postgres,
     pub retention: Retention,
     pub purpose: Purpose,
-    /// Name of the ConfigMap of migrations.
-    pub migrations: Option<&'a str>,
+    pub migrations: Option<&'a v1alpha1::Migrations>,
     /// The owner asks for the newest images.
     pub upgrade: bool,
 }
 
-/// How far the set-up of the present input has come. The owner's Deployment is written at [`Stage::Done`] only.
+/// How far the set-up of the present input has come. A new pod template of the owner waits for [`Stage::Done`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stage<'a> {
     /// The ConfigMap of migrations does not exist.
@@ -57,7 +62,13 @@ pub enum Stage<'a> {
     MigrationsEmpty {
         config_map: &'a str,
     },
-    /// The Job is not there yet.
+    /// It does not have the file `wanted` that the spec asks for.
+    MigrationsBehind {
+        config_map: &'a str,
+        wanted: &'a str,
+        newest: Option<&'a str>,
+    },
+    /// The Job is not there yet, or has to run again: it read another version of the migrations.
     Pending,
     Running(&'a JobState),
     Failed {
@@ -67,46 +78,57 @@ pub enum Stage<'a> {
     Done,
 }
 
-/// The children of the database, in the order in which they are applied.
-pub fn children(
+/// The database's children in the order in which they are applied, and the owner's `deployment` as far as it may be written.
+pub fn plan(
     wanted: &Wanted<'_>,
     observed: &DatabaseObserved,
+    deployment: Deployment,
     settings: &Settings,
-) -> Result<Vec<Child>, Rejection> {
-    let mut setup = setup::all(wanted, observed, settings)?.into_iter();
-    // the contract records which Secrets are made again, before they are
-    let mut children: Vec<_> = setup.next().into_iter().collect();
-    children.extend(secrets::all(wanted, settings));
-    children.extend(server::all(wanted, observed, settings)?);
-    children.extend(setup);
-    Ok(children)
+) -> Result<Plan, Rejection> {
+    let passed = gate::pass(deployment, stage(wanted, observed) == Stage::Done, observed);
+    let mut plan = Plan::default();
+    setup::add(wanted, observed, passed.released.as_ref(), settings, &mut plan)?;
+    // the ConfigMap records which Secrets are made again, before they are; the Job comes last
+    let job = plan.children.split_off(1);
+    plan.children.extend(secrets::all(wanted, observed, settings));
+    plan.children.extend(server::all(wanted, observed, settings)?);
+    plan.children.extend(job);
+    match passed.deployment {
+        Some(deployment) => plan.children.push(Child::Deployment(deployment)),
+        None => plan.retained.push(ChildRef::new(ChildKind::Deployment, wanted.owner.name.clone())),
+    }
+    plan.recheck_in = plan.recheck_in.or_else(|| observed.settles_in.filter(|_| passed.settles));
+    Ok(plan)
 }
 
 /// How far the set-up of the present input has come.
 pub fn stage<'a>(wanted: &Wanted<'a>, observed: &'a DatabaseObserved) -> Stage<'a> {
-    if let Some(config_map) = wanted.migrations {
-        match &observed.migrations {
-            None | Some(Migrations::Missing) => return Stage::MigrationsMissing { config_map },
-            Some(Migrations::Found { keys, .. }) if !keys.iter().any(|key| is_migration(key)) => {
-                return Stage::MigrationsEmpty { config_map };
-            }
-            Some(Migrations::Found { .. }) => {}
-        }
+    if let Some(stage) = wanted.migrations.and_then(|wanted| unusable(wanted, observed.migrations.as_ref())) {
+        return stage;
     }
-    let job = setup::job_name(wanted, observed);
+    if setup::done(wanted, observed).is_some() {
+        return Stage::Done;
+    }
+    let Some(job) = setup::job_name(wanted, observed) else { return Stage::Pending };
     match observed.jobs.get(&job) {
         None => Stage::Pending,
         Some(state) => match &state.outcome {
-            JobOutcome::Running => Stage::Running(state),
-            JobOutcome::Succeeded => Stage::Done,
+            JobOutcome::Running if state.report.is_none() => Stage::Running(state),
+            JobOutcome::Running | JobOutcome::Succeeded => Stage::Pending,
             JobOutcome::Failed { message } => Stage::Failed { job, message },
         },
     }
 }
 
-/// As the set-up reads the folder.
-fn is_migration(key: &str) -> bool {
-    Path::new(key).extension().is_some_and(|extension| extension == "sql")
+/// Why there is nothing to run with the ConfigMap of migrations as it is.
+fn unusable<'a>(wanted: &'a v1alpha1::Migrations, found: Option<&'a Migrations>) -> Option<Stage<'a>> {
+    let config_map = wanted.config_map.as_str();
+    let Some(Migrations::Found { files, .. }) = found else { return Some(Stage::MigrationsMissing { config_map }) };
+    if files.is_empty() {
+        return Some(Stage::MigrationsEmpty { config_map });
+    }
+    let last = wanted.last.as_ref().filter(|last| !files.contains(last))?;
+    Some(Stage::MigrationsBehind { config_map, wanted: last, newest: files.last().map(String::as_str) })
 }
 
 /// Host name of the server of `owner` inside the cluster.

@@ -54,12 +54,17 @@ pub(super) fn record(observed: &DatabaseObserved) -> Option<String> {
     (!replaced.is_empty()).then(|| serde_json::to_string(&replaced).unwrap_or_default())
 }
 
-pub(super) fn all(wanted: &Wanted<'_>, settings: &Settings) -> Vec<Child> {
+/// All of them for a database that is only being made; of one that exists those that were deleted.
+pub(super) fn all(wanted: &Wanted<'_>, observed: &DatabaseObserved, settings: &Settings) -> Vec<Child> {
     let mut secrets = vec![binding(wanted, settings), admin(wanted, settings)];
     if wanted.purpose == Purpose::Service {
         secrets.push(role(wanted, names::relay_secret(&wanted.owner.name), names::RELAY_ROLE, settings));
     }
-    secrets.into_iter().map(Child::Secret).collect()
+    let is_wanted = |secret: &Secret| {
+        let missing = &observed.secrets.missing;
+        observed.server.is_none() || secret.metadata.name.as_ref().is_some_and(|name| missing.contains(name))
+    };
+    secrets.into_iter().filter(is_wanted).map(Child::Secret).collect()
 }
 
 /// `NAME-db`, as the Service Binding specification has it: <https://servicebinding.io/spec/core/1.1.0/#well-known-secret-entries>.

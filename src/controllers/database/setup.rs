@@ -1,35 +1,42 @@
 //! The set-up Job: roles, Weft's tables, then migrations, in the pod network.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use k8s_openapi::api::{
     batch::v1::{
         Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyOnPodConditionsPattern,
         PodFailurePolicyRule,
     },
-    core::v1::{ConfigMap, Container, PodSpec, PodTemplateSpec, Volume, VolumeMount},
+    core::v1::{ConfigMap, Container, KeyToPath, PodSpec, PodTemplateSpec, Volume, VolumeMount},
 };
 use kube::core::ObjectMeta;
 
 use super::{ADMIN_PASSWORD, APP_PASSWORD, RELAY_PASSWORD, Stage, Wanted, host, secrets, server, stage};
 use crate::{
+    api::v1alpha1::SetUp,
     contract::{
         Contract, DatabaseLogin, Role,
-        database_setup::{DatabaseSetup, EXIT_DEFINITE, Purpose},
+        database_setup::{DatabaseSetup, EXIT_DEFINITE, Outcome, Purpose},
     },
     controllers::{
         render::pod::{PASSWORD, config_map_volume, mount, password_volume, pod_security, requests, weft_security},
         resources::{
-            child::Child,
-            labels::{Component, DATABASE_CLIENT_LABEL, IMAGE_ANNOTATION, SECRETS_ANNOTATION},
-            observed::{DatabaseObserved, Migrations},
-            plan::Rejection,
+            child::{Child, ChildKind, ChildRef},
+            labels::{
+                Component, DATABASE_CLIENT_LABEL, IMAGE_ANNOTATION, RELEASED_ANNOTATION, SECRETS_ANNOTATION,
+                SET_UP_ANNOTATION,
+            },
+            observed::{DatabaseObserved, JobOutcome, JobState, Migrations, Released},
+            plan::{Plan, Rejection},
             settings::Settings,
         },
     },
     domain::{
         names::{self, POSTGRES_PORT},
-        version::short_hash,
+        version::{self, short_hash},
     },
 };
 
@@ -39,33 +46,79 @@ const MIGRATIONS: (&str, &str) = ("migrations", "/etc/weft/migrations");
 /// The program waits for the server by itself and ends only when it is done or cannot be; so this bounds crashes of nodes
 /// and the like, and is large: a Job that gave up needs a person.
 const BACKOFF_LIMIT: i32 = 1000;
+/// Key of the ConfigMap with the pod template that was released last.
+pub const RELEASED_FILE: &str = "released.json";
+/// A mesh's proxy is to be a native sidecar (Istio, Linkerd), so that the pod ends with the set-up. It is not kept out: a
+/// mesh that demands mutual TLS of the database would then refuse the set-up.
+const NATIVE_SIDECARS: [&str; 3] = [
+    "sidecar.istio.io/nativeSidecar",
+    "config.beta.linkerd.io/proxy-enable-native-sidecar",
+    "config.alpha.linkerd.io/proxy-enable-native-sidecar",
+];
 
-/// The contract's ConfigMap, and the Job of the present input, unless its migrations are missing.
-pub(super) fn all(
+/// Adds the ConfigMap, and the Job of the present input while it has something to do.
+pub(super) fn add(
     wanted: &Wanted<'_>,
     observed: &DatabaseObserved,
+    released: Option<&Released>,
     settings: &Settings,
-) -> Result<Vec<Child>, Rejection> {
-    let mut children = vec![Child::ConfigMap(config_map(wanted, observed)?)];
-    let waits = match stage(wanted, observed) {
-        Stage::MigrationsMissing { .. } | Stage::MigrationsEmpty { .. } => true,
+    plan: &mut Plan,
+) -> Result<(), Rejection> {
+    plan.children.push(Child::ConfigMap(config_map(wanted, observed, released)?));
+    let Some(name) = job_name(wanted, observed) else { return Ok(()) };
+    let runs = match stage(wanted, observed) {
+        Stage::MigrationsMissing { .. } | Stage::MigrationsEmpty { .. } | Stage::MigrationsBehind { .. } => false,
         // a Job cannot be changed: this one goes, and the next pass makes another
-        Stage::Running(job) => {
-            !job.missing_images.is_empty() && job.annotations.get(IMAGE_ANNOTATION) != Some(&settings.image)
+        Stage::Running(JobState { replace_in: Some(pause), .. }) => {
+            plan.recheck_in = Some(*pause).filter(|pause| !pause.is_zero());
+            !pause.is_zero()
         }
+        Stage::Running(job) => {
+            job.missing_images.is_empty() || job.annotations.get(IMAGE_ANNOTATION) == Some(&settings.image)
+        }
+        // one that has ended and does not count read other migrations: it goes, too
         // the superuser's new password is the server's once that has started with it
-        Stage::Pending => !server::has_admin_password(wanted, observed),
-        Stage::Failed { .. } | Stage::Done => false,
+        Stage::Pending => !observed.jobs.contains_key(&name) && server::has_admin_password(wanted, observed),
+        Stage::Failed { .. } => true,
+        Stage::Done => {
+            // it stays for its log, whoever deletes it; unless an injected container would have it run for ever
+            if observed.jobs.get(&name).is_some_and(|job| job.outcome == JobOutcome::Succeeded) {
+                plan.retained.push(ChildRef::new(ChildKind::Job, name.clone()));
+            }
+            false
+        }
     };
-    if !waits {
-        children.push(Child::Job(job(wanted, observed, settings)));
+    if runs {
+        plan.children.push(Child::Job(job(wanted, name, settings)));
     }
-    Ok(children)
+    Ok(())
 }
 
-/// The name holds a hash of everything that the Job works from: contract, migrations, and the version of Weft's own tables, but
-/// not the image: a new operator runs a new Job only where its data plane needs new tables.
-pub(super) fn job_name(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> String {
+/// The set-up of the present input, if it is done: as recorded, or as its Job reports it.
+pub(super) fn done(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Option<SetUp> {
+    let hash = hash(wanted, observed)?;
+    let job = observed.jobs.get(&names::setup_job(&wanted.owner.name, &hash));
+    let recorded = observed.recorded.clone().filter(|recorded| recorded.hash == hash);
+    let reported = job.and_then(|job| reported(job, observed.migrations.as_ref(), hash));
+    // a report may come after the end of the Job
+    if recorded.as_ref().is_none_or(|recorded| recorded.files.is_none()) { reported.or(recorded) } else { recorded }
+}
+
+/// What a Job that did its work achieved; its pod, and the report with it, may be gone.
+fn reported(job: &JobState, migrations: Option<&Migrations>, hash: String) -> Option<SetUp> {
+    let Some(Outcome { files, applied: _, last, hash: content }) = job.report.clone() else {
+        return (job.outcome == JobOutcome::Succeeded).then(|| SetUp { hash, ..SetUp::default() });
+    };
+    // what was mounted can be older than what was observed
+    if matches!(migrations, Some(Migrations::Found { hash, .. }) if *hash != content) {
+        return None;
+    }
+    Some(SetUp { hash, files: i32::try_from(files).ok(), last, content_hash: Some(content) })
+}
+
+/// Of everything that the set-up works from: contract, migrations, the server, and the version of Weft's own tables; but
+/// not the image: a new operator runs a new Job only where its data plane needs new tables. `None` until the server exists.
+fn hash(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Option<String> {
     // a struct of strings, numbers and paths always has a form in YAML
     let mut input = contract(wanted).to_yaml().unwrap_or_default();
     if let Some(Migrations::Found { hash, .. }) = &observed.migrations {
@@ -76,7 +129,12 @@ pub(super) fn job_name(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Stri
     let secrets = secrets::secrets_of(&wanted.owner.name, wanted.purpose);
     let secrets: Vec<_> = secrets.iter().map(String::as_str).collect();
     input.push_str(&secrets::replacements(observed, &secrets).unwrap_or_default());
-    names::setup_job(&wanted.owner.name, &short_hash(input.as_bytes(), 8))
+    input.push_str(&observed.server.as_ref()?.uid);
+    Some(short_hash(input.as_bytes(), 8))
+}
+
+pub(super) fn job_name(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Option<String> {
+    Some(names::setup_job(&wanted.owner.name, &hash(wanted, observed)?))
 }
 
 pub(super) fn contract(wanted: &Wanted<'_>) -> DatabaseSetup {
@@ -97,32 +155,48 @@ pub(super) fn contract(wanted: &Wanted<'_>) -> DatabaseSetup {
         relay: (wanted.purpose == Purpose::Service).then(|| role(names::RELAY_ROLE, RELAY_PASSWORD)),
         purpose: wanted.purpose,
         migrations: wanted.migrations.map(|_| PathBuf::from(MIGRATIONS.1)),
-        last_migration: None,
+        last_migration: wanted.migrations.and_then(|migrations| migrations.last.clone()),
     }
 }
 
-fn config_map(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Result<ConfigMap, Rejection> {
+fn config_map(
+    wanted: &Wanted<'_>,
+    observed: &DatabaseObserved,
+    released: Option<&Released>,
+) -> Result<ConfigMap, Rejection> {
     let text = contract(wanted).to_yaml().map_err(|error| Rejection {
         reason: "ContractNotWritable",
         message: format!("the set-up contract of database {} cannot be written: {error}", wanted.owner.name),
     })?;
+    // strings, numbers and structs of Kubernetes' own always have a form in JSON
+    let json = |value: serde_json::Result<String>| value.unwrap_or_default();
+    let record = done(wanted, observed).or_else(|| observed.recorded.clone());
+    let record = record.map(|record| (SET_UP_ANNOTATION.to_owned(), json(serde_json::to_string(&record))));
+    let version = released.map(|released| (RELEASED_ANNOTATION.to_owned(), version::of(released)));
+    let secrets = secrets::record(observed).map(|record| (SECRETS_ANNOTATION.to_owned(), record));
+    let annotations: BTreeMap<_, _> = record.into_iter().chain(version).chain(secrets).collect();
+    let file = released.map(|released| (RELEASED_FILE.to_owned(), json(serde_json::to_string(released))));
     Ok(ConfigMap {
         metadata: ObjectMeta {
-            annotations: secrets::record(observed).map(|record| [(SECRETS_ANNOTATION.to_owned(), record)].into()),
+            annotations: (!annotations.is_empty()).then_some(annotations),
             ..wanted.owner.metadata(names::setup(&wanted.owner.name), Component::Setup)
         },
-        data: Some([(CONTRACT_FILE.to_owned(), text)].into()),
+        data: Some(std::iter::once((CONTRACT_FILE.to_owned(), text)).chain(file).collect()),
         ..ConfigMap::default()
     })
 }
 
-fn job(wanted: &Wanted<'_>, observed: &DatabaseObserved, settings: &Settings) -> Job {
+fn job(wanted: &Wanted<'_>, name: String, settings: &Settings) -> Job {
     let owner = wanted.owner;
     let mut labels = owner.labels(Component::Setup);
     labels.insert(DATABASE_CLIENT_LABEL.to_owned(), owner.name.clone());
     let (volumes, mounts) = volumes(wanted);
     let template = PodTemplateSpec {
-        metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
+        metadata: Some(ObjectMeta {
+            labels: Some(labels),
+            annotations: Some(NATIVE_SIDECARS.map(|name| (name.to_owned(), "true".to_owned())).into()),
+            ..ObjectMeta::default()
+        }),
         spec: Some(PodSpec {
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
@@ -136,7 +210,7 @@ fn job(wanted: &Wanted<'_>, observed: &DatabaseObserved, settings: &Settings) ->
     Job {
         metadata: ObjectMeta {
             annotations: Some([(IMAGE_ANNOTATION.to_owned(), settings.image.clone())].into()),
-            ..owner.metadata(job_name(wanted, observed), Component::Setup)
+            ..owner.metadata(name, Component::Setup)
         },
         spec: Some(JobSpec {
             backoff_limit: Some(BACKOFF_LIMIT),
@@ -148,7 +222,7 @@ fn job(wanted: &Wanted<'_>, observed: &DatabaseObserved, settings: &Settings) ->
     }
 }
 
-const CONTAINER: &str = "setup";
+pub const CONTAINER: &str = "setup";
 
 fn container(mounts: Vec<VolumeMount>, settings: &Settings) -> Container {
     let config = format!("{}/{CONTRACT_FILE}", CONTRACT.1);
@@ -168,17 +242,25 @@ fn container(mounts: Vec<VolumeMount>, settings: &Settings) -> Container {
 fn volumes(wanted: &Wanted<'_>) -> (Vec<Volume>, Vec<VolumeMount>) {
     let name = &wanted.owner.name;
     let mut volumes = vec![
-        (config_map_volume(CONTRACT.0, names::setup(name)), CONTRACT),
+        (contract_volume(names::setup(name)), CONTRACT),
         (password_volume(ADMIN_PASSWORD.0, names::admin_secret(name)), ADMIN_PASSWORD),
         (password_volume(APP_PASSWORD.0, names::database(name)), APP_PASSWORD),
     ];
     if wanted.purpose == Purpose::Service {
         volumes.push((password_volume(RELAY_PASSWORD.0, names::relay_secret(name)), RELAY_PASSWORD));
     }
-    if let Some(config_map) = wanted.migrations {
-        volumes.push((config_map_volume(MIGRATIONS.0, config_map.to_owned()), MIGRATIONS));
+    if let Some(migrations) = wanted.migrations {
+        volumes.push((config_map_volume(MIGRATIONS.0, migrations.config_map.clone()), MIGRATIONS));
     }
     volumes.into_iter().map(|(volume, (name, path))| (volume, mount(name, path))).unzip()
+}
+
+/// The contract alone of all that the ConfigMap holds.
+fn contract_volume(config_map: String) -> Volume {
+    let mut volume = config_map_volume(CONTRACT.0, config_map);
+    let file = KeyToPath { key: CONTRACT_FILE.to_owned(), path: CONTRACT_FILE.to_owned(), mode: None };
+    volume.config_map.get_or_insert_default().items = Some(vec![file]);
+    volume
 }
 
 /// A definite error ends the Job at once; a pod that its node lost does not count.

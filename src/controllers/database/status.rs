@@ -35,6 +35,14 @@ pub fn migrated(stage: &Stage<'_>) -> Finding {
                 "spec.database.migrations.configMap: ConfigMap `{config_map}` has no key that ends in `.sql`: add the migrations, or leave spec.database.migrations out"
             ),
         ),
+        Stage::MigrationsBehind { config_map, wanted, newest } => Finding::new(
+            false,
+            "MigrationsBehind",
+            format!(
+                "spec.database.migrations.last: ConfigMap `{config_map}` has no `{wanted}` (its last file is `{}`): add the file, or correct the name",
+                newest.unwrap_or_default()
+            ),
+        ),
         Stage::Pending => Finding::new(false, "SetupPending", "the set-up of the database has not started yet"),
         Stage::Running(job) => match job.problems.first() {
             Some(problem) => Finding::from(problem),
@@ -57,7 +65,9 @@ pub fn progress(live: Option<&Workload>, stage: &Stage<'_>) -> Option<Progress> 
     let migrated = migrated(stage);
     match stage {
         Stage::Failed { .. } => Some(Progress::Stalled(migrated.reason, migrated.message)),
-        Stage::MigrationsMissing { .. } | Stage::MigrationsEmpty { .. } => migrated.blocking(),
+        Stage::MigrationsMissing { .. } | Stage::MigrationsEmpty { .. } | Stage::MigrationsBehind { .. } => {
+            migrated.blocking()
+        }
         Stage::Pending | Stage::Running(_) | Stage::Done => server(live).blocking().or_else(|| migrated.blocking()),
     }
 }

@@ -17,8 +17,8 @@ use kube::api::ApiResource;
 pub enum Write {
     /// Server-side apply of what differs.
     Apply,
-    /// As [`Write::Apply`]; but one of this name that somebody else made need not conflict with ours in any field, so its
-    /// absence is checked before the first apply.
+    /// As [`Write::Apply`]; but one of this name that somebody else made need not conflict with ours in any field, so the first
+    /// write is a creation, which fails if there is one.
     ApplyUnlessTaken,
     /// Created when missing, never changed: a Job's template is immutable, and whatever matters is in the hash in its name.
     CreateOnce,

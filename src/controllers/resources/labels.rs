@@ -46,6 +46,10 @@ pub const SAGAS_ANNOTATION: &str = "weft.dev/sagas";
 /// On the contract of a set-up, written by its plan: how often each Secret of the database was made again, as JSON. On a StatefulSet
 /// and in a pod template: the same of those Secrets that its pods read, so that they roll when one is made again.
 pub const SECRETS_ANNOTATION: &str = "weft.dev/secrets";
+/// On a set-up's ConfigMap, written by its plan: the last set-up that succeeded, as JSON.
+pub const SET_UP_ANNOTATION: &str = "weft.dev/set-up";
+/// On a set-up's ConfigMap, written by its plan: hash of the released pod template that the ConfigMap holds.
+pub const RELEASED_ANNOTATION: &str = "weft.dev/released";
 /// On a custom resource: `now` asks for the operator's own data-plane image at once.
 pub const UPGRADE_ANNOTATION: &str = "weft.dev/upgrade";
 /// On a pod of the data plane, written when the contract that it mounts changed: that ConfigMap's `resourceVersion`.

@@ -1,12 +1,22 @@
 //! What the operator sees of its children: small, pruned states, not the objects.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use crate::contract::status::Problem;
+use k8s_openapi::api::core::v1::PodTemplateSpec;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    api::v1alpha1::SetUp,
+    contract::{database_setup::Outcome, status::Problem},
+};
 
 /// A Deployment or StatefulSet that exists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Workload {
+    pub uid: String,
     /// Its annotations under `weft.dev/`, as the last plan wrote them: the plan remembers there which data-plane image it
     /// used ([`IMAGE_ANNOTATION`](super::labels::IMAGE_ANNOTATION)) and for which pod template.
     pub annotations: BTreeMap<String, String>,
@@ -48,6 +58,12 @@ pub struct JobState {
     pub problems: Vec<Problem>,
     /// Images of its pods that cannot be pulled.
     pub missing_images: Vec<String>,
+    /// What the set-up's own container reported when it succeeded. It counts also while another container, which somebody
+    /// injected, keeps the pod from ending.
+    pub report: Option<Outcome>,
+    /// The set-up's own container failed, and an injected one keeps the pod, so the Job does not try again: when it is to be
+    /// replaced, for that reason alone.
+    pub replace_in: Option<Duration>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,8 +76,16 @@ pub enum JobOutcome {
     },
 }
 
+/// A pod template that was released: the set-up that it needs was done. With the annotations that the plan wrote on the
+/// Deployment for it, which say what it was made from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Released {
+    pub annotations: BTreeMap<String, String>,
+    pub template: PodTemplateSpec,
+}
+
 /// A database, whoever owns it: a Microservice or an orchestrator.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct DatabaseObserved {
     /// The StatefulSet `NAME-db`.
     pub server: Option<Workload>,
@@ -70,6 +94,12 @@ pub struct DatabaseObserved {
     /// The ConfigMap of migrations that the object names; `None` when it names none.
     pub migrations: Option<Migrations>,
     pub secrets: SecretsObserved,
+    /// The last set-up that succeeded, as recorded.
+    pub recorded: Option<SetUp>,
+    /// The pod template that was released last; read only while the present one may have to wait.
+    pub released: Option<Box<Released>>,
+    /// How long a new pod template still waits for a change of the migrations that may follow its spec.
+    pub settles_in: Option<Duration>,
 }
 
 /// What is known of a database's Secrets, which the operator cannot read.
@@ -86,9 +116,9 @@ pub struct SecretsObserved {
 pub enum Migrations {
     Missing,
     Found {
-        /// SHA-256 in hex of its keys and contents, in the order of the keys.
+        /// [`migrations_hash`](crate::contract::database_setup::migrations_hash) of its keys and contents, as the set-up reports it.
         hash: String,
-        /// Its keys, sorted. Those that end in `.sql` are migrations.
-        keys: Vec<String>,
+        /// The keys that are migrations, sorted.
+        files: Vec<String>,
     },
 }

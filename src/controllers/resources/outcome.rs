@@ -8,6 +8,8 @@ use super::child::ChildRef;
 pub struct Applied {
     /// Children that could not be written (or pruned), in the order of the plan; the children after a failed one are tried too.
     pub failures: Vec<Failure>,
+    /// Digest of all that is applied now, for the object's status; `None` unless every child is as planned.
+    pub digest: Option<String>,
 }
 
 /// A request that the API server refused, or that did not get through.

@@ -1,5 +1,7 @@
 //! What a controller wants to exist: the pure result of `plan`, the input of `apply`.
 
+use std::time::Duration;
+
 use super::child::{Child, ChildRef};
 use crate::domain::names;
 
@@ -9,8 +11,10 @@ use crate::domain::names;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     pub children: Vec<Child>,
-    /// Children that are not to be written now and not to be pruned either: the old Deployment while a migration fails.
+    /// Children that are not to be written now and not to be pruned either.
     pub retained: Vec<ChildRef>,
+    /// The plan will be another one after this time, though nothing else changes.
+    pub recheck_in: Option<Duration>,
 }
 
 /// Why an object cannot be planned: `Accepted=False`.

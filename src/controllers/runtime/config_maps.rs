@@ -1,18 +1,29 @@
-//! Content hashes of other people's ConfigMaps, each read once per `resourceVersion`.
+//! ConfigMaps whose content counts: other people's migrations, each read once per `resourceVersion`, and the pod templates
+//! that were released.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     sync::{Mutex, PoisonError},
 };
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
-use sha2::{Digest, Sha256};
 
-use crate::controllers::{
-    request::{RequestError, within_deadline},
-    resources::{key::ObjectId, observed::Migrations},
-    store::live::version,
+use super::Context;
+use crate::{
+    contract::database_setup::{is_migration, migrations_hash},
+    controllers::{
+        database::RELEASED_FILE,
+        request::{RequestError, within_deadline},
+        resources::{
+            key::{Key, ObjectId},
+            labels::RELEASED_ANNOTATION,
+            observed::{Migrations, Released},
+        },
+        store::live::version,
+    },
+    domain::names,
 };
 
 #[derive(Debug, Default)]
@@ -38,16 +49,34 @@ impl ConfigMaps {
 }
 
 fn digest(config_map: &ConfigMap) -> Migrations {
-    let mut hasher = Sha256::new();
-    let mut keys = Vec::new();
-    for (key, content) in config_map.data.iter().flatten() {
-        keys.push(key.clone());
-        for part in [key, content] {
-            hasher.update(part.len().to_be_bytes());
-            hasher.update(part.as_bytes());
-        }
+    let texts = config_map.data.iter().flatten().map(|(key, text)| (key.as_str(), Cow::Borrowed(text.as_str())));
+    // the set-up refuses what is not UTF-8
+    let bytes = config_map.binary_data.iter().flatten();
+    let bytes = bytes.map(|(key, bytes)| (key.as_str(), String::from_utf8_lossy(&bytes.0)));
+    let mut files: Vec<_> = texts.chain(bytes).filter(|(key, _)| is_migration(key)).collect();
+    files.sort_unstable();
+    Migrations::Found {
+        hash: migrations_hash(files.iter().map(|(name, text)| (*name, text.as_ref()))),
+        files: files.iter().map(|(name, _)| (*name).to_owned()).collect(),
     }
-    Migrations::Found { hash: format!("{:x}", hasher.finalize()), keys }
+}
+
+/// The pod template that `owner`, whose children are named after `name`, released last: one request, unless it never
+/// released any.
+pub async fn released(context: &Context, owner: &Key, name: &str) -> Result<Option<Box<Released>>, RequestError> {
+    if context.store().set_up_annotation(owner, name, RELEASED_ANNOTATION).is_none() {
+        return Ok(None);
+    }
+    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &owner.id.namespace);
+    let config_map = within_deadline(api.get_opt(&names::setup(name))).await?;
+    let text = config_map.and_then(|config_map| config_map.data?.remove(RELEASED_FILE));
+    Ok(text.and_then(|text| match serde_json::from_str(&text) {
+        Ok(released) => Some(released),
+        Err(error) => {
+            tracing::warn!(%owner, %error, "the released pod template cannot be read: the Deployment stays as it is until the set-up is done");
+            None
+        }
+    }))
 }
 
 #[cfg(test)]
@@ -60,10 +89,17 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_moves_with_names_and_contents() {
-        let first = of(&[("0001.sql", "create table a()")]);
-        assert_eq!(first, of(&[("0001.sql", "create table a()")]));
-        assert_ne!(first, of(&[("0001.sql", "create table b()")]));
-        assert_ne!(of(&[("a", "bc")]), of(&[("ab", "c")]));
+    fn the_hash_is_the_one_that_the_set_up_reports() {
+        let hash = migrations_hash([("0001.sql", "create table a()"), ("0002.sql", "create table b()")]);
+        let found = of(&[("0002.sql", "create table b()"), ("README.md", "?"), ("0001.sql", "create table a()")]);
+        assert_eq!(found, Migrations::Found { hash, files: vec!["0001.sql".to_owned(), "0002.sql".to_owned()] });
+    }
+
+    #[test]
+    fn a_file_counts_whether_it_is_text_or_bytes() {
+        let bytes = k8s_openapi::ByteString(b"create table a()".to_vec());
+        let binary_data = Some([("0001.sql".to_owned(), bytes)].into());
+        let found = digest(&ConfigMap { binary_data, ..ConfigMap::default() });
+        assert_eq!(found, of(&[("0001.sql", "create table a()")]));
     }
 }

@@ -10,7 +10,13 @@ use kube::Client;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    backoff::Backoff, config_maps::ConfigMaps, events::Events, metrics::OperatorMetrics, pace::StatusPace, queue::Queue,
+    backoff::Backoff,
+    config_maps::ConfigMaps,
+    events::Events,
+    metrics::OperatorMetrics,
+    pace::StatusPace,
+    queue::{Priority, Queue},
+    settling::Settling,
 };
 use crate::controllers::{
     apply::Memory,
@@ -38,6 +44,7 @@ pub struct Context {
     pub events: Events,
     pub metrics: Arc<OperatorMetrics>,
     pub config_maps: ConfigMaps,
+    pub settling: Settling,
     store: Mutex<Store>,
     queue: Queue,
     backoff: Backoff,
@@ -81,6 +88,7 @@ impl Context {
             events,
             metrics,
             config_maps: ConfigMaps::default(),
+            settling: Settling::default(),
             store: Mutex::default(),
             queue: Queue::default(),
             backoff: Backoff::default(),
@@ -95,20 +103,30 @@ impl Context {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn enqueue(&self, requeue: Requeue) {
+    /// `priority` is that of what must not wait; numbers that moved never have more than that of an event.
+    pub fn enqueue(&self, requeue: Requeue, priority: Priority) {
         let now = Instant::now();
         for key in requeue.now {
-            self.queue.add(key, now + DEBOUNCE);
+            self.queue.add(key, now + DEBOUNCE, priority);
         }
         for key in requeue.paced {
-            let at = self.pace.next(&key, now).max(now + DEBOUNCE);
-            self.queue.add(key, at);
+            if let Some(at) = self.pace.next(&key, now) {
+                self.queue.add(key, at.max(now + DEBOUNCE), priority.min(Priority::Event));
+            }
         }
     }
 
     /// Reconciles `key` then, if not before.
     pub fn enqueue_at(&self, key: &Key, at: Instant) {
-        self.queue.add(key.clone(), at);
+        self.queue.add(key.clone(), at, Priority::Event);
+    }
+
+    /// Reconciles each object whose status waited for the budget of all, when its turn has come. Never ends.
+    pub(super) async fn grant_turns(&self) {
+        loop {
+            let key = self.pace.turn().await;
+            self.queue.add(key, Instant::now(), Priority::Event);
+        }
     }
 
     /// From now on reports of the data plane can arrive.
@@ -144,6 +162,7 @@ impl Context {
     pub fn forget(&self, key: &Key) {
         self.memory.forget(key);
         self.pace.forget(key);
+        self.settling.forget(key);
         self.backoff.succeeded(key);
         self.lock_results().remove(key);
     }
@@ -165,12 +184,12 @@ impl Context {
             Some(Verdict::Done) => self.backoff.succeeded(key),
             Some(Verdict::At(instant)) => {
                 self.backoff.succeeded(key);
-                self.queue.add(key.clone(), instant);
+                self.queue.add(key.clone(), instant, Priority::Event);
             }
             Some(Verdict::Failed(class)) => {
                 let pause = self.backoff.failed(key, class, rand::random());
                 tracing::debug!(%key, ?class, pause_ms = pause.as_millis(), "reconcile failed, retrying");
-                self.queue.add(key.clone(), Instant::now() + pause);
+                self.queue.add(key.clone(), Instant::now() + pause, Priority::Event);
             }
         }
     }

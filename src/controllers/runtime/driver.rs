@@ -4,8 +4,12 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
+use tokio::time::Instant;
 
-use super::context::{Context, Verdict};
+use super::{
+    context::{Context, Verdict},
+    queue::Priority,
+};
 use crate::controllers::{
     apply::{self, Outcome, Written, contract_readers},
     request::RequestError,
@@ -75,6 +79,11 @@ pub trait Driven: Kind<Object: Send + Sync, Observed: Send + Sync, Planned: Send
     /// The custom resources that Events about the children concern.
     fn event_targets(object: &Self::Object) -> Vec<ObjectReference>;
 
+    /// Whether a status of the object keeps this [`Applied::digest`].
+    fn is_recorded(_object: &Self::Object, _digest: &str) -> bool {
+        false
+    }
+
     fn report(
         context: &Context,
         key: &Key,
@@ -136,7 +145,7 @@ async fn pass<K: Driven>(context: &Context, key: &Key, object: &K::Object) -> Re
     if let Ok(planned) = &planned
         && may_write
     {
-        applied = carry_out(context, key, &K::event_targets(object), K::children(planned)).await;
+        applied = carry_out::<K>(context, key, object, K::children(planned)).await;
     }
     // what was written is observed too
     let observed = K::observe(context, key, object).await?;
@@ -144,14 +153,18 @@ async fn pass<K: Driven>(context: &Context, key: &Key, object: &K::Object) -> Re
     let reported = K::report(context, key, object, status).await;
     match applied.failures.iter().map(|failure| failure.class).min() {
         Some(class) => Ok(Verdict::Failed(class)),
-        None => reported.map(|()| Verdict::Done),
+        None => reported.map(|()| match planned.as_ref().ok().and_then(|planned| K::children(planned).recheck_in) {
+            Some(pause) => Verdict::At(Instant::now() + pause),
+            None => Verdict::Done,
+        }),
     }
 }
 
 /// Applies a plan, and updates the store at once, before the watches do.
-async fn carry_out(context: &Context, key: &Key, event_targets: &[ObjectReference], plan: &Plan) -> Applied {
+async fn carry_out<K: Driven>(context: &Context, key: &Key, object: &K::Object, plan: &Plan) -> Applied {
     let present: BTreeMap<_, _> = context.store().children(key);
-    let Outcome { applied, written, drifted, deleted } =
+    context.memory.adopt(key, &present, plan, |digest| K::is_recorded(object, digest));
+    let Outcome { mut applied, written, drifted, deleted } =
         apply::apply(&context.client, &context.memory, key, &present, plan).await;
     let changed = changed_contract(&present, &written);
     let mut requeue: Requeue = {
@@ -163,17 +176,18 @@ async fn carry_out(context: &Context, key: &Key, event_targets: &[ObjectReferenc
     };
     // this pass continues with what it wrote; the other keys that depend on it are requeued
     requeue.now.retain(|other| other != key);
-    context.enqueue(requeue);
+    context.enqueue(requeue, Priority::Event);
     if let Some(version) = changed {
         let pods = context.store().contract_readers(key);
         contract_readers::notify(&context.client, &key.id.namespace, &pods, version).await;
     }
     for child in &drifted {
-        report_drift(context, key, event_targets, child);
+        report_drift(context, key, &K::event_targets(object), child);
     }
     for failure in &applied.failures {
         tracing::warn!(reason = failure.reason, message = failure.message, "a child could not be written");
     }
+    applied.digest = applied.failures.is_empty().then(|| context.memory.digest(key, plan));
     applied
 }
 

@@ -11,9 +11,11 @@ pub mod metrics;
 mod pace;
 mod queue;
 pub mod report;
+mod settling;
 mod workers;
 
-pub use config_maps::ConfigMaps;
+pub use config_maps::{ConfigMaps, released};
 pub use context::{Context, PassResult, Verdict};
-pub use pace::News;
+pub use pace::{News, StatusPace};
+pub use queue::Priority;
 pub use workers::{ReconcileFn, resync, run};

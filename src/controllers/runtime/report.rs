@@ -11,7 +11,11 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::{Context, pace::News};
+use super::{
+    Context,
+    pace::{News, Wait},
+    queue::Priority,
+};
 use crate::controllers::{
     request::{RequestError, within_deadline},
     resources::{key::Key, labels::STATUS_MANAGER},
@@ -32,6 +36,7 @@ pub async fn write<K: Custom>(context: &Context, key: &Key, object: &K, status: 
         None => status,
     };
     if before == Some(&status) {
+        context.pace.withdraw(key);
         return Ok(());
     }
     let was = before.map(K::conditions).unwrap_or_default();
@@ -42,8 +47,7 @@ pub async fn write<K: Custom>(context: &Context, key: &Key, object: &K, status: 
     } else {
         News::Numbers
     };
-    if let Err(later) = context.pace.enter(key, news, Instant::now()) {
-        context.enqueue_at(key, later);
+    if !may_write(context, key, news) {
         return Ok(());
     }
     let answer = match patch::<K>(context, key, object.meta().uid.as_deref(), &json!(status)).await {
@@ -58,11 +62,23 @@ pub async fn write<K: Custom>(context: &Context, key: &Key, object: &K, status: 
         Ok(object) => {
             // a change of the spec, or a deletion, may have come before the answer, which then carries it first
             let requeue = context.store().set(object);
-            context.enqueue(requeue);
+            context.enqueue(requeue, Priority::SpecChange);
         }
         Err(_malformed) => context.store().set_reported::<K>(&key.id, status),
     }
     Ok(())
+}
+
+/// Whether the status is to be written now; else the object comes again when it may be.
+fn may_write(context: &Context, key: &Key, news: News) -> bool {
+    match context.pace.enter(key, news, Instant::now()) {
+        Ok(()) => true,
+        Err(Wait::Until(later)) => {
+            context.enqueue_at(key, later);
+            false
+        }
+        Err(Wait::Turn) => false,
+    }
 }
 
 /// `Accepted=False` on an object that does not have its type's form and of which no earlier form is known. Its other columns stay,
@@ -72,6 +88,9 @@ pub async fn write_malformed<K: Custom>(
     key: &Key,
     malformed: &Malformed,
 ) -> Result<(), RequestError> {
+    if !may_write(context, key, News::Answer) {
+        return Ok(());
+    }
     let resource = ApiResource::erase::<K>(&());
     let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), &key.id.namespace, &resource);
     // the operator has the right to list, which it needs anyway, and not the one to get

@@ -6,7 +6,10 @@ use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
-use super::context::{Context, Verdict};
+use super::{
+    context::{Context, Verdict},
+    queue::Priority,
+};
 use crate::controllers::{
     resources::{key::Key, outcome::Class},
     store::Requeue,
@@ -31,6 +34,10 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     context.start_listening();
+    let (turns, ended) = (Arc::clone(&context), stop.clone());
+    tasks.spawn(async move {
+        tokio::select! { () = ended.cancelled() => {} () = turns.grant_turns() => {} }
+    });
     let permits = Arc::new(Semaphore::new(concurrency.max(1)));
     loop {
         let next = async {
@@ -66,7 +73,7 @@ pub async fn resync(context: Arc<Context>, stop: CancellationToken) {
     for slot in (0..RESYNC_SLOTS).cycle() {
         tokio::select! { () = stop.cancelled() => return, _ = tick.tick() => {} }
         let keys = context.store().part_of_keys(slot, RESYNC_SLOTS);
-        context.enqueue(Requeue { now: keys, paced: Vec::new() });
+        context.enqueue(Requeue { now: keys, paced: Vec::new() }, Priority::Resync);
     }
 }
 

@@ -1,18 +1,48 @@
 //! Children in the store, grouped by their owner.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
-use super::{Requeue, Scope, Store, live::ChildSeen, live_pod::SECRET_MISSING};
+use jiff::Timestamp;
+
+use super::{
+    Requeue, Scope, Store,
+    live::ChildSeen,
+    live_pod::SECRET_MISSING,
+    packed::{Packed, SmallMap},
+};
 use crate::{
-    contract::status::Problem,
+    contract::{database_setup::EXIT_DEFINITE, status::Problem},
     controllers::resources::{
         child::{ChildKind, ChildRef},
         key::{Key, ObjectId, ObjectKind},
-        labels::{Component, SECRETS_ANNOTATION},
-        observed::{JobState, Workload},
+        labels::{Component, SECRETS_ANNOTATION, SET_UP_ANNOTATION},
+        observed::{DatabaseObserved, JobOutcome, JobState, SecretsObserved, Workload},
     },
     domain::names,
 };
+
+/// Pause before a Job is replaced that an injected container holds.
+const HELD_PAUSE: Duration = Duration::from_mins(1);
+
+/// A child as the store keeps it.
+#[derive(Debug)]
+pub struct KeptChild {
+    version: u64,
+    seen: Packed<ChildSeen>,
+}
+
+impl KeptChild {
+    fn new(seen: &ChildSeen) -> Self {
+        Self { version: seen.version, seen: Packed::new(seen) }
+    }
+
+    fn seen(&self) -> Option<ChildSeen> {
+        Some(ChildSeen { version: self.version, ..self.seen.unpack()? })
+    }
+}
 
 impl Store {
     /// A new or changed child, from a watch or as the answer to a write of our own. An older one than is known is ignored.
@@ -21,13 +51,13 @@ impl Store {
             return Requeue::default();
         }
         let children = self.children.entry(owner.clone()).or_default();
-        let known = children.get(&child);
-        if known.is_some_and(|known| known.version > seen.version) {
+        let (known, new) = (children.get(&child), KeptChild::new(&seen));
+        if known.is_some_and(|known| known.version > new.version) {
             return Requeue::default();
         }
-        let same = known.is_some_and(|known| ChildSeen { version: seen.version, ..known.clone() } == seen);
+        let same = known.is_some_and(|known| known.seen == new.seen);
         let kind = child.kind;
-        children.insert(child, seen);
+        children.insert(child, new);
         if same { Requeue::default() } else { self.affected_by_child(owner, kind) }
     }
 
@@ -36,7 +66,7 @@ impl Store {
     pub fn remove_child(&mut self, owner: &Key, child: &ChildRef, uid: &str, version: u64) -> Requeue {
         self.removed.add(uid, version);
         let Some(children) = self.children.get_mut(owner) else { return Requeue::default() };
-        if children.get(child).is_none_or(|known| known.uid != uid) {
+        if children.get(child).and_then(KeptChild::seen).is_none_or(|known| known.uid != uid) {
             return Requeue::default();
         }
         children.remove(child);
@@ -53,7 +83,8 @@ impl Store {
         for (owner, children) in self.children.iter().filter(|(owner, _)| scope.holds(&owner.id)) {
             for (child, known) in children.iter().filter(|(child, _)| child.kind == kind) {
                 if !seen.contains(&ObjectId::new(&owner.id.namespace, &child.name)) {
-                    gone.push((owner.clone(), child.clone(), known.uid.clone(), known.version.saturating_sub(1)));
+                    let uid = known.seen().map(|seen| seen.uid).unwrap_or_default();
+                    gone.push((owner.clone(), child.clone(), uid, known.version.saturating_sub(1)));
                 }
             }
         }
@@ -61,11 +92,12 @@ impl Store {
     }
 
     pub fn children(&self, owner: &Key) -> BTreeMap<ChildRef, ChildSeen> {
-        self.children.get(owner).cloned().unwrap_or_default()
+        let children = self.children.get(owner).into_iter().flat_map(SmallMap::iter);
+        children.filter_map(|(child, known)| Some((child.clone(), known.seen()?))).collect()
     }
 
-    pub fn child(&self, owner: &Key, child: &ChildRef) -> Option<&ChildSeen> {
-        self.children.get(owner)?.get(child)
+    pub fn child(&self, owner: &Key, child: &ChildRef) -> Option<ChildSeen> {
+        self.children.get(owner)?.get(child)?.seen()
     }
 
     /// A Deployment or StatefulSet and what is wrong with its pods.
@@ -82,30 +114,46 @@ impl Store {
     }
 
     /// The Jobs of an owner, by name.
-    pub fn jobs(&self, owner: &Key) -> BTreeMap<String, JobState> {
-        let jobs = self.children.get(owner).into_iter().flatten();
-        jobs.filter(|(child, _)| child.kind == ChildKind::Job)
+    fn jobs(&self, owner: &Key, now: Timestamp) -> BTreeMap<String, JobState> {
+        let children = self.children.get(owner).into_iter().flat_map(SmallMap::iter);
+        children
+            .filter(|(child, _)| child.kind == ChildKind::Job)
+            .filter_map(|(child, known)| Some((child, known.seen()?)))
             .map(|(child, seen)| {
                 let of_job = |_: &str, job: Option<&str>| job == Some(child.name.as_str());
-                let last_message = self
-                    .pods_of(owner)
-                    .filter(|(_, pod)| pod.job.as_deref() == Some(child.name.as_str()))
-                    .filter_map(|(_, pod)| pod.last_message.clone())
-                    .max();
+                let pods = || self.pods_of(owner).map(|(_, pod)| pod).filter(|pod| of_job("", pod.job.as_deref()));
+                let last_message = pods().filter_map(|pod| pod.last_message.clone()).max();
+                let report = pods().find_map(|pod| pod.report.as_deref().cloned());
                 let missing_images = self.missing_images(owner, of_job);
                 let mut problems = self.problems(owner, of_job);
                 problems.extend(self.refused_pods(owner, child));
                 let state = seen.job(problems, last_message.map(|(_, message)| message));
-                (child.name.clone(), JobState { missing_images, ..state })
+                let mut state = JobState { missing_images, report, ..state };
+                if let Some((exit_code, at)) = pods().find_map(|pod| pod.held.as_ref()) {
+                    hold(&mut state, *exit_code, at, now);
+                }
+                (child.name.clone(), state)
             })
             .collect()
     }
 
-    /// How often each Secret of a database was made again, as the contract of its set-up records it.
-    pub fn replaced_secrets(&self, owner: &Key, name: &str) -> BTreeMap<String, u32> {
-        let contract = self.child(owner, &ChildRef::new(ChildKind::ConfigMap, names::setup(name)));
-        let record = contract.and_then(|seen| seen.annotations.get(SECRETS_ANNOTATION));
-        record.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+    /// The database of an owner whose children are named after `name`; its migrations are not in the store.
+    pub fn database(&self, owner: &Key, name: &str, now: Timestamp) -> DatabaseObserved {
+        let record = |annotation| self.set_up_annotation(owner, name, annotation);
+        let replaced = record(SECRETS_ANNOTATION).and_then(|text| serde_json::from_str(&text).ok());
+        DatabaseObserved {
+            server: self.workload(owner, ChildKind::StatefulSet, &names::database(name)),
+            jobs: self.jobs(owner, now),
+            recorded: record(SET_UP_ANNOTATION).and_then(|text| serde_json::from_str(&text).ok()),
+            secrets: SecretsObserved { replaced: replaced.unwrap_or_default(), ..SecretsObserved::default() },
+            ..DatabaseObserved::default()
+        }
+    }
+
+    /// An annotation of the ConfigMap of a set-up.
+    pub fn set_up_annotation(&self, owner: &Key, name: &str, annotation: &str) -> Option<String> {
+        let config_map = ChildRef::new(ChildKind::ConfigMap, names::setup(name));
+        self.child(owner, &config_map)?.annotations.remove(annotation)
     }
 
     /// A pod of `owner` reports that it misses this Secret.
@@ -150,5 +198,43 @@ impl Store {
         let relays = self.relays_of(&owner.id);
         let relays = relays.iter().map(|relay| Key::of(ObjectKind::OutboxRelay, &super::id_of(relay.as_ref())));
         Requeue::now(std::iter::once(owner.clone()).chain(relays))
+    }
+}
+
+/// A Job whose program failed while an injected container keeps its pod running: the Job itself does not notice.
+fn hold(job: &mut JobState, exit_code: i32, at: &str, now: Timestamp) {
+    if job.outcome != JobOutcome::Running {
+        return;
+    }
+    if exit_code == i32::from(EXIT_DEFINITE) {
+        // that of the program is the last one
+        let message = job.problems.pop().map(|last| last.message).unwrap_or_default();
+        job.outcome = JobOutcome::Failed { message };
+        return;
+    }
+    let since = at.parse::<Timestamp>().map(|at| now.duration_since(at)).unwrap_or_default();
+    let since = Duration::try_from(since).unwrap_or_default();
+    job.replace_in = Some(HELD_PAUSE.saturating_sub(since));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controllers::fixtures::{job, now, problem};
+
+    fn held(exit_code: i32, seconds_ago: i64) -> JobState {
+        let mut state = JobState { problems: vec![problem("SetupFailed", "no")], ..job(JobOutcome::Running) };
+        let at = Timestamp::from_second(now().as_second() - seconds_ago).unwrap();
+        hold(&mut state, exit_code, &at.to_string(), now());
+        state
+    }
+
+    #[test]
+    fn a_job_that_an_injected_container_holds_fails_or_is_replaced_after_a_pause() {
+        assert_eq!(held(65, 1).outcome, JobOutcome::Failed { message: "no".to_owned() });
+        let passing = held(1, 20);
+        assert_eq!((passing.outcome, passing.replace_in), (JobOutcome::Running, Some(Duration::from_secs(40))));
+        assert_eq!(held(1, 70).replace_in, Some(Duration::ZERO));
+        assert_eq!(held(1, -30).replace_in, Some(HELD_PAUSE), "another clock");
     }
 }

@@ -1,8 +1,9 @@
 //! Custom resources in the store.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{HashMap, HashSet},
     fmt::Debug,
+    hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
 };
 
@@ -16,13 +17,14 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{
     ReadyCounts, Requeue, Scope, Store,
     live::version,
+    packed::Packed,
     references::{Named, of_microservice, of_relay, of_saga},
 };
 use crate::{
     api::v1alpha1::{Microservice, OutboxRelay, Saga},
     controllers::{
         resources::key::{Key, ObjectId, ObjectKind},
-        status::conditions::{READY, status_of},
+        status::conditions::{READY, Truth, status_of},
     },
 };
 
@@ -41,8 +43,8 @@ pub trait Custom:
     const KIND: ObjectKind;
 
     fn references(id: &ObjectId, object: &Self) -> Vec<Named>;
-    fn objects(store: &Store) -> &BTreeMap<ObjectId, Arc<Self>>;
-    fn objects_mut(store: &mut Store) -> &mut BTreeMap<ObjectId, Arc<Self>>;
+    fn objects(store: &Store) -> &HashMap<ObjectId, Kept<Self>>;
+    fn objects_mut(store: &mut Store) -> &mut HashMap<ObjectId, Kept<Self>>;
     fn conditions(status: &Self::Status) -> &[Condition];
     fn observed_generation(status: &Self::Status) -> Option<i64>;
     fn set_conditions(status: &mut Self::Status, conditions: Vec<Condition>, observed_generation: Option<i64>);
@@ -57,11 +59,11 @@ macro_rules! custom {
                 $references(id, object)
             }
 
-            fn objects(store: &Store) -> &BTreeMap<ObjectId, Arc<Self>> {
+            fn objects(store: &Store) -> &HashMap<ObjectId, Kept<Self>> {
                 &store.$objects
             }
 
-            fn objects_mut(store: &mut Store) -> &mut BTreeMap<ObjectId, Arc<Self>> {
+            fn objects_mut(store: &mut Store) -> &mut HashMap<ObjectId, Kept<Self>> {
                 &mut store.$objects
             }
 
@@ -85,6 +87,51 @@ custom!(Microservice, microservices, of_microservice);
 custom!(OutboxRelay, relays, of_relay);
 custom!(Saga, sagas, of_saga);
 
+/// A custom resource as the store keeps it, with what is asked for often.
+#[derive(Debug)]
+pub struct Kept<K> {
+    object: Packed<K>,
+    uid: Option<Box<str>>,
+    version: u64,
+    /// Hash of everything but the status and bookkeeping.
+    intent: u64,
+    ready: Truth,
+}
+
+impl<K: Custom> Kept<K> {
+    pub(super) fn new(object: &K) -> Self {
+        let conditions = object.status().map(K::conditions).unwrap_or_default();
+        Self {
+            object: Packed::new(object),
+            uid: object.meta().uid.as_deref().map(Into::into),
+            version: version(object.meta()),
+            intent: intent(object.meta()),
+            ready: match status_of(conditions, READY) {
+                Some("True") => Truth::True,
+                Some("False") => Truth::False,
+                Some(_) | None => Truth::Unknown,
+            },
+        }
+    }
+}
+
+impl<K> Kept<K> {
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready == Truth::True
+    }
+}
+
+fn intent(metadata: &ObjectMeta) -> u64 {
+    let ObjectMeta { uid, generation, deletion_timestamp, annotations, finalizers, .. } = metadata;
+    let mut hasher = DefaultHasher::new();
+    let deleted = deletion_timestamp.as_ref().map(|time| time.0);
+    (uid, generation, deleted).hash(&mut hasher);
+    // an empty list is as good as none
+    annotations.iter().flatten().for_each(|annotation| annotation.hash(&mut hasher));
+    finalizers.iter().flatten().for_each(|finalizer| finalizer.hash(&mut hasher));
+    hasher.finish()
+}
+
 /// An object's identity from its metadata.
 pub fn id_of(object: &impl ResourceExt) -> ObjectId {
     ObjectId::new(object.namespace().unwrap_or_default(), object.name_any())
@@ -92,7 +139,7 @@ pub fn id_of(object: &impl ResourceExt) -> ObjectId {
 
 impl Store {
     pub fn get<K: Custom>(&self, id: &ObjectId) -> Option<Arc<K>> {
-        K::objects(self).get(id).cloned()
+        K::objects(self).get(id)?.object.unpack().map(Arc::new)
     }
 
     /// A new or changed object, from a watch or as the answer to a write of our own. An older one than is known is ignored.
@@ -102,14 +149,14 @@ impl Store {
         if object.uid().is_some_and(|uid| self.removed.has(&uid, version(object.meta()))) {
             return Requeue::default();
         }
-        let known = K::objects(self).get(&id);
-        if known.is_some_and(|known| version(known.meta()) > version(object.meta()) && known.uid() == object.uid()) {
+        let (known, new) = (K::objects(self).get(&id), Kept::new(&object));
+        if known.is_some_and(|known| known.version > new.version && known.uid == new.uid) {
             return Requeue::default();
         }
-        let same = known.is_some_and(|known| same_intent(known.as_ref(), &object));
+        let same = known.is_some_and(|known| known.intent == new.intent);
         let was_malformed = self.malformed.remove(&key).is_some();
         self.references.set(&key, K::references(&id, &object));
-        K::objects_mut(self).insert(id, Arc::new(object));
+        K::objects_mut(self).insert(id, new);
         match (same, was_malformed) {
             (true, false) => Requeue::default(),
             (false, false) => self.affected_by(&key),
@@ -121,7 +168,7 @@ impl Store {
     pub fn remove<K: Custom>(&mut self, id: &ObjectId, version: u64) -> Requeue {
         let key = Key::of(K::KIND, id);
         let malformed = self.malformed.remove(&key);
-        let uid = K::objects(self).get(id).and_then(|object| object.uid());
+        let uid = K::objects(self).get(id).and_then(|known| known.uid.as_deref().map(str::to_owned));
         if let Some(uid) = uid.or_else(|| malformed.as_ref().map(|malformed| malformed.uid.clone())) {
             self.removed.add(&uid, version);
         }
@@ -148,7 +195,7 @@ impl Store {
         let gone: Vec<_> = K::objects(self)
             .iter()
             .filter(|(id, _)| scope.holds(id) && !seen.contains(id))
-            .map(|(id, object)| (id.clone(), version(object.meta()).saturating_sub(1)))
+            .map(|(id, known)| (id.clone(), known.version.saturating_sub(1)))
             .collect();
         let unreadable = self.malformed.keys().filter(|key| key.kind == K::KIND && self.is_unreadable(key));
         let unreadable = unreadable.filter(|key| scope.holds(&key.id) && !seen.contains(&key.id));
@@ -162,9 +209,8 @@ impl Store {
         let mut relays: Vec<_> = self
             .references
             .of_kind(&named, ObjectKind::OutboxRelay)
-            .filter_map(|id| self.relays.get(id))
+            .filter_map(|id| self.get::<OutboxRelay>(id))
             .filter(|relay| relay.metadata.deletion_timestamp.is_none())
-            .cloned()
             .collect();
         relays.sort_by_key(|relay| (relay.creation_timestamp(), relay.name_any()));
         relays
@@ -174,9 +220,8 @@ impl Store {
     pub fn members_of(&self, orchestrator: &ObjectId) -> Vec<Arc<Saga>> {
         self.references
             .of_kind(&Named::Orchestrator(orchestrator.clone()), ObjectKind::Saga)
-            .filter_map(|id| self.sagas.get(id))
+            .filter_map(|id| self.get::<Saga>(id))
             .filter(|saga| saga.metadata.deletion_timestamp.is_none())
-            .cloned()
             .collect()
     }
 
@@ -186,11 +231,12 @@ impl Store {
         match key.kind {
             ObjectKind::Microservice => keys.extend(self.references.to(&Named::Microservice(key.id.clone())).cloned()),
             ObjectKind::OutboxRelay => {
-                if let Some(relay) = self.relays.get(&key.id) {
-                    let service = ObjectId::new(&key.id.namespace, &relay.spec.microservice);
-                    keys.push(Key::of(ObjectKind::Microservice, &service));
-                    let named = Named::Microservice(service);
-                    keys.extend(self.references.to(&named).filter(|key| key.kind != ObjectKind::Microservice).cloned());
+                for named in self.references.named_by(key) {
+                    if let Named::Microservice(service) = named {
+                        keys.push(Key::of(ObjectKind::Microservice, service));
+                    }
+                    let others = self.references.to(named).filter(|key| key.kind != ObjectKind::Microservice);
+                    keys.extend(others.cloned());
                 }
             }
             ObjectKind::Saga => {}
@@ -203,9 +249,11 @@ impl Store {
         Requeue::now(keys)
     }
 
-    fn orchestrator_of(&self, key: &Key) -> Option<Key> {
-        let saga = (key.kind == ObjectKind::Saga).then(|| self.sagas.get(&key.id)).flatten()?;
-        Some(Key::new(ObjectKind::Orchestrator, &key.id.namespace, &saga.spec.orchestrator))
+    pub(super) fn orchestrator_of(&self, key: &Key) -> Option<Key> {
+        self.references.named_by(key).iter().find_map(|named| match named {
+            Named::Orchestrator(orchestrator) => Some(Key::of(ObjectKind::Orchestrator, orchestrator)),
+            Named::Microservice(_) | Named::ConfigMap(_) => None,
+        })
     }
 
     /// How many objects of each kind are ready.
@@ -219,10 +267,8 @@ impl Store {
 }
 
 fn count<K: Custom>(store: &Store, counts: &mut ReadyCounts) {
-    for object in K::objects(store).values() {
-        let conditions = object.status().map(K::conditions).unwrap_or_default();
-        let ready = status_of(conditions, READY).unwrap_or("Unknown").to_owned();
-        *counts.entry((K::KIND, ready)).or_default() += 1;
+    for known in K::objects(store).values() {
+        *counts.entry((K::KIND, known.ready.as_str().to_owned())).or_default() += 1;
     }
 }
 
@@ -232,14 +278,4 @@ pub(super) fn prune(metadata: &mut ObjectMeta) {
     if let Some(annotations) = &mut metadata.annotations {
         annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
     }
-}
-
-/// Nothing but the status (or bookkeeping) differs.
-fn same_intent<K: Custom>(old: &K, new: &K) -> bool {
-    let (old, new) = (old.meta(), new.meta());
-    old.uid == new.uid
-        && old.generation == new.generation
-        && old.deletion_timestamp == new.deletion_timestamp
-        && old.annotations == new.annotations
-        && old.finalizers == new.finalizers
 }

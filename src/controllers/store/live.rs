@@ -1,14 +1,11 @@
 //! Children as the API server has them, pruned while they are parsed: what is not in these structs is never kept.
 
-use std::{
-    borrow::Cow,
-    collections::BTreeMap,
-    hash::{DefaultHasher, Hash, Hasher},
-};
+use std::{borrow::Cow, collections::BTreeMap};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, api::ApiResource, core::DynamicResourceScope};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::{
     contract::status::Problem,
@@ -29,12 +26,13 @@ pub struct Live {
     pub status: LiveStatus,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LiveSpec {
+    #[serde(skip_serializing_if = "Option::is_none")]
     replicas: Option<i32>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LiveStatus {
     observed_generation: i64,
@@ -46,7 +44,7 @@ pub struct LiveStatus {
     conditions: Vec<LiveCondition>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 struct LiveCondition {
     #[serde(rename = "type")]
@@ -89,12 +87,16 @@ impl Resource for Live {
     }
 }
 
-/// What the store keeps of a child.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What the store keeps of a child, packed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ChildSeen {
     pub uid: String,
-    /// `metadata.resourceVersion`, which API servers hand out in ascending order (KEP-5504).
+    /// `metadata.resourceVersion`, which API servers hand out in ascending order (KEP-5504). Packed apart from the rest: it
+    /// moves when nothing else does.
+    #[serde(skip)]
     pub version: u64,
+    #[serde(skip_serializing_if = "is_default")]
     pub deleting: bool,
     /// Hash of the fields that our field manager owns. Whoever changes or removes a field that we applied takes it from us,
     /// so this moves exactly when the child drifts from what was applied, and never for a status or a stranger's label.
@@ -104,10 +106,18 @@ pub struct ChildSeen {
     /// [`APPLIED_HASH_ANNOTATION`].
     pub applied_hash: Option<String>,
     /// Annotations under `weft.dev/`.
+    #[serde(skip_serializing_if = "is_default")]
     pub annotations: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "is_default")]
     pub generation: i64,
+    #[serde(skip_serializing_if = "is_default")]
     pub(in crate::controllers) spec: LiveSpec,
+    #[serde(skip_serializing_if = "is_default")]
     pub(in crate::controllers) status: LiveStatus,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl From<Live> for ChildSeen {
@@ -155,6 +165,7 @@ impl ChildSeen {
         problems.extend(self.failing_replicas());
         problems.extend(self.stopped_rollout());
         Workload {
+            uid: self.uid.clone(),
             annotations: self.annotations.clone(),
             generation: self.generation,
             observed_generation: self.status.observed_generation,
@@ -180,7 +191,14 @@ impl ChildSeen {
             problems.extend(last_message.map(again));
             JobOutcome::Running
         };
-        JobState { annotations: self.annotations.clone(), outcome, problems, missing_images: Vec::new() }
+        JobState {
+            annotations: self.annotations.clone(),
+            outcome,
+            problems,
+            missing_images: Vec::new(),
+            report: None,
+            replace_in: None,
+        }
     }
 
     /// Pods that cannot even be made: a quota, a policy, an admission webhook.
@@ -224,17 +242,21 @@ pub fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>
     Option::<T>::deserialize(input).map(Option::unwrap_or_default)
 }
 
+/// First 8 bytes of the SHA-256 of the fields that we own, as JSON; zero if there are none. It is recorded, so it is the same
+/// in every version of the operator.
 fn owned_fields(metadata: &ObjectMeta) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    let ours = metadata.managed_fields.iter().flatten().find(|entry| {
-        entry.manager.as_deref() == Some(FIELD_MANAGER)
-            && entry.operation.as_deref() == Some("Apply")
-            && entry.subresource.as_deref().unwrap_or_default().is_empty()
-    });
-    if let Some(fields) = ours.and_then(|entry| entry.fields_v1.as_ref()) {
-        fields.0.to_string().hash(&mut hasher);
-    }
-    hasher.finish()
+    let by = |operation: &'static str| {
+        metadata.managed_fields.iter().flatten().find(move |entry| {
+            entry.manager.as_deref() == Some(FIELD_MANAGER)
+                && entry.operation.as_deref() == Some(operation)
+                && entry.subresource.as_deref().unwrap_or_default().is_empty()
+        })
+    };
+    // what was created and never applied since is owned by that creation
+    let ours = by("Apply").or_else(|| by("Update"));
+    let fields = ours.and_then(|entry| entry.fields_v1.as_ref()).map(|fields| fields.0.to_string());
+    let digest = fields.map(Sha256::digest);
+    digest.and_then(|digest| digest.first_chunk().copied()).map_or(0, u64::from_be_bytes)
 }
 
 #[cfg(test)]

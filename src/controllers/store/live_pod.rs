@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::live::{null_is_default, version};
 use crate::{
-    contract::{ADMIN_PORT, status::Problem},
+    contract::{ADMIN_PORT, database_setup::Outcome, status::Problem},
     controllers::{
         database,
         resources::labels::{COMPONENT_LABEL, Component},
@@ -152,6 +152,10 @@ pub struct PodSeen {
     pub missing_images: Vec<String>,
     /// When it failed (RFC 3339, so that texts sort like times), and its termination message.
     pub last_message: Option<(String, String)>,
+    /// Of a set-up's pod: what its own container reported at its success, whatever other containers do.
+    pub report: Option<Box<Outcome>>,
+    /// Of a set-up's pod: exit code and time of its own container's failure, while another container keeps the pod running.
+    pub held: Option<(i32, String)>,
 }
 
 impl From<LivePod> for PodSeen {
@@ -161,6 +165,7 @@ impl From<LivePod> for PodSeen {
         let labels = metadata.labels.as_ref();
         let deleting = metadata.deletion_timestamp.is_some();
         let lives = !deleting && status.is_going();
+        let job = label(labels, JOB_LABEL);
         let admin = spec.init_containers.iter().chain(&spec.containers).flat_map(|container| &container.ports);
         let has_admin = admin.into_iter().any(|port| port.container_port == ADMIN_PORT);
         let component = label(labels, COMPONENT_LABEL).unwrap_or_default();
@@ -171,7 +176,6 @@ impl From<LivePod> for PodSeen {
         let nowhere = is_database && problems.iter().any(|problem| problem.reason == UNSCHEDULABLE);
         Self {
             version: version(&metadata),
-            job: label(labels, JOB_LABEL),
             deleting,
             waiting: metadata.uid.clone().filter(|_| waits),
             claim: metadata.name.as_deref().filter(|_| nowhere).map(database::claim),
@@ -179,7 +183,10 @@ impl From<LivePod> for PodSeen {
             problems,
             component,
             missing_images: if lives { status.missing_images() } else { Vec::new() },
-            last_message: status.last_message(),
+            last_message: status.last_message(job.is_some()),
+            report: job.as_ref().and_then(|_| status.report()),
+            held: job.as_ref().and_then(|_| status.held()),
+            job,
         }
     }
 }
@@ -238,12 +245,29 @@ impl PodStatus {
         missing.map(|container| container.image.clone()).collect()
     }
 
-    fn last_message(&self) -> Option<(String, String)> {
+    /// Of a set-up's pod, only its own container's counts.
+    fn last_message(&self, of_setup: bool) -> Option<(String, String)> {
         self.statuses()
+            .filter(|container| !of_setup || container.name == database::SETUP_CONTAINER)
             .filter_map(|container| container.state.terminated.as_ref().or(container.last_state.terminated.as_ref()))
             .filter(|terminated| terminated.exit_code != 0 && !terminated.message.trim().is_empty())
             .map(|terminated| (terminated.finished_at.clone(), tail(&terminated.message)))
             .max()
+    }
+
+    fn report(&self) -> Option<Box<Outcome>> {
+        let ended = self.setup_ended().filter(|ended| ended.exit_code == 0)?;
+        Outcome::from_message(&ended.message).map(Box::new)
+    }
+
+    fn held(&self) -> Option<(i32, String)> {
+        let failed = self.setup_ended().filter(|ended| ended.exit_code != 0 && self.phase == "Running")?;
+        Some((failed.exit_code, failed.finished_at.clone()))
+    }
+
+    fn setup_ended(&self) -> Option<&Terminated> {
+        let setup = self.container_statuses.iter().find(|container| container.name == database::SETUP_CONTAINER)?;
+        setup.state.terminated.as_ref()
     }
 }
 
@@ -457,6 +481,23 @@ mod tests {
             {"exitCode": 137, "startedAt": null, "finishedAt": null, "message": "could not be located"}}}]}),
         );
         assert_eq!(pod.last_message, Some((String::new(), "could not be located".to_owned())));
+    }
+
+    #[test]
+    fn of_a_set_ups_pod_its_own_container_counts() {
+        let ended = |name: &str, code: i32, message: &str| json!({"name": name, "state": {"terminated": {"exitCode": code, "message": message, "finishedAt": "2026-01-01T00:00:00Z"}}});
+        let pod = |statuses: Value| -> PodSeen {
+            let labels = json!({"batch.kubernetes.io/job-name": "orders-db-setup-1"});
+            let pod = json!({"metadata": {"name": "a", "labels": labels}, "spec": {}, "status": {"phase": "Running", "containerStatuses": statuses}});
+            serde_json::from_value::<LivePod>(pod).unwrap().into()
+        };
+        let report = r#"{"files":1,"applied":1,"last":"001.sql","hash":"abc"}"#;
+        let done = pod(json!([ended("mesh", 1, "no"), ended("setup", 0, report)]));
+        assert_eq!(done.report.unwrap().last.as_deref(), Some("001.sql"));
+        assert_eq!(done.last_message, None);
+        let failed = pod(json!([ended("mesh", 1, "no"), ended("setup", 65, "002.sql failed")]));
+        assert_eq!(failed.held, Some((65, "2026-01-01T00:00:00Z".to_owned())));
+        assert_eq!((failed.report, failed.last_message.unwrap().1.as_str()), (None, "002.sql failed"));
     }
 
     #[test]

@@ -8,7 +8,11 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::{Custom, Requeue, Store, custom::prune, live::version};
+use super::{
+    Custom, Requeue, Store,
+    custom::{Kept, prune},
+    live::version,
+};
 use crate::{
     controllers::resources::{
         child::{ChildKind, ChildRef},
@@ -39,12 +43,14 @@ impl Store {
         let malformed = Malformed { uid, generation: metadata.generation, error };
         let mut replaced = Requeue::default();
         let mut same = self.malformed.get(&key) == Some(&malformed);
-        match K::objects_mut(self).get_mut(&id) {
+        match self.get::<K>(&id) {
             // it is still the same object: that it is being deleted, for one, counts
             Some(known) if known.meta().uid == metadata.uid => {
                 same &= known.meta().deletion_timestamp == metadata.deletion_timestamp;
                 prune(&mut metadata);
-                *Arc::make_mut(known).meta_mut() = metadata;
+                let mut object = Arc::unwrap_or_clone(known);
+                *object.meta_mut() = metadata;
+                K::objects_mut(self).insert(id, Kept::new(&object));
             }
             Some(_) => replaced = self.forget::<K>(&id),
             None => {}
@@ -62,8 +68,10 @@ impl Store {
 
     /// The status of a malformed object was written: the API server's answer cannot be kept, so the last good form gets it.
     pub fn set_reported<K: Custom>(&mut self, id: &ObjectId, status: K::Status) {
-        if let Some(known) = K::objects_mut(self).get_mut(id) {
-            *Arc::make_mut(known).status_mut() = Some(status);
+        if let Some(known) = self.get::<K>(id) {
+            let mut object = Arc::unwrap_or_clone(known);
+            *object.status_mut() = Some(status);
+            K::objects_mut(self).insert(id.clone(), Kept::new(&object));
         }
     }
 
@@ -92,21 +100,21 @@ impl Store {
     pub fn kept_relay(&self, microservice: &ObjectId) -> Option<String> {
         let key = Key::of(ObjectKind::Microservice, microservice);
         let relay = self.carried_relay(&key)?;
-        self.is_unreadable(&Key::new(ObjectKind::OutboxRelay, &microservice.namespace, relay)).then(|| relay.to_owned())
+        self.is_unreadable(&Key::new(ObjectKind::OutboxRelay, &microservice.namespace, &relay)).then_some(relay)
     }
 
     /// The Sagas that the contract of an orchestrator defines.
     pub fn defined_sagas(&self, orchestrator: &Key) -> Vec<String> {
         let contract = ChildRef::new(ChildKind::ConfigMap, names::orchestrator(&orchestrator.id.name));
-        let names = self.child(orchestrator, &contract).and_then(|seen| seen.annotations.get(SAGAS_ANNOTATION));
-        names.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+        let names = self.child(orchestrator, &contract).and_then(|mut seen| seen.annotations.remove(SAGAS_ANNOTATION));
+        names.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
     }
 
     /// Whose children hold something that was made from this object.
     pub(super) fn carriers_of(&self, key: &Key) -> Vec<Key> {
         let carries = |owner: &&Key| match (key.kind, owner.kind) {
             (ObjectKind::OutboxRelay, ObjectKind::Microservice) => {
-                self.carried_relay(owner) == Some(key.id.name.as_str())
+                self.carried_relay(owner).as_ref() == Some(&key.id.name)
             }
             (ObjectKind::Saga, ObjectKind::Orchestrator) => self.defined_sagas(owner).contains(&key.id.name),
             _ => false,
@@ -115,9 +123,9 @@ impl Store {
         neighbours.filter(carries).cloned().collect()
     }
 
-    fn carried_relay(&self, microservice: &Key) -> Option<&str> {
+    fn carried_relay(&self, microservice: &Key) -> Option<String> {
         let deployment = ChildRef::new(ChildKind::Deployment, microservice.id.name.clone());
-        self.child(microservice, &deployment)?.annotations.get(RELAY_ANNOTATION).map(String::as_str)
+        self.child(microservice, &deployment)?.annotations.remove(RELAY_ANNOTATION)
     }
 }
 

@@ -8,6 +8,7 @@ mod custom;
 pub mod live;
 pub mod live_pod;
 mod malformed;
+mod packed;
 mod pods;
 pub mod references;
 mod removed;
@@ -21,6 +22,7 @@ use std::{
 
 pub use custom::{Custom, id_of};
 pub use malformed::Malformed;
+pub use packed::SmallMap;
 pub use removed::FOR_EVER;
 pub use scopes::Scope;
 pub use waits::Waiting;
@@ -34,7 +36,8 @@ use crate::{
             key::{Key, ObjectId, ObjectKind},
         },
         store::{
-            live::ChildSeen,
+            children::KeptChild,
+            custom::Kept,
             live_pod::PodSeen,
             references::{Named, References},
         },
@@ -67,15 +70,15 @@ pub enum DataPlaneStatus {
 
 #[derive(Debug, Default)]
 pub struct Store {
-    microservices: BTreeMap<ObjectId, Arc<Microservice>>,
-    relays: BTreeMap<ObjectId, Arc<OutboxRelay>>,
-    sagas: BTreeMap<ObjectId, Arc<Saga>>,
+    microservices: HashMap<ObjectId, Kept<Microservice>>,
+    relays: HashMap<ObjectId, Kept<OutboxRelay>>,
+    sagas: HashMap<ObjectId, Kept<Saga>>,
     malformed: HashMap<Key, Malformed>,
     references: References,
-    children: HashMap<Key, BTreeMap<ChildRef, ChildSeen>>,
-    pods: HashMap<Key, BTreeMap<String, PodSeen>>,
+    children: HashMap<Key, SmallMap<ChildRef, KeptChild>>,
+    pods: HashMap<Arc<Key>, SmallMap<String, PodSeen>>,
     /// Which pod is whose, for deletions seen only by a re-list.
-    pod_owners: HashMap<ObjectId, Key>,
+    pod_owners: HashMap<ObjectId, Arc<Key>>,
     /// `resourceVersion` of each ConfigMap that is not ours.
     config_maps: HashMap<ObjectId, u64>,
     statuses: HashMap<ObjectId, DataPlaneStatus>,

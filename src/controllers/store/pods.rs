@@ -1,8 +1,11 @@
 //! Pods in the store, and what they report.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
-use super::{DataPlaneStatus, Requeue, Scope, Store, Waiting, live_pod::PodSeen};
+use super::{DataPlaneStatus, Requeue, Scope, Store, Waiting, live_pod::PodSeen, packed::SmallMap};
 use crate::{
     api::v1alpha1::OutboxRelay,
     contract::status::{OrchestratorStatus, Problem, RelayStatus},
@@ -16,12 +19,15 @@ impl Store {
         if seen.admin_address.is_none() {
             self.statuses.remove(&id);
         }
-        self.pod_owners.insert(id, owner.clone());
-        let known = self.pods.entry(owner.clone()).or_default().insert(name, seen.clone());
+        let key = self.pods.get_key_value(owner).map_or_else(|| Arc::new(owner.clone()), |(key, _)| Arc::clone(key));
+        self.pod_owners.insert(id, Arc::clone(&key));
+        let known = self.pods.entry(key).or_default().insert(name, seen.clone());
         // a new pod matters only by what it reports; the workload's counts come with the workload
         let known = known.unwrap_or_default();
         if known.problems == seen.problems
             && known.last_message == seen.last_message
+            && known.report == seen.report
+            && known.held == seen.held
             && known.waiting == seen.waiting
             && known.claim == seen.claim
             && known.admin_address.is_some() == seen.admin_address.is_some()
@@ -35,7 +41,7 @@ impl Store {
         self.statuses.remove(pod);
         let Some(owner) = self.pod_owners.remove(pod) else { return Requeue::default() };
         if let Some(pods) = self.pods.get_mut(&owner) {
-            pods.remove(&pod.name);
+            pods.remove(pod.name.as_str());
             if pods.is_empty() {
                 self.pods.remove(&owner);
             }
@@ -67,7 +73,7 @@ impl Store {
     pub fn admin_addresses(&self) -> BTreeMap<ObjectId, (ObjectKind, String)> {
         let mut addresses = BTreeMap::new();
         for (owner, pods) in &self.pods {
-            for (name, pod) in pods {
+            for (name, pod) in pods.iter() {
                 if let Some(address) = &pod.admin_address {
                     addresses.insert(ObjectId::new(&owner.id.namespace, name), (owner.kind, address.clone()));
                 }
@@ -156,7 +162,7 @@ impl Store {
     }
 
     pub(super) fn pods_of(&self, owner: &Key) -> impl Iterator<Item = (&String, &PodSeen)> {
-        self.pods.get(owner).into_iter().flatten()
+        self.pods.get(owner).into_iter().flat_map(SmallMap::iter)
     }
 
     pub(super) fn affected_by_pod(&self, owner: &Key) -> Requeue {

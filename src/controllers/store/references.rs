@@ -41,6 +41,11 @@ impl References {
         }
     }
 
+    /// What an object names.
+    pub fn named_by(&self, key: &Key) -> &[Named] {
+        self.by_object.get(key).map_or(&[], Vec::as_slice)
+    }
+
     /// The objects that name it, sorted.
     pub fn to(&self, named: &Named) -> impl Iterator<Item = &Key> {
         self.by_name.get(named).into_iter().flatten()

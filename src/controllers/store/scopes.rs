@@ -9,7 +9,7 @@ use super::{Custom, Requeue, Store};
 use crate::{
     api::v1alpha1::{Microservice, OutboxRelay, Saga},
     controllers::resources::{
-        key::{Key, ObjectId, ObjectKind},
+        key::{Key, ObjectId},
         plan::Rejection,
     },
 };
@@ -104,10 +104,7 @@ impl Store {
         let mut keys: Vec<_> = self.ids::<Microservice>(scope).collect();
         keys.extend(self.ids::<OutboxRelay>(scope));
         keys.extend(self.ids::<Saga>(scope));
-        let sagas = Saga::objects(self).iter().filter(|(id, _)| scope.holds(id));
-        let orchestrators = sagas
-            .map(|(id, saga)| Key::new(ObjectKind::Orchestrator, &id.namespace, &saga.spec.orchestrator))
-            .collect::<BTreeSet<_>>();
+        let orchestrators: BTreeSet<_> = keys.iter().filter_map(|key| self.orchestrator_of(key)).collect();
         keys.extend(orchestrators);
         keys
     }
@@ -131,7 +128,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::controllers::fixtures;
+    use crate::controllers::{fixtures, resources::key::ObjectKind};
 
     fn store() -> Store {
         let mut store = Store::default();

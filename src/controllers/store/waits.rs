@@ -3,12 +3,12 @@
 
 use std::collections::BTreeSet;
 
-use super::{Requeue, Store};
+use super::{Requeue, Store, custom::Kept};
 use crate::{
     contract::status::Problem,
     controllers::resources::{
         child::{ChildKind, ChildRef},
-        key::{Key, ObjectId},
+        key::{Key, ObjectId, ObjectKind},
     },
 };
 
@@ -41,10 +41,10 @@ impl Store {
             let claim = pod.claim.clone().map(|claim| Waiting::Claim { pod: id.clone(), claim });
             pod.waiting.clone().map(|uid| Waiting::Pod { pod: id, uid }).into_iter().chain(claim)
         });
-        let controllers = self
-            .children
-            .iter()
-            .flat_map(|(owner, children)| children.keys().filter_map(move |child| self.without_pods(owner, child)));
+        let controllers = self.children.iter().filter(|(owner, _)| !self.is_ready(owner));
+        let controllers = controllers.flat_map(|(owner, children)| {
+            children.iter().filter_map(move |(child, _)| self.without_pods(owner, child))
+        });
         pods.chain(controllers).collect()
     }
 
@@ -64,17 +64,22 @@ impl Store {
 
     /// A StatefulSet or Job that should have a pod and has none.
     pub(super) fn without_pods(&self, owner: &Key, child: &ChildRef) -> Option<Waiting> {
+        if !matches!(child.kind, ChildKind::StatefulSet | ChildKind::Job) {
+            return None;
+        }
         let seen = self.child(owner, child)?;
-        let waits = match child.kind {
-            ChildKind::StatefulSet => seen.has_too_few_pods(),
-            ChildKind::Job => {
-                let mut pods = self.pods_of(owner);
-                !seen.has_ended() && !pods.any(|(_, pod)| pod.job.as_deref() == Some(child.name.as_str()))
-            }
-            _ => false,
+        let waits = if child.kind == ChildKind::StatefulSet {
+            seen.has_too_few_pods()
+        } else {
+            let mut pods = self.pods_of(owner);
+            !seen.has_ended() && !pods.any(|(_, pod)| pod.job.as_deref() == Some(child.name.as_str()))
         };
         let waits = waits && !seen.deleting;
         waits.then(|| Waiting::Controller { owner: owner.clone(), child: child.clone(), uid: seen.uid.clone() })
+    }
+
+    fn is_ready(&self, owner: &Key) -> bool {
+        owner.kind == ObjectKind::Microservice && self.microservices.get(&owner.id).is_some_and(Kept::is_ready)
     }
 
     pub(super) fn wait(&self, waiting: &Waiting) -> Option<&Problem> {
@@ -95,10 +100,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::controllers::{
-        resources::key::ObjectKind,
-        store::live::{ChildSeen, Live},
-    };
+    use crate::controllers::store::live::{ChildSeen, Live};
 
     #[test]
     fn a_statefulset_without_its_pod_waits_until_it_has_it() {

@@ -11,7 +11,7 @@ use crate::controllers::{
         key::{Key, ObjectId},
         labels::{MANAGED_BY, MANAGED_BY_LABEL},
     },
-    runtime::Context,
+    runtime::{Context, Priority},
     store::{
         Custom, Requeue, Scope,
         live::{ChildSeen, Live, version},
@@ -22,6 +22,8 @@ use crate::controllers::{
 /// How a kind of object enters the store. One value per watch, so that a re-list knows what it has seen.
 pub(super) trait Feed: Send + Sync + 'static {
     type Object: Send;
+    /// Of the reconciles that a change leads to.
+    const PRIORITY: Priority = Priority::Event;
 
     /// The custom resource definition that it lives from, and where it watches.
     fn definition(&self) -> Option<(String, &Scope)> {
@@ -51,6 +53,7 @@ impl<K> CustomFeed<K> {
 
 impl<K: Custom> Feed for CustomFeed<K> {
     type Object = DeserializeGuard<K>;
+    const PRIORITY: Priority = Priority::SpecChange;
 
     fn definition(&self) -> Option<(String, &Scope)> {
         Some((definitions::name(&K::plural(&())), &self.scope))

@@ -6,6 +6,7 @@
 pub mod definitions;
 mod feed;
 pub mod pod_events;
+mod pod_status;
 pub mod readiness;
 mod scope;
 pub mod streams;
@@ -39,7 +40,7 @@ use crate::{
             child::{ChildKind, Watch},
             labels::{MANAGED_BY, MANAGED_BY_LABEL},
         },
-        runtime::Context,
+        runtime::{Context, Priority},
         store::{
             Custom, Scope,
             live::Live,
@@ -224,7 +225,8 @@ async fn follow<F: Feed>(
             tracing::info!(definition, "the definition is there again");
         }
         watches.works(context, kind);
-        context.enqueue(requeue);
+        // before the first list is complete, nothing is known to have changed
+        context.enqueue(requeue, if listed && !first_list { F::PRIORITY } else { Priority::Resync });
         if first_list {
             watches.listed(context);
         }

@@ -19,7 +19,7 @@ use crate::{
     contract::status::Problem,
     controllers::{
         request::within_deadline,
-        runtime::Context,
+        runtime::{Context, Priority},
         store::{
             Waiting,
             live::pods_refused,
@@ -79,7 +79,7 @@ async fn explain(context: &Context, waiting: &Waiting) {
     match within_deadline(api.list(&about)).await {
         Ok(events) => {
             let requeue = context.store().set_wait(waiting, explanation(waiting, events.items));
-            context.enqueue(requeue);
+            context.enqueue(requeue, Priority::Event);
         }
         Err(error) => tracing::debug!(?waiting, %error, "cannot list the Events of what waits"),
     }

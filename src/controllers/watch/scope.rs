@@ -11,7 +11,11 @@ use std::{
 use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::sync::Notify;
 
-use crate::controllers::{runtime::Context, status::events::Notice, store::Scope};
+use crate::controllers::{
+    runtime::{Context, Priority},
+    status::events::Notice,
+    store::Scope,
+};
 
 /// The namespaces to work in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +72,7 @@ impl ScopeWatches {
         };
         if done {
             let requeue = context.store().complete(&self.scope);
-            context.enqueue(requeue);
+            context.enqueue(requeue, Priority::Resync);
         }
         self.changed.notify_one();
     }

@@ -102,6 +102,10 @@ impl Driven for Controller {
         vec![object.object_ref(&())]
     }
 
+    fn is_recorded(object: &Microservice, digest: &str) -> bool {
+        object.status.as_ref().and_then(|status| status.applied_hash.as_deref()) == Some(digest)
+    }
+
     async fn report(
         context: &Context,
         key: &Key,

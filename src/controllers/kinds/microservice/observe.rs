@@ -1,57 +1,83 @@
-//! What exists of a Microservice: from the store, and the migrations' content by one request when it changed.
+//! What exists of a Microservice: from the store; the migrations' content by one request when it changed; and by one more
+//! the released pod template, while a new one may have to wait.
 
-use super::Observed;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::{Observed, plan};
 use crate::{
     api::v1alpha1::Microservice,
     contract::database_setup::Purpose,
     controllers::{
+        database::Stage,
         kinds::secrets,
         request::RequestError,
         resources::{
             child::ChildKind,
             key::{Key, ObjectId},
             labels::DELETED_WITH_ANNOTATION,
-            observed::{DatabaseObserved, SecretsObserved},
         },
-        runtime::Context,
+        runtime::{Context, released},
     },
-    domain::names,
 };
 
 /// Everything that a plan and a status depend on.
 pub async fn observe(context: &Context, key: &Key, object: &Microservice) -> Result<Observed, RequestError> {
-    let within = |name: &str| ObjectId::new(&key.id.namespace, name);
     let migrations = match object.spec.database.as_ref().and_then(|database| database.migrations.as_ref()) {
         Some(wanted) => {
-            let id = within(&wanted.config_map);
+            let id = ObjectId::new(&key.id.namespace, &wanted.config_map);
             let version = context.store().config_map(&id);
             Some(context.config_maps.get(&context.client, id, version).await?)
         }
         None => None,
     };
-    let secrets = match object.spec.database {
-        Some(_) => secrets::observe(context, key, &key.id.name, Purpose::Service, object.spec.suspend).await,
-        None => SecretsObserved::default(),
-    };
-    let store = context.store();
-    let dependencies = object.spec.depends_on.iter().filter_map(|dependency| {
-        let service = store.get::<Microservice>(&within(&dependency.service))?;
-        Some((dependency.service.clone(), service))
-    });
-    let server = store.workload(key, ChildKind::StatefulSet, &names::database(&key.id.name));
-    let deleted_with = server.as_ref().and_then(|server| server.annotations.get(DELETED_WITH_ANNOTATION));
-    let predecessor_ends = deleted_with.is_some_and(|uid| Some(uid) != object.metadata.uid.as_ref());
-    if predecessor_ends {
+    let mut observed = from_store(context, key, object);
+    if observed.predecessor_ends {
         // its Secrets go too
         context.memory.forget(key);
     }
-    Ok(Observed {
-        predecessor_ends,
+    if object.spec.database.is_some() {
+        observed.database.secrets.missing =
+            secrets::missing(context, key, &key.id.name, Purpose::Service, object.spec.suspend).await;
+    }
+    observed.database.migrations = migrations;
+    observed.database.settles_in = settles_in(context, key, object);
+    let may_wait = observed.database.settles_in.is_some()
+        || plan::stage(object, &observed, |stage| stage.is_some_and(|stage| stage != Stage::Done));
+    if may_wait {
+        observed.database.released = released(context, key, &key.id.name).await?;
+    }
+    Ok(observed)
+}
+
+fn from_store(context: &Context, key: &Key, object: &Microservice) -> Observed {
+    let store = context.store();
+    let dependencies = object.spec.depends_on.iter().filter_map(|dependency| {
+        let service = store.get::<Microservice>(&ObjectId::new(&key.id.namespace, &dependency.service))?;
+        Some((dependency.service.clone(), service))
+    });
+    let database = store.database(key, &key.id.name, Timestamp::now());
+    let deleted_with = database.server.as_ref().and_then(|server| server.annotations.get(DELETED_WITH_ANNOTATION));
+    let services = object.spec.depends_on.iter().map(|dependency| dependency.service.as_str());
+    Observed {
+        predecessor_ends: deleted_with.is_some_and(|uid| Some(uid) != object.metadata.uid.as_ref()),
         deployment: store.workload(key, ChildKind::Deployment, &key.id.name),
-        database: DatabaseObserved { server, jobs: store.jobs(key), migrations, secrets },
+        database,
         dependencies: dependencies.collect(),
         relays: store.relays_of(&key.id),
         kept_relay: store.kept_relay(&key.id),
-        unreadable: store.unreadable(&key.id.namespace, object.spec.depends_on.iter().map(|one| one.service.as_str())),
-    })
+        unreadable: store.unreadable(&key.id.namespace, services),
+    }
+}
+
+/// How long a change of the spec still waits for one of its migrations. A spec that says what it needs does not wait.
+fn settles_in(context: &Context, key: &Key, object: &Microservice) -> Option<Duration> {
+    let migrations = object.spec.database.as_ref()?.migrations.as_ref()?;
+    if migrations.last.is_some() {
+        return None;
+    }
+    let reported = object.status.as_ref().and_then(|status| status.observed_generation);
+    context.settling.remaining(key, object.metadata.generation, reported, Instant::now())
 }

@@ -1,7 +1,7 @@
 //! What should exist because of a Microservice.
 //!
-//! The Deployment is written only when the set-up of the present input is done ([`Stage::Done`]): until then the one that
-//! exists is retained as it is, so that a failed migration leaves the old version serving.
+//! A new pod template waits until the set-up of the present input is done; everything else is kept as the spec wants it
+//! meanwhile, so that a failed migration leaves the old version serving, scaled and repaired.
 
 mod deployment;
 mod environment;
@@ -18,7 +18,7 @@ use crate::{
         database::{self, Stage, Wanted},
         render::{owner::Owner, pod::wants_upgrade},
         resources::{
-            child::{Child, ChildKind, ChildRef},
+            child::Child,
             plan::{Plan, Rejection},
             settings::Settings,
         },
@@ -38,23 +38,19 @@ pub fn plan(object: &Microservice, observed: &Observed, settings: &Settings) -> 
     let mut plan = Plan::default();
     plan.children.push(Child::ServiceAccount(deployment::service_account(&owner)));
     plan.children.extend(network::service(object, &owner).map(Child::Service));
-    if let Some(wanted) = object.spec.database.as_ref().map(|database| wanted(object, &owner, database)) {
-        plan.children.extend(database::children(&wanted, &observed.database, settings)?);
-    }
     let deployment = deployment::deployment(object, &owner, observed, settings)?;
-    if is_set_up(object, observed) {
-        plan.children.push(Child::Deployment(deployment));
-        plan.children.extend(network::disruption_budget(object, &owner).map(Child::PodDisruptionBudget));
-    } else {
-        plan.retained.push(ChildRef::new(ChildKind::Deployment, owner.name.clone()));
-        plan.retained.push(ChildRef::new(ChildKind::PodDisruptionBudget, owner.name.clone()));
+    match object.spec.database.as_ref().map(|database| wanted(object, &owner, database)) {
+        None => plan.children.push(Child::Deployment(deployment)),
+        Some(wanted) => {
+            let Plan { children, retained, recheck_in } =
+                database::plan(&wanted, &observed.database, deployment, settings)?;
+            plan.children.extend(children);
+            plan.retained.extend(retained);
+            plan.recheck_in = recheck_in;
+        }
     }
+    plan.children.extend(network::disruption_budget(object, &owner).map(Child::PodDisruptionBudget));
     Ok(plan)
-}
-
-/// The set-up of the present input is done, or there is no database.
-fn is_set_up(object: &Microservice, observed: &Observed) -> bool {
-    stage(object, observed, |stage| stage.is_none_or(|stage| stage == Stage::Done))
 }
 
 /// Passes on how far the set-up has come; `None` without a database.
@@ -74,7 +70,7 @@ fn wanted<'a>(object: &Microservice, owner: &'a Owner, database: &'a Database) -
         postgres: &database.postgres,
         retention: database.retention,
         purpose: Purpose::Service,
-        migrations: database.migrations.as_ref().map(|migrations| migrations.config_map.as_str()),
+        migrations: database.migrations.as_ref(),
         upgrade: wants_upgrade(object),
     }
 }

@@ -50,9 +50,14 @@ pub fn status(
         conditions: conditions.finish(),
         replicas: observed.deployment.as_ref().map_or(0, |live| live.replicas),
         selector: Some(selector(&owner)),
-        database: database_of(object, &owner),
+        database: database_of(object, observed, &owner),
         binding: object.spec.database.as_ref().map(|_| Binding { name: names::database(&owner.name) }),
         summary: Some(summary(object, observed)),
+        applied_hash: if planned.is_ok() {
+            applied.digest.clone()
+        } else {
+            object.status.as_ref().and_then(|status| status.applied_hash.clone())
+        },
     }
 }
 
@@ -75,8 +80,18 @@ fn progress(
         .map(|progress| with_old_version(progress, observed, stage));
     not_applied(applied)
         .or(database)
+        .or_else(|| planned.as_ref().ok().and_then(settling))
         .or_else(|| not_rolled_out(live, "the service"))
         .unwrap_or_else(|| Progress::ready("Ready", format!("{} of {0} pods are ready", object.spec.replicas)))
+}
+
+/// The set-up is done, and a new pod template still waits for a change of the migrations.
+fn settling(plan: &Plan) -> Option<Progress> {
+    plan.recheck_in.map(|_| {
+        let message =
+            "the new version starts within three seconds, unless the ConfigMap of its migrations changes first";
+        Progress::waiting("Settling", message)
+    })
 }
 
 /// Nothing is reconciled: only the present state is reported.
@@ -129,11 +144,12 @@ fn selector(owner: &Owner) -> String {
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }
 
-fn database_of(object: &Microservice, owner: &Owner) -> Option<DatabaseStatus> {
+fn database_of(object: &Microservice, observed: &Observed, owner: &Owner) -> Option<DatabaseStatus> {
     object.spec.database.as_ref().map(|database| DatabaseStatus {
         engine: "postgres".to_owned(),
         version: database.postgres.version.clone(),
         host: database::host(&owner.name, &owner.namespace),
+        set_up: observed.database.recorded.clone(),
     })
 }
 

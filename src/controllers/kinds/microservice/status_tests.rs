@@ -1,12 +1,15 @@
 use std::sync::Arc;
 
 use super::{super::plan::plan, *};
-use crate::controllers::{
-    fixtures::{self, job, message, microservice, now, problem, ready, refused, settings, summaries},
-    resources::{
-        child::{ChildKind, ChildRef},
-        observed::{JobOutcome, Migrations, Workload},
-        outcome::{Class, Failure},
+use crate::{
+    api::v1alpha1::SetUp,
+    controllers::{
+        fixtures::{self, job, message, microservice, now, problem, ready, refused, settings, summaries},
+        resources::{
+            child::{ChildKind, ChildRef},
+            observed::{JobOutcome, Migrations, Workload},
+            outcome::{Class, Failure},
+        },
     },
 };
 
@@ -30,7 +33,7 @@ impl Case {
         let mut observed = Observed { deployment: Some(ready(2)), ..Observed::default() };
         observed.database.server = Some(ready(1));
         observed.database.migrations =
-            Some(Migrations::Found { hash: "abc".to_owned(), keys: vec!["001.sql".to_owned()] });
+            Some(Migrations::Found { hash: "abc".to_owned(), files: vec!["001.sql".to_owned()] });
         observed.dependencies = [("customers".to_owned(), Arc::new(microservice("customers", "{image: i}")))].into();
         let mut case = Self { object, observed, applied: Applied::default() };
         case.set_up(JobOutcome::Succeeded);
@@ -101,7 +104,7 @@ fn a_failed_migration_stalls_says_file_and_cause_and_that_the_old_version_serves
 fn a_missing_or_empty_config_map_of_migrations_is_named() {
     for (migrations, reason) in [
         (Migrations::Missing, "MigrationsNotFound"),
-        (Migrations::Found { hash: "a".to_owned(), keys: vec!["x".to_owned()] }, "MigrationsEmpty"),
+        (Migrations::Found { hash: "a".to_owned(), files: Vec::new() }, "MigrationsEmpty"),
     ] {
         let mut case = Case::settled();
         case.observed.database.migrations = Some(migrations);
@@ -109,6 +112,33 @@ fn a_missing_or_empty_config_map_of_migrations_is_named() {
         assert_eq!(summaries(&conditions)[0], format!("Ready=False {reason}"));
         assert!(message(&conditions, "Migrated").contains("`orders-migrations`"));
     }
+}
+
+#[test]
+fn a_file_that_the_config_map_does_not_have_yet_is_named() {
+    let mut case = Case::settled();
+    case.object.spec.database.as_mut().unwrap().migrations.as_mut().unwrap().last = Some("002.sql".to_owned());
+    let conditions = case.status().conditions;
+    assert_eq!(summaries(&conditions)[..2], ["Ready=False MigrationsBehind", "Reconciling=True MigrationsBehind"]);
+    assert_eq!(
+        message(&conditions, "Migrated"),
+        "spec.database.migrations.last: ConfigMap `orders-migrations` has no `002.sql` (its last file is `001.sql`): add the file, or correct the name"
+    );
+}
+
+#[test]
+fn a_version_that_waits_a_moment_is_not_ready() {
+    let mut case = Case::settled();
+    case.observed.database.settles_in = Some(std::time::Duration::from_secs(2));
+    assert_eq!(summaries(&case.status().conditions)[0], "Ready=False Settling");
+}
+
+#[test]
+fn the_set_up_that_is_recorded_is_shown() {
+    let mut case = Case::settled();
+    let record = SetUp { hash: "01234567".to_owned(), files: Some(1), ..SetUp::default() };
+    case.observed.database.recorded = Some(record.clone());
+    assert_eq!(case.status().database.unwrap().set_up, Some(record));
 }
 
 #[test]

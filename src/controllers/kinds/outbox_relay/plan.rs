@@ -45,7 +45,7 @@ pub fn plan(object: &OutboxRelay, observed: &Observed, _settings: &Settings) -> 
         data: Some([(CONTRACT_FILE.to_owned(), text)].into()),
         ..ConfigMap::default()
     };
-    Ok(Plan { children: vec![Child::ConfigMap(config_map)], retained: Vec::new() })
+    Ok(Plan { children: vec![Child::ConfigMap(config_map)], retained: Vec::new(), recheck_in: None })
 }
 
 fn check(object: &OutboxRelay, observed: &Observed) -> Result<(), Rejection> {

@@ -44,6 +44,7 @@ pub fn status(
         conditions,
         sink: Some("nats".to_owned()),
         leader: None,
+        applied_hash: if planned.is_ok() { applied.digest.clone() } else { previous.applied_hash },
         ..previous
     };
     match leader(observed) {

@@ -21,6 +21,7 @@ use crate::{
     api::v1alpha1::{Microservice, OutboxRelay, Saga, SagaStatus},
     contract::{database_setup::Purpose, orchestrator::Start, status::OrchestratorStatus},
     controllers::{
+        database::Stage,
         kinds::secrets,
         request::RequestError,
         resources::{
@@ -31,9 +32,9 @@ use crate::{
             settings::Settings,
         },
         runtime::{
-            Context, PassResult, Verdict,
+            Context, PassResult, Priority, Verdict,
             driver::{Driven, Kind},
-            report,
+            released, report,
         },
         store::{Malformed, Requeue, Store},
     },
@@ -145,7 +146,7 @@ impl Kind for OrchestratorController {
     }
 }
 
-static NO_CHILDREN: Plan = Plan { children: Vec::new(), retained: Vec::new() };
+static NO_CHILDREN: Plan = Plan { children: Vec::new(), retained: Vec::new(), recheck_in: None };
 
 impl Driven for Controller {
     fn find(store: &Store, key: &Key) -> Option<Arc<Saga>> {
@@ -200,10 +201,13 @@ impl Driven for OrchestratorController {
         key: &Key,
         _object: &Orchestrator,
     ) -> Result<OrchestratorObserved, RequestError> {
-        let owner = names::orchestrator(&key.id.name);
-        let secrets = secrets::observe(context, key, &owner, Purpose::Orchestrator, false).await;
+        let name = names::orchestrator(&key.id.name);
+        let missing = secrets::missing(context, key, &name, Purpose::Orchestrator, false).await;
         let mut observed = observe::observe_orchestrator(&context.store(), &key.id);
-        observed.database.secrets = secrets;
+        observed.database.secrets.missing = missing;
+        if !plan::stage(&key.id.namespace, &key.id.name, &observed, |stage| stage == Stage::Done) {
+            observed.database.released = released(context, key, &name).await?;
+        }
         Ok(observed)
     }
 
@@ -215,6 +219,12 @@ impl Driven for OrchestratorController {
         object.members.iter().map(|member| member.saga.object_ref(&())).collect()
     }
 
+    /// Any of its Sagas may keep it.
+    fn is_recorded(object: &Orchestrator, digest: &str) -> bool {
+        let statuses = object.members.iter().filter_map(|member| member.saga.status.as_ref());
+        statuses.filter_map(|status| status.applied_hash.as_deref()).any(|recorded| recorded == digest)
+    }
+
     async fn report(
         context: &Context,
         key: &Key,
@@ -224,7 +234,7 @@ impl Driven for OrchestratorController {
         if context.set_result(key, result) {
             let names = object.members.iter().filter_map(|member| member.saga.metadata.name.as_ref());
             let sagas = names.map(|name| Key::of(ObjectKind::Saga, &ObjectId::new(&key.id.namespace, name))).collect();
-            context.enqueue(Requeue { now: sagas, paced: Vec::new() });
+            context.enqueue(Requeue { now: sagas, paced: Vec::new() }, Priority::Event);
         }
         Ok(())
     }

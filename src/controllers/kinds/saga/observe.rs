@@ -10,7 +10,6 @@ use crate::{
         resources::{
             child::ChildKind,
             key::{Key, ObjectId, ObjectKind},
-            observed::{DatabaseObserved, SecretsObserved},
             plan::Rejection,
         },
         runtime::PassResult,
@@ -18,6 +17,7 @@ use crate::{
     },
     domain::names,
 };
+use jiff::Timestamp;
 
 pub fn observe(store: &Store, id: &ObjectId, object: &Saga, orchestrator_pass: Option<PassResult>) -> Observed {
     let within = |name: &str| ObjectId::new(&id.namespace, name);
@@ -40,15 +40,7 @@ pub fn observe_orchestrator(store: &Store, id: &ObjectId) -> OrchestratorObserve
     let (key, full_name) = (Key::of(ObjectKind::Orchestrator, id), names::orchestrator(&id.name));
     OrchestratorObserved {
         deployment: store.workload(&key, ChildKind::Deployment, &full_name),
-        database: DatabaseObserved {
-            server: store.workload(&key, ChildKind::StatefulSet, &names::database(&full_name)),
-            jobs: store.jobs(&key),
-            migrations: None,
-            secrets: SecretsObserved {
-                replaced: store.replaced_secrets(&key, &full_name),
-                ..SecretsObserved::default()
-            },
-        },
+        database: store.database(&key, &full_name, Timestamp::now()),
         status: store.orchestrator_status(&key),
     }
 }

@@ -77,7 +77,8 @@ pub fn orchestrator(
     let storage = storage.unwrap_or_else(|| settings.orchestrator_storage.clone());
     let (owner, postgres) = (owner(object), Postgres { storage, ..Postgres::default() });
     let wanted = Wanted { upgrade: upgrade(object), ..wanted(&owner, &postgres) };
-    let mut plan = Plan { children: database::children(&wanted, &observed.database, settings)?, retained: Vec::new() };
+    let deployment = deployment(object, &owner, observed, settings)?;
+    let mut plan = Plan::default();
     if object.contract_stays {
         plan.retained.push(ChildRef::new(ChildKind::ConfigMap, owner.name.clone()));
     } else {
@@ -85,12 +86,10 @@ pub fn orchestrator(
     }
     plan.children.push(Child::NetworkPolicy(network_policy(&owner, settings)));
     plan.children.push(Child::Service(service(&owner)));
-    if database::stage(&wanted, &observed.database) == Stage::Done {
-        plan.children.push(Child::Deployment(deployment(object, &owner, observed, settings)?));
-    } else {
-        plan.retained.push(ChildRef::new(ChildKind::Deployment, owner.name));
-    }
-    Ok(plan)
+    let Plan { children, retained, recheck_in } = database::plan(&wanted, &observed.database, deployment, settings)?;
+    plan.children.extend(children);
+    plan.retained.extend(retained);
+    Ok(Plan { recheck_in, ..plan })
 }
 
 /// How far the set-up of the database of orchestrator `name` has come.

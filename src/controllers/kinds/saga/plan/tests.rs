@@ -194,7 +194,7 @@ fn an_orchestrator_as_a_whole() {
         plan.children.iter().filter(|child| !child.reference().name.contains("-db")).cloned().collect();
     insta::assert_snapshot!(fixtures::yaml(&crate::controllers::resources::plan::Plan {
         children: without_database,
-        retained: vec![]
+        ..Default::default()
     }));
     insta::assert_yaml_snapshot!(fixtures::names(&plan));
 }
@@ -237,6 +237,21 @@ fn the_orchestrator_waits_for_its_database() {
     let plan = orchestrator(&two_sagas(), &observed, &settings()).unwrap();
     assert!(!fixtures::names(&plan).contains(&"Deployment/default-orchestrator".to_owned()));
     assert_eq!(plan.retained, [ChildRef::new(ChildKind::Deployment, "default-orchestrator".to_owned())]);
+}
+
+#[test]
+fn a_set_up_of_new_tables_stops_no_repair_of_the_orchestrator() {
+    let mut observed = settled(&two_sagas());
+    let first = orchestrator(&two_sagas(), &observed, &settings()).unwrap();
+    let kept = find(&first, "ConfigMap/default-orchestrator-db-setup");
+    let released = kept["data"]["released.json"].as_str().unwrap();
+    observed.database.released = serde_json::from_str(released).unwrap();
+    observed.database.jobs.clear();
+    let mut newer = settings();
+    newer.image = "localhost/weft:2".to_owned();
+    let second = orchestrator(&two_sagas(), &observed, &newer).unwrap();
+    let spec = |plan| find(plan, "Deployment/default-orchestrator")["spec"].clone();
+    assert_eq!(spec(&first), spec(&second), "though it was deleted");
 }
 
 #[test]

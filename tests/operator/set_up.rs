@@ -1,0 +1,206 @@
+//! A Microservice while its set-up is done, fails, or is deleted.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
+
+use serde_json::{Value, json};
+use weft::{
+    api::v1alpha1::Microservice,
+    controllers::{
+        kinds::reconcile,
+        resources::{
+            child::{ChildKind, ChildRef},
+            key::ObjectId,
+        },
+        runtime::{Context, Verdict},
+        store::{FOR_EVER, live::Live, live_pod::LivePod},
+    },
+};
+
+use super::{
+    reconcile::{context, microservice, orders, server},
+    server::{Asked, Server},
+};
+
+fn version(number: u32, replicas: u32, last: Option<&str>) -> Microservice {
+    let mut object = microservice(&json!({
+        "image": format!("shop/orders:{number}"), "replicas": replicas,
+        "database": {"postgres": {}, "migrations": {"configMap": "orders-migrations", "last": last}},
+    }));
+    object.metadata.generation = Some(i64::from(number));
+    object.metadata.resource_version = Some(if number == 1 { 1 } else { 100_000 }.to_string());
+    object
+}
+
+/// A server that answers to each status with a newer version of the object.
+fn server_of(object: &Microservice) -> Server {
+    let (server, object) = (server(object), serde_json::to_value(object).unwrap());
+    let newest = AtomicU32::new(2000);
+    server.rule(move |asked| {
+        let mut answer = object.clone();
+        answer["status"] = asked.body["status"].clone();
+        answer["metadata"]["resourceVersion"] = json!(newest.fetch_add(1, Ordering::Relaxed).to_string());
+        asked.line().ends_with("/status").then_some((200, answer))
+    });
+    server
+}
+
+/// The ConfigMap of migrations has these files from now on.
+fn migrate(server: &Server, context: &Context, files: &[&str]) {
+    let data: serde_json::Map<String, Value> =
+        files.iter().map(|file| ((*file).to_owned(), json!("select 1"))).collect();
+    let version = 1000 + files.len();
+    let metadata = json!({"name": "orders-migrations", "namespace": "shop", "resourceVersion": version.to_string()});
+    server.rule(move |asked| {
+        (asked.line() == "GET configmaps/orders-migrations").then(|| (200, json!({"metadata": metadata, "data": data})))
+    });
+    context.store().set_config_map(ObjectId::new("shop", "orders-migrations"), version.try_into().unwrap());
+}
+
+/// The Job that exists, from now on with that condition.
+fn end_job(context: &Context, condition: &str) -> ChildRef {
+    let (job, seen) =
+        context.store().children(&orders()).into_iter().rfind(|(child, _)| child.kind == ChildKind::Job).unwrap();
+    let live: Live = serde_json::from_value(json!({
+        "metadata": {"uid": seen.uid, "resourceVersion": "900000",
+            "managedFields": [{"manager": "weft", "operation": "Update"}]},
+        "status": {"conditions": [{"type": condition, "status": "True", "reason": "", "message": "002.sql: no"}]},
+    }))
+    .unwrap();
+    context.store().set_child(&orders(), job.clone(), live.into());
+    job
+}
+
+fn delete_child(context: &Context, child: &ChildRef) {
+    let uid = context.store().child(&orders(), child).unwrap().uid.clone();
+    context.store().remove_child(&orders(), child, &uid, FOR_EVER);
+}
+
+/// Version 1 runs: its set-up is done.
+async fn running(object: &Microservice) -> (Server, Arc<Context>) {
+    let server = server_of(object);
+    let context = context(&server);
+    context.store().set(object.clone());
+    migrate(&server, &context, &["001.sql"]);
+    reconcile(&context, &orders()).await;
+    reconcile(&context, &orders()).await;
+    assert!(server.lines().contains(&"POST jobs".to_owned()));
+    end_job(&context, "Complete");
+    reconcile(&context, &orders()).await;
+    (server, context)
+}
+
+/// Image and replicas of the Deployment that was sent last.
+fn sent(asked: &[Asked]) -> Option<(String, u64)> {
+    let deployment = asked.iter().rfind(|asked| asked.line() == "PATCH deployments/orders")?;
+    let spec = &deployment.body["spec"];
+    let image = spec["template"]["spec"]["containers"][0]["image"].as_str()?;
+    Some((image.to_owned(), spec["replicas"].as_u64()?))
+}
+
+fn condition(context: &Context, type_: &str) -> String {
+    let object = context.store().get::<Microservice>(&orders().id).unwrap();
+    let status = object.status.as_ref().unwrap();
+    status.conditions.iter().find(|condition| condition.type_ == type_).unwrap().status.clone()
+}
+
+#[tokio::test]
+async fn a_failing_migration_stops_neither_scaling_nor_repair_nor_does_a_restart() {
+    let (server, context_) = running(&version(1, 1, Some("001.sql"))).await;
+    assert_eq!(sent(&server.asked()), Some(("shop/orders:1".to_owned(), 1)));
+
+    migrate(&server, &context_, &["001.sql", "002.sql"]);
+    let second = version(2, 3, Some("002.sql"));
+    context_.store().set(second.clone());
+    reconcile(&context_, &orders()).await;
+    let asked = server.asked();
+    assert!(asked.iter().any(|asked| asked.line() == "POST jobs"));
+    assert_eq!(sent(&asked), Some(("shop/orders:1".to_owned(), 3)), "it is scaled, whole, with the released template");
+    end_job(&context_, "Failed");
+    reconcile(&context_, &orders()).await;
+    assert_eq!(sent(&server.asked()), None, "nothing differs");
+
+    delete_child(&context_, &ChildRef::new(ChildKind::Deployment, "orders"));
+    reconcile(&context_, &orders()).await;
+    assert_eq!(sent(&server.asked()), Some(("shop/orders:1".to_owned(), 3)), "it is made again");
+
+    // another operator, to which the Deployment is unknown
+    let another = context(&server);
+    another.store().set(second);
+    migrate(&server, &another, &["001.sql", "002.sql"]);
+    for (child, seen) in context_.store().children(&orders()) {
+        if child.kind != ChildKind::Deployment {
+            another.store().set_child(&orders(), child, seen);
+        }
+    }
+    reconcile(&another, &orders()).await;
+    assert_eq!(sent(&server.asked()), Some(("shop/orders:1".to_owned(), 3)));
+}
+
+#[tokio::test]
+async fn a_job_that_is_deleted_after_its_success_is_not_missed() {
+    let (server, context) = running(&version(1, 1, Some("001.sql"))).await;
+    server.lines();
+    let job = ChildRef::new(ChildKind::Job, end_job(&context, "Complete").name);
+    delete_child(&context, &job);
+    assert_eq!(reconcile(&context, &orders()).await, Verdict::Done);
+    assert_eq!(server.lines(), [""; 0]);
+    assert_eq!(condition(&context, "Migrated"), "True");
+    let object = context.store().get::<Microservice>(&orders().id).unwrap();
+    let recorded = object.status.as_ref().unwrap().database.as_ref().unwrap().set_up.clone().unwrap();
+    assert!(job.name.ends_with(&recorded.hash), "{} is not of {}", recorded.hash, job.name);
+}
+
+#[tokio::test]
+async fn an_injected_container_that_never_ends_does_not_hold_the_set_up() {
+    let object = microservice(&json!({"image": "shop/orders:1", "database": {"postgres": {}}}));
+    let server = server_of(&object);
+    let context = context(&server);
+    context.store().set(object);
+    reconcile(&context, &orders()).await;
+    reconcile(&context, &orders()).await;
+    server.lines();
+    let job = context.store().children(&orders()).into_keys().find(|child| child.kind == ChildKind::Job).unwrap();
+    let report = json!({"files": 0, "applied": 0, "hash": "of no files"}).to_string();
+    let pod: LivePod = serde_json::from_value(json!({
+        "metadata": {"name": "setup-1", "namespace": "shop", "labels": {"batch.kubernetes.io/job-name": job.name}},
+        "spec": {},
+        "status": {"phase": "Running", "containerStatuses": [
+            {"name": "setup", "state": {"terminated": {"exitCode": 0, "message": report}}},
+            {"name": "injected", "ready": true, "state": {"running": {}}},
+        ]},
+    }))
+    .unwrap();
+    let requeue = context.store().set_pod(&orders(), "setup-1".to_owned(), pod.into());
+    assert!(requeue.now.contains(&orders()));
+    reconcile(&context, &orders()).await;
+    let lines = server.lines();
+    let at = |line: &str| lines.iter().position(|known| known == line).unwrap_or_else(|| panic!("{line}: {lines:?}"));
+    assert!(at("PATCH configmaps/orders-db-setup") < at(&format!("DELETE jobs/{}", job.name)), "recorded first");
+    at("PATCH deployments/orders");
+    assert_eq!(condition(&context, "Migrated"), "True");
+}
+
+/// In one manifest the Microservice may come before the ConfigMap.
+#[tokio::test(start_paused = true)]
+async fn a_new_version_waits_a_moment_for_its_migrations() {
+    let (server, context) = running(&version(1, 1, None)).await;
+    assert_eq!(sent(&server.asked()), None, "the first version, too");
+    tokio::time::advance(std::time::Duration::from_secs(4)).await;
+    reconcile(&context, &orders()).await;
+    assert_eq!(sent(&server.asked()), Some(("shop/orders:1".to_owned(), 1)));
+    context.store().set(version(2, 1, None));
+    assert!(matches!(reconcile(&context, &orders()).await, Verdict::At(_)), "it comes again by itself");
+    assert!(sent(&server.asked()).is_none_or(|(image, _)| image == "shop/orders:1"));
+    migrate(&server, &context, &["001.sql", "002.sql"]);
+    tokio::time::advance(std::time::Duration::from_secs(4)).await;
+    reconcile(&context, &orders()).await;
+    let asked = server.asked();
+    assert!(asked.iter().any(|asked| asked.line() == "POST jobs"), "the new file first");
+    assert!(sent(&asked).is_none_or(|(image, _)| image == "shop/orders:1"));
+    end_job(&context, "Complete");
+    reconcile(&context, &orders()).await;
+    assert_eq!(sent(&server.asked()), Some(("shop/orders:2".to_owned(), 1)));
+}
