@@ -82,7 +82,7 @@ async fn what_was_read_last_is_reconciled_and_reported_once() {
     });
     reconcile(&context, &events()).await;
     let asked = server.asked();
-    assert!(asked.iter().any(|asked| asked.line() == "PATCH configmaps/events-relay"), "its contract is kept right");
+    assert!(asked.iter().any(|asked| asked.line() == "POST configmaps"), "its contract is made");
     let written = asked.last().unwrap();
     assert_eq!(condition(written, "Ready")["reason"], "Malformed");
     assert_eq!(written.body["status"]["published"], 41);
