@@ -17,6 +17,7 @@ mod harness;
 
 mod a_bad_migration_stops_nothing_else;
 mod bad_specs_are_refused;
+mod causes_are_named;
 mod customers_and_orders;
 mod data_outlives_deletion;
 mod drift_is_repaired;
@@ -30,7 +31,9 @@ mod restricted_namespace;
 mod saga_ends;
 mod saga_gets_stuck_loudly;
 mod schema_first;
+mod secrets_heal;
 mod silent_when_converged;
 mod two_namespaces;
 mod uninstall_keeps_data;
+mod uninstall_leaves_nothing_hanging;
 mod what_is_wrong_is_said;

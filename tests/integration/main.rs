@@ -10,6 +10,7 @@ mod database_example;
 mod database_functions;
 mod database_patience;
 mod database_setup;
+mod database_start;
 mod relay;
 mod relay_harness;
 mod relay_kills;

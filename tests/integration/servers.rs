@@ -114,6 +114,33 @@ impl Postgres {
         self.process = Some(process);
     }
 
+    /// Runs the script by which Weft starts servers, on the data of this one, which does not run: up to the image's own entry
+    /// point, which is replaced by a program that does nothing.
+    pub fn run_start_script(&self, script: &str, password: &str) -> std::process::Output {
+        let (user, home) = (self.installation.user.as_ref(), self.home.path());
+        let (secret, programs) = (home.join("password"), home.join("programs"));
+        fs::create_dir_all(&programs).expect("the folder is made");
+        fs::write(&secret, password).expect("the password is written");
+        let entry_point = programs.join("docker-entrypoint.sh");
+        fs::write(&entry_point, "#!/bin/sh\n").expect("the entry point is written");
+        let executable = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
+        fs::set_permissions(&entry_point, executable).expect("the entry point is executable");
+        for path in [&secret, &programs, &entry_point] {
+            give(path, user);
+        }
+        let path = format!("{}:{}:/usr/bin:/bin", programs.display(), self.installation.bin.display());
+        let mut command = self.installation.command("/bin/sh");
+        command.arg("-c").arg(script).arg(home).args([
+            "postgres",
+            "-c",
+            "wal_level=logical",
+            "-c",
+            "log_statement=all",
+        ]);
+        command.env("PATH", path).env("PGDATA", home.join("data")).env("POSTGRES_PASSWORD_FILE", &secret);
+        command.output().expect("the script is started")
+    }
+
     fn default_parameters(&self) -> Vec<String> {
         [
             &format!("port={}", self.port),

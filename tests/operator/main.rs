@@ -6,8 +6,10 @@
 mod apply;
 mod definitions;
 mod leader;
+mod malformed;
 mod reconcile;
 mod restart;
+mod secrets;
 mod server;
 mod set_up;
 #[path = "../support/settings.rs"]

@@ -99,10 +99,6 @@ matchLabels: {weft.dev/enabled: "true"}
 - apiGroups: [weft.dev]
   resources: [microservices/status, outboxrelays/status, sagas/status]
   verbs: [patch]
-# The finalizer of a Microservice with `retention: Delete`; Kubernetes has no narrower right for it.
-- apiGroups: [weft.dev]
-  resources: [microservices]
-  verbs: [patch]
 # Server-side apply asks for `create` and `patch`. A Job is never changed.
 - apiGroups: [apps]
   resources: [deployments, statefulsets]
@@ -129,10 +125,10 @@ matchLabels: {weft.dev/enabled: "true"}
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch, patch]
-# A Secret is made when it is missing, and deleted with its owner. It is never read: the operator has no use for a password.
+# A Secret is made when it is missing. It is never read: the operator has no use for a password.
 - apiGroups: [""]
   resources: [secrets]
-  verbs: [create, delete]
+  verbs: [create]
 # Its own; and why a pod waits for a volume is said in Events alone.
 - apiGroups: [events.k8s.io]
   resources: [events]

@@ -103,6 +103,11 @@ impl Memory {
         self.lock().secrets.insert((owner.clone(), secret));
     }
 
+    /// The Secret is gone.
+    pub fn forget_secret(&self, owner: &Key, secret: &ChildRef) {
+        self.lock().secrets.remove(&(owner.clone(), secret.clone()));
+    }
+
     /// The object is gone.
     pub fn forget(&self, owner: &Key) {
         let mut remembered = self.lock();

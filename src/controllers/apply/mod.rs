@@ -10,6 +10,7 @@ mod memory;
 
 use std::collections::{BTreeMap, HashSet};
 
+use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
     Api, Client,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy},
@@ -168,7 +169,7 @@ async fn apply_difference(
     }
     let sent = marked(json.clone(), &hash);
     let live = if step == Step::Make && child.kind().write() == Write::ApplyUnlessTaken {
-        create(client, owner, child, &sent).await?
+        create(client, owner, child, &sent, false).await?
     } else {
         patch(client, owner, child.kind(), &reference.name, sent, step).await?
     };
@@ -245,9 +246,20 @@ async fn patch(
     within_deadline(api.patch(name, &params, &Patch::Apply(&json))).await
 }
 
+/// Whether there is no Secret of this name, without the right to read one: its creation, which is only tried, is not refused.
+pub async fn secret_is_missing(client: &Client, owner: &Key, name: &str) -> Result<bool, RequestError> {
+    let metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
+    let child = Child::Secret(Secret { metadata, ..Secret::default() });
+    match create(client, owner, &child, &child.to_json()?, true).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.code() == Some(409) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Creates what is never changed afterwards. `None`: it exists already.
 async fn make_once(client: &Client, owner: &Key, child: &Child) -> Result<Option<Live>, RequestError> {
-    match create(client, owner, child, &child.to_json()?).await {
+    match create(client, owner, child, &child.to_json()?, false).await {
         Ok(live) => Ok(Some(live)),
         Err(error) if error.code() == Some(409) => Ok(None),
         Err(error) => Err(error),
@@ -256,8 +268,14 @@ async fn make_once(client: &Client, owner: &Key, child: &Child) -> Result<Option
 
 /// Fails with a conflict if something of this kind and name exists. An apply that is not forced finds that out by itself where
 /// the two differ in a field that both set, as in the selector of a Deployment or a Service; in other kinds they need not.
-async fn create(client: &Client, owner: &Key, child: &Child, json: &Value) -> Result<Live, RequestError> {
-    let params = PostParams { dry_run: false, field_manager: Some(FIELD_MANAGER.to_owned()) };
+async fn create(
+    client: &Client,
+    owner: &Key,
+    child: &Child,
+    json: &Value,
+    dry_run: bool,
+) -> Result<Live, RequestError> {
+    let params = PostParams { dry_run, field_manager: Some(FIELD_MANAGER.to_owned()) };
     let url = <Live as kube::Resource>::url_path(&child.kind().resource(), Some(&owner.id.namespace));
     let mut request =
         Request::new(url).create(&params, serde_json::to_vec(json)?).map_err(kube::Error::BuildRequest)?;
@@ -274,12 +292,6 @@ pub async fn delete(client: &Client, owner: &Key, child: &ChildRef, seen: &Child
         ..DeleteParams::default()
     };
     gone(within_deadline(api.delete(&child.name, &params)).await.map(drop))
-}
-
-/// Deletes a Secret by name, whether it exists or not.
-pub async fn delete_secret(client: &Client, namespace: &str, name: &str) -> Result<(), RequestError> {
-    let api: Api<Live> = Api::namespaced_with(client.clone(), namespace, &ChildKind::Secret.resource());
-    gone(within_deadline(api.delete(name, &DeleteParams::default())).await.map(drop))
 }
 
 /// What is not there any more (404), or is another object by now (409), is as good as deleted.

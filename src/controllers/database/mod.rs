@@ -9,8 +9,8 @@
 //! depend on a Job that anyone may delete. What it was done for is a hash of all that it works from, the server's uid
 //! among it: a server that is made anew is set up anew.
 //!
-//! The Secrets have no owner: they must outlive their Microservice as the volume does, and whoever applies it again, with
-//! whatever retention, must find the passwords that the volume was made with.
+//! The Secrets go with the volume: they have no owner, so that whoever applies a Microservice again finds its passwords, but under
+//! `retention: Delete`. One that is gone is made again, and the server, its roles and the pods get the new password.
 
 mod gate;
 mod secrets;
@@ -18,8 +18,8 @@ mod server;
 mod setup;
 pub mod status;
 
-pub use secrets::URI as BINDING_URI;
-pub use server::{CONTAINER, storage};
+pub use secrets::{URI as BINDING_URI, replaced_annotation, secrets_of};
+pub use server::{CONTAINER, claim_of as claim, storage};
 pub use setup::{CONTAINER as SETUP_CONTAINER, RELEASED_FILE};
 
 use k8s_openapi::api::apps::v1::Deployment;
@@ -86,9 +86,13 @@ pub fn plan(
     settings: &Settings,
 ) -> Result<Plan, Rejection> {
     let passed = gate::pass(deployment, stage(wanted, observed) == Stage::Done, observed);
-    let mut plan = Plan { children: secrets::all(wanted, settings), ..Plan::default() };
-    plan.children.extend(server::all(wanted, observed.server.as_ref(), settings)?);
+    let mut plan = Plan::default();
     setup::add(wanted, observed, passed.released.as_ref(), settings, &mut plan)?;
+    // the ConfigMap records which Secrets are made again, before they are; the Job comes last
+    let job = plan.children.split_off(1);
+    plan.children.extend(secrets::all(wanted, observed, settings));
+    plan.children.extend(server::all(wanted, observed, settings)?);
+    plan.children.extend(job);
     match passed.deployment {
         Some(deployment) => plan.children.push(Child::Deployment(deployment)),
         None => plan.retained.push(ChildRef::new(ChildKind::Deployment, wanted.owner.name.clone())),

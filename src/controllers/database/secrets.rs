@@ -6,10 +6,16 @@ use k8s_openapi::api::core::v1::Secret;
 
 use super::{Wanted, host};
 use crate::{
+    api::v1alpha1::Retention,
     contract::database_setup::Purpose,
     controllers::{
         render::pod::PASSWORD,
-        resources::{child::Child, labels::Component, settings::Settings},
+        resources::{
+            child::Child,
+            labels::{Component, SECRETS_ANNOTATION},
+            observed::{DatabaseObserved, SecretsObserved},
+            settings::Settings,
+        },
     },
     domain::names::{self, POSTGRES_PORT},
 };
@@ -17,12 +23,48 @@ use crate::{
 /// The key of the binding Secret that holds a connection URI.
 pub const URI: &str = "uri";
 
-pub(super) fn all(wanted: &Wanted<'_>, settings: &Settings) -> Vec<Child> {
+/// Names of the Secrets of the database of `owner`.
+pub fn secrets_of(owner: &str, purpose: Purpose) -> Vec<String> {
+    let mut secrets = vec![names::database(owner), names::admin_secret(owner)];
+    if purpose == Purpose::Service {
+        secrets.push(names::relay_secret(owner));
+    }
+    secrets
+}
+
+/// How often these Secrets were made again; `None` when they never were. Where it stands in a pod template, its pods roll.
+pub fn replacements(observed: &DatabaseObserved, secrets: &[&str]) -> Option<String> {
+    let replaced = &observed.secrets.replaced;
+    let known: BTreeMap<_, _> = secrets.iter().filter_map(|secret| replaced.get_key_value(*secret)).collect();
+    // a map of numbers always has a form in JSON
+    (!known.is_empty()).then(|| serde_json::to_string(&known).unwrap_or_default())
+}
+
+/// The annotation with [`replacements`].
+pub fn replaced_annotation(observed: &DatabaseObserved, secrets: &[&str]) -> Option<BTreeMap<String, String>> {
+    Some([(SECRETS_ANNOTATION.to_owned(), replacements(observed, secrets)?)].into())
+}
+
+/// What is recorded before those that are missing are made again: a crash in between then loses nothing.
+pub(super) fn record(observed: &DatabaseObserved) -> Option<String> {
+    let SecretsObserved { mut replaced, missing } = observed.secrets.clone();
+    for secret in missing {
+        *replaced.entry(secret).or_default() += 1;
+    }
+    (!replaced.is_empty()).then(|| serde_json::to_string(&replaced).unwrap_or_default())
+}
+
+/// All of them for a database that is only being made; of one that exists those that were deleted.
+pub(super) fn all(wanted: &Wanted<'_>, observed: &DatabaseObserved, settings: &Settings) -> Vec<Child> {
     let mut secrets = vec![binding(wanted, settings), admin(wanted, settings)];
     if wanted.purpose == Purpose::Service {
         secrets.push(role(wanted, names::relay_secret(&wanted.owner.name), names::RELAY_ROLE, settings));
     }
-    secrets.into_iter().map(Child::Secret).collect()
+    let is_wanted = |secret: &Secret| {
+        let missing = &observed.secrets.missing;
+        observed.server.is_none() || secret.metadata.name.as_ref().is_some_and(|name| missing.contains(name))
+    };
+    secrets.into_iter().filter(is_wanted).map(Child::Secret).collect()
 }
 
 /// `NAME-db`, as the Service Binding specification has it: <https://servicebinding.io/spec/core/1.1.0/#well-known-secret-entries>.
@@ -56,7 +98,10 @@ fn role(wanted: &Wanted<'_>, name: String, role: &str, settings: &Settings) -> S
 
 fn secret<const N: usize>(wanted: &Wanted<'_>, name: String, type_: &str, entries: [(&str, String); N]) -> Secret {
     Secret {
-        metadata: wanted.owner.lasting_metadata(name, Component::Database),
+        metadata: match wanted.retention {
+            Retention::Retain => wanted.owner.lasting_metadata(name, Component::Database),
+            Retention::Delete => wanted.owner.ending_metadata(name, Component::Database),
+        },
         type_: Some(type_.to_owned()),
         string_data: Some(entries.map(|(key, value)| (key.to_owned(), value)).into_iter().collect::<BTreeMap<_, _>>()),
         ..Secret::default()

@@ -20,7 +20,7 @@ use k8s_openapi::{
 };
 use kube::core::ObjectMeta;
 
-use super::{ADMIN_PASSWORD, Wanted};
+use super::{ADMIN_PASSWORD, Wanted, secrets};
 use crate::{
     api::v1alpha1::{Retention, Storage},
     controllers::{
@@ -33,8 +33,8 @@ use crate::{
         },
         resources::{
             child::Child,
-            labels::{Component, DATABASE_CLIENT_LABEL, STORAGE_ANNOTATION},
-            observed::Workload,
+            labels::{Component, DATABASE_CLIENT_LABEL, DELETED_WITH_ANNOTATION, SECRETS_ANNOTATION, STORAGE_ANNOTATION},
+            observed::{DatabaseObserved, Workload},
             plan::Rejection,
             settings::Settings,
         },
@@ -52,35 +52,23 @@ const PGDATA: &str = "/var/lib/postgresql/data/pgdata";
 /// Name of the server's container.
 pub const CONTAINER: &str = "postgres";
 const PORT_NAME: &str = "postgres";
-/// Starts the image's own entry point, `$@`, on the volume `$0`, once two things are so:
-///
-/// - No other server has the volume. A pod that is deleted by force may have a successor while its server still runs, and
-///   PostgreSQL's own lock file, which names a process, is no help: each pod counts its processes by itself. The server and
-///   its children inherit the lock and keep it until the last of them has ended. It holds where locks hold: on one node, or on
-///   a file system that shares them; between nodes it is the attachment of the volume that keeps two servers apart.
-/// - The database is whole. The entry point takes one whose making was cut off for a finished one; the mark, durable before
-///   anybody can have written, records that it is not.
-const WHEN_ALONE: &str = r#"exec 9>>"$0/weft.lock" || exit
-flock -n 9 || { echo "another server still uses this volume: waiting until it has ended" >&2; flock 9; }
-unfinished=$0/weft.unfinished
-if [ -e "$unfinished" ]; then rm -rf "$PGDATA" || exit; fi
-if [ ! -s "$PGDATA/PG_VERSION" ]; then
-  [ -n "$(ls -A "$PGDATA" 2>/dev/null)" ] || : >"$unfinished" || exit
-  docker-ensure-initdb.sh "$@" || exit
-  rm -f "$unfinished" && sync || exit
-fi
-exec docker-entrypoint.sh "$@""#;
+/// Starts the image's own entry point, `$@`, on the volume `$0`.
+const START: &str = include_str!("start.sh");
 /// Enough for a checkpoint; what is not written by then is recovered from the log.
 const GRACE_SECONDS: i64 = 60;
 /// PostgreSQL's own `max_wal_size` [MB], which suits volumes from 4 GiB on.
 const MAX_WAL_SIZE: u64 = 1024;
 
-pub(super) fn all(wanted: &Wanted<'_>, live: Option<&Workload>, settings: &Settings) -> Result<Vec<Child>, Rejection> {
+pub(super) fn all(
+    wanted: &Wanted<'_>,
+    observed: &DatabaseObserved,
+    settings: &Settings,
+) -> Result<Vec<Child>, Rejection> {
     Ok(vec![
         Child::ServiceAccount(service_account(metadata(wanted), settings)),
         Child::NetworkPolicy(network_policy(wanted)),
         Child::Service(service(wanted)),
-        Child::StatefulSet(stateful_set(wanted, live, settings)?),
+        Child::StatefulSet(stateful_set(wanted, observed, settings)?),
     ])
 }
 
@@ -115,17 +103,46 @@ fn service(wanted: &Wanted<'_>) -> Service {
     }
 }
 
-fn stateful_set(wanted: &Wanted<'_>, live: Option<&Workload>, settings: &Settings) -> Result<StatefulSet, Rejection> {
+/// The server has started with the superuser's newest password.
+pub(super) fn has_admin_password(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> bool {
+    let admin = names::admin_secret(&wanted.owner.name);
+    let Some(replacements) = secrets::replacements(observed, &[&admin]) else { return true };
+    observed
+        .server
+        .as_ref()
+        .is_some_and(|live| live.annotations.get(SECRETS_ANNOTATION) == Some(&replacements) && live.is_rolled_out())
+}
+
+/// The annotation by which the server restarts with a new password. Not before the Secret is there: it would not come back.
+fn admin_annotation(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> BTreeMap<String, String> {
+    let admin = names::admin_secret(&wanted.owner.name);
+    if observed.secrets.missing.contains(&admin) {
+        let live = observed.server.as_ref().and_then(|live| live.annotations.get_key_value(SECRETS_ANNOTATION));
+        return live.map(|(key, value)| (key.clone(), value.clone())).into_iter().collect();
+    }
+    secrets::replaced_annotation(observed, &[&admin]).unwrap_or_default()
+}
+
+fn stateful_set(
+    wanted: &Wanted<'_>,
+    observed: &DatabaseObserved,
+    settings: &Settings,
+) -> Result<StatefulSet, Rejection> {
+    let (live, secrets) = (observed.server.as_ref(), admin_annotation(wanted, observed));
     let (owner, postgres) = (wanted.owner, wanted.postgres);
     let name = names::database(&owner.name);
     let newest = settings.postgres_image(&postgres.version);
-    let pinned = pin_image(live, &newest, wanted.upgrade, |image| template(wanted, image, settings))?;
+    let pinned = pin_image(live, &newest, wanted.upgrade, |image| template(wanted, image, &secrets, settings))?;
     let when_deleted = match wanted.retention {
         Retention::Retain => "Retain",
         Retention::Delete => "Delete",
     };
     let mut annotations = pinned.annotations;
     // quantities and names always have a form in JSON
+    annotations.extend(secrets);
+    if wanted.retention == Retention::Delete {
+        annotations.extend(owner.uid().map(|uid| (DELETED_WITH_ANNOTATION.to_owned(), uid)));
+    }
     annotations.insert(STORAGE_ANNOTATION.to_owned(), serde_json::to_string(&postgres.storage).unwrap_or_default());
     Ok(StatefulSet {
         metadata: ObjectMeta { annotations: Some(annotations), ..owner.metadata(name.clone(), Component::Database) },
@@ -147,6 +164,11 @@ fn stateful_set(wanted: &Wanted<'_>, live: Option<&Workload>, settings: &Setting
     })
 }
 
+/// Name of the claim of a server's pod.
+pub fn claim_of(pod: &str) -> String {
+    format!("{DATA}-{pod}")
+}
+
 /// The volume that the server has, if there is one.
 pub fn storage(live: Option<&Workload>) -> Option<Storage> {
     serde_json::from_str(live?.annotations.get(STORAGE_ANNOTATION)?).ok()
@@ -157,7 +179,7 @@ fn claim(wanted: &Wanted<'_>) -> PersistentVolumeClaim {
     PersistentVolumeClaim {
         metadata: ObjectMeta {
             name: Some(DATA.to_owned()),
-            labels: Some(wanted.owner.labels(Component::Database)),
+            labels: Some(wanted.owner.lasting_labels(Component::Database)),
             ..ObjectMeta::default()
         },
         spec: Some(PersistentVolumeClaimSpec {
@@ -173,11 +195,20 @@ fn claim(wanted: &Wanted<'_>) -> PersistentVolumeClaim {
     }
 }
 
-fn template(wanted: &Wanted<'_>, image: &str, settings: &Settings) -> Result<PodTemplateSpec, Rejection> {
+fn template(
+    wanted: &Wanted<'_>,
+    image: &str,
+    secrets: &BTreeMap<String, String>,
+    settings: &Settings,
+) -> Result<PodTemplateSpec, Rejection> {
     let owner = wanted.owner;
     let user = settings.fixed_user_ids.then_some(POSTGRES_USER);
     Ok(PodTemplateSpec {
-        metadata: Some(ObjectMeta { labels: Some(owner.labels(Component::Database)), ..ObjectMeta::default() }),
+        metadata: Some(ObjectMeta {
+            labels: Some(owner.labels(Component::Database)),
+            annotations: (!secrets.is_empty()).then(|| secrets.clone()),
+            ..ObjectMeta::default()
+        }),
         spec: Some(PodSpec {
             service_account_name: Some(names::database(&owner.name)),
             automount_service_account_token: Some(false),
@@ -214,7 +245,7 @@ fn container(wanted: &Wanted<'_>, image: &str, settings: &Settings) -> Result<Co
         name: CONTAINER.to_owned(),
         image: Some(image.to_owned()),
         image_pull_policy: settings.image_pull_policy.clone(),
-        command: Some(["sh", "-c", WHEN_ALONE, DATA_FOLDER].map(str::to_owned).into()),
+        command: Some(["sh", "-c", START, DATA_FOLDER].map(str::to_owned).into()),
         args: Some(arguments(wanted)?),
         env: Some(environment(wanted)),
         ports: Some(vec![ContainerPort {

@@ -14,7 +14,7 @@ use k8s_openapi::api::{
 };
 use kube::core::ObjectMeta;
 
-use super::{ADMIN_PASSWORD, APP_PASSWORD, RELAY_PASSWORD, Stage, Wanted, host, stage};
+use super::{ADMIN_PASSWORD, APP_PASSWORD, RELAY_PASSWORD, Stage, Wanted, host, secrets, server, stage};
 use crate::{
     api::v1alpha1::SetUp,
     contract::{
@@ -25,7 +25,10 @@ use crate::{
         render::pod::{PASSWORD, config_map_volume, mount, password_volume, pod_security, resources, weft_security},
         resources::{
             child::{Child, ChildKind, ChildRef},
-            labels::{Component, DATABASE_CLIENT_LABEL, IMAGE_ANNOTATION, RELEASED_ANNOTATION, SET_UP_ANNOTATION},
+            labels::{
+                Component, DATABASE_CLIENT_LABEL, IMAGE_ANNOTATION, RELEASED_ANNOTATION, SECRETS_ANNOTATION,
+                SET_UP_ANNOTATION,
+            },
             observed::{DatabaseObserved, JobOutcome, JobState, Migrations, Released},
             plan::{Plan, Rejection},
             settings::Settings,
@@ -74,7 +77,8 @@ pub(super) fn add(
             job.missing_images.is_empty() || job.annotations.get(IMAGE_ANNOTATION) == Some(&settings.image)
         }
         // one that has ended and does not count read other migrations: it goes, too
-        Stage::Pending => !observed.jobs.contains_key(&name),
+        // the superuser's new password is the server's once that has started with it
+        Stage::Pending => !observed.jobs.contains_key(&name) && server::has_admin_password(wanted, observed),
         Stage::Failed { .. } => true,
         Stage::Done => {
             // it stays for its log, whoever deletes it; unless an injected container would have it run for ever
@@ -121,6 +125,10 @@ fn hash(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Option<String> {
         input.push_str(hash);
     }
     input.push_str(&wanted.purpose.layout().to_string());
+    // a new password is one for the roles too
+    let secrets = secrets::secrets_of(&wanted.owner.name, wanted.purpose);
+    let secrets: Vec<_> = secrets.iter().map(String::as_str).collect();
+    input.push_str(&secrets::replacements(observed, &secrets).unwrap_or_default());
     input.push_str(&observed.server.as_ref()?.uid);
     Some(short_hash(input.as_bytes(), 8))
 }
@@ -165,7 +173,8 @@ fn config_map(
     let record = done(wanted, observed).or_else(|| observed.recorded.clone());
     let record = record.map(|record| (SET_UP_ANNOTATION.to_owned(), json(serde_json::to_string(&record))));
     let version = released.map(|released| (RELEASED_ANNOTATION.to_owned(), version::of(released)));
-    let annotations: BTreeMap<_, _> = record.into_iter().chain(version).collect();
+    let secrets = secrets::record(observed).map(|record| (SECRETS_ANNOTATION.to_owned(), record));
+    let annotations: BTreeMap<_, _> = record.into_iter().chain(version).chain(secrets).collect();
     let file = released.map(|released| (RELEASED_FILE.to_owned(), json(serde_json::to_string(released))));
     Ok(ConfigMap {
         metadata: ObjectMeta {

@@ -3,6 +3,7 @@
 pub mod microservice;
 pub mod outbox_relay;
 pub mod saga;
+mod secrets;
 
 use std::{pin::Pin, sync::Arc};
 

@@ -42,9 +42,23 @@ impl Owner {
         Self { kind, name, namespace, references }
     }
 
+    /// The uid of an owner that is alone.
+    pub fn uid(&self) -> Option<String> {
+        self.references.first().map(|reference| reference.uid.clone())
+    }
+
+    /// Metadata of a child that goes when its owner goes, though another of its kind and name may be there to stay.
+    pub fn ending_metadata(&self, name: String, component: Component) -> ObjectMeta {
+        ObjectMeta { owner_references: Some(self.references.clone()), ..self.lasting_metadata(name, component) }
+    }
+
     /// Metadata of a child that goes when its owner goes.
     pub fn metadata(&self, name: String, component: Component) -> ObjectMeta {
-        ObjectMeta { owner_references: Some(self.references.clone()), ..self.lasting_metadata(name, component) }
+        ObjectMeta {
+            owner_references: Some(self.references.clone()),
+            labels: Some(self.labels(component)),
+            ..self.lasting_metadata(name, component)
+        }
     }
 
     /// Metadata of a child that outlives its owner, and is adopted by the next owner of the name.
@@ -52,12 +66,17 @@ impl Owner {
         ObjectMeta {
             name: Some(name),
             namespace: Some(self.namespace.clone()),
-            labels: Some(self.labels(component)),
+            labels: Some(self.lasting_labels(component)),
             ..ObjectMeta::default()
         }
     }
 
-    /// All labels of a child.
+    /// Labels of what outlives its owner.
+    pub fn lasting_labels(&self, component: Component) -> BTreeMap<String, String> {
+        labels::lasting(self.kind, &self.name, component)
+    }
+
+    /// All labels of a child that goes with its owner.
     pub fn labels(&self, component: Component) -> BTreeMap<String, String> {
         labels::labels(self.kind, &self.name, component)
     }

@@ -15,14 +15,15 @@ pub const DATABASE_CLIENT_LABEL: &str = "weft.dev/database-client";
 pub const OWNER_KIND_LABEL: &str = "weft.dev/owner-kind";
 pub const OWNER_NAME_LABEL: &str = "weft.dev/owner";
 
+/// The same as [`COMPONENT_LABEL`], for selectors.
+pub const OWN_COMPONENT_LABEL: &str = "weft.dev/component";
+
 /// Prefix of every label and annotation of Weft's own.
 pub const WEFT_PREFIX: &str = "weft.dev/";
 /// Field manager of everything that is applied.
 pub const FIELD_MANAGER: &str = "weft";
 /// Field manager of the custom resources' status.
 pub const STATUS_MANAGER: &str = "weft-status";
-/// Finalizer of a Microservice whose Secrets are to be deleted with it (`retention: Delete`).
-pub const DATABASE_FINALIZER: &str = "weft.dev/database";
 /// On a Deployment, StatefulSet or Job, written by its plan: the image of Weft's or PostgreSQL's that its pods were made with.
 pub const IMAGE_ANNOTATION: &str = "weft.dev/image";
 /// On a Deployment or StatefulSet, written by its plan: hash of the pod template with the data-plane image left out. While
@@ -30,9 +31,21 @@ pub const IMAGE_ANNOTATION: &str = "weft.dev/image";
 pub const TEMPLATE_HASH_ANNOTATION: &str = "weft.dev/template-hash";
 /// On a database's StatefulSet, written by its plan: `spec.database.postgres.storage` as JSON, since a claim cannot change.
 pub const STORAGE_ANNOTATION: &str = "weft.dev/storage";
+/// On a database's StatefulSet, written by its plan, under `retention: Delete` alone: the uid of the Microservice with which it
+/// goes, and the volume with it.
+pub const DELETED_WITH_ANNOTATION: &str = "weft.dev/deleted-with";
 /// On a Microservice's Deployment, written by its plan: the addresses of `spec.dependsOn` as JSON, so that one that is gone
 /// for a while keeps its variable and restarts nothing.
 pub const DEPENDENCIES_ANNOTATION: &str = "weft.dev/dependencies";
+/// On a Microservice's Deployment, written by its plan: the OutboxRelay whose sidecar its pods carry, so that one that cannot be
+/// read keeps it.
+pub const RELAY_ANNOTATION: &str = "weft.dev/relay";
+/// On an orchestrator's contract, written by its plan: the Sagas that it defines, as a JSON list, so that one that cannot be read
+/// stays defined.
+pub const SAGAS_ANNOTATION: &str = "weft.dev/sagas";
+/// On the contract of a set-up, written by its plan: how often each Secret of the database was made again, as JSON. On a StatefulSet
+/// and in a pod template: the same of those Secrets that its pods read, so that they roll when one is made again.
+pub const SECRETS_ANNOTATION: &str = "weft.dev/secrets";
 /// On a set-up's ConfigMap, written by its plan: the last set-up that succeeded, as JSON.
 pub const SET_UP_ANNOTATION: &str = "weft.dev/set-up";
 /// On a set-up's ConfigMap, written by its plan: hash of the released pod template that the ConfigMap holds.
@@ -66,20 +79,45 @@ impl Component {
     }
 }
 
-/// The immutable subset, for selectors. Two of the three are Weft's own: pods that others label by Kubernetes' recommended
-/// labels, as their charts do, are not selected.
+/// The immutable subset, for selectors. All of them are Weft's own: pods that others label by Kubernetes' recommended labels, as
+/// their charts do, are not selected.
 pub fn selector(owner_kind: &str, owner: &str, component: Component) -> BTreeMap<String, String> {
-    [(OWNER_KIND_LABEL, owner_kind), (OWNER_NAME_LABEL, owner), (COMPONENT_LABEL, component.as_str())]
+    [(OWNER_KIND_LABEL, owner_kind), (OWNER_NAME_LABEL, owner), (OWN_COMPONENT_LABEL, component.as_str())]
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .into()
 }
 
-/// All labels of a child.
+/// Labels of what outlives its owner, Secrets and claims: none of those by which a GitOps tool tracks, and would prune, what it
+/// applied itself.
+pub fn lasting(owner_kind: &str, owner: &str, component: Component) -> BTreeMap<String, String> {
+    selector(owner_kind, owner, component)
+}
+
+/// All labels of a child that goes with its owner.
 pub fn labels(owner_kind: &str, owner: &str, component: Component) -> BTreeMap<String, String> {
-    let mut labels = selector(owner_kind, owner, component);
+    let mut labels = lasting(owner_kind, owner, component);
     labels.extend(
-        [(NAME_LABEL, owner), (INSTANCE_LABEL, owner), (MANAGED_BY_LABEL, MANAGED_BY)]
-            .map(|(key, value)| (key.to_owned(), value.to_owned())),
+        [
+            (NAME_LABEL, owner),
+            (INSTANCE_LABEL, owner),
+            (COMPONENT_LABEL, component.as_str()),
+            (MANAGED_BY_LABEL, MANAGED_BY),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned())),
     );
     labels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Case C07. A StatefulSet puts the labels of its selector on its claims too.
+    #[test]
+    fn what_outlives_its_owner_has_no_label_that_a_pruner_knows() {
+        let lasting = lasting("Microservice", "orders", Component::Database);
+        assert!(lasting.keys().all(|label| label.starts_with(WEFT_PREFIX)), "{lasting:?}");
+        let selector = selector("Microservice", "orders", Component::Database);
+        assert!(selector.iter().all(|(label, value)| lasting.get(label) == Some(value)), "{selector:?}");
+    }
 }

@@ -1,6 +1,9 @@
 //! What the operator sees of its children: small, pruned states, not the objects.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use serde::{Deserialize, Serialize};
@@ -92,12 +95,22 @@ pub struct DatabaseObserved {
     pub jobs: BTreeMap<String, JobState>,
     /// The ConfigMap of migrations that the object names; `None` when it names none.
     pub migrations: Option<Migrations>,
+    pub secrets: SecretsObserved,
     /// The last set-up that succeeded, as recorded.
     pub recorded: Option<SetUp>,
     /// The pod template that was released last; read only while the present one may have to wait.
     pub released: Option<Box<Released>>,
     /// How long a new pod template still waits for a change of the migrations that may follow its spec.
     pub settles_in: Option<Duration>,
+}
+
+/// What is known of a database's Secrets, which the operator cannot read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SecretsObserved {
+    /// How often each was made again since the database was made; those that never were are left out.
+    pub replaced: BTreeMap<String, u32>,
+    /// Those that were deleted: the next apply makes them again, with new passwords.
+    pub missing: BTreeSet<String>,
 }
 
 /// The migrations' ConfigMap.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::child::{Child, ChildRef};
+use crate::domain::names;
 
 /// Everything that should exist because of one object, in the order in which it is applied.
 ///
@@ -36,8 +37,35 @@ impl Rejection {
         }
     }
 
+    /// `field` names a Microservice that exists and does not have the form of one.
+    pub fn microservice_malformed(field: &str, name: &str) -> Self {
+        Self {
+            reason: "MicroserviceMalformed",
+            message: format!(
+                "{field}: Microservice `{name}` cannot be read: correct it; its own conditions say what is wrong"
+            ),
+        }
+    }
+
+    /// A Microservice of this name was deleted with `retention: Delete`: whoever applies it again begins anew.
+    pub fn predecessor_ends(name: &str) -> Self {
+        Self {
+            reason: "PredecessorEnding",
+            message: format!(
+                "StatefulSet {} of the Microservice `{name}` that was deleted ends first, with its data: spec.database.retention was Delete",
+                names::database(name)
+            ),
+        }
+    }
+
     /// It ends by itself, once what the object names is applied too.
     pub fn is_waited_for(&self) -> bool {
-        matches!(self.reason, "MicroserviceNotFound" | "OutboxRelayNotFound")
+        matches!(self.reason, "MicroserviceNotFound" | "OutboxRelayNotFound" | "PredecessorEnding")
+            || self.is_about_unreadable()
+    }
+
+    /// What the object names exists and cannot be read: nothing is to be concluded from that.
+    pub fn is_about_unreadable(&self) -> bool {
+        matches!(self.reason, "MicroserviceMalformed" | "OutboxRelayMalformed")
     }
 }

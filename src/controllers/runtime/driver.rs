@@ -73,11 +73,6 @@ pub trait Driven: Kind<Object: Send + Sync, Observed: Send + Sync, Planned: Send
         false
     }
 
-    /// The object is being deleted: cleans up what Kubernetes does not.
-    fn finalize(_context: &Context, _key: &Key, _object: &Self::Object) -> impl Future<Output = Verdict> + Send {
-        std::future::ready(Verdict::Done)
-    }
-
     /// The children of what is planned.
     fn children(planned: &Self::Planned) -> &Plan;
 
@@ -89,24 +84,6 @@ pub trait Driven: Kind<Object: Send + Sync, Observed: Send + Sync, Planned: Send
         false
     }
 
-    /// Called before anything is applied.
-    fn before_apply(
-        _context: &Context,
-        _key: &Key,
-        _object: &Self::Object,
-    ) -> impl Future<Output = Result<(), RequestError>> + Send {
-        std::future::ready(Ok(()))
-    }
-
-    /// Called once everything that is planned has been applied.
-    fn after_apply(
-        _context: &Context,
-        _key: &Key,
-        _object: &Self::Object,
-    ) -> impl Future<Output = Result<(), RequestError>> + Send {
-        std::future::ready(Ok(()))
-    }
-
     fn report(
         context: &Context,
         key: &Key,
@@ -114,7 +91,7 @@ pub trait Driven: Kind<Object: Send + Sync, Observed: Send + Sync, Planned: Send
         status: Self::Status,
     ) -> impl Future<Output = Result<(), RequestError>> + Send;
 
-    /// The object does not have its type's form.
+    /// The object does not have its type's form, and no earlier one is known: what was made from it stays.
     fn report_malformed(
         _context: &Context,
         _key: &Key,
@@ -134,15 +111,17 @@ pub async fn reconcile<K: Driven>(context: &Context, key: &Key) -> Verdict {
         }
         (store.malformed(key), K::find(&store, key))
     };
-    let verdict = match (malformed, object) {
-        (Some(malformed), _) => K::report_malformed(context, key, &malformed).await.map(|()| Verdict::Done),
+    let verdict = match (object, malformed) {
+        // its children are Kubernetes' to collect
+        (Some(object), _) if K::is_being_deleted(&object) => Ok(Verdict::Done),
+        // of one that cannot be read any more, the last form that could be read stays in force
+        (Some(object), _) => pass::<K>(context, key, &object).await,
+        (None, Some(malformed)) => K::report_malformed(context, key, &malformed).await.map(|()| Verdict::Done),
         // Kubernetes collects the children
         (None, None) => {
             context.forget(key);
             Ok(Verdict::Done)
         }
-        (None, Some(object)) if K::is_being_deleted(&object) => Ok(K::finalize(context, key, &object).await),
-        (None, Some(object)) => pass::<K>(context, key, &object).await,
     };
     verdict.unwrap_or_else(|error| {
         tracing::warn!(error = error.message(), "reconcile failed");
@@ -162,15 +141,11 @@ async fn pass<K: Driven>(context: &Context, key: &Key, object: &K::Object) -> Re
         None => K::plan(object, &observed, &context.settings),
     };
     let (mut applied, mut again) = (Applied::default(), None);
-    if may_write {
-        K::before_apply(context, key, object).await?;
-        // a rejected object keeps what it has
-        if let Ok(planned) = &planned {
-            (applied, again) = carry_out::<K>(context, key, object, K::children(planned)).await;
-            if applied.failures.is_empty() {
-                K::after_apply(context, key, object).await?;
-            }
-        }
+    // a rejected object keeps what it has
+    if let Ok(planned) = &planned
+        && may_write
+    {
+        (applied, again) = carry_out::<K>(context, key, object, K::children(planned)).await;
     }
     // what was written is observed too
     let observed = K::observe(context, key, object).await?;

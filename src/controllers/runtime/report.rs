@@ -3,10 +3,11 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{
-    Api,
-    api::{Patch, PatchParams},
+    Api, ResourceExt,
+    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
     core::DeserializeGuard,
 };
+use serde::Deserialize;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -19,8 +20,9 @@ use crate::controllers::{
     request::{RequestError, within_deadline},
     resources::{key::Key, labels::STATUS_MANAGER},
     status::{
-        conditions::{ACCEPTED, Conditions, READY, STALLED},
+        conditions::{ACCEPTED, Conditions, status_of},
         events,
+        progress::Progress,
     },
     store::{Custom, Malformed},
 };
@@ -28,6 +30,11 @@ use crate::controllers::{
 /// Writes `status` if it is not what the object has. If it has to wait, the object is requeued for when it may be written.
 pub async fn write<K: Custom>(context: &Context, key: &Key, object: &K, status: K::Status) -> Result<(), RequestError> {
     let before = object.status();
+    let malformed = context.store().malformed(key);
+    let status = match &malformed {
+        Some(malformed) => mark_malformed::<K>(status, before, malformed),
+        None => status,
+    };
     if before == Some(&status) {
         context.pace.withdraw(key);
         return Ok(());
@@ -51,10 +58,13 @@ pub async fn write<K: Custom>(context: &Context, key: &Key, object: &K, status: 
     for notice in events::of_change(was, K::conditions(&status)) {
         context.events.publish(notice, object.object_ref(&()));
     }
-    if let Ok(object) = answer.0 {
-        // a change of the spec, or a deletion, may have come before the answer, which then carries it first
-        let requeue = context.store().set(object);
-        context.enqueue(requeue, Priority::SpecChange);
+    match answer.0 {
+        Ok(object) => {
+            // a change of the spec, or a deletion, may have come before the answer, which then carries it first
+            let requeue = context.store().set(object);
+            context.enqueue(requeue, Priority::SpecChange);
+        }
+        Err(_malformed) => context.store().set_reported::<K>(&key.id, status),
     }
     Ok(())
 }
@@ -71,7 +81,8 @@ fn may_write(context: &Context, key: &Key, news: News) -> bool {
     }
 }
 
-/// `Accepted=False` on an object that does not have its type's form.
+/// `Accepted=False` on an object that does not have its type's form and of which no earlier form is known. Its other columns stay,
+/// which takes one request to read them.
 pub async fn write_malformed<K: Custom>(
     context: &Context,
     key: &Key,
@@ -80,21 +91,43 @@ pub async fn write_malformed<K: Custom>(
     if !may_write(context, key, News::Answer) {
         return Ok(());
     }
-    let message = format!("the object does not have the form of a {}: {}", K::KIND.as_str(), malformed.error);
-    let mut conditions = Conditions::new(&[], malformed.generation, Timestamp::now());
-    conditions.set(READY, false, "Malformed", &message).set(STALLED, true, "Malformed", &message).set(
-        ACCEPTED,
-        false,
-        "Malformed",
-        &message,
-    );
-    let status = json!({"observedGeneration": malformed.generation, "conditions": conditions.finish()});
-    tracing::warn!(error = malformed.error, "malformed object");
-    match patch::<K>(context, key, None, &status).await {
-        Ok(_) => Ok(()),
-        Err(error) if error.code() == Some(404) => Ok(()),
-        Err(error) => Err(error),
+    let resource = ApiResource::erase::<K>(&());
+    let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), &key.id.namespace, &resource);
+    // the operator has the right to list, which it needs anyway, and not the one to get
+    let this = ListParams::default().fields(&format!("metadata.name={}", key.id.name));
+    let found = within_deadline(api.list(&this)).await?.items;
+    let Some(object) = found.into_iter().find(|object| object.name_any() == key.id.name) else { return Ok(()) };
+    // a status that cannot be read either is replaced
+    let before = object.data.get("status").and_then(|status| K::Status::deserialize(status).ok());
+    let status = mark_malformed::<K>(before.clone().unwrap_or_default(), before.as_ref(), malformed);
+    if before.as_ref() == Some(&status) {
+        return Ok(());
     }
+    tracing::warn!(error = malformed.error, "malformed object");
+    match patch::<K>(context, key, object.metadata.uid.as_deref(), &json!(status)).await {
+        Err(error) if !matches!(error.code(), Some(404 | 409)) => Err(error),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// `status`, with the conditions of an object that cannot be read in place of those that say that all is well.
+fn mark_malformed<K: Custom>(mut status: K::Status, before: Option<&K::Status>, malformed: &Malformed) -> K::Status {
+    let message = format!(
+        "the object does not have the form of a {}: {}; its last valid form stays in force",
+        K::KIND.as_str(),
+        malformed.error
+    );
+    let previous = before.map(K::conditions).unwrap_or_default();
+    let mut conditions = Conditions::new(previous, malformed.generation, Timestamp::now());
+    Progress::Stalled("Malformed".to_owned(), message.clone()).set(&mut conditions);
+    conditions.set(ACCEPTED, false, "Malformed", &message);
+    let mut conditions = conditions.finish();
+    // the others are about what is in force
+    let others = K::conditions(&status).iter().filter(|known| status_of(&conditions, &known.type_).is_none());
+    let others: Vec<_> = others.cloned().collect();
+    conditions.extend(others);
+    K::set_conditions(&mut status, conditions, malformed.generation);
+    status
 }
 
 async fn patch<K: Custom>(

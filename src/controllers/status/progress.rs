@@ -147,9 +147,46 @@ pub fn not_rolled_out(live: Option<&Workload>, what: &str) -> Option<Progress> {
     if let Some(problem) = live.problems.first() {
         return Some(Progress::waiting(&problem.reason, problem.message.clone()));
     }
-    let fresh = live.updated.min(live.ready);
-    Some(Progress::waiting(
-        "RollingOut",
-        format!("{what}: {fresh} of {} pods of the newest version are ready", live.wanted),
-    ))
+    Some(Progress::waiting("RollingOut", format!("{what}: {}", rollout(live))))
+}
+
+/// How far a rollout is that nothing keeps from going on.
+fn rollout(live: &Workload) -> String {
+    if live.observed_generation < live.generation {
+        return "Kubernetes has not begun with the newest version yet".to_owned();
+    }
+    // a pod that is ready may be of the version before: those are as many as are not of the newest
+    let old = (live.replicas - live.updated).max(0);
+    let fresh = (live.ready - old).clamp(0, live.updated);
+    if fresh >= live.wanted && live.replicas > live.wanted {
+        let ending = live.replicas - live.wanted;
+        return format!("all pods of the newest version are ready; {ending} older or superfluous ones are ending");
+    }
+    let serving = if old > 0 && live.ready > 0 { "; pods of the version before go on serving" } else { "" };
+    format!("{fresh} of {} pods of the newest version are ready{serving}", live.wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn live(wanted: i32, replicas: i32, updated: i32, ready: i32) -> Workload {
+        Workload { wanted, replicas, updated, ready, ..Workload::default() }
+    }
+
+    #[test]
+    fn only_pods_of_the_newest_version_count() {
+        let serving = "; pods of the version before go on serving";
+        let expected = format!("0 of 1 pods of the newest version are ready{serving}");
+        assert_eq!(rollout(&live(1, 2, 1, 1)), expected, "v1 serves and v2 is not ready");
+        assert_eq!(rollout(&live(2, 2, 2, 1)), "1 of 2 pods of the newest version are ready");
+        assert!(rollout(&live(3, 4, 2, 4)).starts_with("2 of 3"));
+    }
+
+    #[test]
+    fn what_is_not_done_when_all_are_ready_is_named() {
+        assert!(rollout(&live(2, 3, 3, 3)).starts_with("all pods of the newest version are ready; 1 "));
+        let unseen = Workload { generation: 2, observed_generation: 1, ..live(1, 1, 1, 1) };
+        assert_eq!(rollout(&unseen), "Kubernetes has not begun with the newest version yet");
+    }
 }

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use super::{
     Requeue, Scope, Store,
     live::ChildSeen,
+    live_pod::SECRET_MISSING,
     packed::{Packed, SmallMap},
 };
 use crate::{
@@ -17,8 +18,8 @@ use crate::{
     controllers::resources::{
         child::{ChildKind, ChildRef},
         key::{Key, ObjectId, ObjectKind},
-        labels::{Component, SET_UP_ANNOTATION},
-        observed::{DatabaseObserved, JobOutcome, JobState, Workload},
+        labels::{Component, SECRETS_ANNOTATION, SET_UP_ANNOTATION},
+        observed::{DatabaseObserved, JobOutcome, JobState, SecretsObserved, Workload},
     },
     domain::names,
 };
@@ -107,7 +108,9 @@ impl Store {
             job.is_none() && (component == database) == (kind == ChildKind::StatefulSet)
         };
         let missing_images = self.missing_images(owner, is_ours);
-        Some(Workload { missing_images, ..seen.workload(self.problems(owner, is_ours)) })
+        let mut problems = self.problems(owner, is_ours);
+        problems.extend(self.refused_pods(owner, &ChildRef::new(kind, name)));
+        Some(Workload { missing_images, ..seen.workload(problems) })
     }
 
     /// The Jobs of an owner, by name.
@@ -122,7 +125,9 @@ impl Store {
                 let last_message = pods().filter_map(|pod| pod.last_message.clone()).max();
                 let report = pods().find_map(|pod| pod.report.as_deref().cloned());
                 let missing_images = self.missing_images(owner, of_job);
-                let state = seen.job(self.problems(owner, of_job), last_message.map(|(_, message)| message));
+                let mut problems = self.problems(owner, of_job);
+                problems.extend(self.refused_pods(owner, child));
+                let state = seen.job(problems, last_message.map(|(_, message)| message));
                 let mut state = JobState { missing_images, report, ..state };
                 if let Some((exit_code, at)) = pods().find_map(|pod| pod.held.as_ref()) {
                     hold(&mut state, *exit_code, at, now);
@@ -134,12 +139,13 @@ impl Store {
 
     /// The database of an owner whose children are named after `name`; its migrations are not in the store.
     pub fn database(&self, owner: &Key, name: &str, now: Timestamp) -> DatabaseObserved {
+        let record = |annotation| self.set_up_annotation(owner, name, annotation);
+        let replaced = record(SECRETS_ANNOTATION).and_then(|text| serde_json::from_str(&text).ok());
         DatabaseObserved {
             server: self.workload(owner, ChildKind::StatefulSet, &names::database(name)),
             jobs: self.jobs(owner, now),
-            recorded: self
-                .set_up_annotation(owner, name, SET_UP_ANNOTATION)
-                .and_then(|record| serde_json::from_str(&record).ok()),
+            recorded: record(SET_UP_ANNOTATION).and_then(|text| serde_json::from_str(&text).ok()),
+            secrets: SecretsObserved { replaced: replaced.unwrap_or_default(), ..SecretsObserved::default() },
             ..DatabaseObserved::default()
         }
     }
@@ -148,6 +154,13 @@ impl Store {
     pub fn set_up_annotation(&self, owner: &Key, name: &str, annotation: &str) -> Option<String> {
         let config_map = ChildRef::new(ChildKind::ConfigMap, names::setup(name));
         self.child(owner, &config_map)?.annotations.remove(annotation)
+    }
+
+    /// A pod of `owner` reports that it misses this Secret.
+    pub fn misses_secret(&self, owner: &Key, secret: &str) -> bool {
+        let quoted = format!("\"{secret}\"");
+        let mut problems = self.pods_of(owner).flat_map(|(name, pod)| self.problems_of(owner, name, pod));
+        problems.any(|problem| problem.reason == SECRET_MISSING && problem.message.contains(&quoted))
     }
 
     fn missing_images(&self, owner: &Key, is_ours: impl Fn(&str, Option<&str>) -> bool) -> Vec<String> {
@@ -165,6 +178,11 @@ impl Store {
             }
         }
         problems
+    }
+
+    /// Why a StatefulSet or Job has no pod.
+    fn refused_pods(&self, owner: &Key, child: &ChildRef) -> Option<Problem> {
+        self.without_pods(owner, child).and_then(|waiting| self.wait(&waiting)).cloned()
     }
 
     fn affected_by_child(&self, owner: &Key, kind: ChildKind) -> Requeue {

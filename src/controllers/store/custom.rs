@@ -15,7 +15,7 @@ use kube::{Resource, ResourceExt, core::object::HasStatus};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    Malformed, ReadyCounts, Requeue, Scope, Store,
+    ReadyCounts, Requeue, Scope, Store,
     live::version,
     packed::Packed,
     references::{Named, of_microservice, of_relay, of_saga},
@@ -31,7 +31,7 @@ use crate::{
 /// A custom resource of Weft's.
 pub trait Custom:
     Resource<DynamicType = (), Scope = NamespaceResourceScope>
-    + HasStatus<Status: Clone + PartialEq + Serialize + Send + Sync>
+    + HasStatus<Status: Clone + Debug + Default + PartialEq + Serialize + DeserializeOwned + Send + Sync>
     + Clone
     + Debug
     + Serialize
@@ -47,6 +47,7 @@ pub trait Custom:
     fn objects_mut(store: &mut Store) -> &mut HashMap<ObjectId, Kept<Self>>;
     fn conditions(status: &Self::Status) -> &[Condition];
     fn observed_generation(status: &Self::Status) -> Option<i64>;
+    fn set_conditions(status: &mut Self::Status, conditions: Vec<Condition>, observed_generation: Option<i64>);
 }
 
 macro_rules! custom {
@@ -73,6 +74,11 @@ macro_rules! custom {
             fn observed_generation(status: &Self::Status) -> Option<i64> {
                 status.observed_generation
             }
+
+            fn set_conditions(status: &mut Self::Status, conditions: Vec<Condition>, generation: Option<i64>) {
+                status.conditions = conditions;
+                status.observed_generation = generation;
+            }
         }
     };
 }
@@ -93,7 +99,7 @@ pub struct Kept<K> {
 }
 
 impl<K: Custom> Kept<K> {
-    fn new(object: &K) -> Self {
+    pub(super) fn new(object: &K) -> Self {
         let conditions = object.status().map(K::conditions).unwrap_or_default();
         Self {
             object: Packed::new(object),
@@ -106,6 +112,12 @@ impl<K: Custom> Kept<K> {
                 Some(_) | None => Truth::Unknown,
             },
         }
+    }
+}
+
+impl<K> Kept<K> {
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready == Truth::True
     }
 }
 
@@ -133,8 +145,7 @@ impl Store {
     /// A new or changed object, from a watch or as the answer to a write of our own. An older one than is known is ignored.
     pub fn set<K: Custom>(&mut self, mut object: K) -> Requeue {
         let (id, key) = (id_of(&object), Key::of(K::KIND, &id_of(&object)));
-        object.managed_fields_mut().clear();
-        object.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
+        prune(object.meta_mut());
         if object.uid().is_some_and(|uid| self.removed.has(&uid, version(object.meta()))) {
             return Requeue::default();
         }
@@ -146,19 +157,30 @@ impl Store {
         let was_malformed = self.malformed.remove(&key).is_some();
         self.references.set(&key, K::references(&id, &object));
         K::objects_mut(self).insert(id, new);
-        if same && !was_malformed { Requeue::default() } else { self.affected_by(&key) }
+        match (same, was_malformed) {
+            (true, false) => Requeue::default(),
+            (false, false) => self.affected_by(&key),
+            (_, true) => [self.affected_by(&key), Requeue::now(self.carriers_of(&key))].into_iter().collect(),
+        }
     }
 
     /// `version`: the newest of the object's versions that counts no more.
     pub fn remove<K: Custom>(&mut self, id: &ObjectId, version: u64) -> Requeue {
-        if let Some(uid) = K::objects(self).get(id).and_then(|known| known.uid.clone()) {
+        let key = Key::of(K::KIND, id);
+        let malformed = self.malformed.remove(&key);
+        let uid = K::objects(self).get(id).and_then(|known| known.uid.as_deref().map(str::to_owned));
+        if let Some(uid) = uid.or_else(|| malformed.as_ref().map(|malformed| malformed.uid.clone())) {
             self.removed.add(&uid, version);
         }
-        self.malformed.remove(&Key::of(K::KIND, id));
-        self.forget::<K>(id)
+        let requeue = self.forget::<K>(id);
+        if malformed.is_none() {
+            return requeue;
+        }
+        let carriers = std::iter::once(key.clone()).chain(self.carriers_of(&key));
+        [requeue, Requeue::now(carriers)].into_iter().collect()
     }
 
-    fn forget<K: Custom>(&mut self, id: &ObjectId) -> Requeue {
+    pub(super) fn forget<K: Custom>(&mut self, id: &ObjectId) -> Requeue {
         let key = Key::of(K::KIND, id);
         let requeue = self.affected_by(&key);
         if K::objects_mut(self).remove(id).is_none() {
@@ -175,22 +197,10 @@ impl Store {
             .filter(|(id, _)| scope.holds(id) && !seen.contains(id))
             .map(|(id, known)| (id.clone(), known.version.saturating_sub(1)))
             .collect();
+        let unreadable = self.malformed.keys().filter(|key| key.kind == K::KIND && self.is_unreadable(key));
+        let unreadable = unreadable.filter(|key| scope.holds(&key.id) && !seen.contains(&key.id));
+        let gone: Vec<_> = unreadable.map(|key| (key.id.clone(), 0)).chain(gone).collect();
         gone.iter().map(|(id, version)| self.remove::<K>(id, *version)).collect()
-    }
-
-    /// An object that does not have its type's form. What was known of it before counts no more.
-    pub fn set_malformed<K: Custom>(&mut self, id: &ObjectId, malformed: Malformed) -> Requeue {
-        let key = Key::of(K::KIND, id);
-        if self.malformed.get(&key) == Some(&malformed) {
-            return Requeue::default();
-        }
-        let requeue = self.forget::<K>(id);
-        self.malformed.insert(key.clone(), malformed);
-        [requeue, Requeue::now([key])].into_iter().collect()
-    }
-
-    pub fn malformed(&self, key: &Key) -> Option<Malformed> {
-        self.malformed.get(key).cloned()
     }
 
     /// OutboxRelays that name a Microservice and are not being deleted, oldest first.
@@ -259,5 +269,13 @@ impl Store {
 fn count<K: Custom>(store: &Store, counts: &mut ReadyCounts) {
     for known in K::objects(store).values() {
         *counts.entry((K::KIND, known.ready.as_str().to_owned())).or_default() += 1;
+    }
+}
+
+/// Drops what is large and not needed.
+pub(super) fn prune(metadata: &mut ObjectMeta) {
+    metadata.managed_fields = None;
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
     }
 }

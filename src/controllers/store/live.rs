@@ -159,9 +159,20 @@ impl ChildSeen {
         self.status.observed_generation >= self.generation
     }
 
+    /// As a StatefulSet: pods are missing.
+    pub fn has_too_few_pods(&self) -> bool {
+        self.status.replicas < self.spec.replicas.unwrap_or(1)
+    }
+
+    /// As a Job: it succeeded, or gave up.
+    pub fn has_ended(&self) -> bool {
+        self.condition("Complete").is_some() || self.condition("Failed").is_some()
+    }
+
     /// As a Deployment or StatefulSet.
     pub fn workload(&self, mut problems: Vec<Problem>) -> Workload {
         problems.extend(self.failing_replicas());
+        problems.extend(self.stopped_rollout());
         Workload {
             uid: self.uid.clone(),
             annotations: self.annotations.clone(),
@@ -202,14 +213,30 @@ impl ChildSeen {
 
     /// Pods that cannot even be made: a quota, a policy, an admission webhook.
     fn failing_replicas(&self) -> Option<Problem> {
-        let failure = self.condition("ReplicaFailure")?;
-        let reason = if failure.message.contains("exceeded quota") { "QuotaExceeded" } else { "PodsRefused" };
-        Some(Problem { reason: reason.to_owned(), message: format!("pods cannot be created: {}", failure.message) })
+        self.condition("ReplicaFailure").map(|failure| pods_refused(&failure.message))
+    }
+
+    /// Nothing moves any more, and no pod says why.
+    fn stopped_rollout(&self) -> Option<Problem> {
+        const REASON: &str = "ProgressDeadlineExceeded";
+        let stopped = |condition: &&LiveCondition| condition.status == "False" && condition.reason == REASON;
+        let condition = self.status.conditions.iter().find(stopped)?;
+        let message = format!(
+            "the rollout has not moved for as long as it may (progressDeadlineSeconds, 10 minutes unless set): {}",
+            condition.message
+        );
+        Some(Problem { reason: REASON.to_owned(), message })
     }
 
     fn condition(&self, type_: &str) -> Option<&LiveCondition> {
         self.status.conditions.iter().find(|condition| condition.type_ == type_ && condition.status == "True")
     }
+}
+
+/// Pods that cannot even be made, in the words of whoever refuses them.
+pub fn pods_refused(why: &str) -> Problem {
+    let reason = if why.contains("exceeded quota") { "QuotaExceeded" } else { "PodsRefused" };
+    Problem { reason: reason.to_owned(), message: format!("pods cannot be created: {why}") }
 }
 
 /// Reason of a set-up that failed, for good or for now.
@@ -285,6 +312,19 @@ mod tests {
         assert_eq!(job.outcome, JobOutcome::Running);
         let problems = job.problems.iter().map(|problem| (problem.reason.as_str(), problem.message.as_str()));
         assert_eq!(problems.collect::<Vec<_>>(), [("SetupFailed", "0002.sql waits")]);
+    }
+
+    #[test]
+    fn a_rollout_that_stopped_is_called_so_after_everything_else() {
+        let deployment = seen(json!({"metadata": {}, "spec": {"replicas": 2}, "status": {"conditions": [
+            {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "ReplicaSet \"a\" has timed out progressing."}]}}));
+        let probe = Problem { reason: "ProbeFailing".to_owned(), message: "404".to_owned() };
+        let reasons = |problems| {
+            let workload = deployment.workload(problems);
+            workload.problems.into_iter().map(|problem| problem.reason).collect::<Vec<_>>()
+        };
+        assert_eq!(reasons(vec![]), ["ProgressDeadlineExceeded"]);
+        assert_eq!(reasons(vec![probe]), ["ProbeFailing", "ProgressDeadlineExceeded"]);
     }
 
     #[test]

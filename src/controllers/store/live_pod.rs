@@ -9,7 +9,10 @@ use serde::Deserialize;
 use super::live::{null_is_default, version};
 use crate::{
     contract::{ADMIN_PORT, database_setup::Outcome, status::Problem},
-    controllers::{database, resources::labels::COMPONENT_LABEL},
+    controllers::{
+        database,
+        resources::labels::{COMPONENT_LABEL, Component},
+    },
 };
 
 /// A pod, parsed no further than needed.
@@ -26,6 +29,10 @@ const MANY_RESTARTS: i32 = 2;
 const MAX_MESSAGE: usize = 512;
 /// Reason of a problem: an image does not exist, or may not be pulled.
 const IMAGE_PULL_FAILED: &str = "ImagePullFailed";
+/// Reason of a problem: a container or a volume needs a Secret that does not exist.
+pub const SECRET_MISSING: &str = "SecretMissing";
+/// Reason of a problem: no node is found for the pod.
+const UNSCHEDULABLE: &str = "Unschedulable";
 /// The message of `ENOSPC`: a volume is full.
 const FULL: &str = "No space left on device";
 
@@ -117,6 +124,11 @@ struct Terminated {
     finished_at: String,
 }
 
+/// Reason of a problem: the runtime cannot start a container.
+const REFUSED: &str = "ContainerRefused";
+/// How a container ended that the runtime could not start: a memory limit below what its first process needs, an unknown program.
+const NEVER_RAN: [&str; 2] = ["StartError", "ContainerCannotRun"];
+
 /// Why a container waits whose image cannot be had.
 const NO_IMAGE: [&str; 5] =
     ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"];
@@ -129,8 +141,10 @@ pub struct PodSeen {
     /// The Job that it is an attempt of.
     pub job: Option<String>,
     pub deleting: bool,
-    /// Its uid, while none of its containers could be made yet: its volumes may be what it waits for.
-    pub creating: Option<String>,
+    /// Its uid, while it is not ready and its status does not say why: its volumes, an image or a probe may be the cause.
+    pub waiting: Option<String>,
+    /// The claim of a database's pod, while no node is found for it: that may be the cause.
+    pub claim: Option<String>,
     /// Where its `/status` is, while it runs.
     pub admin_address: Option<String>,
     pub problems: Vec<Problem>,
@@ -154,13 +168,20 @@ impl From<LivePod> for PodSeen {
         let job = label(labels, JOB_LABEL);
         let admin = spec.init_containers.iter().chain(&spec.containers).flat_map(|container| &container.ports);
         let has_admin = admin.into_iter().any(|port| port.container_port == ADMIN_PORT);
+        let component = label(labels, COMPONENT_LABEL).unwrap_or_default();
+        let is_database = component == Component::Database.as_str();
+        let problems = if lives { status.problems(&metadata) } else { Vec::new() };
+        // a server that recovers may take long, and its probes fail meanwhile
+        let waits = lives && problems.is_empty() && (status.is_creating() || (!is_database && status.is_unready()));
+        let nowhere = is_database && problems.iter().any(|problem| problem.reason == UNSCHEDULABLE);
         Self {
             version: version(&metadata),
-            component: label(labels, COMPONENT_LABEL).unwrap_or_default(),
             deleting,
-            creating: metadata.uid.clone().filter(|_| !deleting && status.is_creating()),
+            waiting: metadata.uid.clone().filter(|_| waits),
+            claim: metadata.name.as_deref().filter(|_| nowhere).map(database::claim),
             admin_address: status.pod_ip.clone().filter(|_| has_admin && lives),
-            problems: if lives { status.problems(&metadata) } else { Vec::new() },
+            problems,
+            component,
             missing_images: if lives { status.missing_images() } else { Vec::new() },
             last_message: status.last_message(job.is_some()),
             report: job.as_ref().and_then(|_| status.report()),
@@ -188,6 +209,12 @@ impl PodStatus {
         self.phase == "Pending" && self.statuses().next().is_some() && self.statuses().all(waits)
     }
 
+    /// Its containers run, or wait for each other, and are not ready.
+    fn is_unready(&self) -> bool {
+        let ready = self.conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+        self.statuses().next().is_some() && !ready
+    }
+
     fn statuses(&self) -> impl Iterator<Item = &ContainerStatus> {
         self.init_container_statuses.iter().chain(&self.container_statuses)
     }
@@ -201,7 +228,7 @@ impl PodStatus {
             .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")
             .filter(|condition| condition.reason == "Unschedulable")
             .map(|condition| Problem {
-                reason: "Unschedulable".to_owned(),
+                reason: UNSCHEDULABLE.to_owned(),
                 message: format!("pod {pod} finds no node: {}", condition.message),
             });
         unschedulable
@@ -258,13 +285,13 @@ impl ContainerStatus {
                 format!("the image of container {container} cannot be pulled: {}", image_message(message)),
             ),
             "CreateContainerConfigError" if message.starts_with("secret ") => {
-                problem("SecretMissing", format!("container {container} of pod {pod} waits: {message}"))
+                problem(SECRET_MISSING, format!("container {container} of pod {pod} waits: {message}"))
             }
             "CreateContainerConfigError" if message.starts_with("configmap ") => {
                 problem("ConfigMapMissing", format!("container {container} of pod {pod} waits: {message}"))
             }
             "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
-                problem("ContainerRefused", format!("container {container} of pod {pod} cannot start: {message}"))
+                problem(REFUSED, format!("container {container} of pod {pod} cannot start: {message}"))
             }
             _ => None,
         }
@@ -287,6 +314,11 @@ impl ContainerStatus {
                     tail(line)
                 ),
             );
+        }
+        // it never ran: the runtime's own words are the cause, and there is no log
+        if NEVER_RAN.contains(&last.reason.as_str()) {
+            let why = tail(&last.message);
+            return problem(REFUSED, format!("container {container} of pod {pod} cannot start: {why}"));
         }
         if self.restart_count < MANY_RESTARTS {
             return None;
@@ -370,18 +402,44 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_being_created_until_its_first_container_is_made() {
+    fn a_pod_waits_while_it_is_not_ready_and_does_not_say_why() {
         let waiting = |reason: &str| json!({"name": "service", "state": {"waiting": {"reason": reason}}});
-        let creating = |status: Value| {
-            let mut object = json!({"metadata": {"name": "a", "uid": "u"}, "spec": {}, "status": status});
-            object["status"]["phase"] = "Pending".into();
-            PodSeen::from(serde_json::from_value::<LivePod>(object).unwrap()).creating
+        let of = |component: &str, status: Value| {
+            let labels = json!({"app.kubernetes.io/component": component});
+            let object = json!({"metadata": {"name": "a", "uid": "u", "labels": labels}, "spec": {}, "status": status});
+            PodSeen::from(serde_json::from_value::<LivePod>(object).unwrap()).waiting
         };
-        assert_eq!(creating(json!({"containerStatuses": [waiting("ContainerCreating")]})).as_deref(), Some("u"));
-        assert_eq!(creating(json!({"containerStatuses": [waiting("ErrImagePull")]})), None);
-        let sidecar = json!({"name": "relay", "state": {"running": {}}});
-        let started = json!({"initContainerStatuses": [sidecar], "containerStatuses": [waiting("PodInitializing")]});
-        assert_eq!(creating(started), None);
+        let created = json!({"phase": "Pending", "containerStatuses": [waiting("ContainerCreating")]});
+        assert_eq!(of("service", created.clone()).as_deref(), Some("u"));
+        assert_eq!(of("database", created).as_deref(), Some("u"));
+        let refused = json!({"phase": "Pending", "containerStatuses": [waiting("ErrImagePull")]});
+        assert_eq!(of("service", refused), None, "its status says why");
+        let runs = |ready: &str| {
+            json!({"phase": "Running", "conditions": [{"type": "Ready", "status": ready}],
+                "containerStatuses": [{"name": "service", "state": {"running": {}}}]})
+        };
+        assert_eq!(of("service", runs("False")).as_deref(), Some("u"), "a probe fails");
+        assert_eq!(of("service", runs("True")), None);
+        assert_eq!(of("database", runs("False")), None, "it may recover for hours");
+    }
+
+    #[test]
+    fn a_container_that_never_ran_has_the_runtimes_words() {
+        let failed = json!({"exitCode": 128, "reason": "StartError",
+            "message": "failed to create containerd task: container init was OOM-killed (memory limit too low?)"});
+        let pod = pod(json!({"phase": "Running", "containerStatuses": [{"name": "service", "restartCount": 1,
+            "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": failed}}]}));
+        assert_eq!(reasons(&pod), ["ContainerRefused"]);
+        assert!(pod.problems[0].message.contains("memory limit too low"), "{}", pod.problems[0].message);
+    }
+
+    #[test]
+    fn a_databases_pod_without_a_node_names_its_claim() {
+        let object = json!({"metadata": {"name": "orders-db-0", "labels": {"app.kubernetes.io/component": "database"}},
+            "spec": {}, "status": {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False",
+                "reason": "Unschedulable", "message": "pod has unbound immediate PersistentVolumeClaims"}]}});
+        let pod = PodSeen::from(serde_json::from_value::<LivePod>(object).unwrap());
+        assert_eq!(pod.claim.as_deref(), Some("data-orders-db-0"));
     }
 
     #[test]

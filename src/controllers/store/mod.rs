@@ -7,12 +7,14 @@ mod children;
 mod custom;
 pub mod live;
 pub mod live_pod;
+mod malformed;
 mod packed;
 mod pods;
 pub mod policies;
 pub mod references;
 mod removed;
 mod scopes;
+mod waits;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -20,9 +22,11 @@ use std::{
 };
 
 pub use custom::{Custom, id_of};
+pub use malformed::Malformed;
 pub use packed::SmallMap;
 pub use removed::FOR_EVER;
 pub use scopes::Scope;
+pub use waits::Waiting;
 
 use crate::{
     api::v1alpha1::{Microservice, OutboxRelay, Saga},
@@ -59,13 +63,6 @@ impl Requeue {
     }
 }
 
-/// A custom resource that does not have the form of its type.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Malformed {
-    pub generation: Option<i64>,
-    pub error: String,
-}
-
 /// The newest `/status` of a pod.
 #[derive(Clone, Debug, PartialEq)]
 pub enum DataPlaneStatus {
@@ -89,8 +86,8 @@ pub struct Store {
     /// `resourceVersion` of each ConfigMap that is not ours.
     config_maps: HashMap<ObjectId, u64>,
     statuses: HashMap<ObjectId, DataPlaneStatus>,
-    /// What pods that cannot be created yet wait for.
-    waits: HashMap<ObjectId, Problem>,
+    /// What keeps things from getting further, as their Events have it.
+    waits: HashMap<Waiting, Problem>,
     removed: Removed,
     scopes: Scopes,
 }

@@ -5,23 +5,16 @@ use std::{
     sync::Arc,
 };
 
-use super::{DataPlaneStatus, Requeue, Scope, Store, live_pod::PodSeen, packed::SmallMap};
+use super::{DataPlaneStatus, Requeue, Scope, Store, Waiting, live_pod::PodSeen, packed::SmallMap};
 use crate::{
     api::v1alpha1::OutboxRelay,
     contract::status::{OrchestratorStatus, Problem, RelayStatus},
-    controllers::resources::{
-        key::{Key, ObjectId, ObjectKind},
-        labels::Component,
-    },
+    controllers::resources::key::{Key, ObjectId, ObjectKind},
 };
 
 impl Store {
     pub fn set_pod(&mut self, owner: &Key, name: String, seen: PodSeen) -> Requeue {
         let id = ObjectId::new(&owner.id.namespace, &name);
-        let known = self.pods.get(owner).and_then(|pods| pods.get(name.as_str()));
-        if seen.creating.is_none() || known.is_none_or(|known| known.creating != seen.creating) {
-            self.waits.remove(&id);
-        }
         // the object of a dead pod may stay for long
         if seen.admin_address.is_none() {
             self.statuses.remove(&id);
@@ -35,7 +28,8 @@ impl Store {
             && known.last_message == seen.last_message
             && known.report == seen.report
             && known.held == seen.held
-            && known.creating == seen.creating
+            && known.waiting == seen.waiting
+            && known.claim == seen.claim
             && known.admin_address.is_some() == seen.admin_address.is_some()
         {
             return Requeue::default();
@@ -45,7 +39,6 @@ impl Store {
 
     pub fn remove_pod(&mut self, pod: &ObjectId) -> Requeue {
         self.statuses.remove(pod);
-        self.waits.remove(pod);
         let Some(owner) = self.pod_owners.remove(pod) else { return Requeue::default() };
         if let Some(pods) = self.pods.get_mut(&owner) {
             pods.remove(pod.name.as_str());
@@ -62,37 +55,18 @@ impl Store {
         gone.iter().map(|pod| self.remove_pod(pod)).collect()
     }
 
-    /// The pods that cannot be created yet, with their uids.
-    pub fn pods_being_created(&self) -> BTreeMap<ObjectId, String> {
-        let pods = self.pods.iter().flat_map(|(owner, pods)| {
-            let creating = pods.iter().filter_map(|(name, pod)| Some((name, pod.creating.clone()?)));
-            creating.map(|(name, uid)| (ObjectId::new(&owner.id.namespace, name), uid))
-        });
-        pods.collect()
-    }
-
-    /// What a pod that is being created waits for.
-    pub fn set_wait(&mut self, pod: &ObjectId, problem: Option<Problem>) -> Requeue {
-        let Some(owner) = self.pod_owners.get(pod).cloned() else { return Requeue::default() };
-        let known = match problem.clone() {
-            Some(problem) => self.waits.insert(pod.clone(), problem),
-            None => self.waits.remove(pod),
-        };
-        if known == problem {
-            return Requeue::default();
-        }
-        self.affected_by_pod(&owner)
-    }
-
-    /// The problems of a pod: those of its containers, or what it waits for before there are any.
+    /// The problems of a pod: what its Events say of its claim, those of its containers, or what else its Events say.
     pub(super) fn problems_of<'a>(
         &'a self,
         owner: &Key,
         name: &str,
         pod: &'a PodSeen,
     ) -> impl Iterator<Item = &'a Problem> + use<'a> {
-        let wait = pod.creating.as_ref().and_then(|_| self.waits.get(&ObjectId::new(&owner.id.namespace, name)));
-        pod.problems.iter().chain(wait)
+        let id = ObjectId::new(&owner.id.namespace, name);
+        let claim = pod.claim.clone().map(|claim| Waiting::Claim { pod: id.clone(), claim });
+        let wait = pod.waiting.clone().map(|uid| Waiting::Pod { pod: id, uid });
+        let of = |waiting: Option<Waiting>| waiting.and_then(|waiting| self.wait(&waiting));
+        of(claim).into_iter().chain(&pod.problems).chain(of(wait))
     }
 
     /// Pods with a `/status`, and their addresses.
@@ -187,16 +161,11 @@ impl Store {
         })
     }
 
-    /// Does `owner` have pods of this component?
-    pub fn has_pods(&self, owner: &Key, component: Component) -> bool {
-        self.pods_of(owner).any(|(_, pod)| pod.component == component.as_str())
-    }
-
     pub(super) fn pods_of(&self, owner: &Key) -> impl Iterator<Item = (&String, &PodSeen)> {
         self.pods.get(owner).into_iter().flat_map(SmallMap::iter)
     }
 
-    fn affected_by_pod(&self, owner: &Key) -> Requeue {
+    pub(super) fn affected_by_pod(&self, owner: &Key) -> Requeue {
         match owner.kind {
             ObjectKind::Microservice => self.owner_and_relays(owner),
             ObjectKind::OutboxRelay | ObjectKind::Saga | ObjectKind::Orchestrator => self.affected_by(owner),

@@ -95,8 +95,7 @@ mod tests {
         object.metadata.resource_version = Some("1".to_owned());
         let (mut store, id) = (Store::default(), id_of(&object));
         store.set(object.clone());
-        let malformed = Malformed { generation: Some(2), error: String::new() };
-        store.set_malformed::<Microservice>(&id, malformed);
+        store.set_malformed::<Microservice>(object.metadata.clone(), String::new());
         object.metadata.resource_version = Some("3".to_owned());
         store.set(object);
         let key = Key::of(ObjectKind::Microservice, &id);

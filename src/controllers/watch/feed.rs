@@ -13,7 +13,7 @@ use crate::controllers::{
     },
     runtime::{Context, Priority},
     store::{
-        Custom, Malformed, Requeue, Scope,
+        Custom, Requeue, Scope,
         live::{ChildSeen, Live, version},
         live_pod::{LivePod, PodSeen},
         policies::ForeignPolicy,
@@ -65,13 +65,9 @@ impl<K: Custom> Feed for CustomFeed<K> {
     }
 
     fn set(&self, context: &Context, object: Self::Object) -> Requeue {
-        let id = Self::id(&object);
         match object.0 {
             Ok(object) => context.store().set(object),
-            Err(invalid) => {
-                let malformed = Malformed { generation: invalid.metadata.generation, error: invalid.error };
-                context.store().set_malformed::<K>(&id, malformed)
-            }
+            Err(invalid) => context.store().set_malformed::<K>(invalid.metadata, invalid.error),
         }
     }
 

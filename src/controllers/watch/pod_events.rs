@@ -1,9 +1,13 @@
-//! Why a pod's first container is not made yet: its volumes, mostly.
+//! Why something does not get further: a pod's volumes, image and probes, a claim without a volume, a pod that is refused.
 //!
-//! Only Events carry that. They are listed, and only while a pod waits: a watch would cost a list of all of the
+//! Only Events carry that. They are listed, and only while something waits: a watch would cost a list of all of the
 //! cluster's Events every few minutes, since the API server keeps no cache of them.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use k8s_openapi::api::events::v1::Event;
 use kube::{
@@ -15,55 +19,137 @@ use crate::{
     contract::status::Problem,
     controllers::{
         request::within_deadline,
-        resources::key::ObjectId,
         runtime::{Context, Priority},
-        store::live_pod::tail,
+        store::{
+            Waiting,
+            live::pods_refused,
+            live_pod::{SECRET_MISSING, tail},
+        },
     },
 };
 
-/// How often the Events of waiting pods are listed; those of a pod that has not waited for so long are not.
+/// How often the Events of what waits are listed; those of what has not waited for so long are not.
 const PERIOD: Duration = Duration::from_secs(10);
+/// How many of them at most: when a whole cluster waits, the others have their turn in the next rounds.
+const PER_ROUND: usize = 32;
 
-/// Lists the Events of waiting pods for ever.
+/// Lists the Events of what waits for ever.
 pub async fn run(context: Arc<Context>) {
-    let mut before = BTreeMap::new();
+    let mut rounds = Rounds::default();
     loop {
         tokio::time::sleep(PERIOD).await;
-        let waiting = context.store().pods_being_created();
-        for (pod, uid) in waiting.iter().filter(|(pod, uid)| before.get(*pod) == Some(*uid)) {
-            explain(&context, pod, uid).await;
+        let waiting = context.store().waiting();
+        context.store().retain_waits(&waiting);
+        for waiting in rounds.next(waiting) {
+            explain(&context, &waiting).await;
         }
-        before = waiting;
     }
 }
 
-async fn explain(context: &Context, pod: &ObjectId, uid: &str) {
-    let api: Api<Event> = Api::namespaced(context.client.clone(), &pod.namespace);
-    let about = ListParams::default().fields(&format!("regarding.uid={uid}"));
+/// What waits, with the round in which it was last explained; zero when it never was.
+#[derive(Debug, Default)]
+struct Rounds {
+    round: u64,
+    explained: BTreeMap<Waiting, u64>,
+}
+
+impl Rounds {
+    /// What is to be explained in this round: what waited in the last one too, and longest without being explained.
+    fn next(&mut self, waiting: BTreeSet<Waiting>) -> Vec<Waiting> {
+        self.round += 1;
+        let mut due: Vec<_> = waiting.iter().filter_map(|one| Some((*self.explained.get(one)?, one.clone()))).collect();
+        due.sort();
+        due.truncate(PER_ROUND);
+        self.explained = waiting
+            .into_iter()
+            .map(|one| {
+                let last = self.explained.get(&one).copied().unwrap_or_default();
+                (one, last)
+            })
+            .collect();
+        let due: Vec<_> = due.into_iter().map(|(_, one)| one).collect();
+        self.explained.extend(due.iter().map(|one| (one.clone(), self.round)));
+        due
+    }
+}
+
+async fn explain(context: &Context, waiting: &Waiting) {
+    let api: Api<Event> = Api::namespaced(context.client.clone(), waiting.namespace());
+    let about = ListParams::default().fields(&selector(waiting));
     match within_deadline(api.list(&about)).await {
         Ok(events) => {
-            let requeue = context.store().set_wait(pod, explanation(&pod.name, events.items));
+            let requeue = context.store().set_wait(waiting, explanation(waiting, events.items));
             context.enqueue(requeue, Priority::Event);
         }
-        Err(error) => tracing::debug!(pod = pod.name, %error, "cannot list the Events of a pod that waits"),
+        Err(error) => tracing::debug!(?waiting, %error, "cannot list the Events of what waits"),
     }
 }
 
-/// The newest of the pod's Events about volumes, unless the kubelet got further since.
-fn explanation(pod: &str, mut events: Vec<Event>) -> Option<Problem> {
+fn selector(waiting: &Waiting) -> String {
+    match waiting {
+        Waiting::Pod { uid, .. } | Waiting::Controller { uid, .. } => format!("regarding.uid={uid}"),
+        Waiting::Claim { claim, .. } => format!("regarding.kind=PersistentVolumeClaim,regarding.name={claim}"),
+    }
+}
+
+/// Events that say how far something is; the newest of them counts.
+fn is_relevant(waiting: &Waiting, reason: &str) -> bool {
+    match waiting {
+        Waiting::Pod { .. } => matches!(
+            reason,
+            "FailedMount"
+                | "FailedAttachVolume"
+                | "SuccessfulAttachVolume"
+                | "FailedCreatePodSandBox"
+                | "Pulling"
+                | "Pulled"
+                | "Started"
+                | "Unhealthy"
+                | "ProbeWarning"
+        ),
+        Waiting::Controller { .. } => matches!(reason, "FailedCreate" | "SuccessfulCreate"),
+        Waiting::Claim { .. } => matches!(
+            reason,
+            "ProvisioningFailed" | "FailedBinding" | "ExternalProvisioning" | "Provisioning" | "ProvisioningSucceeded"
+        ),
+    }
+}
+
+/// What the newest of the relevant Events says, unless that it got further.
+fn explanation(waiting: &Waiting, mut events: Vec<Event>) -> Option<Problem> {
     // the version moves when an Event is repeated
     events.sort_by_key(|event| event.resource_version().and_then(|version| version.parse::<u64>().ok()));
-    let relevant = ["FailedMount", "FailedAttachVolume", "SuccessfulAttachVolume", "Pulling", "Pulled"];
-    let reason = |event: &Event| event.reason.clone().unwrap_or_default();
-    let newest = events.into_iter().rev().find(|event| relevant.contains(&reason(event).as_str()))?;
-    let note = newest.note.clone().filter(|_| reason(&newest).starts_with("Failed"))?;
+    let newest =
+        events.into_iter().rev().find(|event| is_relevant(waiting, event.reason.as_deref().unwrap_or_default()))?;
+    let (reason, note) = (newest.reason.unwrap_or_default(), tail(&newest.note.unwrap_or_default()));
+    match waiting {
+        Waiting::Pod { pod, .. } => of_pod(&pod.name, &reason, &note),
+        Waiting::Controller { .. } if reason == "FailedCreate" => Some(pods_refused(&note)),
+        Waiting::Claim { pod, claim } if reason != "ProvisioningSucceeded" => Some(Problem {
+            reason: "VolumeNotProvisioned".to_owned(),
+            message: format!("claim {claim} of pod {} has no volume: {note}", pod.name),
+        }),
+        Waiting::Controller { .. } | Waiting::Claim { .. } => None,
+    }
+}
+
+fn of_pod(pod: &str, reason: &str, note: &str) -> Option<Problem> {
     let missing = |what: &str| note.contains(&format!("{what} \"")) && note.contains("not found");
-    let reason = match () {
-        () if missing("secret") => "SecretMissing",
-        () if missing("configmap") => "ConfigMapMissing",
-        () => "VolumeNotMounted",
+    let (reason, message) = match reason {
+        "FailedMount" | "FailedAttachVolume" => {
+            let reason = match () {
+                () if missing("secret") => SECRET_MISSING,
+                () if missing("configmap") => "ConfigMapMissing",
+                () => "VolumeNotMounted",
+            };
+            (reason, format!("pod {pod} waits for a volume: {note}"))
+        }
+        "FailedCreatePodSandBox" => ("ContainerRefused", format!("pod {pod} cannot start: {note}")),
+        "Pulling" => ("ImagePulling", format!("pod {pod} waits for its image: {note}")),
+        "Unhealthy" | "ProbeWarning" => ("ProbeFailing", format!("pod {pod} is not ready: {note}")),
+        _ => return None,
     };
-    Some(Problem { reason: reason.to_owned(), message: format!("pod {pod} waits for a volume: {}", tail(&note)) })
+    Some(Problem { reason: reason.to_owned(), message })
 }
 
 #[cfg(test)]
@@ -71,11 +157,23 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::controllers::resources::{
+        child::{ChildKind, ChildRef},
+        key::{Key, ObjectId, ObjectKind},
+    };
 
     fn event(version: u32, reason: &str, note: &str) -> Event {
         serde_json::from_value(json!({"metadata": {"name": "orders-1.17", "resourceVersion": version.to_string()},
             "eventTime": null, "reason": reason, "note": note}))
         .unwrap()
+    }
+
+    fn pod(name: &str) -> Waiting {
+        Waiting::Pod { pod: ObjectId::new("shop", name), uid: "1".to_owned() }
+    }
+
+    fn of_pod(events: Vec<Event>) -> Option<(String, String)> {
+        explanation(&pod("orders-1"), events).map(|problem| (problem.reason, problem.message))
     }
 
     #[test]
@@ -85,15 +183,57 @@ mod tests {
         let events = vec![
             event(10, "FailedMount", missing),
             event(9, "FailedAttachVolume", attached),
-            event(11, "Unhealthy", "else"),
+            event(11, "Other", "else"),
         ];
-        let problem = explanation("orders-1", events).unwrap();
-        assert_eq!(problem.reason, "SecretMissing");
-        assert!(problem.message.contains("pod orders-1 waits") && problem.message.contains("\"orders-tls\""));
-        let problem = explanation("orders-1", vec![event(9, "FailedAttachVolume", attached)]).unwrap();
-        assert_eq!(problem.reason, "VolumeNotMounted");
-        let mounted = vec![event(10, "FailedMount", missing), event(12, "Pulling", "Pulling image \"shop/orders:1\"")];
-        assert_eq!(explanation("orders-1", mounted), None, "it waits for its image now");
-        assert_eq!(explanation("orders-1", vec![event(11, "Unhealthy", "else")]), None);
+        let (reason, message) = of_pod(events).unwrap();
+        assert_eq!(reason, "SecretMissing");
+        assert!(message.contains("pod orders-1 waits") && message.contains("\"orders-tls\""), "{message}");
+        assert_eq!(of_pod(vec![event(9, "FailedAttachVolume", attached)]).unwrap().0, "VolumeNotMounted");
+        let mounted = vec![event(10, "FailedMount", missing), event(12, "SuccessfulAttachVolume", "attached")];
+        assert_eq!(of_pod(mounted), None, "it got further");
+        assert_eq!(of_pod(vec![event(11, "Other", "else")]), None);
+    }
+
+    #[test]
+    fn an_image_that_is_being_pulled_and_a_probe_that_fails_are_causes() {
+        let pulling = event(1, "Pulling", "Pulling image \"shop/orders:9\"");
+        let (reason, message) = of_pod(vec![pulling.clone()]).unwrap();
+        assert_eq!(reason, "ImagePulling");
+        assert!(message.contains("shop/orders:9"), "{message}");
+        assert_eq!(of_pod(vec![pulling.clone(), event(2, "Pulled", "Pulled")]), None);
+        let probe = "Readiness probe failed: HTTP probe failed with statuscode: 404";
+        let (reason, message) = of_pod(vec![pulling, event(2, "Started", ""), event(3, "Unhealthy", probe)]).unwrap();
+        assert_eq!((reason.as_str(), message), ("ProbeFailing", format!("pod orders-1 is not ready: {probe}")));
+    }
+
+    #[test]
+    fn a_pod_that_is_refused_and_a_claim_without_a_volume_are_causes() {
+        let owner = Key::new(ObjectKind::Microservice, "shop", "orders");
+        let child = ChildRef::new(ChildKind::StatefulSet, "orders-db");
+        let set = Waiting::Controller { owner, child, uid: "7".to_owned() };
+        let refused = "create Pod orders-db-0 in StatefulSet orders-db failed error: pods \"orders-db-0\" is forbidden: exceeded quota: small";
+        let problem = explanation(&set, vec![event(1, "FailedCreate", refused)]).unwrap();
+        assert_eq!(problem.reason, "QuotaExceeded");
+        assert!(problem.message.contains("exceeded quota: small"), "{}", problem.message);
+        let made = vec![event(1, "FailedCreate", refused), event(2, "SuccessfulCreate", "created")];
+        assert_eq!(explanation(&set, made), None);
+
+        let claim = Waiting::Claim { pod: ObjectId::new("shop", "orders-db-0"), claim: "data-orders-db-0".to_owned() };
+        let missing = "storageclass.storage.k8s.io \"fast\" not found";
+        let problem = explanation(&claim, vec![event(1, "ProvisioningFailed", missing)]).unwrap();
+        assert_eq!(problem.reason, "VolumeNotProvisioned");
+        assert_eq!(problem.message, format!("claim data-orders-db-0 of pod orders-db-0 has no volume: {missing}"));
+        assert_eq!(selector(&claim), "regarding.kind=PersistentVolumeClaim,regarding.name=data-orders-db-0");
+    }
+
+    #[test]
+    fn everything_that_waits_has_its_turn() {
+        let all: BTreeSet<_> = (0..40).map(|number| pod(&format!("orders-{number}"))).collect();
+        let mut rounds = Rounds::default();
+        assert_eq!(rounds.next(all.clone()), [], "it has only begun to wait");
+        let first: BTreeSet<_> = rounds.next(all.clone()).into_iter().collect();
+        let second: BTreeSet<_> = rounds.next(all.clone()).into_iter().collect();
+        assert_eq!((first.len(), second.len()), (PER_ROUND, PER_ROUND));
+        assert_eq!(first.union(&second).count(), 40);
     }
 }

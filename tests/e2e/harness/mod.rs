@@ -197,7 +197,10 @@ impl Scenario {
         for namespace in namespaces.iter().rev() {
             // what a release has outside its namespace goes with the release
             shell::uninstall_releases(namespace).await?;
-            api.delete(namespace, &DeleteParams::default()).await?;
+            // a scenario may have deleted it
+            if api.get_opt(namespace).await?.is_some() {
+                api.delete(namespace, &DeleteParams::default()).await?;
+            }
         }
         Ok(())
     }

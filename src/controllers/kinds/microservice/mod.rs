@@ -1,11 +1,13 @@
 //! `Microservice`: a service with its own database.
 
-mod finalizer;
 mod observe;
 mod plan;
 mod status;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -23,7 +25,7 @@ use crate::{
             settings::Settings,
         },
         runtime::{
-            Context, Verdict,
+            Context,
             driver::{Driven, Kind},
             report,
         },
@@ -44,6 +46,12 @@ pub struct Observed {
     /// The OutboxRelays that name this Microservice and are not being deleted, oldest first (then by name): the first one
     /// has the outbox, the others are rejected by their own controller.
     pub relays: Vec<Arc<OutboxRelay>>,
+    /// The OutboxRelay whose sidecar the Deployment carries, when that cannot be read: it keeps the outbox.
+    pub kept_relay: Option<String>,
+    /// The database of a deleted Microservice of this name goes with it, and is not gone yet.
+    pub predecessor_ends: bool,
+    /// Those of `spec.dependsOn` that exist and cannot be read.
+    pub unreadable: BTreeSet<String>,
 }
 
 /// Marker of the controller.
@@ -88,10 +96,6 @@ impl Driven for Controller {
         object.spec.suspend
     }
 
-    async fn finalize(context: &Context, key: &Key, object: &Microservice) -> Verdict {
-        finalizer::finish(context, key, object).await
-    }
-
     fn children(planned: &Plan) -> &Plan {
         planned
     }
@@ -102,14 +106,6 @@ impl Driven for Controller {
 
     fn is_recorded(object: &Microservice, digest: &str) -> bool {
         object.status.as_ref().and_then(|status| status.applied_hash.as_deref()) == Some(digest)
-    }
-
-    async fn before_apply(context: &Context, key: &Key, object: &Microservice) -> Result<(), RequestError> {
-        finalizer::ensure(context, key, object).await
-    }
-
-    async fn after_apply(context: &Context, key: &Key, object: &Microservice) -> Result<(), RequestError> {
-        finalizer::release(context, key, object).await
     }
 
     async fn report(

@@ -9,12 +9,15 @@ use tokio::time::Instant;
 use super::{Observed, plan};
 use crate::{
     api::v1alpha1::Microservice,
+    contract::database_setup::Purpose,
     controllers::{
         database::Stage,
+        kinds::secrets,
         request::RequestError,
         resources::{
             child::ChildKind,
             key::{Key, ObjectId},
+            labels::DELETED_WITH_ANNOTATION,
         },
         runtime::{Context, released},
     },
@@ -31,6 +34,14 @@ pub async fn observe(context: &Context, key: &Key, object: &Microservice) -> Res
         None => None,
     };
     let mut observed = from_store(context, key, object);
+    if observed.predecessor_ends {
+        // its Secrets go too
+        context.memory.forget(key);
+    }
+    if object.spec.database.is_some() {
+        observed.database.secrets.missing =
+            secrets::missing(context, key, &key.id.name, Purpose::Service, object.spec.suspend).await;
+    }
     observed.database.migrations = migrations;
     observed.database.settles_in = settles_in(context, key, object);
     let may_wait = observed.database.settles_in.is_some()
@@ -47,12 +58,18 @@ fn from_store(context: &Context, key: &Key, object: &Microservice) -> Observed {
         let service = store.get::<Microservice>(&ObjectId::new(&key.id.namespace, &dependency.service))?;
         Some((dependency.service.clone(), service))
     });
+    let database = store.database(key, &key.id.name, Timestamp::now());
+    let deleted_with = database.server.as_ref().and_then(|server| server.annotations.get(DELETED_WITH_ANNOTATION));
+    let services = object.spec.depends_on.iter().map(|dependency| dependency.service.as_str());
     Observed {
+        predecessor_ends: deleted_with.is_some_and(|uid| Some(uid) != object.metadata.uid.as_ref()),
         deployment: store.workload(key, ChildKind::Deployment, &key.id.name),
-        database: store.database(key, &key.id.name, Timestamp::now()),
+        database,
         isolated: store.isolates(&key.id.namespace, &plan::pod_labels(object)),
         dependencies: dependencies.collect(),
         relays: store.relays_of(&key.id),
+        kept_relay: store.kept_relay(&key.id),
+        unreadable: store.unreadable(&key.id.namespace, services),
     }
 }
 

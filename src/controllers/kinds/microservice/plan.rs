@@ -38,6 +38,9 @@ pub const OWNER_KIND: &str = "Microservice";
 
 pub fn plan(object: &Microservice, observed: &Observed, settings: &Settings) -> Result<Plan, Rejection> {
     check(object)?;
+    if observed.predecessor_ends {
+        return Err(Rejection::predecessor_ends(&object.name_any()));
+    }
     let owner = Owner::of(object, OWNER_KIND);
     let mut plan = Plan::default();
     plan.children.push(service_account(owner.metadata(owner.name.clone(), Component::Service), settings).into());

@@ -130,6 +130,10 @@ fn with_old_version(progress: Progress, observed: &Observed, stage: Option<&Stag
 /// `None` when nothing is depended on.
 fn dependencies(object: &Microservice, observed: &Observed) -> Option<Finding> {
     let wanted = || object.spec.depends_on.iter().map(|dependency| &dependency.service);
+    if let Some(service) = observed.unreadable.first() {
+        let Rejection { reason, message } = Rejection::microservice_malformed("spec.dependsOn", service);
+        return Some(Finding::new(false, reason, message));
+    }
     let missing: Vec<_> = wanted()
         .filter(|service| !observed.dependencies.contains_key(*service))
         .map(|service| format!("`{service}`"))

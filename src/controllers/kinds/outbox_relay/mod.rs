@@ -41,6 +41,10 @@ pub struct Observed {
     /// All OutboxRelays that name the same Microservice and are not being deleted, this one among them, oldest first
     /// (then by name). Only the first one is accepted.
     pub relays: Vec<Arc<OutboxRelay>>,
+    /// An OutboxRelay that cannot be read, but whose sidecar the Microservice's pods carry: it keeps the outbox.
+    pub kept_relay: Option<String>,
+    /// The Microservice exists and cannot be read.
+    pub unreadable: bool,
     /// The Microservice's Deployment.
     pub deployment: Option<Workload>,
     /// Pods of the Deployment that have a relay, by name, with the newest status of each (`None` until its stream gave one,

@@ -17,6 +17,8 @@ pub fn observe(store: &Store, id: &ObjectId, object: &OutboxRelay) -> Observed {
     Observed {
         microservice: store.get::<Microservice>(&service.id),
         relays: store.relays_of(&service.id),
+        kept_relay: store.kept_relay(&service.id),
+        unreadable: store.is_unreadable(&service),
         deployment: store.workload(&service, ChildKind::Deployment, &service.id.name),
         pods: store.relay_pods(&service),
     }

@@ -56,7 +56,8 @@ fn check(object: &OutboxRelay, observed: &Observed) -> Result<(), Rejection> {
             message: format!("metadata.name: `{name}` has {} characters: use at most {MAX_NAME}", name.len()),
         });
     }
-    let first = observed.relays.first().map(|first| first.name_any()).filter(|first| *first != name);
+    let first = observed.kept_relay.clone().or_else(|| observed.relays.first().map(|first| first.name_any()));
+    let first = first.filter(|first| *first != name);
     if let Some(first) = first {
         return Err(Rejection {
             reason: "OutboxTaken",
@@ -73,6 +74,7 @@ fn check(object: &OutboxRelay, observed: &Observed) -> Result<(), Rejection> {
             ),
         }),
         Some(_) => Ok(()),
+        None if observed.unreadable => Err(Rejection::microservice_malformed("spec.microservice", service)),
         None => Err(Rejection::microservice_not_found("spec.microservice", service)),
     }
 }
@@ -161,6 +163,18 @@ mod tests {
         let refused = plan(&new, &observed, &settings()).unwrap_err();
         assert_eq!(refused.reason, "OutboxTaken");
         assert!(refused.message.contains("`orders` has the relay `orders` already"), "{}", refused.message);
+    }
+
+    #[test]
+    fn a_relay_that_cannot_be_read_keeps_its_outbox() {
+        let object = relay_of("orders");
+        let observed = Observed {
+            microservice: Some(orders()),
+            relays: vec![object.clone()],
+            kept_relay: Some("older".to_owned()),
+            ..Observed::default()
+        };
+        assert_eq!(plan(&object, &observed, &settings()).unwrap_err().reason, "OutboxTaken");
     }
 
     #[test]

@@ -33,6 +33,7 @@ fn settled() -> (OutboxRelay, Observed) {
         relays: vec![object.clone()],
         deployment: Some(ready(2)),
         pods: pods.map(|(pod, status)| (pod.to_owned(), Some(status))).into(),
+        ..Observed::default()
     };
     (object.as_ref().clone(), observed)
 }

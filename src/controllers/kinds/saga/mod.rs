@@ -8,17 +8,21 @@ mod observe;
 mod plan;
 mod status;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::Resource;
 
 use crate::{
     api::v1alpha1::{Microservice, OutboxRelay, Saga, SagaStatus},
-    contract::{orchestrator::Start, status::OrchestratorStatus},
+    contract::{database_setup::Purpose, orchestrator::Start, status::OrchestratorStatus},
     controllers::{
         database::Stage,
+        kinds::secrets,
         request::RequestError,
         resources::{
             key::{Key, ObjectId, ObjectKind},
@@ -44,6 +48,10 @@ pub struct Observed {
     pub services: BTreeMap<String, Arc<Microservice>>,
     /// The OutboxRelays of `startOn.service`, oldest first.
     pub relays: Vec<Arc<OutboxRelay>>,
+    /// The OutboxRelay of `startOn.service`, when that cannot be read.
+    pub kept_relay: Option<String>,
+    /// The Microservices that the Saga names, that exist and cannot be read.
+    pub unreadable: BTreeSet<String>,
     pub orchestrator: OrchestratorObserved,
     /// What the last pass over the orchestrator resulted in; `None` before the first one of this process.
     pub orchestrator_pass: Option<PassResult>,
@@ -71,8 +79,12 @@ pub struct Defined {
 pub struct Orchestrator {
     pub namespace: String,
     pub name: String,
-    /// Sorted by name; never empty; those being deleted are left out. Each owns the children.
+    /// Sorted by name; those being deleted are left out. Each owns the children.
     pub members: Vec<Member>,
+    /// Sagas that the contract defines and that cannot be read: each owns the children too.
+    pub unreadable: Vec<OwnerReference>,
+    /// The contract defines a Saga whose definition cannot be made again now, because it, or what it names, cannot be read.
+    pub contract_stays: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -189,9 +201,11 @@ impl Driven for OrchestratorController {
         key: &Key,
         _object: &Orchestrator,
     ) -> Result<OrchestratorObserved, RequestError> {
+        let name = names::orchestrator(&key.id.name);
+        let missing = secrets::missing(context, key, &name, Purpose::Orchestrator, false).await;
         let mut observed = observe::observe_orchestrator(&context.store(), &key.id);
+        observed.database.secrets.missing = missing;
         if !plan::stage(&key.id.namespace, &key.id.name, &observed, |stage| stage == Stage::Done) {
-            let name = names::orchestrator(&key.id.name);
             observed.database.released = released(context, key, &name).await?;
         }
         Ok(observed)

@@ -1,22 +1,23 @@
 //! What is there of a Saga and of an orchestrator: all of it is in the store.
 
-use std::sync::Arc;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::Resource;
 
-use jiff::Timestamp;
-
-use super::{Defined, Member, Observed, Orchestrator, OrchestratorObserved, plan};
+use super::{Member, Observed, Orchestrator, OrchestratorObserved, plan};
 use crate::{
     api::v1alpha1::{Microservice, Saga},
     controllers::{
         resources::{
             child::ChildKind,
             key::{Key, ObjectId, ObjectKind},
+            plan::Rejection,
         },
         runtime::PassResult,
-        store::{Store, references::services_of},
+        store::{Store, id_of, references::services_of},
     },
     domain::names,
 };
+use jiff::Timestamp;
 
 pub fn observe(store: &Store, id: &ObjectId, object: &Saga, orchestrator_pass: Option<PassResult>) -> Observed {
     let within = |name: &str| ObjectId::new(&id.namespace, name);
@@ -28,6 +29,8 @@ pub fn observe(store: &Store, id: &ObjectId, object: &Saga, orchestrator_pass: O
     Observed {
         services: services.collect(),
         relays: start.map(|start| store.relays_of(&within(&start.service))).unwrap_or_default(),
+        kept_relay: start.and_then(|start| store.kept_relay(&within(&start.service))),
+        unreadable: store.unreadable(&id.namespace, services_of(object)),
         orchestrator: observe_orchestrator(store, &within(&object.spec.orchestrator)),
         orchestrator_pass,
     }
@@ -44,12 +47,38 @@ pub fn observe_orchestrator(store: &Store, id: &ObjectId) -> OrchestratorObserve
 
 /// The orchestrator with its Sagas; `None` when no Saga names it (any more).
 pub fn orchestrator(store: &Store, id: &ObjectId) -> Option<Orchestrator> {
-    let members: Vec<_> = store.members_of(id).into_iter().map(|saga| member(store, id, saga)).collect();
-    (!members.is_empty()).then(|| Orchestrator { namespace: id.namespace.clone(), name: id.name.clone(), members })
+    let in_contract = store.defined_sagas(&Key::of(ObjectKind::Orchestrator, id));
+    let mut contract_stays = false;
+    let mut members = Vec::new();
+    for saga in store.members_of(id) {
+        let saga_id = id_of(saga.as_ref());
+        let defined = plan::define(&saga, &observe(store, &saga_id, &saga, None));
+        let unreadable = defined.as_ref().is_err_and(Rejection::is_about_unreadable);
+        contract_stays |= unreadable && in_contract.contains(&saga_id.name);
+        members.push(Member { saga, defined: defined.ok() });
+    }
+    let unreadable: Vec<_> =
+        in_contract.iter().filter_map(|name| unreadable_owner(store, &id.namespace, name)).collect();
+    contract_stays |= !unreadable.is_empty();
+    let exists = !members.is_empty() || !unreadable.is_empty();
+    exists.then(|| Orchestrator {
+        namespace: id.namespace.clone(),
+        name: id.name.clone(),
+        members,
+        unreadable,
+        contract_stays,
+    })
 }
 
-fn member(store: &Store, orchestrator: &ObjectId, saga: Arc<Saga>) -> Member {
-    let id = ObjectId::new(&orchestrator.namespace, saga.metadata.name.clone().unwrap_or_default());
-    let defined: Option<Defined> = plan::define(&saga, &observe(store, &id, &saga, None)).ok();
-    Member { saga, defined }
+/// How a Saga that cannot be read owns the children.
+fn unreadable_owner(store: &Store, namespace: &str, name: &str) -> Option<OwnerReference> {
+    let key = Key::new(ObjectKind::Saga, namespace, name);
+    let malformed = store.malformed(&key).filter(|_| store.is_unreadable(&key))?;
+    Some(OwnerReference {
+        api_version: Saga::api_version(&()).into_owned(),
+        kind: Saga::kind(&()).into_owned(),
+        name: name.to_owned(),
+        uid: malformed.uid,
+        ..OwnerReference::default()
+    })
 }

@@ -108,6 +108,10 @@ fn running(observed: &Observed, defined: &Defined, counts: Option<&SagaCounts>) 
             format!("the orchestrator has not read version {version} of the saga yet"),
         );
     }
+    if counts.is_some_and(|counts| counts.stuck > 0) {
+        let Finding { reason, message, .. } = stuck(observed, counts);
+        return Progress::Ready(reason, format!("the orchestrator runs version {version} of the saga; {message}"));
+    }
     match status.problems.first() {
         Some(Problem { reason, message }) => Progress::ready(reason, message.clone()),
         None => Progress::ready("Ready", format!("the orchestrator runs version {version} of the saga")),

@@ -42,6 +42,8 @@ fn settled() -> (Saga, Observed) {
         namespace: "shop".to_owned(),
         name: "default".to_owned(),
         members: vec![Member { saga: Arc::new(object.clone()), defined: Some(defined) }],
+        unreadable: Vec::new(),
+        contract_stays: false,
     };
     let plan = orchestrator(&group, &observed.orchestrator, &settings()).unwrap();
     let name = fixtures::names(&plan).into_iter().find_map(|name| name.strip_prefix("Job/").map(str::to_owned));
@@ -82,7 +84,10 @@ fn stuck_instances_are_loud_and_do_not_stop_new_ones() {
         counts.stuck = 2;
         counts.stuck_instances = vec![instance];
     });
-    assert_eq!(summaries(&status.conditions)[0], "Ready=True Ready");
+    assert_eq!(summaries(&status.conditions)[0], "Ready=True InstancesStuck");
+    assert!(
+        message(&status.conditions, "Ready").contains("of the saga; 2 instances wait for a person; the oldest, 0192-a")
+    );
     assert_eq!(summaries(&status.conditions).last().unwrap(), "Stuck=True InstancesStuck");
     assert_eq!(
         message(&status.conditions, "Stuck"),

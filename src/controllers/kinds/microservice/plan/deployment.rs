@@ -23,6 +23,7 @@ use super::{
 use crate::{
     api::v1alpha1::{Microservice, Protocol},
     controllers::{
+        database,
         kinds::microservice::Observed,
         render::{
             overlay,
@@ -31,7 +32,7 @@ use crate::{
             reach,
         },
         resources::{
-            labels::{Component, DATABASE_CLIENT_LABEL, DEPENDENCIES_ANNOTATION},
+            labels::{Component, DATABASE_CLIENT_LABEL, DEPENDENCIES_ANNOTATION, RELAY_ANNOTATION},
             plan::Rejection,
             settings::Settings,
         },
@@ -52,9 +53,15 @@ pub fn deployment(
 ) -> Result<Deployment, Rejection> {
     reaches_its_own_only(object, &owner.name)?;
     let addresses = environment::addresses(object, observed);
-    let relay = object.spec.database.as_ref().and_then(|_| observed.relays.first()).map(|relay| relay.name_any());
+    let relay = observed.kept_relay.clone().or_else(|| observed.relays.first().map(|relay| relay.name_any()));
+    let relay = relay.filter(|_| object.spec.database.is_some());
+    let (binding, relay_role) = (names::database(&owner.name), names::relay_secret(&owner.name));
+    let secrets: Vec<_> =
+        std::iter::once(binding.as_str()).chain(relay.as_ref().map(|_| relay_role.as_str())).collect();
+    let replaced = database::replaced_annotation(&observed.database, &secrets);
     let pinned = pin_image(observed.deployment.as_ref(), &settings.image, wants_upgrade(object), |image| {
         let mut template = template(object, owner, &addresses);
+        annotate(&mut template, replaced.clone());
         if let Some((relay, spec)) = relay.as_ref().zip(template.spec.as_mut()) {
             spec.init_containers = Some(vec![relay::sidecar(image, settings)]);
             spec.volumes.get_or_insert_default().extend(relay::volumes(&owner.name, relay));
@@ -66,6 +73,9 @@ pub fn deployment(
         // a map of strings always has a form in JSON
         let text = serde_json::to_string(&addresses).unwrap_or_default();
         annotations.insert(DEPENDENCIES_ANNOTATION.to_owned(), text);
+    }
+    if let Some(relay) = relay {
+        annotations.insert(RELAY_ANNOTATION.to_owned(), relay);
     }
     Ok(Deployment {
         metadata: ObjectMeta {
@@ -101,6 +111,12 @@ pub fn pod_labels(object: &Microservice) -> BTreeMap<String, String> {
     let texts = overlay.and_then(Value::as_object).into_iter().flatten();
     labels.extend(texts.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))));
     labels
+}
+
+fn annotate(template: &mut PodTemplateSpec, annotations: Option<BTreeMap<String, String>>) {
+    if let Some(metadata) = &mut template.metadata {
+        metadata.annotations = annotations;
+    }
 }
 
 fn own_labels(object: &Microservice, owner: &Owner) -> BTreeMap<String, String> {

@@ -209,6 +209,17 @@ fn only_the_relay_sees_the_relays_password() {
 }
 
 #[test]
+fn a_relay_that_cannot_be_read_keeps_its_sidecar() {
+    let mut observed = settled(&orders());
+    observed.relays = vec![relay_of("orders")];
+    let before = find(&plan(&orders(), &observed, &settings()).unwrap(), "Deployment/orders");
+    // after a restart of the operator; a younger relay does not get the outbox meanwhile
+    observed.relays = vec![relay_of("younger")];
+    observed.kept_relay = before["metadata"]["annotations"]["weft.dev/relay"].as_str().map(str::to_owned);
+    assert_eq!(find(&plan(&orders(), &observed, &settings()).unwrap(), "Deployment/orders"), before);
+}
+
+#[test]
 fn a_relay_without_a_database_changes_nothing() {
     let gateway = microservice("gateway", STATELESS);
     let with = Observed { relays: vec![relay_of("gateway")], ..Observed::default() };

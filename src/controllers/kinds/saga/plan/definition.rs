@@ -80,7 +80,14 @@ struct Participants<'a> {
 impl Participants<'_> {
     fn service(&self, field: &str, name: &str) -> Result<&Microservice, Rejection> {
         let found = self.services.services.get(name).map(AsRef::as_ref);
-        found.ok_or_else(|| Rejection::microservice_not_found(&format!("{field}.service"), name))
+        found.ok_or_else(|| {
+            let field = format!("{field}.service");
+            if self.services.unreadable.contains(name) {
+                Rejection::microservice_malformed(&field, name)
+            } else {
+                Rejection::microservice_not_found(&field, name)
+            }
+        })
     }
 
     fn call(&self, field: &str, asked: &SagaCommand) -> Result<Call, Rejection> {
@@ -123,6 +130,15 @@ fn unknown_command(field: &str, asked: &SagaCommand, participant: &Microservice)
 fn start(object: &Saga, participants: &Participants<'_>) -> Result<Option<Start>, Rejection> {
     let Some(start) = &object.spec.start_on else { return Ok(None) };
     participants.service("spec.startOn", &start.service)?;
+    if let Some(relay) = &participants.services.kept_relay {
+        return Err(Rejection {
+            reason: "OutboxRelayMalformed",
+            message: format!(
+                "spec.startOn.service: OutboxRelay `{relay}`, which publishes the events of `{}`, cannot be read: correct it; its own conditions say what is wrong",
+                start.service
+            ),
+        });
+    }
     let relay = participants.services.relays.first().ok_or_else(|| Rejection {
         reason: "OutboxRelayNotFound",
         message: format!(

@@ -17,7 +17,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::util::intstr::IntOrString,
 };
-use kube::core::ObjectMeta;
+use kube::{ResourceExt, core::ObjectMeta};
 
 use crate::{
     api::v1alpha1::{Postgres, Retention},
@@ -34,8 +34,8 @@ use crate::{
             },
         },
         resources::{
-            child::Child,
-            labels::{Component, DATABASE_CLIENT_LABEL},
+            child::{Child, ChildKind, ChildRef},
+            labels::{Component, DATABASE_CLIENT_LABEL, SAGAS_ANNOTATION},
             plan::{Plan, Rejection},
             settings::Settings,
         },
@@ -69,7 +69,7 @@ pub fn orchestrator(
         });
     }
     let exists = observed.deployment.is_some() || observed.database.server.is_some();
-    if !exists && object.members.iter().all(|member| member.defined.is_none()) {
+    if !exists && object.unreadable.is_empty() && object.members.iter().all(|member| member.defined.is_none()) {
         return Ok(Plan::default());
     }
     let storage = database::storage(observed.database.server.as_ref());
@@ -77,16 +77,20 @@ pub fn orchestrator(
     let (owner, postgres) = (owner(object), Postgres { storage, ..Postgres::default() });
     let wanted = Wanted { upgrade: upgrade(object), ..wanted(&owner, &postgres) };
     let deployment = deployment(object, &owner, observed, settings)?;
-    let Plan { children, retained, recheck_in } = database::plan(&wanted, &observed.database, deployment, settings)?;
     let account = owner.metadata(owner.name.clone(), Component::Orchestrator);
-    let mut all = vec![
-        Child::ServiceAccount(service_account(account, settings)),
-        Child::ConfigMap(config_map(object, &owner)?),
-        Child::NetworkPolicy(network_policy(&owner, settings)),
-        Child::Service(service(&owner)),
-    ];
-    all.extend(children);
-    Ok(Plan { children: all, retained, recheck_in })
+    let mut plan =
+        Plan { children: vec![Child::ServiceAccount(service_account(account, settings))], ..Plan::default() };
+    if object.contract_stays {
+        plan.retained.push(ChildRef::new(ChildKind::ConfigMap, owner.name.clone()));
+    } else {
+        plan.children.push(Child::ConfigMap(config_map(object, &owner)?));
+    }
+    plan.children.push(Child::NetworkPolicy(network_policy(&owner, settings)));
+    plan.children.push(Child::Service(service(&owner)));
+    let Plan { children, retained, recheck_in } = database::plan(&wanted, &observed.database, deployment, settings)?;
+    plan.children.extend(children);
+    plan.retained.extend(retained);
+    Ok(Plan { recheck_in, ..plan })
 }
 
 /// How far the set-up of the database of orchestrator `name` has come.
@@ -107,7 +111,8 @@ pub fn api_url(namespace: &str, orchestrator: &str) -> String {
 }
 
 fn owner(object: &Orchestrator) -> Owner {
-    let references = object.members.iter().map(|member| reference(member.saga.as_ref())).collect();
+    let members = object.members.iter().map(|member| reference(member.saga.as_ref()));
+    let references = members.chain(object.unreadable.iter().cloned()).collect();
     Owner::shared(OWNER_KIND, names::orchestrator(&object.name), object.namespace.clone(), references)
 }
 
@@ -148,8 +153,15 @@ fn config_map(object: &Orchestrator, owner: &Owner) -> Result<ConfigMap, Rejecti
         reason: "ContractNotWritable",
         message: format!("the contract of orchestrator {} cannot be written: {error}", object.name),
     })?;
+    let defined = object.members.iter().filter(|member| member.defined.is_some());
+    let names: Vec<_> = defined.map(|member| member.saga.name_any()).collect();
+    // a list of strings always has a form in JSON
+    let names = serde_json::to_string(&names).unwrap_or_default();
     Ok(ConfigMap {
-        metadata: owner.metadata(owner.name.clone(), Component::Orchestrator),
+        metadata: ObjectMeta {
+            annotations: Some([(SAGAS_ANNOTATION.to_owned(), names)].into()),
+            ..owner.metadata(owner.name.clone(), Component::Orchestrator)
+        },
         data: Some([(CONTRACT_FILE.to_owned(), text)].into()),
         ..ConfigMap::default()
     })
@@ -192,7 +204,8 @@ fn deployment(
     settings: &Settings,
 ) -> Result<Deployment, Rejection> {
     let live = observed.deployment.as_ref();
-    let pinned = pin_image(live, &settings.image, upgrade(object), |image| Ok(template(owner, image, settings)))?;
+    let pinned =
+        pin_image(live, &settings.image, upgrade(object), |image| Ok(template(owner, image, observed, settings)))?;
     Ok(Deployment {
         metadata: ObjectMeta {
             annotations: Some(pinned.annotations),
@@ -210,11 +223,15 @@ fn deployment(
     })
 }
 
-fn template(owner: &Owner, image: &str, settings: &Settings) -> PodTemplateSpec {
+fn template(owner: &Owner, image: &str, observed: &OrchestratorObserved, settings: &Settings) -> PodTemplateSpec {
     let mut labels = owner.labels(Component::Orchestrator);
     labels.insert(DATABASE_CLIENT_LABEL.to_owned(), owner.name.clone());
     PodTemplateSpec {
-        metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
+        metadata: Some(ObjectMeta {
+            labels: Some(labels),
+            annotations: database::replaced_annotation(&observed.database, &[&names::database(&owner.name)]),
+            ..ObjectMeta::default()
+        }),
         spec: Some(PodSpec {
             service_account_name: Some(owner.name.clone()),
             automount_service_account_token: Some(false),

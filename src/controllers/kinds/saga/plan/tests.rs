@@ -7,6 +7,7 @@ use crate::{
     controllers::{
         fixtures::{self, find, microservice, ready, relay_of, saga, settings},
         kinds::saga::{Defined, Member, Observed, Orchestrator, OrchestratorObserved},
+        render::owner::reference,
         resources::{
             child::{ChildKind, ChildRef},
             observed::{JobOutcome, Workload},
@@ -69,7 +70,13 @@ fn member(saga: Saga, observed: &Observed) -> Member {
 fn two_sagas() -> Orchestrator {
     let broken = saga("broken", "{steps: [{name: a, do: {service: nobody, command: Act}, undo: {none: true}}]}");
     let members = vec![member(broken, &observed()), member(create_order(), &observed())];
-    Orchestrator { namespace: "shop".to_owned(), name: "default".to_owned(), members }
+    Orchestrator {
+        namespace: "shop".to_owned(),
+        name: "default".to_owned(),
+        members,
+        unreadable: Vec::new(),
+        contract_stays: false,
+    }
 }
 
 /// The store after the database's set-up.
@@ -95,6 +102,37 @@ fn a_definitions_version_is_of_its_content() {
     assert_eq!(version(&other), version(&create_order()));
     other.spec.steps[0].failures.clear();
     assert_ne!(version(&other), version(&create_order()));
+}
+
+#[test]
+fn a_saga_that_cannot_be_read_keeps_its_definition_and_owns_what_it_owned() {
+    let mut object = two_sagas();
+    let observed = settled(&object);
+    let before = orchestrator(&object, &observed, &settings()).unwrap();
+    let contract = ChildRef::new(ChildKind::ConfigMap, "default-orchestrator");
+    let names = &find(&before, "ConfigMap/default-orchestrator")["metadata"]["annotations"]["weft.dev/sagas"];
+    assert_eq!(names, r#"["create-order"]"#);
+
+    let unreadable = object.members.pop().unwrap();
+    object.unreadable = vec![reference(unreadable.saga.as_ref())];
+    object.contract_stays = true;
+    let after = orchestrator(&object, &observed, &settings()).unwrap();
+    assert_eq!(after.retained, [contract]);
+    let deployment = |plan| find(plan, "Deployment/default-orchestrator");
+    assert_eq!(deployment(&before), deployment(&after));
+}
+
+#[test]
+fn what_a_saga_names_and_cannot_be_read_is_waited_for() {
+    let mut observed = observed();
+    observed.services.remove("customers");
+    observed.unreadable = ["customers".to_owned()].into();
+    let rejection = define(&create_order(), &observed).unwrap_err();
+    assert!(rejection.is_waited_for() && rejection.is_about_unreadable(), "{rejection:?}");
+    assert_eq!(rejection.reason, "MicroserviceMalformed");
+    let mut observed = self::observed();
+    observed.kept_relay = Some("orders".to_owned());
+    assert_eq!(define(&create_order(), &observed).unwrap_err().reason, "OutboxRelayMalformed");
 }
 
 #[test]

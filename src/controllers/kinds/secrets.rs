@@ -1,0 +1,62 @@
+//! Which Secrets of a database were deleted.
+//!
+//! The operator may not read Secrets, nor list or watch them, for each of these rights discloses the passwords. A pod that cannot
+//! start for want of one reports it. Whether it is missing still is what a creation tells that changes nothing (a dry run):
+//! it is refused when there is one.
+
+use std::collections::BTreeSet;
+
+use tokio::time::Instant;
+
+use crate::{
+    contract::database_setup::Purpose,
+    controllers::{
+        apply::secret_is_missing,
+        database::secrets_of,
+        resources::{
+            child::{ChildKind, ChildRef},
+            key::Key,
+        },
+        runtime::Context,
+    },
+    domain::names,
+};
+
+/// The Secrets of the database of `owner`, by whose name its children are named, that were deleted. Nothing is asked while nothing
+/// may be written: even a dry run is a write.
+pub async fn missing(
+    context: &Context,
+    key: &Key,
+    owner: &str,
+    purpose: Purpose,
+    is_suspended: bool,
+) -> BTreeSet<String> {
+    let mut missing = BTreeSet::new();
+    for secret in missed(context, key, owner, purpose, is_suspended) {
+        match secret_is_missing(&context.client, key, &secret).await {
+            Ok(true) => {
+                context.memory.forget_secret(key, &ChildRef::new(ChildKind::Secret, secret.clone()));
+                missing.insert(secret);
+            }
+            Ok(false) => {}
+            Err(error) => tracing::debug!(secret, error = error.message(), "cannot find out whether it exists"),
+        }
+    }
+    if !missing.is_empty() {
+        tracing::warn!(?missing, "Secrets were deleted: they are made again, with new passwords");
+        // what reads them follows once they are there
+        context.enqueue_at(key, Instant::now());
+    }
+    missing
+}
+
+/// Those that pods report to be missing. Those of a database that is only being made are not made again.
+fn missed(context: &Context, key: &Key, owner: &str, purpose: Purpose, is_suspended: bool) -> Vec<String> {
+    let store = context.store();
+    let server = ChildRef::new(ChildKind::StatefulSet, names::database(owner));
+    let may_write = !is_suspended && store.not_opted_in(&key.id.namespace).is_none();
+    if !may_write || store.child(key, &server).is_none() {
+        return Vec::new();
+    }
+    secrets_of(owner, purpose).into_iter().filter(|secret| store.misses_secret(key, secret)).collect()
+}

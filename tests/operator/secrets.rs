@@ -1,0 +1,100 @@
+//! A Secret that was deleted is made again, and what reads it follows: the server, the roles, the pods.
+
+use serde_json::{Value, json};
+use weft::controllers::{kinds::reconcile, store::live_pod::LivePod};
+
+use super::{
+    reconcile::{context, microservice, orders},
+    server::{Asked, Server, failure},
+};
+
+/// Of these Secrets none exists; all others do.
+fn without(server: &Server, missing: &'static [&'static str]) {
+    server.rule(|asked| {
+        let name = asked.body["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let is_tried = asked.line() == "POST secrets" && asked.query.contains("dryRun=All");
+        (is_tried && !missing.contains(&name.as_str())).then(|| (409, failure(409, "already exists")))
+    });
+}
+
+/// A pod that waits for a Secret.
+fn waits_for(secret: &str) -> LivePod {
+    let waiting = json!({"reason": "CreateContainerConfigError", "message": format!("secret \"{secret}\" not found")});
+    serde_json::from_value(json!({
+        "metadata": {"name": "orders-1", "namespace": "shop", "uid": "pod"}, "spec": {},
+        "status": {"phase": "Pending", "containerStatuses": [{"name": "service", "state": {"waiting": waiting}}]},
+    }))
+    .unwrap()
+}
+
+/// The names of the Secrets that were made, and of what else was written, in order.
+fn written(asked: &[Asked]) -> Vec<String> {
+    let real = asked.iter().filter(|asked| !asked.query.contains("dryRun=All"));
+    real.map(|asked| match asked.body["metadata"]["name"].as_str() {
+        Some(name) if asked.method == "POST" => format!("{}/{name}", asked.line()),
+        _ => asked.line(),
+    })
+    .collect()
+}
+
+fn find<'a>(asked: &'a [Asked], line: &str) -> Option<&'a Value> {
+    asked.iter().find(|asked| asked.line() == line).map(|asked| &asked.body)
+}
+
+#[tokio::test]
+async fn a_secret_that_a_pod_misses_is_made_again_and_the_roles_get_its_password() {
+    let server = Server::default();
+    without(&server, &["orders-db"]);
+    let context = context(&server);
+    context.store().set(microservice(&json!({"image": "shop/orders:1", "database": {"postgres": {}}})));
+    reconcile(&context, &orders()).await;
+    reconcile(&context, &orders()).await;
+    let before = written(&server.asked());
+    let jobs = |lines: &[String]| -> Vec<String> {
+        lines.iter().filter(|line| line.starts_with("POST jobs/")).cloned().collect()
+    };
+    assert_eq!(jobs(&before).len(), 1, "{before:?}");
+
+    context.store().set_pod(&orders(), "orders-1".to_owned(), waits_for("orders-db").into());
+    reconcile(&context, &orders()).await;
+    let asked = server.asked();
+    let lines = written(&asked);
+    let at = |line: &str| lines.iter().position(|known| known == line);
+    let (record, secret) = (at("PATCH configmaps/orders-db-setup"), at("POST secrets/orders-db"));
+    assert!(record.is_some() && record < secret, "recorded before it is made: {lines:?}");
+    assert!(at("POST secrets/orders-db-admin").is_none(), "the others exist: {lines:?}");
+    let record = &find(&asked, "PATCH configmaps/orders-db-setup").unwrap()["metadata"]["annotations"];
+    assert_eq!(record["weft.dev/secrets"], r#"{"orders-db":1}"#);
+    assert!(context.backlog() > 0, "what reads it follows");
+
+    without(&server, &[]);
+    reconcile(&context, &orders()).await;
+    let lines = written(&server.asked());
+    let again = jobs(&lines);
+    assert!(again.len() == 1 && again != jobs(&before), "the roles get the new password: {lines:?}");
+    assert!(!lines.contains(&"PATCH statefulsets/orders-db".to_owned()), "the server has no part in it: {lines:?}");
+}
+
+#[tokio::test]
+async fn the_server_restarts_with_a_new_password_of_its_superuser_before_the_roles_are_set() {
+    let server = Server::default();
+    without(&server, &["orders-db-admin"]);
+    let context = context(&server);
+    context.store().set(microservice(&json!({"image": "shop/orders:1", "database": {"postgres": {}}})));
+    reconcile(&context, &orders()).await;
+    reconcile(&context, &orders()).await;
+    server.lines();
+    context.store().set_pod(&orders(), "orders-1".to_owned(), waits_for("orders-db-admin").into());
+    reconcile(&context, &orders()).await;
+    let lines = written(&server.asked());
+    assert!(lines.contains(&"POST secrets/orders-db-admin".to_owned()), "{lines:?}");
+    assert!(!lines.contains(&"PATCH statefulsets/orders-db".to_owned()), "not before it is there: {lines:?}");
+
+    without(&server, &[]);
+    reconcile(&context, &orders()).await;
+    let asked = server.asked();
+    let set = find(&asked, "PATCH statefulsets/orders-db").expect("the server restarts");
+    let template = &set["spec"]["template"]["metadata"]["annotations"];
+    assert_eq!(template["weft.dev/secrets"], r#"{"orders-db-admin":1}"#);
+    assert!(find(&asked, "POST jobs").is_none(), "the server has not started with it yet");
+}
