@@ -69,7 +69,7 @@ async fn main() {
     println!("{size} Microservices with a database and an OutboxRelay each");
     // whoever interrupts it leaves nothing behind either
     tokio::select! {
-        () = measure(size) => {}
+        () = Box::pin(measure(size)) => {}
         interrupted = tokio::signal::ctrl_c() => interrupted.unwrap(),
     }
 }
