@@ -122,6 +122,8 @@ fn an_orchestrator_and_the_set_up_of_its_database() {
         namespace: "shop".into(),
         name: "default".into(),
         members: vec![saga::Member { saga: Arc::new(saga), defined: Some(defined) }],
+        unreadable: Vec::new(),
+        contract_stays: false,
     };
     let plan = saga::OrchestratorController::plan(&orchestrator, &saga::OrchestratorObserved::default(), &settings());
     let plan = plan.unwrap();

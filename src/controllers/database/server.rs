@@ -33,7 +33,9 @@ use crate::{
         },
         resources::{
             child::Child,
-            labels::{Component, DATABASE_CLIENT_LABEL, DELETED_WITH_ANNOTATION, SECRETS_ANNOTATION, STORAGE_ANNOTATION},
+            labels::{
+                Component, DATABASE_CLIENT_LABEL, DELETED_WITH_ANNOTATION, SECRETS_ANNOTATION, STORAGE_ANNOTATION,
+            },
             observed::{DatabaseObserved, Workload},
             plan::Rejection,
             settings::Settings,

@@ -161,7 +161,7 @@ impl ChildSeen {
 
     /// As a StatefulSet: pods are missing.
     pub fn has_too_few_pods(&self) -> bool {
-        self.status.replicas < self.spec.replicas.unwrap_or(1)
+        self.status.replicas < self.replicas.unwrap_or(1)
     }
 
     /// As a Job: it succeeded, or gave up.

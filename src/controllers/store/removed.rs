@@ -54,7 +54,7 @@ mod tests {
                 child::{ChildKind, ChildRef},
                 key::{Key, ObjectKind},
             },
-            store::{Malformed, Scope, Store, id_of, live::ChildSeen},
+            store::{Scope, Store, id_of, live::ChildSeen},
         },
     };
 

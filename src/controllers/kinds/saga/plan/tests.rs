@@ -117,7 +117,7 @@ fn a_saga_that_cannot_be_read_keeps_its_definition_and_owns_what_it_owned() {
     object.unreadable = vec![reference(unreadable.saga.as_ref())];
     object.contract_stays = true;
     let after = orchestrator(&object, &observed, &settings()).unwrap();
-    assert_eq!(after.retained, [contract]);
+    assert!(after.retained.contains(&contract), "{:?}", after.retained);
     let deployment = |plan| find(plan, "Deployment/default-orchestrator");
     assert_eq!(deployment(&before), deployment(&after));
 }
