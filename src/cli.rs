@@ -18,7 +18,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Reconcile Microservices, OutboxRelays and Sagas in a cluster (the control plane)
-    Operator(operator::Args),
+    Operator(Box<operator::Args>),
     /// Publish a service's outbox to a broker (a sidecar that the operator starts)
     Relay(relay::Args),
     /// Run sagas: the orchestrator's engine and its HTTP API
@@ -70,7 +70,7 @@ impl Cli {
                 output::answer(&String::from_utf8_lossy(&script)).context("writing the completion script")
             }
             Command::Crds { dir } => crds::write(dir.as_deref()).context("writing the custom resource definitions"),
-            Command::Operator(args) => on_runtime(|shutdown| operator::run(args, shutdown)),
+            Command::Operator(args) => on_runtime(|shutdown| operator::run(*args, shutdown)),
             Command::Relay(args) => on_runtime(|shutdown| relay::run(args, shutdown)),
             Command::Saga(args) => on_runtime(|shutdown| saga::run(args, shutdown)),
             Command::Database(DatabaseCommand::Setup(args)) => on_runtime(|shutdown| database::run(args, shutdown)),

@@ -1,6 +1,6 @@
 //! The commands for people: what is wrong is one line on standard error, with an exit code; JSON only when it is asked for.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "these are tests")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "these are tests")]
 
 use std::{
     io::{Read, Write},

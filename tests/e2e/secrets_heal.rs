@@ -42,7 +42,7 @@ async fn heals(world: &Scenario, secret: &str, component: &str) -> Result<()> {
         world.api::<Pod>().delete(&pod.name_any(), &DeleteParams::default()).await?;
     }
     world
-        .until(&format!("Secret {secret} is there again"), Duration::from_secs(60), async || {
+        .until(&format!("Secret {secret} is there again"), Duration::from_mins(1), async || {
             Ok(uid().await?.filter(|now| *now != before))
         })
         .await?;

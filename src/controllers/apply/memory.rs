@@ -91,7 +91,7 @@ impl Memory {
     pub(super) fn forget_child(&self, owner: &Key, child: &ChildRef) {
         if let Some(children) = self.lock().applied.get_mut(owner) {
             children.remove(child);
-        };
+        }
         self.forget_contest(owner, child);
     }
 

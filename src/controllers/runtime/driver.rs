@@ -151,14 +151,13 @@ async fn pass<K: Driven>(context: &Context, key: &Key, object: &K::Object) -> Re
     let observed = K::observe(context, key, object).await?;
     let status = K::status(object, &observed, &planned, &applied, Timestamp::now());
     let reported = K::report(context, key, object, status).await;
-    match applied.failures.iter().map(|failure| failure.class).min() {
-        Some(class) => Ok(Verdict::Failed(class)),
-        None => {
-            let recheck_in = planned.as_ref().ok().and_then(|planned| K::children(planned).recheck_in);
-            let recheck = recheck_in.map(|pause| Instant::now() + pause);
-            reported.map(|()| recheck.into_iter().chain(again).min().map_or(Verdict::Done, Verdict::At))
-        }
+    if let Some(class) = applied.failures.iter().map(|failure| failure.class).min() {
+        return Ok(Verdict::Failed(class));
     }
+    reported?;
+    let recheck_in = planned.as_ref().ok().and_then(|planned| K::children(planned).recheck_in);
+    let recheck = recheck_in.map(|pause| Instant::now() + pause);
+    Ok(recheck.into_iter().chain(again).min().map_or(Verdict::Done, Verdict::At))
 }
 
 /// Applies a plan, and updates the store at once, before the watches do. With when to do so again, if it is known.

@@ -117,7 +117,7 @@ mod tests {
         let waiting = Waiting::Controller { owner: owner.clone(), child: child.clone(), uid: "1".to_owned() };
         assert_eq!(store.waiting(), [waiting.clone()].into());
         let problem = Problem { reason: "QuotaExceeded".to_owned(), message: "no".to_owned() };
-        assert_eq!(store.set_wait(&waiting, Some(problem.clone())).now, [owner.clone()]);
+        assert_eq!(store.set_wait(&waiting, Some(problem.clone())).now, std::slice::from_ref(&owner));
         assert!(store.set_wait(&waiting, Some(problem.clone())).now.is_empty(), "the same is no news");
         let problems = |store: &Store| store.workload(&owner, ChildKind::StatefulSet, "orders-db").unwrap().problems;
         assert_eq!(problems(&store), [problem]);
