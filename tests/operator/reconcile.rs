@@ -1,6 +1,9 @@
 //! Whole reconciles: observe, plan, apply, status.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
 
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
@@ -52,6 +55,7 @@ pub fn orders() -> Key {
 /// A server that answers to a status as the real one does: with the whole object.
 pub fn server(object: &Microservice) -> Server {
     let (server, object) = (Server::default(), serde_json::to_value(object).unwrap());
+    let newest = AtomicU32::new(100);
     server.rule(move |asked| {
         let mut answer = object.clone();
         if asked.line().ends_with("/status") {
@@ -62,7 +66,7 @@ pub fn server(object: &Microservice) -> Server {
         } else {
             return None;
         }
-        answer["metadata"]["resourceVersion"] = json!(format!("{}", 100 + asked.body.to_string().len()));
+        answer["metadata"]["resourceVersion"] = json!(newest.fetch_add(1, Ordering::Relaxed).to_string());
         Some((200, answer))
     });
     server

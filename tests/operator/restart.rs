@@ -26,6 +26,8 @@ async fn worked_on() -> (Server, Arc<Context>) {
     let first = context(&server);
     first.store().set(object);
     reconcile(&first, &orders()).await;
+    // the Job is for this server, which is known by then
+    reconcile(&first, &orders()).await;
     assert!(server.lines().len() > 8);
     (server, first)
 }

@@ -1,9 +1,6 @@
 //! A Microservice while its set-up is done, fails, or is deleted.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
-};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 use weft::{
@@ -32,19 +29,6 @@ fn version(number: u32, replicas: u32, last: Option<&str>) -> Microservice {
     object.metadata.generation = Some(i64::from(number));
     object.metadata.resource_version = Some(if number == 1 { 1 } else { 100_000 }.to_string());
     object
-}
-
-/// A server that answers to each status with a newer version of the object.
-fn server_of(object: &Microservice) -> Server {
-    let (server, object) = (server(object), serde_json::to_value(object).unwrap());
-    let newest = AtomicU32::new(2000);
-    server.rule(move |asked| {
-        let mut answer = object.clone();
-        answer["status"] = asked.body["status"].clone();
-        answer["metadata"]["resourceVersion"] = json!(newest.fetch_add(1, Ordering::Relaxed).to_string());
-        asked.line().ends_with("/status").then_some((200, answer))
-    });
-    server
 }
 
 /// The ConfigMap of migrations has these files from now on.
@@ -80,7 +64,7 @@ fn delete_child(context: &Context, child: &ChildRef) {
 
 /// Version 1 runs: its set-up is done.
 async fn running(object: &Microservice) -> (Server, Arc<Context>) {
-    let server = server_of(object);
+    let server = server(object);
     let context = context(&server);
     context.store().set(object.clone());
     migrate(&server, &context, &["001.sql"]);
@@ -156,7 +140,7 @@ async fn a_job_that_is_deleted_after_its_success_is_not_missed() {
 #[tokio::test]
 async fn an_injected_container_that_never_ends_does_not_hold_the_set_up() {
     let object = microservice(&json!({"image": "shop/orders:1", "database": {"postgres": {}}}));
-    let server = server_of(&object);
+    let server = server(&object);
     let context = context(&server);
     context.store().set(object);
     reconcile(&context, &orders()).await;

@@ -51,6 +51,9 @@ use crate::{
 
 /// Objects per page of a first list: bounds the memory that one takes.
 const PAGE: u32 = 200;
+/// Between two attempts at a watch that is refused; doubled each time. (The watch's own pauses begin anew with each attempt.)
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// Watches that have not delivered their first list by then are reported.
 const SLOW_START: Duration = Duration::from_secs(30);
 
@@ -194,6 +197,7 @@ async fn follow<F: Feed>(
     watches: &ScopeWatches,
 ) {
     let mut listed = false;
+    let mut pause = FIRST_PAUSE;
     let mut seen = HashSet::new();
     let mut events = std::pin::pin!(events);
     while let Some(event) = events.next().await {
@@ -201,10 +205,15 @@ async fn follow<F: Feed>(
             Ok(event) => event,
             Err(error) => {
                 interrupted(context, readiness, kind, feed.definition(), watches, &error);
+                if matches!(code(&error), Some(401 | 403)) {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
                 continue;
             }
         };
         let (requeue, first_list) = match event {
+            // it comes before each attempt, and says nothing about it
             Event::Init => {
                 seen.clear();
                 continue;
@@ -224,6 +233,7 @@ async fn follow<F: Feed>(
         {
             tracing::info!(definition, "the definition is there again");
         }
+        pause = FIRST_PAUSE;
         watches.works(context, kind);
         // before the first list is complete, nothing is known to have changed
         context.enqueue(requeue, if listed && !first_list { F::PRIORITY } else { Priority::Resync });
