@@ -13,7 +13,7 @@ use crate::controllers::{
     },
     runtime::{Context, Priority},
     store::{
-        Custom, Requeue, Scope,
+        Custom, Requeue, Scope, Store,
         live::{ChildSeen, Live, version},
         live_pod::{LivePod, PodSeen},
         policies::ForeignPolicy,
@@ -116,40 +116,26 @@ impl Feed for ChildFeed {
     }
 }
 
-/// Ours by their label; all others may be somebody's migrations.
-pub(super) struct ConfigMapFeed(pub(super) ChildFeed);
+/// A kind of which some objects are ours, by their label, and those of others matter too.
+pub(super) struct SharedFeed<F> {
+    ours: ChildFeed,
+    theirs: std::marker::PhantomData<fn() -> F>,
+}
 
-impl Feed for ConfigMapFeed {
-    type Object = Live;
+/// What becomes of the objects of others in a [`SharedFeed`].
+pub(super) trait Foreign: 'static {
+    fn set(store: &mut Store, id: ObjectId, object: &Live) -> Requeue;
+    fn remove(store: &mut Store, id: &ObjectId) -> Requeue;
+    fn retain(store: &mut Store, scope: &Scope, seen: &HashSet<ObjectId>) -> Requeue;
+}
 
-    fn id(object: &Live) -> ObjectId {
-        id(object)
-    }
-
-    fn set(&self, context: &Context, object: Live) -> Requeue {
-        if is_ours(&object) {
-            return self.0.set(context, object);
-        }
-        context.store().set_config_map(id(&object), version(&object.metadata))
-    }
-
-    fn remove(&self, context: &Context, object: Live) -> Requeue {
-        if is_ours(&object) {
-            return self.0.remove(context, object);
-        }
-        context.store().remove_config_map(&id(&object))
-    }
-
-    fn retain(&self, context: &Context, seen: &HashSet<ObjectId>) -> Requeue {
-        let theirs = context.store().retain_config_maps(&self.0.scope, seen);
-        [theirs, self.0.retain(context, seen)].into_iter().collect()
+impl<F> SharedFeed<F> {
+    pub(super) fn new(ours: ChildFeed) -> Self {
+        Self { ours, theirs: std::marker::PhantomData }
     }
 }
 
-/// Ours by their label; all others may isolate pods of ours.
-pub(super) struct PolicyFeed(pub(super) ChildFeed);
-
-impl Feed for PolicyFeed {
+impl<F: Foreign> Feed for SharedFeed<F> {
     type Object = Live;
 
     fn id(object: &Live) -> ObjectId {
@@ -158,21 +144,55 @@ impl Feed for PolicyFeed {
 
     fn set(&self, context: &Context, object: Live) -> Requeue {
         if is_ours(&object) {
-            return self.0.set(context, object);
+            return self.ours.set(context, object);
         }
-        context.store().set_policy(id(&object), ForeignPolicy::of(&object.spec))
+        F::set(&mut context.store(), id(&object), &object)
     }
 
     fn remove(&self, context: &Context, object: Live) -> Requeue {
         if is_ours(&object) {
-            return self.0.remove(context, object);
+            return self.ours.remove(context, object);
         }
-        context.store().remove_policy(&id(&object))
+        F::remove(&mut context.store(), &id(&object))
     }
 
     fn retain(&self, context: &Context, seen: &HashSet<ObjectId>) -> Requeue {
-        let theirs = context.store().retain_policies(&self.0.scope, seen);
-        [theirs, self.0.retain(context, seen)].into_iter().collect()
+        let theirs = F::retain(&mut context.store(), &self.ours.scope, seen);
+        [theirs, self.ours.retain(context, seen)].into_iter().collect()
+    }
+}
+
+/// ConfigMaps of others may be somebody's migrations.
+pub(super) struct ForeignConfigMaps;
+
+impl Foreign for ForeignConfigMaps {
+    fn set(store: &mut Store, id: ObjectId, object: &Live) -> Requeue {
+        store.set_config_map(id, version(&object.metadata))
+    }
+
+    fn remove(store: &mut Store, id: &ObjectId) -> Requeue {
+        store.remove_config_map(id)
+    }
+
+    fn retain(store: &mut Store, scope: &Scope, seen: &HashSet<ObjectId>) -> Requeue {
+        store.retain_config_maps(scope, seen)
+    }
+}
+
+/// NetworkPolicies of others may isolate pods of ours.
+pub(super) struct ForeignPolicies;
+
+impl Foreign for ForeignPolicies {
+    fn set(store: &mut Store, id: ObjectId, object: &Live) -> Requeue {
+        store.set_policy(id, ForeignPolicy::of(&object.spec))
+    }
+
+    fn remove(store: &mut Store, id: &ObjectId) -> Requeue {
+        store.remove_policy(id)
+    }
+
+    fn retain(store: &mut Store, scope: &Scope, seen: &HashSet<ObjectId>) -> Requeue {
+        store.retain_policies(scope, seen)
     }
 }
 

@@ -29,7 +29,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::scope::Namespaces;
 use self::{
-    feed::{ChildFeed, ConfigMapFeed, CustomFeed, Feed, NamespaceFeed, PodFeed, PolicyFeed},
+    feed::{ChildFeed, CustomFeed, Feed, ForeignConfigMaps, ForeignPolicies, NamespaceFeed, PodFeed, SharedFeed},
     readiness::Readiness,
     scope::ScopeWatches,
 };
@@ -149,12 +149,13 @@ impl Starter<'_> {
             Some(namespace) => Api::namespaced(self.client.clone(), namespace),
             None => Api::all(self.client.clone()),
         };
-        let feed = ConfigMapFeed(ChildFeed { scope: self.watches.scope.clone(), kind: ChildKind::ConfigMap });
+        let ours = ChildFeed { scope: self.watches.scope.clone(), kind: ChildKind::ConfigMap };
+        let feed = SharedFeed::<ForeignConfigMaps>::new(ours);
         self.run("ConfigMap", watcher(api, config()).map_ok(without_body), feed);
     }
 
     fn policies(&self, kind: ChildKind) {
-        let feed = PolicyFeed(ChildFeed { scope: self.watches.scope.clone(), kind });
+        let feed = SharedFeed::<ForeignPolicies>::new(ChildFeed { scope: self.watches.scope.clone(), kind });
         self.run(
             kind.as_str(),
             well_formed(watcher(self.api::<DeserializeGuard<Live>>(&kind.resource()), config())),
