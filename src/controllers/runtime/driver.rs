@@ -140,15 +140,16 @@ async fn pass<K: Driven>(context: &Context, key: &Key, object: &K::Object) -> Re
         Some(rejection) => Err(rejection),
         None => K::plan(object, &observed, &context.settings),
     };
-    let (mut applied, mut again) = (Applied::default(), None);
+    let mut carried = Carried::default();
     // a rejected object keeps what it has
     if let Ok(planned) = &planned
         && may_write
     {
-        (applied, again) = carry_out::<K>(context, key, object, K::children(planned)).await;
+        carried = carry_out::<K>(context, key, object, K::children(planned)).await;
     }
+    let Carried { applied, again, wrote } = carried;
     // what was written is observed too
-    let observed = K::observe(context, key, object).await?;
+    let observed = if wrote { K::observe(context, key, object).await? } else { observed };
     let status = K::status(object, &observed, &planned, &applied, Timestamp::now());
     let reported = K::report(context, key, object, status).await;
     if let Some(class) = applied.failures.iter().map(|failure| failure.class).min() {
@@ -160,17 +161,23 @@ async fn pass<K: Driven>(context: &Context, key: &Key, object: &K::Object) -> Re
     Ok(recheck.into_iter().chain(again).min().map_or(Verdict::Done, Verdict::At))
 }
 
-/// Applies a plan, and updates the store at once, before the watches do. With when to do so again, if it is known.
-async fn carry_out<K: Driven>(
-    context: &Context,
-    key: &Key,
-    object: &K::Object,
-    plan: &Plan,
-) -> (Applied, Option<Instant>) {
+/// What [`carry_out`] did.
+#[derive(Default)]
+struct Carried {
+    applied: Applied,
+    /// When to do so again, if it is known.
+    again: Option<Instant>,
+    /// The store has changed by it.
+    wrote: bool,
+}
+
+/// Applies a plan, and updates the store at once, before the watches do.
+async fn carry_out<K: Driven>(context: &Context, key: &Key, object: &K::Object, plan: &Plan) -> Carried {
     let present: BTreeMap<_, _> = context.store().children(key);
     context.memory.adopt(key, &present, plan, |digest| K::is_recorded(object, digest));
     let Outcome { mut applied, written, drifted, deleted, again } =
         apply::apply(&context.client, &context.memory, key, &present, plan, Instant::now()).await;
+    let wrote = !written.is_empty() || !deleted.is_empty();
     let changed = changed_contract(&present, &written);
     let mut requeue: Requeue = {
         let mut store = context.store();
@@ -193,7 +200,7 @@ async fn carry_out<K: Driven>(
         tracing::warn!(reason = failure.reason, message = failure.message, "a child could not be written");
     }
     applied.digest = applied.failures.is_empty().then(|| context.memory.digest(key, plan));
-    (applied, again)
+    Carried { applied, again, wrote }
 }
 
 fn report_drift(

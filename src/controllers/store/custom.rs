@@ -122,13 +122,12 @@ impl<K> Kept<K> {
 }
 
 fn intent(metadata: &ObjectMeta) -> u64 {
-    let ObjectMeta { uid, generation, deletion_timestamp, annotations, finalizers, .. } = metadata;
+    let ObjectMeta { uid, generation, deletion_timestamp, annotations, .. } = metadata;
     let mut hasher = DefaultHasher::new();
     let deleted = deletion_timestamp.as_ref().map(|time| time.0);
     (uid, generation, deleted).hash(&mut hasher);
     // an empty list is as good as none
     annotations.iter().flatten().for_each(|annotation| annotation.hash(&mut hasher));
-    finalizers.iter().flatten().for_each(|finalizer| finalizer.hash(&mut hasher));
     hasher.finish()
 }
 
