@@ -306,16 +306,16 @@ impl Fleet {
     }
 
     async fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
-        let (begun, mut told) = (Instant::now(), Instant::now());
+        let (begun, mut reported) = (Instant::now(), Instant::now());
         while !done(self) {
             self.assert_running();
-            if told.elapsed() > Duration::from_secs(20) {
+            if reported.elapsed() > Duration::from_secs(20) {
                 let (services, relays) = (self.observer.ready_microservices(), self.observer.ready_relays());
                 println!(
                     "   {:.0} s: {services} Microservices and {relays} OutboxRelays are Ready",
                     begun.elapsed().as_secs_f64()
                 );
-                told = Instant::now();
+                reported = Instant::now();
             }
             assert!(begun.elapsed() < self.deadline(), "waited in vain until {what}");
             tokio::time::sleep(Duration::from_millis(20)).await;

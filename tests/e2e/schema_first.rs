@@ -36,14 +36,14 @@ async fn schema_first() {
         serves(world, "1").await?;
         same("the service's pods", &before, &service_pods(world).await?)?;
 
-        let mended = ("002_total.sql", "create table purchase_order (total integer);");
-        apply_version(world, "2", &[TABLES, mended]).await?;
+        let corrected = ("002_total.sql", "create table purchase_order (total integer);");
+        apply_version(world, "2", &[TABLES, corrected]).await?;
         world.ready::<Microservice>("orders").await?;
         world.until("version 2 serves", Duration::from_mins(1), async || Ok(serves(world, "2").await.ok())).await?;
         world.says::<Microservice>("orders", "Migrated", "True", 30).await?;
         let columns = "select column_name from information_schema.columns where table_name = 'purchase_order'";
-        ensure!(world.psql("orders", columns).await? == ["total"], "the mended migration was not applied");
-        the_microservice_may_come_first(world, &[TABLES, mended]).await
+        ensure!(world.psql("orders", columns).await? == ["total"], "the corrected migration was not applied");
+        the_microservice_may_come_first(world, &[TABLES, corrected]).await
     })
     .await;
 }
