@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 
-use crate::{controllers::operator, crds, database, output, relay, saga, shutdown::Shutdown};
+use crate::{broker, controllers::operator, crds, database, output, relay, saga, shutdown::Shutdown};
 
 /// A database per service, reliable events, and transactions across services, on Kubernetes.
 #[derive(Debug, Parser)]
@@ -23,6 +23,9 @@ enum Command {
     Relay(relay::Args),
     /// Run sagas: the orchestrator's engine and its HTTP API
     Saga(saga::Args),
+    /// Credentials and events of the broker that is installed with Weft
+    #[command(subcommand)]
+    Broker(broker::Command),
     /// Prepare a service's database
     #[command(subcommand)]
     Database(DatabaseCommand),
@@ -72,6 +75,7 @@ impl Cli {
             Command::Crds { dir } => crds::write(dir.as_deref()).context("writing the custom resource definitions"),
             Command::Operator(args) => on_runtime(|shutdown| operator::run(*args, shutdown)),
             Command::Relay(args) => on_runtime(|shutdown| relay::run(args, shutdown)),
+            Command::Broker(command) => on_runtime(|_| broker::run(command)),
             Command::Saga(args) => on_runtime(|shutdown| saga::run(args, shutdown)),
             Command::Database(DatabaseCommand::Setup(args)) => on_runtime(|shutdown| database::run(args, shutdown)),
         }
@@ -82,7 +86,7 @@ impl Command {
     /// The others run in pods, where their log is read by machines.
     fn is_for_people(&self) -> bool {
         match self {
-            Self::Crds { .. } | Self::Completion { .. } => true,
+            Self::Broker(_) | Self::Crds { .. } | Self::Completion { .. } => true,
             Self::Saga(args) => args.is_for_people(),
             Self::Operator(_) | Self::Relay(_) | Self::Database(_) => false,
         }

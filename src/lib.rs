@@ -11,6 +11,7 @@
 
 pub mod admin;
 pub mod api;
+pub mod broker;
 pub mod cli;
 pub mod contract;
 pub mod controllers;

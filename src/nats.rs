@@ -4,7 +4,9 @@
 //! intervals have passed without a byte. A lost connection is not re-established by the driver but replaced by its user,
 //! who must know what was in flight.
 
-use std::{sync::Arc, time::Duration};
+pub mod accounts;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_nats::{
     Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerAddr, Statistics,
@@ -14,7 +16,10 @@ use jiff::Timestamp;
 use tokio::time::{Interval, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::outage::{self, Failure, Outage};
+use crate::{
+    contract::relay::NatsSink,
+    outage::{self, Failure, Outage},
+};
 
 /// Deadline of connecting, and default deadline of requests.
 pub const TIMEOUT: Duration = Duration::from_secs(4);
@@ -27,6 +32,64 @@ const RECEIVE_CHECK: Duration = Duration::from_millis(500);
 pub fn address(url: &str) -> String {
     url.parse::<ServerAddr>()
         .map_or_else(|_| "its URL".to_owned(), |server| outage::address(server.host(), server.port()))
+}
+
+/// Where a server is, and as whom one connects.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// `nats://HOST:PORT`
+    pub url: String,
+    pub credentials: Credentials,
+}
+
+/// The form of a credentials file: <https://docs.nats.io/using-nats/developer/connecting/creds>.
+#[derive(Clone)]
+pub enum Credentials {
+    /// None but what the URL may contain.
+    None,
+    /// Read for each connection.
+    File(PathBuf),
+    Text(String),
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::None => "None",
+            Self::File(_) => "File",
+            Self::Text(_) => "Text",
+        })
+    }
+}
+
+impl From<&NatsSink> for Server {
+    fn from(sink: &NatsSink) -> Self {
+        let file = sink.credentials_file.clone();
+        Self { url: sink.url.clone(), credentials: file.map_or(Credentials::None, Credentials::File) }
+    }
+}
+
+impl Credentials {
+    async fn options(&self) -> std::io::Result<ConnectOptions> {
+        let options = ConnectOptions::new();
+        match self {
+            Self::None => Ok(options),
+            Self::File(path) => options.credentials_file(path).await,
+            Self::Text(text) => options.credentials(text),
+        }
+    }
+
+    /// What is to be checked when the server refuses them.
+    fn remedy(&self) -> String {
+        match self {
+            Self::None => {
+                "check the user and password of the URL; the broker that is installed with Weft needs credentials, which those who leave the URL out get"
+                    .to_owned()
+            }
+            Self::File(path) => format!("check the credentials in {}", path.display()),
+            Self::Text(_) => "the server trusts another operator: it was started with other keys".to_owned(),
+        }
+    }
 }
 
 /// One connection, until it is lost.
@@ -43,12 +106,16 @@ pub struct Connection {
 
 impl Connection {
     /// Connects within [`TIMEOUT`]; `name` is shown in the server's list of connections.
-    pub async fn open(url: &str, name: &str) -> Result<Self, Outage> {
+    pub async fn open(server: &Server, name: &str) -> Result<Self, Outage> {
+        let Server { url, credentials } = server;
         let address = address(url);
         let started = Timestamp::now();
         let lost = CancellationToken::new();
         let disconnected = lost.clone();
-        let options = ConnectOptions::new()
+        let options = credentials
+            .options()
+            .await
+            .map_err(|error| outage(&address, started, Failure::Refused(unusable(credentials, &error))))?
             .name(name)
             .connection_timeout(TIMEOUT)
             .request_timeout(Some(TIMEOUT))
@@ -65,7 +132,7 @@ impl Connection {
                 let checks = interval(RECEIVE_CHECK);
                 return Ok(Self { client, address, lost, statistics, received_bytes: 0, received_at: started, checks });
             }
-            Ok(Err(error)) => failure(&error),
+            Ok(Err(error)) => failure(&error, credentials),
             Err(_elapsed) => Failure::Silent,
         };
         Err(outage(&address, started, failure))
@@ -126,12 +193,19 @@ fn outage(address: &str, since: Timestamp, failure: Failure) -> Outage {
     Outage { server: "NATS", address: address.to_owned(), since, failure }
 }
 
-fn failure(error: &ConnectError) -> Failure {
+fn unusable(credentials: &Credentials, error: &std::io::Error) -> String {
+    match credentials {
+        Credentials::File(path) => format!("the credentials in {} cannot be used: {error}", path.display()),
+        Credentials::None | Credentials::Text(_) => format!("the credentials cannot be used: {error}"),
+    }
+}
+
+fn failure(error: &ConnectError, credentials: &Credentials) -> Failure {
     let cause = std::error::Error::source(error);
     match error.kind() {
         ConnectErrorKind::TimedOut => Failure::Silent,
         ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
-            Failure::Refused(format!("{error}; check the user and password of the URL"))
+            Failure::Refused(format!("{error}; {}", credentials.remedy()))
         }
         _ => match cause.and_then(|cause| cause.downcast_ref::<std::io::Error>()) {
             Some(error) => Failure::of_io(error),
@@ -156,11 +230,12 @@ mod tests {
         let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = silent.local_addr().unwrap();
         let started = std::time::Instant::now();
-        let error = Connection::open(&format!("nats://{address}"), "test").await.unwrap_err();
+        let server = Server { url: format!("nats://{address}"), credentials: Credentials::None };
+        let error = Connection::open(&server, "test").await.unwrap_err();
         assert_eq!(error.failure, Failure::Silent);
         assert!(started.elapsed() < Duration::from_secs(5));
         drop(silent);
-        let error = Connection::open(&format!("nats://{address}"), "test").await.unwrap_err();
+        let error = Connection::open(&server, "test").await.unwrap_err();
         assert_eq!(error.failure, Failure::Disconnected("connection refused".to_owned()));
     }
 }

@@ -23,16 +23,17 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("database", with_everyday(&["contract", "domain", "postgres"])),
         ("relay", with_everyday(&["contract", "domain", "nats", "postgres"])),
         ("saga", with_everyday(&["contract", "domain", "nats", "output", "postgres"])),
-        ("controllers", with_everyday(&["api", "contract", "crds", "domain"])),
+        ("controllers", with_everyday(&["api", "contract", "crds", "domain", "nats"])),
         ("crds", vec!["api", "output"]),
         ("admin", vec!["metrics", "shutdown"]),
         ("metrics", vec![]),
-        ("nats", vec!["outage"]),
+        ("nats", vec!["contract", "domain", "outage"]),
         ("outage", vec![]),
         ("output", vec![]),
         ("shutdown", vec![]),
         ("telemetry", vec![]),
-        ("cli", with_everyday(&["controllers", "crds", "database", "output", "relay", "saga"])),
+        ("broker", vec!["controllers", "domain", "nats", "output"]),
+        ("cli", with_everyday(&["broker", "controllers", "crds", "database", "output", "relay", "saga"])),
     ])
 }
 

@@ -101,7 +101,7 @@ fn a_relay_in_both_modes() {
         let observed =
             outbox_relay::Observed { microservice, relays: vec![relay.clone()], ..outbox_relay::Observed::default() };
         let plan = outbox_relay::Controller::plan(&relay, &observed, &settings()).unwrap();
-        let contract: Relay = pinned(file, &file_of(&plan, &format!("{}-relay", relay.name_any())));
+        let contract: Relay = pinned(file, &file_of(&plan.children, &format!("{}-relay", relay.name_any())));
         assert_eq!(contract.service, "orders");
         assert_eq!(contract.clone().seal(), contract, "a version is of the content");
         assert_eq!(

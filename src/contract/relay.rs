@@ -1,5 +1,7 @@
 //! The contract of `weft relay`.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Contract, DatabaseLogin};
@@ -47,6 +49,9 @@ pub enum Sink {
 pub struct NatsSink {
     /// `nats://HOST:PORT`
     pub url: String,
+    /// Path of the credentials file; read again for each new connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_file: Option<PathBuf>,
     /// JetStream stream; created when missing (file storage, subjects from [`NatsSink::subject`]), never altered.
     pub stream: String,
     /// Subject template; `{aggregate_type}` and `{type}` are replaced by the row's values.

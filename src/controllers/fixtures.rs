@@ -14,8 +14,9 @@ use crate::{
         observed::{JobOutcome, JobState, Workload},
         outcome::{Applied, Class, Failure},
         plan::Plan,
-        settings::Settings,
+        settings::{Broker, Settings},
     },
+    nats::accounts::Accounts,
 };
 
 pub(crate) fn settings() -> Settings {
@@ -29,8 +30,16 @@ pub(crate) fn settings() -> Settings {
         metrics_clients: Vec::new(),
         image_pull_secrets: Vec::new(),
         fixed_user_ids: true,
+        broker: None,
         password: || "password0123456789".to_owned(),
     }
+}
+
+/// The settings of an installation with its broker.
+pub(crate) fn settings_with_broker() -> Settings {
+    let broker =
+        Broker { url: "nats://weft-nats.weft-system:4222".to_owned(), accounts: Accounts::new("a seed".to_owned()) };
+    Settings { broker: Some(broker), ..settings() }
 }
 
 pub(crate) fn now() -> Timestamp {
@@ -61,10 +70,7 @@ pub(crate) fn saga(name: &str, spec: &str) -> Saga {
 
 /// The relay of the Microservice `service`, with the defaults.
 pub(crate) fn relay_of(service: &str) -> Arc<OutboxRelay> {
-    relay(
-        service,
-        &format!("{{microservice: {service}, sink: {{nats: {{url: 'nats://weft-nats.weft-system:4222'}}}}}}"),
-    )
+    relay(service, &format!("{{microservice: {service}, sink: {{nats: {{url: 'nats://nats.messaging:4222'}}}}}}"))
 }
 
 pub(crate) fn ready(pods: i32) -> Workload {

@@ -19,9 +19,9 @@ use crate::{
     api::v1alpha1::Storage,
     controllers::{
         kinds,
-        resources::settings::Settings,
+        resources::settings::{Broker, Settings},
         runtime::{
-            self, Context,
+            self, Context, broker,
             events::Events,
             leader::Elector,
             metrics::{CountRequests, OperatorMetrics},
@@ -36,6 +36,8 @@ use crate::{
 const LAST_WORK: Duration = Duration::from_secs(5);
 /// A connection on which the API server sends nothing for so long is dead. A watch gets a bookmark about once a minute.
 const SILENCE: Duration = Duration::from_mins(3);
+/// Pause between two attempts to read the broker's keys.
+const BROKER_KEYS: Duration = Duration::from_secs(2);
 /// How often the gauges about the store are brought up to date.
 const GAUGES: Duration = Duration::from_secs(5);
 
@@ -89,6 +91,12 @@ pub struct Args {
     /// Pods have the user and group ids of their images; `false` where the cluster gives them, as OpenShift does
     #[arg(long, env = "WEFT_FIXED_USER_IDS", action = clap::ArgAction::Set, default_value_t = true)]
     fixed_user_ids: bool,
+    /// Address of the broker that is installed with Weft, nats://HOST:PORT
+    #[arg(long, env = "WEFT_BROKER_URL", value_name = "URL", requires = "broker_keys")]
+    broker_url: Option<String>,
+    /// Name of the Secret with that broker's keys, in the operator's namespace; made when it is missing
+    #[arg(long, env = "WEFT_BROKER_KEYS", value_name = "SECRET", requires = "broker_url")]
+    broker_keys: Option<String>,
     /// Address of the admin port: /livez, /readyz, /metrics
     #[arg(long, env = "WEFT_LISTEN", default_value = "[::]:9464")]
     listen: SocketAddr,
@@ -123,7 +131,10 @@ struct OperatorStatus {
 /// Everything that the operator is made of, once its arguments are resolved.
 struct Operator {
     client: Client,
+    /// Without the broker.
     settings: Settings,
+    /// Address of the broker that is installed with Weft, and name of the Secret with its keys.
+    broker: Option<(String, String)>,
     metrics: Arc<OperatorMetrics>,
     namespaces: Namespaces,
     concurrency: usize,
@@ -148,6 +159,8 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
         metrics_clients,
         image_pull_secrets,
         fixed_user_ids,
+        broker_url,
+        broker_keys,
         listen,
         concurrency,
     } = args;
@@ -171,6 +184,7 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
         metrics_clients: metrics_clients.0,
         image_pull_secrets: image_pull_secrets.into_iter().filter(|name| !name.is_empty()).collect(),
         fixed_user_ids,
+        broker: None,
         password,
     };
     let readiness = Readiness::default();
@@ -190,6 +204,7 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     let operator = Operator {
         client,
         settings,
+        broker: broker_url.zip(broker_keys),
         metrics,
         namespaces: where_to_work(namespaces, namespace_label),
         concurrency: concurrency.into(),
@@ -214,8 +229,10 @@ impl Operator {
     async fn work(&self, lease: Option<Elector>, stop: &CancellationToken) {
         let present = definitions::wait(&self.client, |missing| self.readiness.waits_for(missing));
         tokio::select! { () = stop.cancelled() => return, () = present => {} }
+        let broker = tokio::select! { () = stop.cancelled() => return, broker = self.broker() => broker };
+        let settings = Settings { broker, ..self.settings.clone() };
         let Some(mut elector) = lease else {
-            self.lead(stop.child_token()).await;
+            self.lead(&settings, stop.child_token()).await;
             return;
         };
         while !stop.is_cancelled() {
@@ -224,7 +241,7 @@ impl Operator {
             let renewed = tokio::select! { () = stop.cancelled() => break, renewed = elector.acquire() => renewed };
             tracing::info!(identity = self.identity, "leading");
             let term = stop.child_token();
-            let mut leading = std::pin::pin!(self.lead(term.clone()));
+            let mut leading = std::pin::pin!(self.lead(&settings, term.clone()));
             let ended = tokio::select! {
                 () = elector.keep(renewed, stop) => false,
                 () = &mut leading => true,
@@ -238,15 +255,29 @@ impl Operator {
         elector.release().await;
     }
 
+    /// The broker that is installed with Weft, once its keys are there.
+    async fn broker(&self) -> Option<Broker> {
+        let (url, secret) = self.broker.clone()?;
+        loop {
+            match broker::ensure_accounts(&self.client, &self.settings.namespace, &secret, password()).await {
+                Ok(accounts) => return Some(Broker { url, accounts }),
+                Err(error) => {
+                    tracing::warn!("the broker's keys are not there: {error:#}");
+                    self.readiness.waits_for(Some(format!("the broker's keys are not there: {error:#}")));
+                }
+            }
+            tokio::time::sleep(BROKER_KEYS).await;
+        }
+    }
+
     /// Watches and reconciles until `term` ends.
-    async fn lead(&self, term: CancellationToken) {
+    async fn lead(&self, settings: &Settings, term: CancellationToken) {
         self.readiness.waits_for(Some("the first lists of all watches are not complete".to_owned()));
         self.leading(true);
         let tasks = TaskTracker::new();
         let (events, writer) = Events::new(self.client.clone(), self.identity.clone(), term.clone());
         tasks.spawn(writer);
-        let context =
-            Arc::new(Context::new(self.client.clone(), self.settings.clone(), events, Arc::clone(&self.metrics)));
+        let context = Arc::new(Context::new(self.client.clone(), settings.clone(), events, Arc::clone(&self.metrics)));
         let pod = self.pod();
         let synced = watches::start(&context, &self.client, &self.namespaces, &pod, &self.readiness, &tasks, &term);
         tokio::select! {
@@ -260,6 +291,12 @@ impl Operator {
                     tokio::select! { () = ended.cancelled() => {} () = pod_events::run(asking) => {} }
                 });
                 tasks.spawn(gauges(Arc::clone(&context), term.clone()));
+                if let Some(broker) = settings.broker.clone() {
+                    let (giving, ended) = (Arc::clone(&context), term.clone());
+                    tasks.spawn(async move {
+                        tokio::select! { () = ended.cancelled() => {} () = broker::run(giving, broker) => {} }
+                    });
+                }
                 tasks.spawn(runtime::resync(Arc::clone(&context), term.clone()));
                 runtime::run(Arc::clone(&context), kinds::reconcile, self.concurrency, tasks.clone(), term.clone()).await;
             }

@@ -63,6 +63,11 @@ pub fn orchestrator(name: &str) -> String {
     format!("{name}-orchestrator")
 }
 
+/// `NAME-broker-HASH`: Secret with the credentials of an owner's pods; `hash` is the account's fingerprint.
+pub fn broker_secret(owner: &str, hash: &str) -> String {
+    format!("{owner}-broker-{hash}")
+}
+
 /// CloudEvents `source` of a service's events.
 pub fn event_source(namespace: &str, service: &str) -> String {
     format!("/{namespace}/{service}")

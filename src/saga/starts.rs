@@ -156,7 +156,8 @@ impl Consumer {
 
     /// Consumes events over one connection, until it is lost.
     async fn consume(&self, sink: &NatsSink, source: &str) -> Result<(), SagaProblem> {
-        let mut connection = Connection::open(&sink.url, "weft saga").await.map_err(SagaProblem::BrokerUnreachable)?;
+        let server = nats::Server::from(sink);
+        let mut connection = Connection::open(&server, "weft saga").await.map_err(SagaProblem::BrokerUnreachable)?;
         let mut jetstream = jetstream::new(connection.client.clone());
         jetstream.set_timeout(nats::TIMEOUT);
         let stream = self.stream(&jetstream, sink, connection.address()).await?;

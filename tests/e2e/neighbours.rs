@@ -60,7 +60,7 @@ async fn everything_works(world: &Scenario) -> Result<()> {
     for name in ["stock", "travel"] {
         world.apply_service(&service(name)).await?;
     }
-    world.apply(&relay("stock", "LogTailing", &world.namespace)).await?;
+    world.apply(&relay("stock", "LogTailing")).await?;
     world.apply(&saga("trip", "stock", "travel")).await?;
     for name in ["stock", "travel"] {
         world.ready::<Microservice>(name).await?;

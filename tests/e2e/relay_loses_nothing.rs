@@ -130,7 +130,9 @@ struct Payload {
 /// Every message of the stream, in its order.
 async fn delivered(world: &Scenario) -> Result<Vec<Delivered>> {
     let forward = world.forward("service/weft-nats", 4222).await?;
-    let client = async_nats::connect(format!("nats://127.0.0.1:{}", forward.port)).await?;
+    let credentials = world.weft_broker(&["credentials", &world.namespace]).await?;
+    let options = async_nats::ConnectOptions::with_credentials(&credentials)?;
+    let client = options.connect(format!("nats://127.0.0.1:{}", forward.port)).await?;
     let mut stream = jetstream::new(client).get_stream(SERVICE).await?;
     let total = usize::try_from(stream.info().await?.state.messages)?;
     let consumer = stream

@@ -17,7 +17,7 @@ async fn secrets_heal() {
     scenario("secrets_heal", Company::Others, async |world| {
         world.install(&Release { nats: true, ..world.release() }).await?;
         world.apply_service(&microservice("orders")).await?;
-        world.apply(&relay("orders", "LogTailing", &world.namespace)).await?;
+        world.apply(&relay("orders", "LogTailing")).await?;
         world.ready::<Microservice>("orders").await?;
         world.ready::<OutboxRelay>("orders").await?;
         no_label_invites_a_pruner(world).await?;

@@ -83,7 +83,7 @@ async fn a_secret_that_a_volume_needs(world: &Scenario) -> Result<()> {
 /// Mended by pointing the relay at the broker; then it is paused, which must not take until the kubelet's next sync.
 async fn a_broker_that_is_not_there(world: &Scenario) -> Result<()> {
     world.apply_service(&microservice("orders")).await?;
-    let good = relay("orders", "Polling", &world.namespace);
+    let good = relay("orders", "Polling");
     let nats = json!({"spec": {"sink": {"nats": {"url": "nats://broker:4222"}}}});
     world.apply(&merged(&good, &nats)).await?;
     world

@@ -64,6 +64,7 @@ impl Setting {
             source: database.login("relay"),
             sink: Sink::Nats(NatsSink {
                 url: nats.url(),
+                credentials_file: None,
                 stream: STREAM.to_owned(),
                 subject: "events.{aggregate_type}.{type}".to_owned(),
                 max_age_seconds: 3600,

@@ -31,6 +31,7 @@ async fn make_stream(context: &jetstream::Context) -> jetstream::stream::Stream 
 fn order_created(nats: &Nats, since: Option<jiff::Timestamp>) -> Start {
     let sink = NatsSink {
         url: nats.url(),
+        credentials_file: None,
         stream: "events".into(),
         subject: "events.{aggregate_type}.{type}".into(),
         max_age_seconds: 0,

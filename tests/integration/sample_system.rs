@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use async_nats::jetstream::{self, consumer::pull};
+use async_nats::jetstream::consumer::pull;
 use axum::http::StatusCode;
 use futures::StreamExt;
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -22,15 +22,24 @@ use weft::{
         orchestrator::Start,
         relay::{Mode, NatsSink, Relay, Retention, Sink},
     },
-    controllers::{kinds::saga, runtime::driver::Kind},
-    domain::saga::definition::{Call, Definition},
+    controllers::{
+        kinds::saga,
+        resources::settings::{self, Settings},
+        runtime::driver::Kind,
+    },
+    domain::{
+        names,
+        saga::definition::{Call, Definition},
+    },
+    nats::accounts::Access,
 };
 
 use crate::{
+    broker_accounts::Broker,
     database_example::Service,
     relay_harness::RelayProcess,
     saga_world::{Running, World},
-    servers::{self, Nats},
+    servers,
     settings::settings,
 };
 
@@ -51,8 +60,9 @@ fn sample<T: DeserializeOwned>(kind: &str) -> Vec<T> {
 }
 
 /// What the operator makes of the saga; its calls go to `ports`.
-fn definition(ports: &BTreeMap<&str, u16>) -> saga::Defined {
-    let settings = settings();
+fn definition(broker: &Broker, ports: &BTreeMap<&str, u16>) -> saga::Defined {
+    let installed = settings::Broker { url: broker.server.url(), accounts: broker.accounts.clone() };
+    let settings = Settings { broker: Some(installed), ..settings() };
     let services = sample::<Microservice>("Microservice").into_iter();
     let observed = saga::Observed {
         services: services.map(|service| (service.metadata.name.clone().unwrap(), Arc::new(service))).collect(),
@@ -82,7 +92,7 @@ fn definition(ports: &BTreeMap<&str, u16>) -> saga::Defined {
 struct System {
     customers: Service,
     orders: Service,
-    nats: Nats,
+    broker: Broker,
     relays: Vec<(PathBuf, RelayProcess)>,
     world: World,
     orchestrator: Running,
@@ -92,12 +102,15 @@ struct System {
 impl System {
     async fn start() -> Self {
         let (customers, orders, world) = (Service::customers().await, Service::orders().await, World::new().await);
-        let nats = Nats::start();
+        let broker = Broker::start().await;
         let folder = tempfile::tempdir().unwrap();
-        let sink = |url: &str| {
+        let sink = |access: Access| {
+            let credentials = folder.path().join(format!("{access:?}.creds"));
+            fs::write(&credentials, broker.accounts.credentials("shop", "test", access)).unwrap();
             let spec = &sample::<OutboxRelay>("OutboxRelay").remove(0).spec.sink.nats;
             Sink::Nats(NatsSink {
-                url: url.to_owned(),
+                url: broker.server.url(),
+                credentials_file: Some(credentials),
                 stream: spec.stream.clone(),
                 subject: spec.subject.clone(),
                 max_age_seconds: 0,
@@ -115,7 +128,7 @@ impl System {
                     RelayMode::Polling => Mode::Polling,
                 },
                 source: service.database.login("relay"),
-                sink: sink(&nats.url()),
+                sink: sink(Access::Publish),
                 retention: Retention::AfterPublish,
                 paused: false,
                 version: String::new(),
@@ -126,10 +139,17 @@ impl System {
             relays.push((file.clone(), RelayProcess::start(&file)));
         }
         let ports = BTreeMap::from([("customers", customers.listen().await), ("orders", orders.listen().await)]);
-        let saga::Defined { definition, start } = definition(&ports);
-        let start = Start { from: sink(&nats.url()), ..start.unwrap() };
+        let saga::Defined { definition, start } = definition(&broker, &ports);
+        let saga::Start { service, event_type, since, sink: _ } = start.unwrap();
+        let start = Start {
+            saga: definition.name.clone(),
+            event_source: names::event_source("shop", &service),
+            event_type,
+            since,
+            from: sink(Access::Consume),
+        };
         let orchestrator = world.run(world.contract(vec![definition], vec![start])).await;
-        Self { customers, orders, nats, relays, world, orchestrator, _folder: folder }
+        Self { customers, orders, broker, relays, world, orchestrator, _folder: folder }
     }
 
     async fn customer(&self, credit_limit: i64) -> String {
@@ -172,7 +192,7 @@ impl System {
 
     /// `(id, type, data)` of the stream's events.
     async fn events(&self) -> Vec<(String, String, Value)> {
-        let context = jetstream::new(async_nats::connect(self.nats.url()).await.unwrap());
+        let context = self.broker.member("shop", Access::Consume).await;
         let mut stream = context.get_stream("events").await.unwrap();
         let count = usize::try_from(stream.info().await.unwrap().state.messages).unwrap();
         let consumer = stream.create_consumer(pull::OrderedConfig::default()).await.unwrap();
@@ -187,7 +207,7 @@ impl System {
     /// Kills one process of the system without a warning, and starts it again.
     fn crash_something(&mut self, random: &mut StdRng) {
         match random.random_range(0..7) {
-            0 => self.nats.restart(),
+            0 => self.broker.server.restart(),
             1 => {
                 self.orchestrator.kill9();
                 self.orchestrator.start();

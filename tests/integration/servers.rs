@@ -25,6 +25,7 @@ use std::{
 
 use tempfile::TempDir;
 use tokio_postgres::NoTls;
+use weft::nats::accounts::Accounts;
 
 /// A server that isn't up by then is broken.
 const START_DEADLINE: Duration = Duration::from_mins(1);
@@ -296,6 +297,8 @@ pub struct Nats {
     home: TempDir,
     host: &'static str,
     port: u16,
+    /// More of its configuration; `{home}` is a folder of its own.
+    config: String,
     process: Option<Process>,
 }
 
@@ -305,13 +308,23 @@ impl Nats {
         Self::start_on("127.0.0.1")
     }
 
+    /// One that trusts these accounts and no others, as the chart's.
+    pub fn with_accounts(accounts: &Accounts) -> Self {
+        Self::configured("127.0.0.1", accounts.server_config("{home}/accounts"))
+    }
+
     /// As [`Nats::start`], listening on a loopback address of one's choice, such as `::1`.
     pub fn start_on(host: &'static str) -> Self {
+        Self::configured(host, String::new())
+    }
+
+    fn configured(host: &'static str, config: String) -> Self {
         let mut server = Self {
             program: nats_server(),
             home: accessible_folder("weft-nats-", None),
             host,
             port: free_port(),
+            config,
             process: None,
         };
         server.restart();
@@ -346,6 +359,10 @@ impl Nats {
         let mut command = Command::new(&self.program);
         command.args(["--addr", self.host, "--port", &self.port.to_string(), "--jetstream", "--store_dir"]);
         command.arg(self.home.path().join("store"));
+        let config = self.home.path().join("nats.conf");
+        let text = self.config.replace("{home}", &self.home.path().display().to_string());
+        fs::write(&config, text).expect("the configuration is written");
+        command.arg("--config").arg(config);
         let process = Process::spawn(command, &log);
         // it speaks first: `INFO {…}`
         process.wait_until(|| answers(self.host, self.port, b"", b"INFO "), "nats-server", &log);

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use weft::{api::v1alpha1::Storage, controllers::resources::settings::Settings};
+use weft::{
+    api::v1alpha1::Storage,
+    controllers::resources::settings::{Broker, Settings},
+    nats::accounts::Accounts,
+};
 
 pub fn settings() -> Settings {
     Settings {
@@ -15,6 +19,10 @@ pub fn settings() -> Settings {
         metrics_clients: Vec::new(),
         image_pull_secrets: Vec::new(),
         fixed_user_ids: true,
+        broker: Some(Broker {
+            url: "nats://weft-nats.weft-system:4222".to_owned(),
+            accounts: Accounts::new("a seed".to_owned()),
+        }),
         password: || "a".repeat(32),
     }
 }

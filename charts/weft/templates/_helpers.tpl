@@ -142,6 +142,8 @@ nats.conf: |
   port: 4222
   http_port: 8222
   max_payload: {{ .Values.nats.maxPayload }}
+  # an account for each namespace, and none for whoever has no credentials
+  include accounts.conf
   jetstream {
     store_dir: /data
     max_memory_store: 64MB

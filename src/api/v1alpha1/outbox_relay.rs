@@ -100,9 +100,10 @@ pub struct RelaySink {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NatsSink {
-    /// Address of the server, such as `nats://weft-nats.weft-system:4222`.
+    /// Address of the server, such as `nats://nats.messaging:4222`. Left out, the broker that is installed with Weft, in which each namespace has an account of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512), regex(pattern = r"^nats://[A-Za-z0-9.-]+(:[0-9]{1,5})?$"))]
-    pub url: String,
+    pub url: Option<String>,
     /// Name of the stream. It is made when missing and never altered.
     #[serde(default = "default_stream")]
     #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9_-]+$"))]

@@ -13,6 +13,7 @@ use crate::{
     controllers::{
         apply::secret_is_missing,
         database::secrets_of,
+        render::broker::secret_name,
         resources::{
             child::{ChildKind, ChildRef},
             key::Key,
@@ -22,8 +23,8 @@ use crate::{
     domain::names,
 };
 
-/// The Secrets of the database of `owner`, by whose name its children are named, that were deleted. Nothing is asked while nothing
-/// may be written: even a dry run is a write.
+/// The Secrets of the database of `owner`, by whose name its children are named, that were deleted; those with the broker's
+/// credentials are made again by the way. Nothing is asked while nothing may be written: even a dry run is a write.
 pub async fn missing(
     context: &Context,
     key: &Key,
@@ -43,10 +44,12 @@ pub async fn missing(
         }
     }
     if !missing.is_empty() {
-        tracing::warn!(?missing, "Secrets were deleted: they are made again, with new passwords");
+        tracing::warn!(?missing, "Secrets were deleted: they are made again");
         // what reads them follows once they are there
         context.enqueue_at(key, Instant::now());
     }
+    // the broker's credentials are the same again: nothing has to follow
+    missing.retain(|secret| secrets_of(owner, purpose).contains(secret));
     missing
 }
 
@@ -58,5 +61,6 @@ fn missed(context: &Context, key: &Key, owner: &str, purpose: Purpose, is_suspen
     if !may_write || store.child(key, &server).is_none() {
         return Vec::new();
     }
-    secrets_of(owner, purpose).into_iter().filter(|secret| store.misses_secret(key, secret)).collect()
+    let broker = context.settings.broker.as_ref().map(|broker| secret_name(owner, &key.id.namespace, broker));
+    secrets_of(owner, purpose).into_iter().chain(broker).filter(|secret| store.misses_secret(key, secret)).collect()
 }

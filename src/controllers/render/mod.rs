@@ -1,5 +1,6 @@
 //! Building blocks of the objects that Weft makes. Pure.
 
+pub mod broker;
 pub mod network;
 pub mod overlay;
 pub mod owner;

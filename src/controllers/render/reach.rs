@@ -6,7 +6,7 @@
 
 use serde_json::Value;
 
-use crate::{controllers::resources::plan::Rejection, domain::names};
+use crate::{controllers::resources::plan::Rejection, domain::names, nats::accounts::FINGERPRINT};
 
 /// Prefix of the names of Weft's own containers and volumes in a service's pod.
 const OWN_PREFIX: &str = "weft-";
@@ -59,7 +59,15 @@ fn find(service: &str, path: &str, field: &str, value: &Value) -> Option<String>
 
 /// Weft's names for Secrets, but that of the service's own binding.
 fn is_foreign_secret(service: &str, name: &str) -> bool {
-    ["-db", "-db-admin", "-db-relay"].iter().any(|end| name.ends_with(end)) && name != names::database(service)
+    let of_a_database = ["-db", "-db-admin", "-db-relay"].iter().any(|end| name.ends_with(end));
+    (of_a_database && name != names::database(service)) || is_of_the_broker(name)
+}
+
+/// `NAME-broker-HASH`.
+fn is_of_the_broker(name: &str) -> bool {
+    name.rsplit_once("-broker-").is_some_and(|(_, hash)| {
+        hash.len() == FINGERPRINT && hash.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    })
 }
 
 /// `data-NAME-db-0`.
@@ -69,7 +77,7 @@ fn is_claim_of_a_database(name: &str) -> bool {
 
 fn secret(service: &str, path: &str, name: &str) -> String {
     format!(
-        "{path} names the Secret `{name}`: Secrets that end in `-db`, `-db-admin` or `-db-relay` are those of databases, and of these a service gets `{}` alone; leave it out, or use a Secret of another name",
+        "{path} names the Secret `{name}`: Secrets that end in `-db`, `-db-admin`, `-db-relay` or `-broker-HASH` are Weft's own, and of these a service gets `{}` alone; leave it out, or use a Secret of another name",
         names::database(service)
     )
 }
@@ -115,7 +123,7 @@ mod tests {
             refused(
                 &json!({"volumes": [{"name": "a", "emptyDir": {}}, {"name": "b", "secret": {"secretName": "customers-db-admin"}}]})
             ),
-            "spec.podTemplate.spec.volumes[1].secret.secretName names the Secret `customers-db-admin`: Secrets that end in `-db`, `-db-admin` or `-db-relay` are those of databases, and of these a service gets `orders-db` alone; leave it out, or use a Secret of another name"
+            "spec.podTemplate.spec.volumes[1].secret.secretName names the Secret `customers-db-admin`: Secrets that end in `-db`, `-db-admin`, `-db-relay` or `-broker-HASH` are Weft's own, and of these a service gets `orders-db` alone; leave it out, or use a Secret of another name"
         );
         assert_eq!(
             refused(&json!({"serviceAccountName": "customers"})),
@@ -156,6 +164,10 @@ mod tests {
                     json!({"name": "x", "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "customers-db-relay", "key": "password"}}}]}),
                 ),
                 "containers[1].env[0].valueFrom.secretKeyRef.name",
+            ),
+            (
+                json!({"volumes": [{"secret": {"secretName": "orders-broker-0a1b2c3d"}}]}),
+                "volumes[0].secret.secretName",
             ),
             (
                 json!({"initContainers": [{"name": "x", "envFrom": [{"secretRef": {"name": "customers-db"}}]}]}),

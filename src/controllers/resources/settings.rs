@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 
-use crate::api::v1alpha1::Storage;
+use crate::{api::v1alpha1::Storage, nats::accounts::Accounts};
 
 /// The operator's own configuration, as far as plans depend on it.
 #[derive(Clone)]
@@ -28,9 +28,19 @@ pub struct Settings {
     pub image_pull_secrets: Vec<String>,
     /// Pods have the user and group ids of their images; otherwise the cluster gives them, as OpenShift does.
     pub fixed_user_ids: bool,
+    /// The broker that is installed with Weft, if one is.
+    pub broker: Option<Broker>,
     /// Makes a password: 32 letters and digits from the OS's randomness (a constant in tests). Called while planning; the
     /// result is used only if the Secret does not exist yet.
     pub password: fn() -> String,
+}
+
+/// The broker that is installed with Weft.
+#[derive(Clone, Debug)]
+pub struct Broker {
+    /// `nats://HOST:PORT`, inside the cluster.
+    pub url: String,
+    pub accounts: Accounts,
 }
 
 impl Settings {

@@ -11,6 +11,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     backoff::Backoff,
+    broker::WantedAccounts,
     config_maps::ConfigMaps,
     events::Events,
     metrics::OperatorMetrics,
@@ -45,6 +46,7 @@ pub struct Context {
     pub metrics: Arc<OperatorMetrics>,
     pub config_maps: ConfigMaps,
     pub settling: Settling,
+    pub accounts: WantedAccounts,
     store: Mutex<Store>,
     queue: Queue,
     backoff: Backoff,
@@ -89,6 +91,7 @@ impl Context {
             metrics,
             config_maps: ConfigMaps::default(),
             settling: Settling::default(),
+            accounts: WantedAccounts::default(),
             store: Mutex::default(),
             queue: Queue::default(),
             backoff: Backoff::default(),

@@ -2,6 +2,7 @@
 //! kind.
 
 mod backoff;
+pub mod broker;
 mod config_maps;
 mod context;
 pub mod driver;

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     contract::relay::NatsSink,
     domain::event::{self, Event},
-    nats::{self, Connection},
+    nats::{self, Connection, Server},
     outage::{Failure, Outage},
     relay::window::Ticket,
 };
@@ -57,7 +57,7 @@ mod code {
 /// The stream that events go into.
 #[derive(Debug)]
 pub struct Nats {
-    url: String,
+    server: Server,
     stream: String,
     template: Arc<Template>,
     /// Of a stream that is created here; zero keeps events forever.
@@ -70,7 +70,7 @@ impl Nats {
     /// `source` is the CloudEvents attribute; `name` is shown in the server's list of connections.
     pub fn new(sink: &NatsSink, source: &str, name: String) -> Result<Self, SinkError> {
         Ok(Self {
-            url: sink.url.clone(),
+            server: Server::from(sink),
             stream: sink.stream.clone(),
             template: Arc::new(Template::parse(&sink.subject)?),
             max_age: Duration::from_secs(sink.max_age_seconds),
@@ -129,7 +129,7 @@ impl Sink for Nats {
     type Session = NatsSession;
 
     async fn connect(&self) -> Result<NatsSession, SinkError> {
-        let connection = Connection::open(&self.url, &self.name).await.map_err(SinkError::Unreachable)?;
+        let connection = Connection::open(&self.server, &self.name).await.map_err(SinkError::Unreachable)?;
         let client = connection.client.clone();
         let subjects = self.ensure_stream(&client, connection.address()).await?;
         let inbox = client.new_inbox();

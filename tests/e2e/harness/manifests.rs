@@ -42,7 +42,7 @@ pub fn configmap(name: &str, files: &[(&str, &str)]) -> Value {
 }
 
 /// The relay of `service`, named like it, into the broker of the scenario's release.
-pub fn relay(service: &str, mode: &str, namespace: &str) -> Value {
+pub fn relay(service: &str, mode: &str) -> Value {
     json!({
         "apiVersion": "weft.dev/v1alpha1", "kind": "OutboxRelay",
         "metadata": {"name": service},
@@ -50,7 +50,6 @@ pub fn relay(service: &str, mode: &str, namespace: &str) -> Value {
             "microservice": service,
             "mode": mode,
             "sink": {"nats": {
-                "url": format!("nats://weft-nats.{namespace}:4222"),
                 "stream": service,
                 "subject": format!("{service}.{{aggregate_type}}.{{type}}"),
             }},

@@ -53,13 +53,19 @@ impl Scenario {
         for service in ["stock", "travel"] {
             self.apply_service(&microservice(service)).await?;
         }
-        self.apply(&relay("stock", "LogTailing", &self.namespace)).await?;
+        self.apply(&relay("stock", "LogTailing")).await?;
         self.apply(&saga("trip", "stock", "travel")).await?;
         for service in ["stock", "travel"] {
             self.ready::<Microservice>(service).await?;
         }
         self.ready::<OutboxRelay>("stock").await?;
         self.ready::<Saga>("trip").await
+    }
+
+    /// `weft broker …`, as a person runs it in the operator's pod.
+    pub async fn weft_broker(&self, args: &[&str]) -> Result<String> {
+        let command: Vec<_> = ["weft", "broker"].iter().chain(args).copied().collect();
+        self.exec(&format!("deployment/{NAME}"), &command).await
     }
 
     pub async fn uninstall(&self) -> Result<()> {

@@ -52,6 +52,14 @@ pub struct Observed {
     pub pods: BTreeMap<String, Option<RelayStatus>>,
 }
 
+/// What should be because of an OutboxRelay.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Planned {
+    pub children: Plan,
+    /// Of the contract, as the relay reports it once it works by it.
+    pub contract_version: String,
+}
+
 /// Marker of the controller.
 #[derive(Debug)]
 pub struct Controller;
@@ -59,17 +67,17 @@ pub struct Controller;
 impl Kind for Controller {
     type Object = OutboxRelay;
     type Observed = Observed;
-    type Planned = Plan;
+    type Planned = Planned;
     type Status = OutboxRelayStatus;
 
-    fn plan(object: &OutboxRelay, observed: &Observed, settings: &Settings) -> Result<Plan, Rejection> {
+    fn plan(object: &OutboxRelay, observed: &Observed, settings: &Settings) -> Result<Planned, Rejection> {
         plan::plan(object, observed, settings)
     }
 
     fn status(
         object: &OutboxRelay,
         observed: &Observed,
-        planned: &Result<Plan, Rejection>,
+        planned: &Result<Planned, Rejection>,
         applied: &Applied,
         now: Timestamp,
     ) -> OutboxRelayStatus {
@@ -83,6 +91,7 @@ impl Driven for Controller {
     }
 
     async fn observe(context: &Context, key: &Key, object: &OutboxRelay) -> Result<Observed, RequestError> {
+        context.accounts.want(&key.id.namespace);
         Ok(observe::observe(&context.store(), &key.id, object))
     }
 
@@ -96,8 +105,8 @@ impl Driven for Controller {
         object.metadata.deletion_timestamp.is_some()
     }
 
-    fn children(planned: &Plan) -> &Plan {
-        planned
+    fn children(planned: &Planned) -> &Plan {
+        &planned.children
     }
 
     fn event_targets(object: &OutboxRelay) -> Vec<ObjectReference> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 
-use super::Observed;
+use super::{Observed, Planned};
 use crate::{
     api::v1alpha1::{DeleteWhen, NatsSink, OutboxRelay, RelayMode, RelaySink},
     contract::{
@@ -15,7 +15,7 @@ use crate::{
     },
     controllers::{
         database::{self, RELAY_PASSWORD},
-        render::{owner::Owner, pod::PASSWORD},
+        render::{broker, owner::Owner, pod::PASSWORD},
         resources::{
             child::Child,
             labels::Component,
@@ -33,10 +33,11 @@ pub const OWNER_KIND: &str = "OutboxRelay";
 pub const CONTRACT_FILE: &str = "relay.yaml";
 pub const CONTRACT_FOLDER: &str = "/etc/weft/relay";
 
-pub fn plan(object: &OutboxRelay, observed: &Observed, _settings: &Settings) -> Result<Plan, Rejection> {
+pub fn plan(object: &OutboxRelay, observed: &Observed, settings: &Settings) -> Result<Planned, Rejection> {
     check(object, observed)?;
     let owner = Owner::of(object, OWNER_KIND);
-    let text = contract(object).to_yaml().map_err(|error| Rejection {
+    let contract = contract(object, settings)?;
+    let text = contract.to_yaml().map_err(|error| Rejection {
         reason: "ContractNotWritable",
         message: format!("the contract of relay {} cannot be written: {error}", owner.name),
     })?;
@@ -45,7 +46,8 @@ pub fn plan(object: &OutboxRelay, observed: &Observed, _settings: &Settings) -> 
         data: Some([(CONTRACT_FILE.to_owned(), text)].into()),
         ..ConfigMap::default()
     };
-    Ok(Plan { children: vec![Child::ConfigMap(config_map)], retained: Vec::new(), recheck_in: None })
+    let children = Plan { children: vec![Child::ConfigMap(config_map)], ..Plan::default() };
+    Ok(Planned { children, contract_version: contract.version })
 }
 
 fn check(object: &OutboxRelay, observed: &Observed) -> Result<(), Rejection> {
@@ -79,10 +81,10 @@ fn check(object: &OutboxRelay, observed: &Observed) -> Result<(), Rejection> {
     }
 }
 
-pub(super) fn contract(object: &OutboxRelay) -> Relay {
+fn contract(object: &OutboxRelay, settings: &Settings) -> Result<Relay, Rejection> {
     let spec = &object.spec;
     let (namespace, service) = (object.namespace().unwrap_or_default(), spec.microservice.clone());
-    Relay {
+    let contract = Relay {
         name: object.name_any(),
         mode: match spec.mode {
             RelayMode::LogTailing => Mode::LogTailing,
@@ -97,7 +99,7 @@ pub(super) fn contract(object: &OutboxRelay) -> Relay {
                 password_file: Path::new(RELAY_PASSWORD.1).join(PASSWORD),
             },
         },
-        sink: sink(&spec.sink),
+        sink: sink(&spec.sink, settings)?,
         retention: match spec.retention.delete {
             DeleteWhen::AfterPublish => Retention::AfterPublish,
         },
@@ -105,20 +107,31 @@ pub(super) fn contract(object: &OutboxRelay) -> Relay {
         version: String::new(),
         namespace,
         service,
-    }
-    .seal()
+    };
+    Ok(contract.seal())
 }
 
 /// The sink as the data plane reads it.
-pub fn sink(sink: &RelaySink) -> Sink {
+pub fn sink(sink: &RelaySink, settings: &Settings) -> Result<Sink, Rejection> {
     let RelaySink { nats: NatsSink { url, stream, subject, max_age } } = sink;
-    Sink::Nats(relay::NatsSink {
-        url: url.clone(),
+    let (url, credentials_file) = match (url, &settings.broker) {
+        (Some(url), _) => (url.clone(), None),
+        (None, Some(broker)) => (broker.url.clone(), Some(broker::credentials_file())),
+        (None, None) => {
+            return Err(Rejection {
+                reason: "NoBroker",
+                message: "spec.sink.nats.url is missing, and no broker was installed with Weft (its chart has nats.enabled=false): give the address of your NATS server".to_owned(),
+            });
+        }
+    };
+    Ok(Sink::Nats(relay::NatsSink {
+        url,
+        credentials_file,
         stream: stream.clone(),
         subject: subject.clone(),
         // its rule leaves no negative one
         max_age_seconds: std::time::Duration::from(*max_age).as_secs(),
-    })
+    }))
 }
 
 #[cfg(test)]
@@ -128,14 +141,30 @@ mod tests {
     use super::*;
     use crate::{
         api::v1alpha1::Microservice,
-        controllers::fixtures::{self, microservice, relay, relay_of, settings},
+        controllers::fixtures::{self, microservice, relay, relay_of, settings, settings_with_broker},
     };
+
+    #[test]
+    fn without_an_address_it_publishes_to_the_installed_broker_by_credentials() {
+        let object = relay("orders", "{microservice: orders, sink: {nats: {}}}");
+        let Sink::Nats(sink) = sink(&object.spec.sink, &settings_with_broker()).unwrap();
+        assert_eq!(sink.url, "nats://weft-nats.weft-system:4222");
+        assert_eq!(sink.credentials_file.as_deref(), Some(Path::new("/etc/weft/broker/nats.creds")));
+        let observed = Observed { microservice: Some(orders()), relays: vec![object.clone()], ..Observed::default() };
+        assert_eq!(plan(&object, &observed, &settings()).unwrap_err().reason, "NoBroker");
+    }
+
+    #[test]
+    fn another_broker_does_not_get_the_credentials() {
+        let Sink::Nats(sink) = sink(&relay_of("orders").spec.sink, &settings_with_broker()).unwrap();
+        assert_eq!((sink.url.as_str(), sink.credentials_file), ("nats://nats.messaging:4222", None));
+    }
 
     #[test]
     fn a_relay_is_one_contract() {
         let object = relay_of("orders");
         let observed = Observed { microservice: Some(orders()), relays: vec![object.clone()], ..Observed::default() };
-        insta::assert_snapshot!(fixtures::yaml(&plan(&object, &observed, &settings()).unwrap()));
+        insta::assert_snapshot!(fixtures::yaml(&plan(&object, &observed, &settings()).unwrap().children));
     }
 
     fn orders() -> Arc<Microservice> {

@@ -4,15 +4,12 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 
-use super::{Observed, plan::contract};
+use super::{Observed, Planned};
 use crate::{
     api::v1alpha1::{Lag, OutboxRelay, OutboxRelayStatus, RelayMode, RelaySink},
     contract::status::{Problem, RelayStatus},
     controllers::{
-        resources::{
-            outcome::Applied,
-            plan::{Plan, Rejection},
-        },
+        resources::{outcome::Applied, plan::Rejection},
         status::{
             conditions::{Conditions, SLOT_AT_RISK, Truth},
             progress::{Finding, Progress, not_applied, set_accepted},
@@ -26,7 +23,7 @@ const SLOT_PROBLEMS: [&str; 2] = ["SlotAtRisk", "SlotLost"];
 pub fn status(
     object: &OutboxRelay,
     observed: &Observed,
-    planned: &Result<Plan, Rejection>,
+    planned: &Result<Planned, Rejection>,
     applied: &Applied,
     now: Timestamp,
 ) -> OutboxRelayStatus {
@@ -81,14 +78,17 @@ fn leader(observed: &Observed) -> Option<(&str, &RelayStatus)> {
 fn progress(
     object: &OutboxRelay,
     observed: &Observed,
-    planned: &Result<Plan, Rejection>,
+    planned: &Result<Planned, Rejection>,
     applied: &Applied,
 ) -> Progress {
     let service = &object.spec.microservice;
-    if let Err(rejection) = planned {
-        return rejection.into();
-    }
-    not_applied(applied).or_else(|| nobody_runs(service, observed)).unwrap_or_else(|| publishing(object, observed))
+    let version = match planned {
+        Ok(planned) => &planned.contract_version,
+        Err(rejection) => return rejection.into(),
+    };
+    not_applied(applied)
+        .or_else(|| nobody_runs(service, observed))
+        .unwrap_or_else(|| publishing(object, observed, version))
 }
 
 /// Without pods there is no relay either.
@@ -112,7 +112,8 @@ fn nobody_runs(service: &str, observed: &Observed) -> Option<Progress> {
     }
 }
 
-fn publishing(object: &OutboxRelay, observed: &Observed) -> Progress {
+/// `version` is that of the contract.
+fn publishing(object: &OutboxRelay, observed: &Observed, version: &str) -> Progress {
     let Some((pod, relay)) = leader(observed) else {
         let problem = observed.pods.values().flatten().flat_map(|status| &status.problems).next();
         return match problem {
@@ -136,7 +137,7 @@ fn publishing(object: &OutboxRelay, observed: &Observed) -> Progress {
         };
     }
     // a relay of an older version reports none
-    let other = !relay.contract.is_empty() && relay.contract != contract(object).version;
+    let other = !relay.contract.is_empty() && relay.contract != version;
     if other || object.spec.paused != relay.paused {
         return match relay.problems.iter().find(|problem| problem.reason == "ContractInvalid") {
             Some(Problem { reason, message }) => Progress::waiting(reason, message.clone()),

@@ -70,8 +70,8 @@ fn a_broker_that_is_away_is_said_and_goes_away_by_itself() {
 
 #[test]
 fn another_contract_s_word_does_not_count() {
-    let (object, _) = settled();
-    let version = contract(&object).version;
+    let (object, observed) = settled();
+    let version = plan(&object, &observed, &settings()).unwrap().contract_version;
     assert_eq!(summaries(&with(|leader| leader.contract = version).conditions)[0], "Ready=True Publishing");
     let older = with(|leader| leader.contract = "another".to_owned());
     assert_eq!(summaries(&older.conditions)[..2], ["Ready=False Loading", "Reconciling=True Loading"]);

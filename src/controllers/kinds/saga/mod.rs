@@ -18,8 +18,8 @@ use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta:
 use kube::Resource;
 
 use crate::{
-    api::v1alpha1::{Microservice, OutboxRelay, Saga, SagaStatus},
-    contract::{database_setup::Purpose, orchestrator::Start, status::OrchestratorStatus},
+    api::v1alpha1::{Microservice, OutboxRelay, RelaySink, Saga, SagaStatus},
+    contract::{database_setup::Purpose, status::OrchestratorStatus},
     controllers::{
         database::Stage,
         kinds::secrets,
@@ -74,6 +74,15 @@ pub struct Defined {
     pub start: Option<Start>,
 }
 
+/// The event that starts a Saga, and where its service's relay publishes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Start {
+    pub service: String,
+    pub event_type: String,
+    pub since: Option<Timestamp>,
+    pub sink: RelaySink,
+}
+
 /// An orchestrator: a name in a namespace, and the Sagas that name it. It has no object of its own.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Orchestrator {
@@ -104,8 +113,12 @@ impl Kind for Controller {
     type Planned = Defined;
     type Status = SagaStatus;
 
-    fn plan(object: &Saga, observed: &Observed, _settings: &Settings) -> Result<Defined, Rejection> {
-        plan::define(object, observed)
+    fn plan(object: &Saga, observed: &Observed, settings: &Settings) -> Result<Defined, Rejection> {
+        let defined = plan::define(object, observed)?;
+        if let Some(start) = &defined.start {
+            plan::check_broker(start, settings)?;
+        }
+        Ok(defined)
     }
 
     /// A Saga has no children of its own: what could not be written is the orchestrator's.
@@ -201,6 +214,7 @@ impl Driven for OrchestratorController {
         key: &Key,
         _object: &Orchestrator,
     ) -> Result<OrchestratorObserved, RequestError> {
+        context.accounts.want(&key.id.namespace);
         let name = names::orchestrator(&key.id.name);
         let missing = secrets::missing(context, key, &name, Purpose::Orchestrator, false).await;
         let mut observed = observe::observe_orchestrator(&context.store(), &key.id);

@@ -3,7 +3,7 @@
 mod definition;
 mod orchestrator;
 
-pub use definition::define;
+pub use definition::{check_broker, define};
 pub use orchestrator::{api_url, orchestrator, stage};
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::util::intstr::IntOrString,
 };
-use kube::{ResourceExt, core::ObjectMeta};
+use kube::core::ObjectMeta;
 use serde_json::Value;
 
 use super::{
@@ -53,8 +53,7 @@ pub fn deployment(
 ) -> Result<Deployment, Rejection> {
     reaches_its_own_only(object, &owner.name)?;
     let addresses = environment::addresses(object, observed);
-    let relay = observed.kept_relay.clone().or_else(|| observed.relays.first().map(|relay| relay.name_any()));
-    let relay = relay.filter(|_| object.spec.database.is_some());
+    let relay = relay::of(object, observed);
     let (binding, relay_role) = (names::database(&owner.name), names::relay_secret(&owner.name));
     let secrets: Vec<_> =
         std::iter::once(binding.as_str()).chain(relay.as_ref().map(|_| relay_role.as_str())).collect();
@@ -64,7 +63,7 @@ pub fn deployment(
         annotate(&mut template, replaced.clone());
         if let Some((relay, spec)) = relay.as_ref().zip(template.spec.as_mut()) {
             spec.init_containers = Some(vec![relay::sidecar(image, settings)]);
-            spec.volumes.get_or_insert_default().extend(relay::volumes(&owner.name, relay));
+            spec.volumes.get_or_insert_default().extend(relay::volumes(owner, relay, settings));
         }
         overlay::apply(template, object.spec.pod_template.as_ref())
     })?;

@@ -1,29 +1,46 @@
 //! The relay as a native sidecar of the service's pods.
 
 use k8s_openapi::{
-    api::core::v1::{Container, ContainerPort, HTTPGetAction, Probe, Volume},
+    api::core::v1::{Container, ContainerPort, HTTPGetAction, Probe, Secret, Volume},
     apimachinery::pkg::util::intstr::IntOrString,
 };
+use kube::ResourceExt;
 
 use crate::{
+    api::v1alpha1::Microservice,
     contract::ADMIN_PORT,
     controllers::{
         database::RELAY_PASSWORD,
-        kinds::outbox_relay::{CONTRACT_FILE, CONTRACT_FOLDER},
-        render::pod::{config_map_volume, mount, password_volume, resources, weft_security},
-        resources::settings::Settings,
+        kinds::{
+            microservice::Observed,
+            outbox_relay::{CONTRACT_FILE, CONTRACT_FOLDER},
+        },
+        render::{
+            broker,
+            owner::Owner,
+            pod::{config_map_volume, mount, password_volume, resources, weft_security},
+        },
+        resources::{labels::Component, settings::Settings},
     },
     domain::names,
+    nats::accounts::Access,
 };
 
 /// Name of the sidecar.
 pub const CONTAINER: &str = "weft-relay";
 const VOLUME: &str = "weft-relay";
 
+/// Name of the OutboxRelay whose sidecar the pods of `object` carry.
+pub fn of(object: &Microservice, observed: &Observed) -> Option<String> {
+    object.spec.database.as_ref()?;
+    observed.kept_relay.clone().or_else(|| observed.relays.first().map(|relay| relay.name_any()))
+}
+
 /// An init container that stays (`restartPolicy: Always`). It has no readiness probe: a broker that is away must not take
 /// the service out of its Service; and no startup probe, so the service does not wait for it either.
 pub fn sidecar(image: &str, settings: &Settings) -> Container {
     let config = format!("{CONTRACT_FOLDER}/{CONTRACT_FILE}");
+    let mounts = [mount(VOLUME, CONTRACT_FOLDER), mount(RELAY_PASSWORD.0, RELAY_PASSWORD.1)];
     Container {
         name: CONTAINER.to_owned(),
         image: Some(image.to_owned()),
@@ -35,14 +52,23 @@ pub fn sidecar(image: &str, settings: &Settings) -> Container {
         resources: Some(resources(("10m", "32Mi"), ("1", "256Mi"))),
         security_context: Some(weft_security(settings)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
-        volume_mounts: Some(vec![mount(VOLUME, CONTRACT_FOLDER), mount(RELAY_PASSWORD.0, RELAY_PASSWORD.1)]),
+        volume_mounts: Some(mounts.into_iter().chain(broker::volume_mount(settings)).collect()),
         ..Container::default()
     }
 }
 
-/// What the sidecar mounts; the relay role's password is in no other container.
-pub fn volumes(service: &str, relay: &str) -> [Volume; 2] {
-    [config_map_volume(VOLUME, names::relay(relay)), password_volume(RELAY_PASSWORD.0, names::relay_secret(service))]
+/// What the sidecar mounts; the relay role's password and the broker's credentials are in no other container.
+pub fn volumes(owner: &Owner, relay: &str, settings: &Settings) -> Vec<Volume> {
+    let contract = config_map_volume(VOLUME, names::relay(relay));
+    let password = password_volume(RELAY_PASSWORD.0, names::relay_secret(&owner.name));
+    [contract, password].into_iter().chain(broker::volume(&owner.name, &owner.namespace, settings)).collect()
+}
+
+/// The Secret with the broker's credentials, whichever broker the relay uses: that may be edited while its pods run.
+pub fn credentials(owner: &Owner, settings: &Settings) -> Option<Secret> {
+    let broker = settings.broker.as_ref()?;
+    let name = broker::secret_name(&owner.name, &owner.namespace, broker);
+    Some(broker::secret(owner.ending_metadata(name, Component::Relay), owner, Access::Publish, broker))
 }
 
 fn admin_port() -> ContainerPort {

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::controllers::{
-    fixtures::{self, find, microservice, ready, relay_of, settings},
+    fixtures::{self, find, microservice, ready, relay_of, settings, settings_with_broker},
     resources::{
         child::{ChildKind, ChildRef},
         observed::{JobOutcome, Migrations, Workload},
@@ -62,6 +62,38 @@ fn a_service_with_database_and_relay_as_a_whole() {
     let mut observed = settled(&orders());
     observed.relays = vec![relay_of("orders")];
     insta::assert_snapshot!(fixtures::yaml(&plan(&orders(), &observed, &settings()).unwrap()));
+}
+
+/// Names of the containers that mount a volume.
+fn mounted_in(pod: &Value, volume: &str) -> Vec<String> {
+    let containers = ["initContainers", "containers"].into_iter().flat_map(|list| pod[list].as_array().unwrap());
+    let mounts = |container: &Value| {
+        container["volumeMounts"].as_array().into_iter().flatten().any(|mount| mount["name"] == volume)
+    };
+    containers.filter(|one| mounts(one)).map(|one| one["name"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn the_relay_alone_has_the_brokers_credentials() {
+    let mut observed = settled(&orders());
+    observed.relays = vec![relay_of("orders")];
+    let settings = settings_with_broker();
+    let plan = plan(&orders(), &observed, &settings).unwrap();
+    let secret = fixtures::names(&plan).into_iter().find(|name| name.starts_with("Secret/orders-broker-")).unwrap();
+    let credentials = find(&plan, &secret)["stringData"]["nats.creds"].as_str().unwrap().to_owned();
+    assert!(credentials.contains("BEGIN USER NKEY SEED"));
+    let pod = find(&plan, "Deployment/orders")["spec"]["template"]["spec"].clone();
+    assert_eq!(mounted_in(&pod, "weft-broker"), ["weft-relay"]);
+    let volumes = pod["volumes"].as_array().unwrap();
+    let volume = volumes.iter().find(|volume| volume["name"] == "weft-broker").unwrap();
+    assert_eq!(format!("Secret/{}", volume["secret"]["secretName"].as_str().unwrap()), secret);
+    assert!(!pod.to_string().contains(&credentials));
+}
+
+#[test]
+fn a_service_without_a_relay_has_no_credentials_of_the_broker() {
+    let plan = plan(&orders(), &settled(&orders()), &settings_with_broker()).unwrap();
+    assert!(!fixtures::names(&plan).iter().any(|name| name.contains("broker")));
 }
 
 #[test]

@@ -8,20 +8,16 @@ use crate::{
     api::v1alpha1::{
         HttpCommand, HttpMethod, Microservice, Protocol, Retry, Saga, SagaCommand, SagaSpec, SagaStep, Undo,
     },
-    contract::orchestrator::Start,
     controllers::{
         kinds::{
             outbox_relay,
-            saga::{Defined, Observed},
+            saga::{Defined, Observed, Start},
         },
-        resources::plan::Rejection,
+        resources::{plan::Rejection, settings::Settings},
     },
-    domain::{
-        names,
-        saga::{
-            definition::{Call, Definition, RetryPolicy, Step},
-            lint,
-        },
+    domain::saga::{
+        definition::{Call, Definition, RetryPolicy, Step},
+        lint,
     },
 };
 
@@ -147,12 +143,22 @@ fn start(object: &Saga, participants: &Participants<'_>) -> Result<Option<Start>
         ),
     })?;
     Ok(Some(Start {
-        saga: object.name_any(),
-        event_source: names::event_source(&participants.namespace, &start.service),
+        service: start.service.clone(),
         event_type: start.event.clone(),
         since: object.creation_timestamp().map(|created| created.0),
-        from: outbox_relay::sink(&relay.spec.sink),
+        sink: relay.spec.sink.clone(),
     }))
+}
+
+/// Whether there is a broker to read the event from.
+pub fn check_broker(start: &Start, settings: &Settings) -> Result<(), Rejection> {
+    match outbox_relay::sink(&start.sink, settings) {
+        Ok(_) => Ok(()),
+        Err(Rejection { reason, message }) => Err(Rejection {
+            reason,
+            message: format!("spec.startOn.service: the OutboxRelay of `{}` is rejected: {message}", start.service),
+        }),
+    }
 }
 
 fn method_name(method: HttpMethod) -> &'static str {

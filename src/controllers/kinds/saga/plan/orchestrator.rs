@@ -10,8 +10,8 @@ use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy},
         core::v1::{
-            ConfigMap, Container, ContainerPort, HTTPGetAction, PodSpec, PodTemplateSpec, Probe, Service, ServicePort,
-            ServiceSpec,
+            ConfigMap, Container, ContainerPort, HTTPGetAction, PodSpec, PodTemplateSpec, Probe, Secret, Service,
+            ServicePort, ServiceSpec,
         },
         networking::v1::NetworkPolicy,
     },
@@ -24,9 +24,12 @@ use crate::{
     contract::{ADMIN_PORT, Contract, DatabaseLogin, Role, database_setup::Purpose, orchestrator as contract},
     controllers::{
         database::{self, APP_PASSWORD, Stage, Wanted},
-        kinds::saga::{Orchestrator, OrchestratorObserved},
+        kinds::{
+            outbox_relay,
+            saga::{Defined, Orchestrator, OrchestratorObserved},
+        },
         render::{
-            network,
+            broker, network,
             owner::{Owner, reference},
             pod::{
                 PASSWORD, config_map_volume, mount, password_volume, pin_image, pod_security, resources,
@@ -41,6 +44,7 @@ use crate::{
         },
     },
     domain::names::{self, MAX_NAME, ORCHESTRATOR_API_PORT, POSTGRES_PORT},
+    nats::accounts::Access,
 };
 
 /// Value of `weft.dev/owner-kind` on the children of an orchestrator.
@@ -83,8 +87,9 @@ pub fn orchestrator(
     if object.contract_stays {
         plan.retained.push(ChildRef::new(ChildKind::ConfigMap, owner.name.clone()));
     } else {
-        plan.children.push(Child::ConfigMap(config_map(object, &owner)?));
+        plan.children.push(Child::ConfigMap(config_map(object, &owner, settings)?));
     }
+    plan.children.extend(credentials(&owner, settings).map(Child::Secret));
     plan.children.push(Child::NetworkPolicy(network_policy(&owner, settings)));
     plan.children.push(Child::Service(service(&owner)));
     let Plan { children, retained, recheck_in } = database::plan(&wanted, &observed.database, deployment, settings)?;
@@ -131,7 +136,7 @@ fn wanted<'a>(owner: &'a Owner, postgres: &'a Postgres) -> Wanted<'a> {
     }
 }
 
-fn contract(object: &Orchestrator, owner: &Owner) -> contract::Orchestrator {
+fn contract(object: &Orchestrator, owner: &Owner, settings: &Settings) -> contract::Orchestrator {
     let defined = || object.members.iter().filter_map(|member| member.defined.as_ref());
     contract::Orchestrator {
         name: object.name.clone(),
@@ -144,12 +149,24 @@ fn contract(object: &Orchestrator, owner: &Owner) -> contract::Orchestrator {
             role: Role { name: names::APP_ROLE.to_owned(), password_file: Path::new(APP_PASSWORD.1).join(PASSWORD) },
         },
         sagas: defined().map(|defined| defined.definition.clone()).collect(),
-        starts: defined().filter_map(|defined| defined.start.clone()).collect(),
+        starts: defined().filter_map(|defined| start(object, defined, settings)).collect(),
     }
 }
 
-fn config_map(object: &Orchestrator, owner: &Owner) -> Result<ConfigMap, Rejection> {
-    let text = contract(object, owner).to_yaml().map_err(|error| Rejection {
+/// `None` as well when there is no broker: then the Saga is rejected by its own controller.
+fn start(object: &Orchestrator, defined: &Defined, settings: &Settings) -> Option<contract::Start> {
+    let start = defined.start.as_ref()?;
+    Some(contract::Start {
+        saga: defined.definition.name.clone(),
+        event_source: names::event_source(&object.namespace, &start.service),
+        event_type: start.event_type.clone(),
+        since: start.since,
+        from: outbox_relay::sink(&start.sink, settings).ok()?,
+    })
+}
+
+fn config_map(object: &Orchestrator, owner: &Owner, settings: &Settings) -> Result<ConfigMap, Rejection> {
+    let text = contract(object, owner, settings).to_yaml().map_err(|error| Rejection {
         reason: "ContractNotWritable",
         message: format!("the contract of orchestrator {} cannot be written: {error}", object.name),
     })?;
@@ -165,6 +182,13 @@ fn config_map(object: &Orchestrator, owner: &Owner) -> Result<ConfigMap, Rejecti
         data: Some([(CONTRACT_FILE.to_owned(), text)].into()),
         ..ConfigMap::default()
     })
+}
+
+/// It stays, as those of the database do: of the Sagas that own an orchestrator together, others may be there when it is made.
+fn credentials(owner: &Owner, settings: &Settings) -> Option<Secret> {
+    let broker = settings.broker.as_ref()?;
+    let name = broker::secret_name(&owner.name, &owner.namespace, broker);
+    Some(broker::secret(owner.lasting_metadata(name, Component::Orchestrator), owner, Access::Consume, broker))
 }
 
 /// The API is for the namespace's pods and the operator, the admin port for the operator and who reads metrics.
@@ -224,6 +248,10 @@ fn deployment(
 }
 
 fn template(owner: &Owner, image: &str, observed: &OrchestratorObserved, settings: &Settings) -> PodTemplateSpec {
+    let volumes = [
+        config_map_volume(CONTRACT.0, owner.name.clone()),
+        password_volume(APP_PASSWORD.0, names::database(&owner.name)),
+    ];
     let mut labels = owner.labels(Component::Orchestrator);
     labels.insert(DATABASE_CLIENT_LABEL.to_owned(), owner.name.clone());
     PodTemplateSpec {
@@ -238,10 +266,7 @@ fn template(owner: &Owner, image: &str, observed: &OrchestratorObserved, setting
             enable_service_links: Some(false),
             security_context: Some(pod_security()),
             containers: vec![container(image, settings)],
-            volumes: Some(vec![
-                config_map_volume(CONTRACT.0, owner.name.clone()),
-                password_volume(APP_PASSWORD.0, names::database(&owner.name)),
-            ]),
+            volumes: Some(volumes.into_iter().chain(broker::volume(&owner.name, &owner.namespace, settings)).collect()),
             ..PodSpec::default()
         }),
     }
@@ -249,6 +274,7 @@ fn template(owner: &Owner, image: &str, observed: &OrchestratorObserved, setting
 
 fn container(image: &str, settings: &Settings) -> Container {
     let config = format!("{}/{CONTRACT_FILE}", CONTRACT.1);
+    let mounts = [mount(CONTRACT.0, CONTRACT.1), mount(APP_PASSWORD.0, APP_PASSWORD.1)];
     let port = |name: &str, port: u16| ContainerPort {
         name: Some(name.to_owned()),
         container_port: port.into(),
@@ -266,7 +292,7 @@ fn container(image: &str, settings: &Settings) -> Container {
         resources: Some(resources(("50m", "64Mi"), ("1", "512Mi"))),
         security_context: Some(weft_security(settings)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
-        volume_mounts: Some(vec![mount(CONTRACT.0, CONTRACT.1), mount(APP_PASSWORD.0, APP_PASSWORD.1)]),
+        volume_mounts: Some(mounts.into_iter().chain(broker::volume_mount(settings)).collect()),
         ..Container::default()
     }
 }

@@ -1,11 +1,11 @@
 use std::sync::Arc;
 
-use super::{define, orchestrator};
+use super::{check_broker, define, orchestrator};
 use crate::{
     api::v1alpha1::Saga,
     contract::Contract,
     controllers::{
-        fixtures::{self, find, microservice, ready, relay_of, saga, settings},
+        fixtures::{self, find, microservice, ready, relay, relay_of, saga, settings, settings_with_broker},
         kinds::saga::{Defined, Member, Observed, Orchestrator, OrchestratorObserved},
         render::owner::reference,
         resources::{
@@ -92,7 +92,34 @@ fn settled(object: &Orchestrator) -> OrchestratorObserved {
 #[test]
 fn a_definition_has_addresses_and_milliseconds() {
     let Defined { definition, start } = define(&create_order(), &observed()).unwrap();
-    insta::assert_yaml_snapshot!((definition, start));
+    insta::assert_yaml_snapshot!(definition);
+    let start = start.unwrap();
+    assert_eq!((start.service.as_str(), start.event_type.as_str()), ("orders", "OrderCreated"));
+}
+
+#[test]
+fn an_orchestrator_has_credentials_of_the_installed_broker_whatever_its_sagas_need() {
+    let object = two_sagas();
+    let plan = orchestrator(&object, &settled(&object), &settings_with_broker()).unwrap();
+    let secret =
+        fixtures::names(&plan).into_iter().find(|name| name.starts_with("Secret/default-orchestrator-broker-"));
+    let metadata = find(&plan, &secret.unwrap())["metadata"].clone();
+    assert!(metadata["ownerReferences"].is_null(), "it outlives the Saga that was there when it was made");
+    let pod = find(&plan, "Deployment/default-orchestrator")["spec"]["template"]["spec"].to_string();
+    assert!(pod.contains("/etc/weft/broker"));
+}
+
+#[test]
+fn an_event_that_nobody_can_read_rejects_its_saga_alone() {
+    let mut observed = observed();
+    observed.relays = vec![relay("orders", "{microservice: orders, sink: {nats: {}}}")];
+    let start = define(&create_order(), &observed).unwrap().start.unwrap();
+    let rejection = check_broker(&start, &settings()).unwrap_err();
+    assert_eq!(rejection.reason, "NoBroker");
+    assert!(rejection.message.starts_with("spec.startOn.service: the OutboxRelay of `orders` is rejected: "));
+    let object = Orchestrator { members: vec![member(create_order(), &observed)], ..two_sagas() };
+    let plan = orchestrator(&object, &settled(&object), &settings()).unwrap();
+    assert!(!find(&plan, "ConfigMap/default-orchestrator").to_string().contains("OrderCreated"));
 }
 
 #[test]
