@@ -262,7 +262,7 @@ impl Operator {
             match broker::ensure_accounts(&self.client, &self.settings.namespace, &secret, password()).await {
                 Ok(accounts) => return Some(Broker { url, accounts }),
                 Err(error) => {
-                    tracing::warn!("the broker's keys are not there: {error:#}");
+                    tracing::warn!(error = format!("{error:#}"), "the broker's keys are not there");
                     self.readiness.waits_for(Some(format!("the broker's keys are not there: {error:#}")));
                 }
             }

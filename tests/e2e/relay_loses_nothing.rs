@@ -40,7 +40,7 @@ async fn relay_loses_nothing_polling() {
 async fn loses_nothing(world: &Scenario, mode: &str) -> Result<()> {
     world.install(&Release { nats: true, ..world.release() }).await?;
     world.apply_service(&microservice(SERVICE)).await?;
-    world.apply(&relay(SERVICE, mode, &world.namespace)).await?;
+    world.apply(&relay(SERVICE, mode)).await?;
     world.ready::<Microservice>(SERVICE).await?;
     world.ready::<OutboxRelay>(SERVICE).await?;
 

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{anyhow, bail};
 use async_nats::Client as NatsClient;
 use jiff::Timestamp;
 use k8s_openapi::{ByteString, api::core::v1::Secret};
@@ -21,7 +21,7 @@ use tokio::{sync::Notify, time::timeout};
 use super::Context;
 use crate::{
     controllers::{
-        request::within_deadline,
+        request::{RequestError, within_deadline},
         resources::{
             labels::{FIELD_MANAGER, MANAGED_BY, MANAGED_BY_LABEL},
             settings::Broker,
@@ -66,11 +66,8 @@ impl WantedAccounts {
 /// The accounts of the Secret `name`.
 pub async fn accounts(client: &Client, namespace: &str, name: &str) -> anyhow::Result<Accounts> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    of_secret(
-        &within_deadline(secrets.get(name))
-            .await
-            .with_context(|| format!("reading the Secret {name} of {namespace}"))?,
-    )
+    let found = within_deadline(secrets.get(name)).await;
+    of_secret(&found.map_err(|error| refused("read", name, &error))?)
 }
 
 /// The accounts of the Secret `name`, which is made of `seed` when it is missing.
@@ -85,16 +82,20 @@ pub async fn ensure_accounts(client: &Client, namespace: &str, name: &str, seed:
         Ok(Some(found)) => Ok(found),
         Err(error) => Err(error),
     };
-    let secret = found.with_context(|| format!("the Secret {name}"))?;
+    let secret = found.map_err(|error| refused("make", name, &error))?;
     let accounts = of_secret(&secret)?;
     let config = accounts.server_config(ACCOUNTS_FOLDER);
     if secret.data.as_ref().and_then(|data| data.get(SERVER_CONFIG)).is_none_or(|found| found.0 != config.as_bytes()) {
         let mut renewed = secret;
         renewed.data.get_or_insert_default().insert(SERVER_CONFIG.to_owned(), ByteString(config.into_bytes()));
         let replaced = within_deadline(secrets.replace(name, &post(), &renewed)).await;
-        replaced.with_context(|| format!("renewing `{SERVER_CONFIG}` of the Secret {name}"))?;
+        replaced.map_err(|error| refused("renew", name, &error))?;
     }
     Ok(accounts)
+}
+
+fn refused(doing: &str, name: &str, error: &RequestError) -> anyhow::Error {
+    anyhow!("cannot {doing} the Secret {name}: {}", error.message())
 }
 
 fn of_secret(secret: &Secret) -> anyhow::Result<Accounts> {
