@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 
-use crate::{broker, controllers::operator, crds, database, output, relay, saga, shutdown::Shutdown};
+use crate::{broker, controllers::operator, crds, database, output, relay, saga, shutdown::Shutdown, telemetry};
 
 /// A database per service, reliable events, and transactions across services, on Kubernetes.
 #[derive(Debug, Parser)]
@@ -54,6 +54,9 @@ impl Cli {
             Err(error) => return answer_instead_of_running(&error),
         };
         let for_people = cli.command.is_for_people();
+        if !for_people {
+            telemetry::init();
+        }
         let Err(error) = cli.run() else { return ExitCode::SUCCESS };
         if for_people {
             output::error(&format!("{error:#}"));

@@ -1,6 +1,5 @@
 //! The `weft` binary: the operator, the data plane, and the commands for people.
 
 fn main() -> std::process::ExitCode {
-    weft::telemetry::init();
     weft::cli::Cli::main()
 }

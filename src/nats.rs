@@ -87,7 +87,7 @@ impl Credentials {
                     .to_owned()
             }
             Self::File(path) => format!("check the credentials in {}", path.display()),
-            Self::Text(_) => "the server trusts another operator: it was started with other keys".to_owned(),
+            Self::Text(_) => "it was started with other keys, or has not been given this account yet".to_owned(),
         }
     }
 }
