@@ -48,6 +48,8 @@ impl Operator {
         let (mut registry, readiness, stop) = (Registry::default(), Readiness::default(), CancellationToken::new());
         let context = context_with_metrics(server, &mut registry);
         readiness.waits_for(Some("it starts".to_owned()));
+        // for the status of pods; an error means that it is installed already
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let (working, ready, term) = (Arc::clone(&context), readiness.clone(), stop.clone());
         tokio::spawn(async move {
             operate(&working, &namespaces, &pod(), &ready, 4, &TaskTracker::new(), &term).await;
