@@ -21,7 +21,7 @@ use weft::controllers::{
 
 use super::{
     reconcile::context_with_metrics,
-    server::{Asked, Server, failure, set_by},
+    server::{Asked, Server, failure},
     watches::{pod, until},
 };
 
@@ -108,7 +108,7 @@ fn times(writes: &[String], line: &str) -> usize {
 async fn a_change_that_no_watch_reported_is_repaired_within_half_an_hour_and_nothing_else_is_sent() {
     let (server, _operator) = with_orders().await;
     server.lose_next("deployments");
-    server.edit("shop", ORDERS, |deployment| set_by(deployment, "kubectl-scale", "replicas", json!(7)));
+    server.take_over("shop", ORDERS, "kubectl-scale", "replicas", json!(7));
     tokio::time::sleep(Duration::from_mins(2)).await;
     assert_eq!(replicas(&server), Some(7), "or the test does not lose what it is about");
     tokio::time::sleep(Duration::from_mins(29)).await;
@@ -161,7 +161,7 @@ async fn what_is_deleted_while_the_watches_are_away_is_noticed_when_they_list_ag
 async fn a_watch_that_ends_goes_on_where_it_was_and_lists_nothing() {
     let (server, _operator) = with_orders().await;
     server.cut();
-    server.edit("shop", ORDERS, |deployment| set_by(deployment, "kubectl-scale", "replicas", json!(7)));
+    server.take_over("shop", ORDERS, "kubectl-scale", "replicas", json!(7));
     until("the change is repaired", || replicas(&server) == Some(2)).await;
     let lists = server.asked().into_iter().filter(|asked| asked.method == "GET" && asked.query.contains("limit="));
     assert_eq!(lists.map(|asked| asked.line()).collect::<Vec<_>>(), [""; 0]);
@@ -182,7 +182,7 @@ async fn a_list_that_breaks_off_is_not_taken_for_the_deletion_of_the_rest() {
     let failures = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&failures);
     server.rule(move |asked| {
-        let code = if counted.load(Ordering::Relaxed) % 2 == 0 { 410 } else { 500 };
+        let code = if counted.load(Ordering::Relaxed).is_multiple_of(2) { 410 } else { 500 };
         let fails = asked.query.contains("continue=") && counted.load(Ordering::Relaxed) < 200;
         fails.then(|| {
             counted.fetch_add(1, Ordering::Relaxed);
@@ -241,7 +241,7 @@ async fn a_namespace_whose_rights_come_back_is_available_again_though_nothing_in
     server.cut();
     let refused = |count: u8| format!("weft_scope_refused{{namespace=\"lost\"}} {count}");
     until("it is refused", || operator.has_metric(&refused(1))).await;
-    server.edit("shop", ORDERS, |deployment| set_by(deployment, "kubectl-scale", "replicas", json!(7)));
+    server.take_over("shop", ORDERS, "kubectl-scale", "replicas", json!(7));
     until("the other namespace goes on", || replicas(&server) == Some(2)).await;
     assert_eq!(operator.readiness.verdict(), Ok(()));
     forbidden.store(0, Ordering::Relaxed);
@@ -310,7 +310,7 @@ async fn a_field_that_admission_rewrites_is_named_and_tried_again_at_the_pace_of
         message.contains("Deployment orders: spec.template.spec.containers[service].image by an admission policy"),
         "{message}"
     );
-    tokio::time::sleep(Duration::from_mins(60)).await;
+    tokio::time::sleep(Duration::from_hours(1)).await;
     let written = writes(&server);
     // made, and tried again after one, five and fifteen minutes, and then every fifteen
     assert_eq!(times(&written, "PATCH deployments/orders"), 6, "{written:?}");
@@ -321,7 +321,7 @@ async fn a_field_that_admission_rewrites_is_named_and_tried_again_at_the_pace_of
     let containers = server.get("shop", ORDERS).unwrap()["spec"]["template"]["spec"]["containers"].clone();
     assert_eq!(containers[0]["image"], "shop/orders:1");
     settled(&server).await;
-    tokio::time::sleep(Duration::from_mins(60)).await;
+    tokio::time::sleep(Duration::from_hours(1)).await;
     assert_eq!(writes(&server), [""; 0]);
 }
 
@@ -336,7 +336,7 @@ async fn a_mutation_of_every_write_is_answered_at_the_pace_of_a_contest_and_name
         }
     });
     let _operator = Operator::start(&server, Namespaces::All);
-    tokio::time::sleep(Duration::from_mins(60)).await;
+    tokio::time::sleep(Duration::from_hours(1)).await;
     let written = writes(&server);
     // made, and repaired at once, after one, five and fifteen minutes, and then every fifteen
     assert!(times(&written, "PATCH deployments/orders") <= 7, "{written:?}");
@@ -360,6 +360,6 @@ async fn a_mutation_that_adds_something_harmless_leads_to_nothing() {
     let _operator = Operator::start(&server, Namespaces::All);
     until("it is reported", || status(&server, "shop", "orders").is_some()).await;
     settled(&server).await;
-    tokio::time::sleep(Duration::from_mins(60)).await;
+    tokio::time::sleep(Duration::from_hours(1)).await;
     assert_eq!(writes(&server), [""; 0]);
 }

@@ -17,8 +17,7 @@ use kube::{Client, client};
 use serde_json::{Value, json};
 use tokio::{sync::watch, time::Instant};
 
-pub use objects::set_by;
-use objects::{Id, Objects, Selection};
+use objects::{Id, Objects, Selection, set_by};
 
 /// Longest time of a watch, as the API server's own when none is asked for.
 const WATCH: u64 = 290;
@@ -161,6 +160,11 @@ impl Server {
         });
     }
 
+    /// Somebody else sets a member of the object's `spec`, and owns it from then on.
+    pub fn take_over(&self, namespace: &str, path: &str, manager: &str, member: &str, value: Value) {
+        self.edit(namespace, path, |object| set_by(object, manager, member, value));
+    }
+
     /// Somebody else deletes the object.
     pub fn remove(&self, namespace: &str, path: &str) {
         self.change(|objects| drop(objects.remove(&id(namespace, path)).expect("an object to delete")));
@@ -271,7 +275,7 @@ impl State {
         let mut id = Id::of_path(&asked.path);
         match asked.method.as_str() {
             "POST" => {
-                id.name = asked.body["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+                asked.body["metadata"]["name"].as_str().unwrap_or_default().clone_into(&mut id.name);
                 (201, objects.write(id, &asked.body, mutate))
             }
             "DELETE" => {

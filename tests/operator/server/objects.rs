@@ -189,7 +189,7 @@ impl Objects {
     }
 }
 
-/// Somebody else sets a member of `spec`, and owns it from then on.
+/// `manager` sets a member of `spec`, and owns it from then on.
 pub fn set_by(object: &mut Value, manager: &str, member: &str, value: Value) {
     object["spec"][member] = value;
     let member = format!("f:{member}");
