@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -136,10 +136,10 @@ async fn what_is_deleted_while_the_watches_are_away_is_noticed_when_they_list_ag
     server.put("microservices", microservice("shop", "stock"));
     until("both are there", || server.get("shop", "deployments/stock").is_some()).await;
     settled(&server).await;
-    let away = Arc::new(AtomicU32::new(1));
+    let away = Arc::new(AtomicBool::new(true));
     let still_away = Arc::clone(&away);
     server.rule(move |asked| {
-        let watches = asked.query.contains("watch=true") && still_away.load(Ordering::Relaxed) == 1;
+        let watches = asked.query.contains("watch=true") && still_away.load(Ordering::Relaxed);
         watches.then(|| (503, failure(503, "no watch is served")))
     });
     server.cut();
@@ -148,7 +148,7 @@ async fn what_is_deleted_while_the_watches_are_away_is_noticed_when_they_list_ag
     server.remove("shop", "microservices/stock");
     server.forget_history();
     writes(&server);
-    away.store(0, Ordering::Relaxed);
+    away.store(false, Ordering::Relaxed);
     until("the Deployment is made again", || server.get("shop", ORDERS).is_some()).await;
     let stock = Key::new(ObjectKind::Microservice, "shop", "stock");
     until("the deletion is noticed", || !operator.context.store().part_of_keys(0, 1).contains(&stock)).await;
@@ -232,10 +232,10 @@ async fn a_namespace_whose_rights_come_back_is_available_again_though_nothing_in
     }
     let operator = Operator::start(&server, Namespaces::Listed(vec!["lost".to_owned(), "shop".to_owned()]));
     until("both are made", || ["shop", "lost"].iter().all(|space| status(&server, space, "orders").is_some())).await;
-    let forbidden = Arc::new(AtomicU32::new(1));
+    let forbidden = Arc::new(AtomicBool::new(true));
     let still = Arc::clone(&forbidden);
     server.rule(move |asked| {
-        let refused = asked.path.contains("/namespaces/lost/") && still.load(Ordering::Relaxed) == 1;
+        let refused = asked.path.contains("/namespaces/lost/") && still.load(Ordering::Relaxed);
         refused.then(|| (403, failure(403, "is forbidden")))
     });
     server.cut();
@@ -244,7 +244,7 @@ async fn a_namespace_whose_rights_come_back_is_available_again_though_nothing_in
     server.take_over("shop", ORDERS, "kubectl-scale", "replicas", json!(7));
     until("the other namespace goes on", || replicas(&server) == Some(2)).await;
     assert_eq!(operator.readiness.verdict(), Ok(()));
-    forbidden.store(0, Ordering::Relaxed);
+    forbidden.store(false, Ordering::Relaxed);
     until("it is available again", || operator.has_metric(&refused(0))).await;
 }
 
@@ -291,10 +291,10 @@ async fn writes_that_conflict_are_retried_until_each_is_there_once() {
 async fn a_field_that_admission_rewrites_is_named_and_tried_again_at_the_pace_of_a_contest() {
     let server = Server::default();
     server.put("microservices", microservice("shop", "orders"));
-    let policy = Arc::new(AtomicU32::new(1));
+    let policy = Arc::new(AtomicBool::new(true));
     let in_force = Arc::clone(&policy);
     server.mutate(move |object| {
-        if object["kind"] == "Deployment" && in_force.load(Ordering::Relaxed) == 1 {
+        if object["kind"] == "Deployment" && in_force.load(Ordering::Relaxed) {
             object["spec"]["template"]["spec"]["containers"][0]["image"] = json!("mirror/orders:1");
         }
     });
@@ -316,7 +316,7 @@ async fn a_field_that_admission_rewrites_is_named_and_tried_again_at_the_pace_of
     assert_eq!(times(&written, "PATCH deployments/orders"), 6, "{written:?}");
     assert!(times(&written, "PATCH microservices/orders/status") <= 2, "{written:?}");
 
-    policy.store(0, Ordering::Relaxed);
+    policy.store(false, Ordering::Relaxed);
     until("it is as declared, and said no more", || contested().is_none()).await;
     let containers = server.get("shop", ORDERS).unwrap()["spec"]["template"]["spec"]["containers"].clone();
     assert_eq!(containers[0]["image"], "shop/orders:1");
