@@ -32,7 +32,7 @@ use crate::controllers::{
 /// Changes that come together are reconciled together.
 const DEBOUNCE: Duration = Duration::from_millis(200);
 
-/// A new leader gives the data plane this long to report before it concludes, and writes, that it is silent.
+/// A new leader gives the data plane of a scope this long to report before it concludes, and writes, that it is silent.
 const FIRST_REPORTS: Duration = Duration::from_secs(15);
 
 /// What every reconcile works with.
