@@ -12,7 +12,7 @@
 )]
 
 #[allow(dead_code, reason = "the tests use more of it")]
-#[path = "../tests/operator/server.rs"]
+#[path = "../tests/operator/server/mod.rs"]
 mod server;
 #[path = "../tests/support/settings.rs"]
 mod settings;

@@ -278,29 +278,13 @@ impl Operator {
         let (events, writer) = Events::new(self.client.clone(), self.identity.clone(), term.clone());
         tasks.spawn(writer);
         let context = Arc::new(Context::new(self.client.clone(), settings.clone(), events, Arc::clone(&self.metrics)));
-        let pod = self.pod();
-        let synced = watches::start(&context, &self.client, &self.namespaces, &pod, &self.readiness, &tasks, &term);
-        tokio::select! {
-            () = term.cancelled() => {}
-            () = synced => {
-                tracing::info!("all watches are complete");
-                self.readiness.waits_for(None);
-                tasks.spawn(streams::run(Arc::clone(&context), term.clone()));
-                let (asking, ended) = (Arc::clone(&context), term.clone());
-                tasks.spawn(async move {
-                    tokio::select! { () = ended.cancelled() => {} () = pod_events::run(asking) => {} }
-                });
-                tasks.spawn(gauges(Arc::clone(&context), term.clone()));
-                if let Some(broker) = settings.broker.clone() {
-                    let (giving, ended) = (Arc::clone(&context), term.clone());
-                    tasks.spawn(async move {
-                        tokio::select! { () = ended.cancelled() => {} () = broker::run(giving, broker) => {} }
-                    });
-                }
-                tasks.spawn(runtime::resync(Arc::clone(&context), term.clone()));
-                runtime::run(Arc::clone(&context), kinds::reconcile, self.concurrency, tasks.clone(), term.clone()).await;
-            }
+        if let Some(broker) = settings.broker.clone() {
+            let (giving, ended) = (Arc::clone(&context), term.clone());
+            tasks.spawn(async move {
+                tokio::select! { () = ended.cancelled() => {} () = broker::run(giving, broker) => {} }
+            });
         }
+        operate(&context, &self.namespaces, &self.pod(), &self.readiness, self.concurrency, &tasks, &term).await;
         self.leading(false);
         tasks.close();
         if tokio::time::timeout(LAST_WORK, tasks.wait()).await.is_err() {
@@ -326,6 +310,35 @@ impl Operator {
         self.metrics.leading(leading);
         self.status.send_modify(|status| status.leading = leading);
     }
+}
+
+/// Watches and reconciles until `term` ends. Each scope begins when its own lists are complete; ready is the operator once all
+/// are that can be.
+pub async fn operate(
+    context: &Arc<Context>,
+    namespaces: &Namespaces,
+    pod: &ObjectReference,
+    readiness: &Readiness,
+    concurrency: usize,
+    tasks: &TaskTracker,
+    term: &CancellationToken,
+) {
+    tasks.spawn(streams::run(Arc::clone(context), term.clone()));
+    let (asking, ended) = (Arc::clone(context), term.clone());
+    tasks.spawn(async move {
+        tokio::select! { () = ended.cancelled() => {} () = pod_events::run(asking) => {} }
+    });
+    tasks.spawn(gauges(Arc::clone(context), term.clone()));
+    tasks.spawn(runtime::resync(Arc::clone(context), term.clone()));
+    let watching = async {
+        watches::start(context, namespaces, pod, readiness, tasks, term).await;
+        tracing::info!("all watches are complete");
+        readiness.waits_for(None);
+    };
+    let reconciling = runtime::run(Arc::clone(context), kinds::reconcile, concurrency, tasks.clone(), term.clone());
+    tokio::join!(reconciling, async {
+        tokio::select! { () = term.cancelled() => {} () = watching => {} }
+    });
 }
 
 fn where_to_work(namespaces: Vec<String>, label: Option<(String, String)>) -> Namespaces {

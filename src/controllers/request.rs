@@ -96,6 +96,8 @@ fn class_of(status: &Status) -> (Class, &'static str) {
         }
         403 => (Class::Fatal, "Forbidden"),
         404 => (Class::Retry, "NotFound"),
+        // of two writes at the same time: nobody else has the object
+        409 if status.message.contains("the object has been modified") => (Class::Retry, "ApiUnavailable"),
         409 => (Class::Retry, "ChildConflict"),
         422 if status.message.contains("Only one reference can have Controller set to true") => {
             (Class::Retry, "ChildConflict")
@@ -141,6 +143,12 @@ mod tests {
                 "ChildRefused",
             ),
             (409, "Apply failed with 1 conflict", Class::Retry, "ChildConflict"),
+            (
+                409,
+                "Operation cannot be fulfilled on deployments.apps \"orders\": the object has been modified; please apply your changes to the latest version and try again",
+                Class::Retry,
+                "ApiUnavailable",
+            ),
             (
                 422,
                 "metadata.ownerReferences: Invalid value: Only one reference can have Controller set to true",

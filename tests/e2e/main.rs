@@ -31,6 +31,7 @@ mod restricted_namespace;
 mod saga_ends;
 mod saga_gets_stuck_loudly;
 mod schema_first;
+mod scopes_fail_alone;
 mod secrets_heal;
 mod silent_when_converged;
 mod two_namespaces;

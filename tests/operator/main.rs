@@ -5,6 +5,7 @@
 
 mod apply;
 mod definitions;
+mod faults;
 mod leader;
 mod malformed;
 mod reconcile;

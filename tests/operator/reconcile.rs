@@ -32,8 +32,12 @@ use super::{
 const PASSWORD: &str = "correct-horse-battery-staple";
 
 pub fn context(server: &Server) -> Arc<Context> {
+    context_with_metrics(server, &mut Registry::default())
+}
+
+pub fn context_with_metrics(server: &Server, registry: &mut Registry) -> Arc<Context> {
     let settings = Settings { password: || PASSWORD.to_owned(), ..settings() };
-    let metrics = OperatorMetrics::register(&mut Registry::default());
+    let metrics = OperatorMetrics::register(registry);
     // events are not written: the task that would is not run
     let (events, _) = Events::new(server.client(), "test".to_owned(), CancellationToken::new());
     Arc::new(Context::new(server.client(), settings, events, metrics))

@@ -41,11 +41,11 @@ fn server(phase: &Arc<AtomicU8>) -> Server {
     server
 }
 
-fn pod() -> ObjectReference {
+pub fn pod() -> ObjectReference {
     ObjectReference { kind: Some("Pod".to_owned()), name: Some("weft-1".to_owned()), ..ObjectReference::default() }
 }
 
-async fn until(what: &str, met: impl Fn() -> bool) {
+pub async fn until(what: &str, met: impl Fn() -> bool) {
     let wait = async {
         while !met() {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -60,7 +60,7 @@ async fn a_definition_that_is_deleted_is_named_until_it_is_watched_again() {
     let server = server(&phase);
     let (context, readiness) = (context(&server), Readiness::default());
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    watches::start(&context, &server.client(), &Namespaces::All, &pod(), &readiness, &tasks, &stop).await;
+    watches::start(&context, &Namespaces::All, &pod(), &readiness, &tasks, &stop).await;
     assert_eq!(readiness.verdict(), Ok(()));
     phase.store(DELETED, Ordering::Relaxed);
     until("it is not said", || readiness.verdict().is_err()).await;
@@ -81,8 +81,8 @@ async fn a_namespace_that_cannot_be_watched_holds_up_no_other() {
     let (context, readiness) = (context(&server), Readiness::default());
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     let namespaces = Namespaces::Listed(vec!["gone".to_owned(), "shop".to_owned()]);
-    let (client, pod) = (server.client(), pod());
-    let started = watches::start(&context, &client, &namespaces, &pod, &readiness, &tasks, &stop);
+    let pod = pod();
+    let started = watches::start(&context, &namespaces, &pod, &readiness, &tasks, &stop);
     tokio::time::timeout(Duration::from_mins(1), started)
         .await
         .expect("the other namespace is waited for, and this one not");

@@ -1,5 +1,5 @@
 //! A child that somebody changes as often as Weft puts it back: repairs come with growing pauses, and after three rounds the
-//! contest is reported.
+//! contest is reported. What admission makes of a write is reported at once: whether it still does, only the next write shows.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -25,6 +25,9 @@ const ROUNDS: u32 = 3;
 const UNNAMED: &str = "a field that Weft had set";
 /// An author that left no name: a removed field has none, and an admission policy's changes count as the writer's.
 const NOBODY: &str = "somebody, or an admission policy";
+
+/// Admission leaves no name.
+const ADMISSION: &str = "an admission policy or webhook";
 
 /// What somebody else did to a child.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,11 +89,13 @@ pub struct Contest {
     last_repair: Instant,
     /// It is changed, and not repaired yet.
     open: bool,
+    /// Admission made something else of the last write.
+    rewritten: bool,
 }
 
 impl Contest {
     pub fn new(change: Change, now: Instant) -> Self {
-        Self { change, found: 1, repairs: 0, last_repair: now, open: true }
+        Self { change, found: 1, repairs: 0, last_repair: now, open: true, rewritten: false }
     }
 
     /// The child is found changed. `Some`: it is not repaired before then. A field that was not among those contested is
@@ -122,7 +127,11 @@ impl Contest {
 
     /// What is contested, once it is.
     pub fn contested(&self, child: &ChildRef) -> Option<ForeignChange> {
-        (self.found >= ROUNDS).then(|| self.change.clone().of_child(child.clone()))
+        (self.rewritten || self.found >= ROUNDS).then(|| self.change.clone().of_child(child.clone()))
+    }
+
+    pub fn is_rewritten(&self) -> bool {
+        self.rewritten
     }
 }
 
@@ -161,6 +170,32 @@ impl Memory {
             remembered.contests.remove(owner);
         }
         None
+    }
+
+    /// What admission made of the last write of the child.
+    pub(super) fn rewritten(&self, owner: &Key, child: &ChildRef) -> Option<Change> {
+        let remembered = self.lock();
+        let contest = remembered.contests.get(owner)?.get(child)?;
+        contest.rewritten.then(|| contest.change.clone())
+    }
+
+    /// The child was written, and these fields were answered otherwise than they were sent.
+    pub(super) fn set_rewritten(&self, owner: &Key, child: &ChildRef, fields: BTreeSet<String>, now: Instant) {
+        if fields.is_empty() {
+            if self.rewritten(owner, child).is_some() {
+                self.forget_contest(owner, child);
+            }
+            return;
+        }
+        let change = Change { fields, author: ADMISSION.to_owned() };
+        let mut remembered = self.lock();
+        let contests = remembered.contests.entry(owner.clone()).or_default();
+        let contest = contests.entry(child.clone()).or_insert_with(|| {
+            let mut contest = Contest::new(change.clone(), now);
+            contest.repaired(now);
+            contest
+        });
+        (contest.change, contest.rewritten) = (change, true);
     }
 
     pub(super) fn contested(&self, owner: &Key) -> Vec<ForeignChange> {

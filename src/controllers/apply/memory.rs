@@ -69,15 +69,20 @@ impl Memory {
         remembered.applied.insert(owner.clone(), records);
     }
 
-    /// Digest of everything that was applied for `owner`, for its status. To be asked once all of `plan` was applied.
-    pub fn digest(&self, owner: &Key, plan: &Plan) -> String {
+    /// Digest of everything that was applied for `owner`, for its status. To be asked once all of `plan` was applied. `None`: not
+    /// all is there as it was applied, which only a write shows, so an operator that starts has to write it once more.
+    pub fn digest(&self, owner: &Key, plan: &Plan) -> Option<String> {
         let remembered = self.lock();
+        let mut contests = remembered.contests.get(owner).into_iter().flatten();
+        if contests.any(|(_, contest)| contest.is_rewritten()) {
+            return None;
+        }
         let known = remembered.applied.get(owner);
         let planned = applied_children(plan).filter_map(|child| {
             let record = known?.get(&child)?.clone();
             Some((child, record))
         });
-        digest(&planned.collect(), plan)
+        Some(digest(&planned.collect(), plan))
     }
 
     pub(super) fn record(&self, owner: &Key, child: &ChildRef) -> Option<Record> {
@@ -192,7 +197,7 @@ mod tests {
     #[test]
     fn an_operator_that_starts_takes_over_what_is_just_as_it_was_left() {
         let (memory, present) = applied();
-        let recorded = memory.digest(&orders(), &plan());
+        let recorded = memory.digest(&orders(), &plan()).unwrap();
         assert!(adopts(&present, &plan(), &recorded));
         assert!(!adopts(&present, &plan(), "another"), "the record is of another state");
     }
@@ -200,7 +205,7 @@ mod tests {
     #[test]
     fn what_changed_while_nobody_watched_is_not_taken_over() {
         let (memory, present) = applied();
-        let recorded = memory.digest(&orders(), &plan());
+        let recorded = memory.digest(&orders(), &plan()).unwrap();
         let changed = |change: fn(&mut ChildSeen)| {
             let mut present = present.clone();
             present.values_mut().for_each(change);

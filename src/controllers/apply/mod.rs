@@ -7,6 +7,7 @@
 pub mod contest;
 pub mod contract_readers;
 mod memory;
+mod rewritten;
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -153,8 +154,11 @@ async fn apply_difference(
     let (reference, hash) = (child.reference(), hash(json));
     let (known, record) = (present.get(&reference), memory.record(owner, &reference));
     let step = step(&hash, known, record.as_ref());
+    let rewritten = memory.rewritten(owner, &reference).filter(|_| step == Step::Nothing);
+    let step = if rewritten.is_some() { Step::Repair } else { step };
     // after a restart nobody knows whether it was changed
-    let change = known.filter(|_| step == Step::Repair && record.is_some()).map(|known| Change::of(known, json));
+    let changed = known.filter(|_| step == Step::Repair && record.is_some());
+    let change = rewritten.or_else(|| changed.map(|known| Change::of(known, json)));
     let turn = match (&change, step) {
         (Some(change), _) => memory.found_changed(owner, &reference, change, now),
         (None, Step::Nothing) => memory.is_as_applied(owner, &reference, now),
@@ -168,15 +172,17 @@ async fn apply_difference(
         return Ok(None);
     }
     let sent = marked(json.clone(), &hash);
-    let live = if step == Step::Make && child.kind().write() == Write::ApplyUnlessTaken {
+    let answer = if step == Step::Make && child.kind().write() == Write::ApplyUnlessTaken {
         create(client, owner, child, &sent, false).await?
     } else {
         patch(client, owner, child.kind(), &reference.name, sent, step).await?
     };
-    let seen = ChildSeen::from(live);
-    if change.is_some() {
-        memory.repaired(owner, &reference, now);
-        outcome.again_at(memory.is_as_applied(owner, &reference, now).unwrap_or(now));
+    let fields = rewritten::rewritten(json, &answer);
+    let seen = ChildSeen::from(live(answer)?);
+    memory.repaired(owner, &reference, now);
+    memory.set_rewritten(owner, &reference, fields, now);
+    if let Some(turn) = memory.is_as_applied(owner, &reference, now) {
+        outcome.again_at(turn);
     }
     if step == Step::Repair && known.is_none_or(|known| known.version != seen.version) {
         outcome.drifted.push((reference.clone(), change));
@@ -239,11 +245,21 @@ async fn patch(
     name: &str,
     json: Value,
     step: Step,
-) -> Result<Live, RequestError> {
-    let api: Api<Live> = Api::namespaced_with(client.clone(), &owner.id.namespace, &kind.resource());
+) -> Result<Value, RequestError> {
     let params = PatchParams::apply(FIELD_MANAGER);
     let params = if step == Step::Make { params } else { params.force() };
-    within_deadline(api.patch(name, &params, &Patch::Apply(&json))).await
+    let mut request =
+        collection(kind, owner).patch(name, &params, &Patch::Apply(&json)).map_err(kube::Error::BuildRequest)?;
+    request.extensions_mut().insert("patch");
+    within_deadline(client.request(request)).await
+}
+
+fn collection(kind: ChildKind, owner: &Key) -> Request {
+    Request::new(<Live as kube::Resource>::url_path(&kind.resource(), Some(&owner.id.namespace)))
+}
+
+fn live(answer: Value) -> Result<Live, RequestError> {
+    Ok(serde_json::from_value(answer).map_err(kube::Error::SerdeError)?)
 }
 
 /// Whether there is no Secret of this name, without the right to read one: its creation, which is only tried, is not refused.
@@ -260,7 +276,7 @@ pub async fn secret_is_missing(client: &Client, owner: &Key, name: &str) -> Resu
 /// Creates what is never changed afterwards. `None`: it exists already.
 async fn make_once(client: &Client, owner: &Key, child: &Child) -> Result<Option<Live>, RequestError> {
     match create(client, owner, child, &child.to_json()?, false).await {
-        Ok(live) => Ok(Some(live)),
+        Ok(answer) => live(answer).map(Some),
         Err(error) if error.code() == Some(409) => Ok(None),
         Err(error) => Err(error),
     }
@@ -274,13 +290,13 @@ async fn create(
     child: &Child,
     json: &Value,
     dry_run: bool,
-) -> Result<Live, RequestError> {
+) -> Result<Value, RequestError> {
     let params = PostParams { dry_run, field_manager: Some(FIELD_MANAGER.to_owned()) };
-    let url = <Live as kube::Resource>::url_path(&child.kind().resource(), Some(&owner.id.namespace));
-    let mut request =
-        Request::new(url).create(&params, serde_json::to_vec(json)?).map_err(kube::Error::BuildRequest)?;
+    let mut request = collection(child.kind(), owner)
+        .create(&params, serde_json::to_vec(json)?)
+        .map_err(kube::Error::BuildRequest)?;
     request.extensions_mut().insert("create");
-    within_deadline(client.request::<Live>(request)).await
+    within_deadline(client.request(request)).await
 }
 
 /// Deletes this very child, and not one that was made since under its name.

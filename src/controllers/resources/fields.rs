@@ -14,7 +14,7 @@ const MOST: usize = 16;
 /// A field under `spec` that another manager owns and Weft does not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForeignField {
-    /// Name of the manager, and of the sub-resource by which it writes: `kube-controller-manager (scale)`.
+    /// Name of the manager, and of the sub-resource by which it writes: `keda-operator (scale)`.
     pub manager: String,
     pub path: FieldPath,
 }
@@ -102,6 +102,8 @@ fn manager(entry: &ManagedFieldsEntry) -> String {
     let name = entry.manager.clone().unwrap_or_default();
     match entry.subresource.as_deref() {
         None | Some("") => name,
+        // of its controllers only that one writes there
+        Some("scale") if name == "kube-controller-manager" => format!("a HorizontalPodAutoscaler ({name})"),
         Some(subresource) => format!("{name} ({subresource})"),
     }
 }
@@ -155,7 +157,7 @@ mod tests {
                 "kubectl-set spec.template.spec.containers[service].env[A].value",
                 "kubectl-set spec.template.spec.containers[service].env[DEBUG]",
                 "kubectl-set spec.template.spec.containers[service].image",
-                "kube-controller-manager (scale) spec.replicas",
+                "a HorizontalPodAutoscaler (kube-controller-manager) spec.replicas",
             ]
         );
     }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -33,7 +33,7 @@ use crate::controllers::{
 /// Changes that come together are reconciled together.
 const DEBOUNCE: Duration = Duration::from_millis(200);
 
-/// A new leader gives the data plane this long to report before it concludes, and writes, that it is silent.
+/// A new leader gives the data plane of a scope this long to report before it concludes, and writes, that it is silent.
 const FIRST_REPORTS: Duration = Duration::from_secs(15);
 
 /// What every reconcile works with.
@@ -52,8 +52,8 @@ pub struct Context {
     backoff: Backoff,
     results: Mutex<HashMap<Key, PassResult>>,
     pods_changed: Notify,
-    /// Since when reports of the data plane can arrive.
-    listening_since: OnceLock<Instant>,
+    /// Since when reports of the data plane can arrive, of every pod that is known.
+    listening_since: Mutex<Instant>,
 }
 
 impl std::fmt::Debug for Context {
@@ -97,7 +97,7 @@ impl Context {
             backoff: Backoff::default(),
             results: Mutex::default(),
             pods_changed: Notify::new(),
-            listening_since: OnceLock::new(),
+            listening_since: Mutex::new(Instant::now()),
         }
     }
 
@@ -132,14 +132,14 @@ impl Context {
         }
     }
 
-    /// From now on reports of the data plane can arrive.
+    /// A scope's pods have become known: from now on they can report.
     pub fn start_listening(&self) {
-        self.listening_since.get_or_init(Instant::now);
+        *self.listening_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
     /// Until when the silence of a pod proves nothing, because this process has only begun to listen.
     pub fn still_listening(&self) -> Option<Instant> {
-        let until = *self.listening_since.get_or_init(Instant::now) + FIRST_REPORTS;
+        let until = *self.listening_since.lock().unwrap_or_else(PoisonError::into_inner) + FIRST_REPORTS;
         (Instant::now() < until).then_some(until)
     }
 

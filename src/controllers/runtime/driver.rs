@@ -199,7 +199,7 @@ async fn carry_out<K: Driven>(context: &Context, key: &Key, object: &K::Object, 
     for failure in &applied.failures {
         tracing::warn!(reason = failure.reason, message = failure.message, "a child could not be written");
     }
-    applied.digest = applied.failures.is_empty().then(|| context.memory.digest(key, plan));
+    applied.digest = applied.failures.is_empty().then(|| context.memory.digest(key, plan)).flatten();
     Carried { applied, again, wrote }
 }
 

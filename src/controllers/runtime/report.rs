@@ -51,8 +51,9 @@ pub async fn write<K: Custom>(context: &Context, key: &Key, object: &K, status: 
         return Ok(());
     }
     let answer = match patch::<K>(context, key, object.meta().uid.as_deref(), &json!(status)).await {
-        // deleted meanwhile (404), or another object of this name by now (409): its own watch events follow
-        Err(error) if matches!(error.code(), Some(404 | 409)) => return Ok(()),
+        // deleted meanwhile: its own watch event follows. A conflict is retried: another object may have this name by now, or two
+        // writes met
+        Err(error) if error.code() == Some(404) => return Ok(()),
         answer => answer?,
     };
     for notice in events::of_change(was, K::conditions(&status)) {
@@ -105,7 +106,7 @@ pub async fn write_malformed<K: Custom>(
     }
     tracing::warn!(error = malformed.error, "malformed object");
     match patch::<K>(context, key, object.metadata.uid.as_deref(), &json!(status)).await {
-        Err(error) if !matches!(error.code(), Some(404 | 409)) => Err(error),
+        Err(error) if error.code() != Some(404) => Err(error),
         Ok(_) | Err(_) => Ok(()),
     }
 }

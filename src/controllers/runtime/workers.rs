@@ -33,7 +33,6 @@ pub async fn run(
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
-    context.start_listening();
     let (turns, ended) = (Arc::clone(&context), stop.clone());
     tasks.spawn(async move {
         tokio::select! { () = ended.cancelled() => {} () = turns.grant_turns() => {} }
@@ -66,7 +65,7 @@ pub async fn run(
 }
 
 /// Reconciles every key again in the course of [`RESYNC_SLOTS`] ticks, a part at each tick: the net under a change whose requeue
-/// was lost. Where nothing differs, nothing is sent.
+/// was lost. (That under a change that the watch did not report is the watch's: it lists anew.) Where nothing differs, nothing is sent.
 pub async fn resync(context: Arc<Context>, stop: CancellationToken) {
     let mut tick = tokio::time::interval(RESYNC_TICK);
     tick.tick().await;

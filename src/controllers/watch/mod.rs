@@ -24,7 +24,10 @@ use kube::{
         watcher::{self, Event, watcher},
     },
 };
-use tokio::sync::Notify;
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout_at},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::scope::Namespaces;
@@ -54,14 +57,17 @@ const PAGE: u32 = 200;
 /// Between two attempts at a watch that is refused; doubled each time. (The watch's own pauses begin anew with each attempt.)
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+/// Every watch lists anew so often, or up to a third sooner, so that not all do at once: the net under a change that it was never
+/// told of. Where nothing differs, nothing is requeued.
+const RELIST: Duration = Duration::from_mins(30);
 /// Watches that have not delivered their first list by then are reported.
 const SLOW_START: Duration = Duration::from_secs(30);
 
-/// Starts all watches; resolves once the first lists of every scope are complete, or known to be refused. Events about scopes
-/// concern `operator`, the operator's own pod.
+/// Starts all watches; resolves once the first lists of every scope are complete, or known to be refused. Nothing needs to wait
+/// for that: what lies in a scope is reconciled when the lists of that scope are complete. Events about scopes concern
+/// `operator`, the operator's own pod.
 pub async fn start(
     context: &Arc<Context>,
-    client: &Client,
     namespaces: &Namespaces,
     operator: &ObjectReference,
     readiness: &Readiness,
@@ -73,7 +79,8 @@ pub async fn start(
     for scope in namespaces.scopes() {
         context.store().expect(scope.clone());
         let watches = Arc::new(ScopeWatches::new(scope, Arc::clone(&changed), operator.clone()));
-        let starter = Starter { context, client, watches: Arc::clone(&watches), readiness, tasks, stop };
+        let starter =
+            Starter { context, client: &context.client, watches: Arc::clone(&watches), readiness, tasks, stop };
         if let Namespaces::Labelled(label) = namespaces {
             context.store().require_label(label.clone());
             starter.namespaces(label);
@@ -107,7 +114,8 @@ impl Starter<'_> {
     /// Namespaces with `label`.
     fn namespaces(&self, label: &str) {
         let api: Api<PartialObjectMeta<Namespace>> = Api::all(self.client.clone());
-        self.run("Namespace", watcher(api, config().labels(label)).map_ok(without_body), NamespaceFeed);
+        let config = config().labels(label);
+        self.run("Namespace", move || watcher(api.clone(), config.clone()).map_ok(without_body), NamespaceFeed);
     }
 
     fn custom<K: Custom>(&self) {
@@ -116,7 +124,7 @@ impl Starter<'_> {
             None => Api::all(self.client.clone()),
         };
         let feed = CustomFeed::<K>::new(self.watches.scope.clone());
-        self.run(K::KIND.as_str(), watcher(api, config()), feed);
+        self.run(K::KIND.as_str(), move || watcher(api.clone(), config()), feed);
     }
 
     fn children(&self, kind: ChildKind) {
@@ -130,18 +138,15 @@ impl Starter<'_> {
     }
 
     fn pruned(&self, kind: ChildKind) {
+        let api: Api<DeserializeGuard<Live>> = self.api(&kind.resource());
         let feed = ChildFeed { scope: self.watches.scope.clone(), kind };
-        self.run(
-            kind.as_str(),
-            well_formed(watcher(self.api::<DeserializeGuard<Live>>(&kind.resource()), ours())),
-            feed,
-        );
+        self.run(kind.as_str(), move || well_formed(watcher(api.clone(), ours())), feed);
     }
 
     fn metadata(&self, kind: ChildKind) {
         let api: Api<PartialObjectMeta<Live>> = self.api(&kind.resource());
         let feed = ChildFeed { scope: self.watches.scope.clone(), kind };
-        self.run(kind.as_str(), watcher(api, ours()).map_ok(without_body), feed);
+        self.run(kind.as_str(), move || watcher(api.clone(), ours()).map_ok(without_body), feed);
     }
 
     fn config_maps(&self) {
@@ -151,25 +156,19 @@ impl Starter<'_> {
         };
         let ours = ChildFeed { scope: self.watches.scope.clone(), kind: ChildKind::ConfigMap };
         let feed = SharedFeed::<ForeignConfigMaps>::new(ours);
-        self.run("ConfigMap", watcher(api, config()).map_ok(without_body), feed);
+        self.run("ConfigMap", move || watcher(api.clone(), config()).map_ok(without_body), feed);
     }
 
     fn policies(&self, kind: ChildKind) {
+        let api: Api<DeserializeGuard<Live>> = self.api(&kind.resource());
         let feed = SharedFeed::<ForeignPolicies>::new(ChildFeed { scope: self.watches.scope.clone(), kind });
-        self.run(
-            kind.as_str(),
-            well_formed(watcher(self.api::<DeserializeGuard<Live>>(&kind.resource()), config())),
-            feed,
-        );
+        self.run(kind.as_str(), move || well_formed(watcher(api.clone(), config())), feed);
     }
 
     fn pods(&self) {
+        let api: Api<DeserializeGuard<LivePod>> = self.api(&live_pod::resource());
         let feed = PodFeed { scope: self.watches.scope.clone() };
-        self.run(
-            "Pod",
-            well_formed(watcher(self.api::<DeserializeGuard<LivePod>>(&live_pod::resource()), ours())),
-            feed,
-        );
+        self.run("Pod", move || well_formed(watcher(api.clone(), ours())), feed);
     }
 
     fn api<K>(&self, resource: &ApiResource) -> Api<K>
@@ -182,36 +181,50 @@ impl Starter<'_> {
         }
     }
 
-    fn run<F: Feed>(
-        &self,
-        kind: &'static str,
-        events: impl Stream<Item = Result<Event<F::Object>, watcher::Error>> + Send + 'static,
-        feed: F,
-    ) {
+    fn run<F, S>(&self, kind: &'static str, watch: impl Fn() -> S + Send + Sync + 'static, feed: F)
+    where
+        F: Feed,
+        S: Stream<Item = Result<Event<F::Object>, watcher::Error>> + Send + 'static,
+    {
         let (context, stop, watches) = (Arc::clone(self.context), self.stop.clone(), Arc::clone(&self.watches));
         let readiness = self.readiness.clone();
-        let events = events.default_backoff();
         watches.expect();
         self.tasks.spawn(async move {
-            let followed = follow(&context, &readiness, kind, events, &feed, &watches);
+            let watch = || watch().default_backoff();
+            let followed = follow(&context, &readiness, kind, watch, &feed, &watches);
             tokio::select! { () = stop.cancelled() => {} () = followed => {} }
         });
     }
 }
 
-async fn follow<F: Feed>(
+async fn follow<F, S>(
     context: &Context,
     readiness: &Readiness,
     kind: &'static str,
-    events: impl Stream<Item = Result<Event<F::Object>, watcher::Error>>,
+    watch: impl Fn() -> S,
     feed: &F,
     watches: &ScopeWatches,
-) {
+) where
+    F: Feed,
+    S: Stream<Item = Result<Event<F::Object>, watcher::Error>>,
+{
     let mut listed = false;
     let mut pause = FIRST_PAUSE;
     let mut seen = HashSet::new();
-    let mut events = std::pin::pin!(events);
-    while let Some(event) = events.next().await {
+    // not while it lists: however long that takes, it is to come to an end
+    let mut relist: Option<Instant> = None;
+    let mut events = std::pin::pin!(watch());
+    loop {
+        let event = match relist {
+            Some(at) => timeout_at(at, events.next()).await,
+            None => Ok(events.next().await),
+        };
+        let Ok(event) = event else {
+            events.set(watch());
+            relist = None;
+            continue;
+        };
+        let Some(event) = event else { return };
         let event = match event {
             Ok(event) => event,
             Err(error) => {
@@ -219,6 +232,9 @@ async fn follow<F: Feed>(
                 if matches!(code(&error), Some(401 | 403)) {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
+                    // a list shows that the rights are back, which a watch of what does not change never would
+                    events.set(watch());
+                    relist = None;
                 }
                 continue;
             }
@@ -227,6 +243,7 @@ async fn follow<F: Feed>(
             // it comes before each attempt, and says nothing about it
             Event::Init => {
                 seen.clear();
+                relist = None;
                 continue;
             }
             Event::InitApply(object) => {
@@ -234,6 +251,7 @@ async fn follow<F: Feed>(
                 (feed.set(context, object), false)
             }
             Event::InitDone => {
+                relist = Some(Instant::now() + RELIST.mul_f64(1.0 - rand::random::<f64>() / 3.0));
                 (feed.retain(context, &std::mem::take(&mut seen)), !std::mem::replace(&mut listed, true))
             }
             Event::Apply(object) => (feed.set(context, object), false),

@@ -71,6 +71,7 @@ impl ScopeWatches {
             state.pending == 0
         };
         if done {
+            context.start_listening();
             let requeue = context.store().complete(&self.scope);
             context.enqueue(requeue, Priority::Resync);
         }
@@ -87,8 +88,14 @@ impl ScopeWatches {
         };
         if is_news {
             let place = self.place();
+            let if_gone = match &self.scope.0 {
+                Some(_) => {
+                    "; if the namespace is gone, create it before, or take it out of the chart's value `namespaces`"
+                }
+                None => "",
+            };
             let message = format!(
-                "{place} cannot be watched, and nothing in it is reconciled until it can: {error}; create the namespace again, or take it out of the chart's value `namespaces` and upgrade the release"
+                "{place} cannot be watched, and nothing in it is reconciled until it can: {error}; upgrade the release, by which the operator gets its rights again{if_gone}"
             );
             tracing::warn!(scope = place, error, "a scope cannot be watched");
             context.metrics.scope_refused(&self.scope, true);

@@ -143,7 +143,8 @@ control_plane_start() {
     --service-account-key-file="$PKI/sa.pub" --service-account-signing-key-file="$PKI/sa.key" \
     --service-account-issuer=https://kubernetes.default.svc --allow-privileged \
     --audit-policy-file="$RUN/audit-policy.yaml" --audit-log-path="$LOG/audit.log" \
-    --audit-log-maxsize=1000 --audit-log-maxbackup=1
+    --audit-log-maxsize=1000 --audit-log-maxbackup=1 \
+    --feature-gates=MutatingAdmissionPolicy=true --runtime-config=admissionregistration.k8s.io/v1beta1=true # beta in 1.34
 }
 
 control_plane_rest() {
