@@ -14,7 +14,7 @@ use crate::{
         observed::{JobOutcome, JobState, Workload},
         outcome::{Applied, Class, Failure},
         plan::Plan,
-        settings::Settings,
+        settings::{Resources, Settings},
     },
 };
 
@@ -23,6 +23,7 @@ pub(crate) fn settings() -> Settings {
         image: "localhost/weft:1".to_owned(),
         image_pull_policy: None,
         postgres_image: "docker.io/library/postgres:{version}".to_owned(),
+        resources: Resources::default(),
         orchestrator_storage: Storage::default(),
         namespace: "weft-system".to_owned(),
         pod_labels: [("app.kubernetes.io/name".to_owned(), "weft".to_owned())].into(),

@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use weft::{api::v1alpha1::Storage, controllers::resources::settings::Settings};
+use weft::{
+    api::v1alpha1::Storage,
+    controllers::resources::settings::{Resources, Settings},
+};
 
 pub fn settings() -> Settings {
     Settings {
         image: "weft".to_owned(),
         image_pull_policy: None,
         postgres_image: "postgres:{version}".to_owned(),
+        resources: Resources::default(),
         orchestrator_storage: Storage::default(),
         namespace: "weft-system".to_owned(),
         pod_labels: BTreeMap::new(),

@@ -22,16 +22,16 @@ use crate::{
         database_setup::{DatabaseSetup, EXIT_DEFINITE, Outcome, Purpose},
     },
     controllers::{
-        render::pod::{PASSWORD, config_map_volume, mount, password_volume, pod_security, resources, weft_security},
+        render::pod::{self, PASSWORD, config_map_volume, mount, password_volume, pod_security, weft_security},
         resources::{
             child::{Child, ChildKind, ChildRef},
             labels::{
-                Component, DATABASE_CLIENT_LABEL, IMAGE_ANNOTATION, RELEASED_ANNOTATION, SECRETS_ANNOTATION,
+                Component, DATABASE_CLIENT_LABEL, DEFAULTS_ANNOTATION, RELEASED_ANNOTATION, SECRETS_ANNOTATION,
                 SET_UP_ANNOTATION,
             },
-            observed::{DatabaseObserved, JobOutcome, JobState, Migrations, Released},
+            observed::{DatabaseObserved, JobOutcome, JobState, Migrations, Released, is_about_resources},
             plan::{Plan, Rejection},
-            settings::Settings,
+            settings::{Defaults, Settings},
         },
     },
     domain::{
@@ -73,9 +73,7 @@ pub(super) fn add(
             plan.recheck_in = Some(*pause).filter(|pause| !pause.is_zero());
             !pause.is_zero()
         }
-        Stage::Running(job) => {
-            job.missing_images.is_empty() || job.annotations.get(IMAGE_ANNOTATION) == Some(&settings.image)
-        }
+        Stage::Running(job) => !is_corrected(job, settings),
         // one that has ended and does not count read other migrations: it goes, too
         // the superuser's new password is the server's once that has started with it
         Stage::Pending => !observed.jobs.contains_key(&name) && server::has_admin_password(wanted, observed),
@@ -92,6 +90,16 @@ pub(super) fn add(
         plan.children.push(Child::Job(job(wanted, name, settings)));
     }
     Ok(())
+}
+
+/// What keeps this Job's pod from running came from the operator's configuration, which is another one by now.
+fn is_corrected(job: &JobState, settings: &Settings) -> bool {
+    let never_runs = !job.missing_images.is_empty() || is_about_resources(&job.problems);
+    never_runs && pod::defaults(&job.annotations).as_ref() != Some(&defaults(settings))
+}
+
+fn defaults(settings: &Settings) -> Defaults {
+    settings.defaults(&settings.resources.setup)
 }
 
 /// The set-up of the present input, if it is done: as recorded, or as its Job reports it.
@@ -188,6 +196,7 @@ fn config_map(
 
 fn job(wanted: &Wanted<'_>, name: String, settings: &Settings) -> Job {
     let owner = wanted.owner;
+    let defaults = defaults(settings);
     let mut labels = owner.labels(Component::Setup);
     labels.insert(DATABASE_CLIENT_LABEL.to_owned(), owner.name.clone());
     let (volumes, mounts) = volumes(wanted);
@@ -203,14 +212,17 @@ fn job(wanted: &Wanted<'_>, name: String, settings: &Settings) -> Job {
             enable_service_links: Some(false),
             restart_policy: Some("Never".to_owned()),
             security_context: Some(pod_security()),
-            containers: vec![container(mounts, settings)],
+            containers: vec![container(mounts, &defaults, settings)],
             volumes: Some(volumes),
             ..PodSpec::default()
         }),
     };
     Job {
         metadata: ObjectMeta {
-            annotations: Some([(IMAGE_ANNOTATION.to_owned(), settings.image.clone())].into()),
+            // strings and quantities always have a form in JSON
+            annotations: Some(
+                [(DEFAULTS_ANNOTATION.to_owned(), serde_json::to_string(&defaults).unwrap_or_default())].into(),
+            ),
             ..owner.metadata(name, Component::Setup)
         },
         spec: Some(JobSpec {
@@ -225,14 +237,14 @@ fn job(wanted: &Wanted<'_>, name: String, settings: &Settings) -> Job {
 
 pub const CONTAINER: &str = "setup";
 
-fn container(mounts: Vec<VolumeMount>, settings: &Settings) -> Container {
+fn container(mounts: Vec<VolumeMount>, defaults: &Defaults, settings: &Settings) -> Container {
     let config = format!("{}/{CONTRACT_FILE}", CONTRACT.1);
     Container {
         name: CONTAINER.to_owned(),
-        image: Some(settings.image.clone()),
-        image_pull_policy: settings.image_pull_policy.clone(),
+        image: Some(defaults.image.clone()),
+        image_pull_policy: defaults.image_pull_policy.clone(),
         args: Some(["database", "setup", "--config", &config].map(str::to_owned).into()),
-        resources: Some(resources(("10m", "32Mi"), ("1", "256Mi"))),
+        resources: Some(defaults.resources.clone()),
         security_context: Some(weft_security(settings)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         volume_mounts: Some(mounts),

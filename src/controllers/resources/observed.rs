@@ -17,8 +17,8 @@ use crate::{
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Workload {
     pub uid: String,
-    /// Its annotations under `weft.dev/`, as the last plan wrote them: the plan remembers there which data-plane image it
-    /// used ([`IMAGE_ANNOTATION`](super::labels::IMAGE_ANNOTATION)) and for which pod template.
+    /// Its annotations under `weft.dev/`, as the last plan wrote them: the plan remembers there which defaults it used
+    /// ([`DEFAULTS_ANNOTATION`](super::labels::DEFAULTS_ANNOTATION)) and for which pod template.
     pub annotations: BTreeMap<String, String>,
     pub generation: i64,
     /// The controller-manager has seen this generation; the counts are about it.
@@ -48,6 +48,12 @@ impl Workload {
             && self.ready >= self.wanted
             && self.replicas <= self.wanted
     }
+}
+
+/// Other requests and limits might end one of these problems.
+pub fn is_about_resources(problems: &[Problem]) -> bool {
+    const REASONS: [&str; 4] = ["OutOfMemory", "PodsRefused", "QuotaExceeded", "Unschedulable"];
+    problems.iter().any(|problem| REASONS.contains(&problem.reason.as_str()))
 }
 
 /// A Job that exists.
