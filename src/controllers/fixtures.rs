@@ -88,7 +88,6 @@ pub(crate) fn job(outcome: JobOutcome) -> JobState {
         problems: Vec::new(),
         missing_images: Vec::new(),
         report: None,
-        replace_in: None,
     }
 }
 

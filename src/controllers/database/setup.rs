@@ -6,11 +6,8 @@ use std::{
 };
 
 use k8s_openapi::api::{
-    batch::v1::{
-        Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyOnPodConditionsPattern,
-        PodFailurePolicyRule,
-    },
-    core::v1::{ConfigMap, Container, KeyToPath, PodSpec, PodTemplateSpec, Volume, VolumeMount},
+    batch::v1::{Job, JobSpec},
+    core::v1::{ConfigMap, Container, EmptyDirVolumeSource, KeyToPath, PodSpec, PodTemplateSpec, Volume, VolumeMount},
 };
 use kube::core::ObjectMeta;
 
@@ -19,7 +16,7 @@ use crate::{
     api::v1alpha1::SetUp,
     contract::{
         Contract, DatabaseLogin, Role,
-        database_setup::{DatabaseSetup, EXIT_DEFINITE, Outcome, Purpose},
+        database_setup::{DatabaseSetup, Outcome, Purpose},
     },
     controllers::{
         render::pod::{self, PASSWORD, config_map_volume, mount, password_volume, pod_security, weft_security},
@@ -43,9 +40,8 @@ use crate::{
 const CONTRACT: (&str, &str) = ("weft-setup", "/etc/weft/setup");
 const CONTRACT_FILE: &str = "setup.yaml";
 const MIGRATIONS: (&str, &str) = ("migrations", "/etc/weft/migrations");
-/// The program waits for the server by itself and ends only when it is done or cannot be; so this bounds crashes of nodes
-/// and the like, and is large: a Job that gave up needs a person.
-const BACKOFF_LIMIT: i32 = 1000;
+/// A folder that lasts as long as the pod: the program keeps there that an error is definite.
+const STATE: (&str, &str) = ("state", "/var/lib/weft");
 /// Key of the ConfigMap with the pod template that was released last.
 pub const RELEASED_FILE: &str = "released.json";
 /// A mesh's proxy is to be a native sidecar (Istio, Linkerd), so that the pod ends with the set-up. It is not kept out: a
@@ -69,10 +65,6 @@ pub(super) fn add(
     let runs = match stage(wanted, observed) {
         Stage::MigrationsMissing { .. } | Stage::MigrationsEmpty { .. } | Stage::MigrationsBehind { .. } => false,
         // a Job cannot be changed: this one goes, and the next pass makes another
-        Stage::Running(JobState { replace_in: Some(pause), .. }) => {
-            plan.recheck_in = Some(*pause).filter(|pause| !pause.is_zero());
-            !pause.is_zero()
-        }
         Stage::Running(job) => !is_corrected(job, settings),
         // one that has ended and does not count read other migrations: it goes, too
         // the superuser's new password is the server's once that has started with it
@@ -210,7 +202,8 @@ fn job(wanted: &Wanted<'_>, name: String, settings: &Settings) -> Job {
             service_account_name: Some(names::database(&owner.name)),
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
-            restart_policy: Some("Never".to_owned()),
+            // in place, with the kubelet's growing pauses, and whatever injected containers do: one pod, however often it fails
+            restart_policy: Some("OnFailure".to_owned()),
             security_context: Some(pod_security()),
             containers: vec![container(mounts, &defaults, settings)],
             volumes: Some(volumes),
@@ -226,8 +219,8 @@ fn job(wanted: &Wanted<'_>, name: String, settings: &Settings) -> Job {
             ..owner.metadata(name, Component::Setup)
         },
         spec: Some(JobSpec {
-            backoff_limit: Some(BACKOFF_LIMIT),
-            pod_failure_policy: Some(failure_policy()),
+            // a Job that gives up would delete the pod, and the error with it
+            backoff_limit: Some(i32::MAX),
             template,
             ..JobSpec::default()
         }),
@@ -243,7 +236,7 @@ fn container(mounts: Vec<VolumeMount>, defaults: &Defaults, settings: &Settings)
         name: CONTAINER.to_owned(),
         image: Some(defaults.image.clone()),
         image_pull_policy: defaults.image_pull_policy.clone(),
-        args: Some(["database", "setup", "--config", &config].map(str::to_owned).into()),
+        args: Some(["database", "setup", "--config", &config, "--state", STATE.1].map(str::to_owned).into()),
         resources: Some(defaults.resources.clone()),
         security_context: Some(weft_security(settings)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
@@ -265,7 +258,11 @@ fn volumes(wanted: &Wanted<'_>) -> (Vec<Volume>, Vec<VolumeMount>) {
     if let Some(migrations) = wanted.migrations {
         volumes.push((config_map_volume(MIGRATIONS.0, migrations.config_map.clone()), MIGRATIONS));
     }
-    volumes.into_iter().map(|(volume, (name, path))| (volume, mount(name, path))).unzip()
+    let state =
+        Volume { name: STATE.0.to_owned(), empty_dir: Some(EmptyDirVolumeSource::default()), ..Volume::default() };
+    let mounted = VolumeMount { name: STATE.0.to_owned(), mount_path: STATE.1.to_owned(), ..VolumeMount::default() };
+    let read_only = volumes.into_iter().map(|(volume, (name, path))| (volume, mount(name, path)));
+    read_only.chain([(state, mounted)]).unzip()
 }
 
 /// The contract alone of all that the ConfigMap holds.
@@ -274,29 +271,4 @@ fn contract_volume(config_map: String) -> Volume {
     let file = KeyToPath { key: CONTRACT_FILE.to_owned(), path: CONTRACT_FILE.to_owned(), mode: None };
     volume.config_map.get_or_insert_default().items = Some(vec![file]);
     volume
-}
-
-/// A definite error ends the Job at once; a pod that its node lost does not count.
-fn failure_policy() -> PodFailurePolicy {
-    let definite = PodFailurePolicyOnExitCodesRequirement {
-        container_name: Some(CONTAINER.to_owned()),
-        operator: "In".to_owned(),
-        values: vec![i32::from(EXIT_DEFINITE)],
-    };
-    let disrupted =
-        PodFailurePolicyOnPodConditionsPattern { type_: "DisruptionTarget".to_owned(), status: "True".to_owned() };
-    PodFailurePolicy {
-        rules: vec![
-            PodFailurePolicyRule {
-                action: "FailJob".to_owned(),
-                on_exit_codes: Some(definite),
-                on_pod_conditions: None,
-            },
-            PodFailurePolicyRule {
-                action: "Ignore".to_owned(),
-                on_exit_codes: None,
-                on_pod_conditions: Some(vec![disrupted]),
-            },
-        ],
-    }
 }

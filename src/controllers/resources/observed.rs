@@ -69,16 +69,13 @@ pub struct JobState {
     /// What the set-up's own container reported when it succeeded. It counts also while another container, which somebody
     /// injected, keeps the pod from ending.
     pub report: Option<Outcome>,
-    /// The set-up's own container failed, and an injected one keeps the pod, so the Job does not try again: when it is to be
-    /// replaced, for that reason alone.
-    pub replace_in: Option<Duration>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JobOutcome {
     Running,
     Succeeded,
-    /// The Job has given up; `message` is the last pod's termination message, or else the Job's own message.
+    /// Trying again cannot help; `message` is the last attempt's termination message, or else the Job's own message.
     Failed {
         message: String,
     },

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{Observed, plan};
@@ -58,7 +57,7 @@ fn from_store(context: &Context, key: &Key, object: &Microservice) -> Observed {
         let service = store.get::<Microservice>(&ObjectId::new(&key.id.namespace, &dependency.service))?;
         Some((dependency.service.clone(), service))
     });
-    let database = store.database(key, &key.id.name, Timestamp::now());
+    let database = store.database(key, &key.id.name);
     let deleted_with = database.server.as_ref().and_then(|server| server.annotations.get(DELETED_WITH_ANNOTATION));
     let services = object.spec.depends_on.iter().map(|dependency| dependency.service.as_str());
     Observed {
