@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Observed, plan};
+use super::{Observed, plan, status};
 use crate::{
     api::v1alpha1::Microservice,
     contract::database_setup::Purpose,
@@ -78,6 +78,8 @@ fn settles_in(context: &Context, key: &Key, object: &Microservice) -> Option<Dur
     if migrations.last.is_some() {
         return None;
     }
-    let reported = object.status.as_ref().and_then(|status| status.observed_generation);
+    // another operator, which does not know since when, lets it settle anew
+    let settled = object.status.as_ref().filter(|status| !status::is_settling(status));
+    let reported = settled.and_then(|status| status.observed_generation);
     context.settling.remaining(key, object.metadata.generation, reported, Instant::now())
 }
