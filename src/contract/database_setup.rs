@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::{Contract, DatabaseLogin, Role};
 
 /// Exit code of `weft database setup` when repeating cannot help: a migration that fails, a changed migration, a bad
-/// contract. The Job then gives up at once.
+/// contract.
 pub const EXIT_DEFINITE: u8 = 65;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,7 +14,7 @@ use crate::{
         observed::{JobOutcome, JobState, Workload},
         outcome::{Applied, Class, Failure},
         plan::Plan,
-        settings::{Broker, Settings},
+        settings::{Broker, Resources, Settings},
     },
     nats::accounts::Accounts,
 };
@@ -24,6 +24,7 @@ pub(crate) fn settings() -> Settings {
         image: "localhost/weft:1".to_owned(),
         image_pull_policy: None,
         postgres_image: "docker.io/library/postgres:{version}".to_owned(),
+        resources: Resources::default(),
         orchestrator_storage: Storage::default(),
         namespace: "weft-system".to_owned(),
         pod_labels: [("app.kubernetes.io/name".to_owned(), "weft".to_owned())].into(),
@@ -93,7 +94,6 @@ pub(crate) fn job(outcome: JobOutcome) -> JobState {
         problems: Vec::new(),
         missing_images: Vec::new(),
         report: None,
-        replace_in: None,
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
     api::v1alpha1::Storage,
     controllers::{
         kinds,
-        resources::settings::{Broker, Settings},
+        resources::settings::{Broker, Resources, Settings},
         runtime::{
             self, Context, broker,
             events::Events,
@@ -58,6 +58,10 @@ pub struct Args {
     /// Image of PostgreSQL; `{version}` stands for the major version
     #[arg(long, env = "WEFT_POSTGRES_IMAGE", default_value = "docker.io/library/postgres:{version}")]
     postgres_image: String,
+    /// CPU and memory of the containers that Weft makes, as JSON: `database`, `orchestrator`, `relay` and `setup`, each in
+    /// Kubernetes' own form; what is left out has Weft's defaults. Pods that run keep theirs
+    #[arg(long, env = "WEFT_RESOURCES", value_name = "JSON", value_parser = resources, default_value = "{}")]
+    resources: Resources,
     /// Size of the volume of each orchestrator's database that is made from now on
     #[arg(long, env = "WEFT_ORCHESTRATOR_STORAGE_SIZE", default_value = "2Gi")]
     orchestrator_storage_size: String,
@@ -120,6 +124,10 @@ fn peers(text: &str) -> Result<Peers, String> {
         .map_err(|error| format!("not a JSON array of peers of a NetworkPolicy: {error}"))
 }
 
+fn resources(text: &str) -> Result<Resources, String> {
+    serde_json::from_str(text).map_err(|error| format!("not resources of containers as JSON: {error}"))
+}
+
 /// What `/status` of the operator answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -150,6 +158,7 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
         image,
         image_pull_policy,
         postgres_image,
+        resources,
         orchestrator_storage_size,
         orchestrator_storage_class,
         leader_elect,
@@ -175,6 +184,7 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
         image,
         image_pull_policy,
         postgres_image,
+        resources,
         orchestrator_storage: Storage {
             size: Quantity(orchestrator_storage_size),
             class_name: orchestrator_storage_class,
@@ -373,6 +383,15 @@ mod tests {
         assert_eq!(read.0.len(), 1);
         let refused = peers("monitoring").unwrap_err();
         assert!(refused.starts_with("not a JSON array of peers of a NetworkPolicy: "), "{refused}");
+    }
+
+    #[test]
+    fn resources_are_read_as_containers_have_them() {
+        let read = resources(r#"{"relay": {"limits": {"cpu": 1, "memory": "64Mi"}}}"#).unwrap();
+        let limits = read.relay.limits.unwrap();
+        assert_eq!((limits["cpu"].0.as_str(), limits["memory"].0.as_str(), read.relay.requests), ("1", "64Mi", None));
+        assert_eq!(read.setup, Resources::default().setup);
+        assert!(resources(r#"{"relais": {}}"#).unwrap_err().contains("relais"));
     }
 
     #[test]

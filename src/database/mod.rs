@@ -10,10 +10,11 @@
 //! ```
 //! Errors that may pass by themselves are waited out: an attempt that fails when nothing has got further for
 //! [`Args::patience`] (since the start, or the last migration applied) is the last one, so that the error can be seen from
-//! outside, and the Job tries again with growing pauses. A migration that works has no limit. A definite error ends the
-//! program at once, with [`EXIT_DEFINITE`]. The last thing is one sentence, or after success an [`Outcome`]: the pod's termination message, which
-//! the operator reads.
+//! outside, and its container is started again, with growing pauses. A migration that works has no limit. A definite error ends
+//! the program at once, with [`EXIT_DEFINITE`], and is repeated by those that follow ([`definite`]). The last thing is one sentence,
+//! or after success an [`Outcome`]: the container's termination message, which the operator reads.
 
+mod definite;
 mod layout;
 mod locks;
 mod migrations;
@@ -66,6 +67,9 @@ pub struct Args {
     /// Where the outcome, or the sentence that says why there is none, goes for Kubernetes to show; written only if the file exists
     #[arg(long, default_value = "/dev/termination-log")]
     termination_log: PathBuf,
+    /// Folder in which a definite error is kept, for the next start of the same container to repeat it
+    #[arg(long)]
+    state: Option<PathBuf>,
     /// Seconds without progress after which an error that might pass ends the program all the same
     #[arg(long, default_value_t = 30)]
     patience: u64,
@@ -100,6 +104,9 @@ pub enum DatabaseError {
     Passing { doing: String, why: String },
     #[error("asked to end before the set-up was done")]
     Interrupted,
+    /// A definite error of an earlier run.
+    #[error("{0}")]
+    Repeated(String),
 }
 
 impl DatabaseError {
@@ -110,7 +117,8 @@ impl DatabaseError {
             | Self::Migration(_)
             | Self::Password(_)
             | Self::LoginRefused { .. }
-            | Self::Refused { .. } => true,
+            | Self::Refused { .. }
+            | Self::Repeated(_) => true,
             Self::Behind { .. } | Self::Locked { .. } | Self::Passing { .. } | Self::Interrupted => false,
         }
     }
@@ -125,9 +133,9 @@ impl DatabaseError {
 }
 
 pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
-    let Args { config, termination_log, patience } = args;
+    let Args { config, termination_log, state, patience } = args;
     let ended = tokio::select! {
-        ended = set_up(&config, Duration::from_secs(patience)) => ended,
+        ended = set_up_unless_refused(&config, state.as_deref(), Duration::from_secs(patience)) => ended,
         () = shutdown.requested() => Err(DatabaseError::Interrupted),
     };
     write_message(&termination_log, &ended.as_ref().map_or_else(ToString::to_string, Outcome::to_message));
@@ -151,6 +159,25 @@ struct Progress {
     applied: usize,
     /// When it got further last.
     at: Instant,
+}
+
+/// As [`set_up`], unless a record in the folder `state` says that the same input failed for good before.
+async fn set_up_unless_refused(
+    config: &Path,
+    state: Option<&Path>,
+    patience: Duration,
+) -> Result<Outcome, DatabaseError> {
+    let record = state.map(|folder| definite::Record::of_input(folder, config));
+    if let Some(sentence) = record.as_ref().and_then(definite::Record::read) {
+        return Err(DatabaseError::Repeated(sentence));
+    }
+    let ended = set_up(config, patience).await;
+    if let (Some(record), Err(error)) = (&record, &ended)
+        && error.is_definite()
+    {
+        record.write(&error.to_string());
+    }
+    ended
 }
 
 /// Repeats until the database is as the contract says, an error is definite, or nothing has got further for too long.

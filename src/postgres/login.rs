@@ -10,8 +10,8 @@ use crate::{
     outage::{Failure, with_causes},
 };
 
-/// Deadline of connecting and logging in.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Deadline of connecting and logging in. Less than five seconds, within which an outage is to be reported.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Session parameters for connections whose statements have deadlines of their own: no time-out that server, database
 /// or role set applies, since a copy may take long.

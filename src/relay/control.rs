@@ -8,15 +8,27 @@
 //! was cut silently through TCP keepalives: the relay within 11 s, the server after 35 s at the earliest, so nobody
 //! else leads before the relay has stopped. Even if two processes led at once, order would hold (see
 //! [`super::window`]).
+//!
+//! # A server that is silent
+//! To TCP a server whose processes are stopped is alive: its kernel acknowledges. So the server itself has to answer
+//! ([`Control::watch`]). That is asked of this session and not of the stream of changes, which is rightly silent while
+//! the server decodes a large transaction.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures::future::poll_fn;
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
 use tokio_postgres::{AsyncMessage, Client, NoTls};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::source::{SourceError, within};
+use super::{
+    problem::RelayProblem,
+    reporter::Reporter,
+    source::{SourceError, within},
+};
 use crate::{
     contract::DatabaseLogin,
     domain::names,
@@ -30,6 +42,10 @@ const SERVER_KEEPALIVE: &str =
     "-c tcp_keepalives_idle=20 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 -c tcp_user_timeout=35000";
 /// How often a standby tries to acquire the lock.
 pub(crate) const LOCK_RETRY: Duration = Duration::from_secs(2);
+/// How often the server is asked for an answer, and the silence after which it is reported. Together they are less than five
+/// seconds.
+const WATCH: Duration = Duration::from_millis(1500);
+const SILENCE: Duration = Duration::from_millis(2500);
 /// Key of the advisory lock: "weft rel" in ASCII.
 const LOCK: i64 = 0x7765_6674_2072_656c;
 /// Deadline of every statement on the control connection except the deletion of rows.
@@ -81,6 +97,30 @@ impl Control {
         let statement = "select pg_try_advisory_lock($1)";
         let row = within(DEADLINE, action, self.client.query_one(statement, &[&LOCK])).await?;
         row.try_get(0).map_err(SourceError::query(action))
+    }
+
+    /// Reports while the server does not answer. That ends no term: statements have deadlines, which are longer. Returns when the
+    /// connection is lost.
+    pub(crate) async fn watch(&self, login: &DatabaseLogin, reporter: &Reporter) {
+        loop {
+            sleep(WATCH).await;
+            // without a statement: the server only says that it is ready
+            let mut answer = pin!(self.client.check_connection());
+            let answered = match timeout(SILENCE, &mut answer).await {
+                Ok(answered) => answered,
+                Err(_elapsed) => {
+                    reporter.report(RelayProblem::silent_database(login, SILENCE));
+                    let answered = answer.await;
+                    if answered.is_ok() {
+                        reporter.database_answers();
+                    }
+                    answered
+                }
+            };
+            if answered.is_err() {
+                return;
+            }
+        }
     }
 
     /// Subscribes to the notifications that inserts into the outbox send.

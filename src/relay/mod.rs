@@ -137,6 +137,18 @@ async fn run_terms(mut contracts: watch::Receiver<Relay>, reporter: &Arc<Reporte
 /// Waits for the leader's lock, then leads until an error ends the term.
 async fn lead_once(contract: &Relay, paused: watch::Receiver<bool>, reporter: &Arc<Reporter>) -> Result<(), TermError> {
     let control = Control::connect(&contract.source, &term::application(&contract.name)).await?;
+    tokio::select! {
+        ended = Box::pin(lead_when_free(contract, &control, paused, reporter)) => ended,
+        () = control.watch(&contract.source, reporter) => Err(TermError::LockLost),
+    }
+}
+
+async fn lead_when_free(
+    contract: &Relay,
+    control: &Control,
+    paused: watch::Receiver<bool>,
+    reporter: &Arc<Reporter>,
+) -> Result<(), TermError> {
     while !control.try_lead().await? {
         reporter.leading(false);
         tokio::select! {
@@ -144,7 +156,7 @@ async fn lead_once(contract: &Relay, paused: watch::Receiver<bool>, reporter: &A
             () = control.lost.cancelled() => return Err(TermError::LockLost),
         }
     }
-    term::lead(contract, &control, paused, reporter).await
+    term::lead(contract, control, paused, reporter).await
 }
 
 /// Returns when the contract has changed in anything but `paused`; a change of `paused` alone is applied to the running

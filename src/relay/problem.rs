@@ -90,6 +90,16 @@ impl RelayProblem {
         Self::ContractInvalid(format!("{}; the last valid contract stays in force", with_causes(error)))
     }
 
+    /// The database has sent nothing for `silence`, though it was asked.
+    pub(crate) fn silent_database(login: &DatabaseLogin, silence: Duration) -> Self {
+        Self::DatabaseUnreachable(Outage {
+            server: postgres::SERVER,
+            address: outage::address(&login.host, login.port),
+            since: Timestamp::now() - silence,
+            failure: Failure::Silent,
+        })
+    }
+
     /// The error that ended a term.
     pub(crate) fn term(error: &TermError, login: &DatabaseLogin) -> Self {
         let source = match error {

@@ -194,6 +194,14 @@ impl Reporter {
         });
     }
 
+    /// The database answers again, within the same term.
+    pub(crate) fn database_answers(&self) {
+        self.change(|state| {
+            state.database_outage = None;
+            state.problems.remove(reason::DATABASE_UNREACHABLE);
+        });
+    }
+
     /// A term ended: forgets everything but the checkpoint's count.
     pub(crate) fn ended(&self) {
         self.change(|state| {

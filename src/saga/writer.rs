@@ -23,8 +23,8 @@ use crate::{
 
 const DATABASE: &str = "database";
 const DATABASE_SILENCE: &str = "silence of the database";
-/// A statement that takes longer is reported.
-const SILENCE: Duration = Duration::from_secs(4);
+/// A statement that takes longer is reported; with [`RENEW_INTERVAL`] within five seconds of an outage's start.
+const SILENCE: Duration = Duration::from_millis(2500);
 /// Maximum number of unreadable instances that are named for each partition.
 const MAX_REPORTED: usize = 5;
 /// Time between two attempts to connect to the database, and between two attempts to acquire missing partitions.

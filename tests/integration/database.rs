@@ -29,6 +29,8 @@ pub struct Database {
     pub setup: DatabaseSetup,
     /// In seconds: what `weft database setup` is started with. As the operator starts it.
     pub patience: u32,
+    /// What outlives a run, as a pod's volume does.
+    pub state: Option<PathBuf>,
 }
 
 impl Database {
@@ -73,7 +75,7 @@ impl Database {
             migrations: Some(migrations),
             last_migration: None,
         };
-        let database = Self { server, folder, setup, patience: 30 };
+        let database = Self { server, folder, setup, patience: 30, state: None };
         fs::write(database.termination_log(), "").unwrap();
         database.write_contract();
         database
@@ -121,6 +123,7 @@ impl Database {
             .arg(contract)
             .args(["--patience", &self.patience.to_string(), "--termination-log"])
             .arg(self.termination_log())
+            .args(self.state.iter().flat_map(|state| ["--state".as_ref(), state.as_os_str()]))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

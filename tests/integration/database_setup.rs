@@ -35,6 +35,22 @@ async fn setting_up_twice_changes_nothing() {
     assert_eq!(count(&superuser, "weft.migration").await, 1);
 }
 
+/// Kubernetes restarts a container whatever it failed for.
+#[tokio::test]
+async fn a_definite_error_is_repeated_without_trying_again_until_its_file_is_another() {
+    let mut database = Database::empty().await;
+    let state = tempfile::tempdir().unwrap();
+    database.state = Some(state.path().to_owned());
+    let file = "do $$ begin if to_regrole('late') is null then raise 'too early'; end if; end $$;";
+    database.write_migration("001.sql", file);
+    let sentence = database.set_up_refused();
+    assert!(sentence.contains("001.sql") && sentence.contains("too early"), "{sentence}");
+    database.superuser().await.batch_execute("create role late").await.unwrap();
+    assert_eq!(database.set_up_refused(), sentence, "it would succeed by now");
+    database.write_migration("001.sql", &format!("{file}\n-- corrected"));
+    database.set_up_well();
+}
+
 #[tokio::test]
 async fn a_database_of_an_older_version_is_brought_up_to_date() {
     let database = Database::ready().await;

@@ -100,6 +100,42 @@ async fn a_killed_database_is_reported_within_five_seconds() {
 }
 
 #[tokio::test]
+async fn a_silent_database_is_reported_within_five_seconds() {
+    for mode in [Mode::LogTailing, Mode::Polling] {
+        let setting = Setting::new(mode).await;
+        let relay = setting.start_relay();
+        relay.until("leading", |status| status.leading && status.ready).await;
+        let beginning = format!("PostgreSQL at 127.0.0.1:{} has not answered since ", setting.database.server.port());
+        setting.database.server.signal("-STOP");
+        let first = reported_in_time(&relay, "DatabaseUnreachable", &beginning).await;
+        // as long as the term lasts, and when its successors cannot connect
+        let started = Instant::now();
+        until("the outage has lasted", async || {
+            let status = relay.status().await.unwrap();
+            assert_eq!(message(&status, "DatabaseUnreachable").as_ref(), Some(&first), "{mode:?}");
+            assert!(!status.ready, "{mode:?}");
+            started.elapsed() > Duration::from_secs(2)
+        })
+        .await;
+        setting.database.server.signal("-CONT");
+        setting.database.app().await.batch_execute(INSERT).await.unwrap();
+        setting.drained().await;
+        relay.until("resolved", |status| status.ready && status.problems.is_empty()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_is_silent_from_the_start_is_reported_within_five_seconds() {
+    let setting = Setting::new(Mode::LogTailing).await;
+    setting.database.server.signal("-STOP");
+    let relay = setting.start_relay();
+    let beginning = format!("PostgreSQL at 127.0.0.1:{} has not answered since ", setting.database.server.port());
+    reported_in_time(&relay, "DatabaseUnreachable", &beginning).await;
+    setting.database.server.signal("-CONT");
+    relay.until("resolved", |status| status.ready && status.problems.is_empty()).await;
+}
+
+#[tokio::test]
 async fn a_wrong_password_is_reported_with_the_server_s_words() {
     let setting = Setting::new(Mode::Polling).await;
     let superuser = setting.database.superuser().await;

@@ -1,6 +1,6 @@
 //! Crashes of orchestrator, database and network while sagas run: every saga ends, with each effect exactly once.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -115,6 +115,24 @@ async fn a_stopped_orchestrator_cannot_write_after_it_was_taken_over_from() {
     let (status, problem) = first.start_saga("order", &json!({"orderId": "late"}), "", None).await;
     assert_eq!(status, 503, "{problem}");
     check(&world, &started);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_database_is_reported_within_five_seconds() {
+    let world = World::new().await;
+    let orchestrator = world.orchestrator().await;
+    let beginning = format!("PostgreSQL at 127.0.0.1:{} has not answered since ", world.database.server.port());
+    let stopped = Instant::now();
+    world.database.server.signal("-STOP");
+    servers::until(&beginning, async || {
+        let status = orchestrator.status().await;
+        let mut problems = status["problems"].as_array().into_iter().flatten();
+        problems.any(|problem| problem["message"].as_str().is_some_and(|message| message.starts_with(&beginning)))
+    })
+    .await;
+    assert!(stopped.elapsed() < Duration::from_secs(5), "reported after {:?}", stopped.elapsed());
+    world.database.server.signal("-CONT");
+    servers::until("the problem is resolved", async || orchestrator.status().await.get("problems").is_none()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

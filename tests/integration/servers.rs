@@ -101,6 +101,15 @@ impl Postgres {
         }
     }
 
+    /// Stops postmaster and backends (`-STOP`), so that the server is silent, or continues them (`-CONT`).
+    pub fn signal(&self, signal: &str) {
+        let process = self.process.as_ref().expect("the server runs");
+        process.signal(signal);
+        for backend in children_of(process.child.id()) {
+            send(signal, backend);
+        }
+    }
+
     /// Starts the server again on the same data and port; kills it first if it runs.
     pub fn restart(&mut self) {
         self.kill9();

@@ -124,6 +124,36 @@ async fn a_failing_migration_stops_neither_scaling_nor_repair_nor_does_a_restart
 }
 
 #[tokio::test]
+async fn a_record_that_is_deleted_while_a_set_up_fails_is_made_again_from_the_deployment() {
+    let (server, context) = running(&version(1, 1, Some("001.sql"))).await;
+    let deployment = server.asked().into_iter().rfind(|asked| asked.line() == "PATCH deployments/orders").unwrap().body;
+    migrate(&server, &context, &["001.sql", "002.sql"]);
+    context.store().set(version(2, 1, Some("002.sql")));
+    reconcile(&context, &orders()).await;
+    end_job(&context, "Failed");
+    reconcile(&context, &orders()).await;
+    server.lines();
+
+    delete_child(&context, &ChildRef::new(ChildKind::ConfigMap, "orders-db-setup"));
+    let fields = json!([{"manager": "weft", "operation": "Apply", "fieldsV1": {"f:spec": {"f:template": {}}}}]);
+    server.rule(move |asked| {
+        let mut item = deployment.clone();
+        item["metadata"]["managedFields"] = fields.clone();
+        let list = json!({"kind": "DeploymentList", "apiVersion": "apps/v1", "metadata": {}, "items": [item]});
+        (asked.line() == "GET deployments" && asked.query.contains("metadata.name%3Dorders")).then_some((200, list))
+    });
+    let mut third = version(2, 4, Some("002.sql"));
+    third.metadata.generation = Some(3);
+    third.metadata.resource_version = Some("200000".to_owned());
+    context.store().set(third);
+    reconcile(&context, &orders()).await;
+    let asked = server.asked();
+    assert_eq!(sent(&asked), Some(("shop/orders:1".to_owned(), 4)), "it is scaled, whole");
+    let record = asked.iter().rfind(|asked| asked.line() == "PATCH configmaps/orders-db-setup").unwrap();
+    assert!(record.body["data"]["released.json"].as_str().unwrap().contains("shop/orders:1"), "{:?}", record.body);
+}
+
+#[tokio::test]
 async fn a_job_that_is_deleted_after_its_success_is_not_missed() {
     let (server, context) = running(&version(1, 1, Some("001.sql"))).await;
     server.lines();
@@ -186,5 +216,34 @@ async fn a_new_version_waits_a_moment_for_its_migrations() {
     assert!(sent(&asked).is_none_or(|(image, _)| image == "shop/orders:1"));
     end_job(&context, "Complete");
     reconcile(&context, &orders()).await;
+    assert_eq!(sent(&server.asked()), Some(("shop/orders:2".to_owned(), 1)));
+}
+
+/// The status has the new generation already when the operator is started again.
+#[tokio::test(start_paused = true)]
+async fn a_new_version_that_waits_a_moment_waits_through_a_restart() {
+    let (server, first) = running(&version(1, 1, None)).await;
+    tokio::time::advance(std::time::Duration::from_secs(4)).await;
+    reconcile(&first, &orders()).await;
+    server.lines();
+    first.store().set(version(2, 1, None));
+    reconcile(&first, &orders()).await;
+    let asked = server.asked();
+    let status = asked.iter().rfind(|asked| asked.line() == "PATCH microservices/orders/status").unwrap();
+    let mut reported = version(2, 1, None);
+    reported.status = serde_json::from_value(status.body["status"].clone()).unwrap();
+    assert_eq!(reported.status.as_ref().unwrap().observed_generation, Some(2));
+
+    let another = context(&server);
+    another.store().set(reported);
+    migrate(&server, &another, &["001.sql"]);
+    for (child, seen) in first.store().children(&orders()) {
+        another.store().set_child(&orders(), child, seen);
+    }
+    server.lines();
+    assert!(matches!(reconcile(&another, &orders()).await, Verdict::At(_)), "it comes again by itself");
+    assert!(sent(&server.asked()).is_none_or(|(image, _)| image == "shop/orders:1"));
+    tokio::time::advance(std::time::Duration::from_secs(4)).await;
+    reconcile(&another, &orders()).await;
     assert_eq!(sent(&server.asked()), Some(("shop/orders:2".to_owned(), 1)));
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use weft::{
     api::v1alpha1::Storage,
-    controllers::resources::settings::{Broker, Settings},
+    controllers::resources::settings::{Broker, Resources, Settings},
     nats::accounts::Accounts,
 };
 
@@ -13,6 +13,7 @@ pub fn settings() -> Settings {
         image: "weft".to_owned(),
         image_pull_policy: None,
         postgres_image: "postgres:{version}".to_owned(),
+        resources: Resources::default(),
         orchestrator_storage: Storage::default(),
         namespace: "weft-system".to_owned(),
         pod_labels: BTreeMap::new(),

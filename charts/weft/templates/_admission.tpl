@@ -85,6 +85,15 @@ dyn({{ . }}).?spec.?jobTemplate.?spec.?template.or(dyn({{ . }}).?spec.?template)
   || c.?env.orValue([]).exists(e, e.?valueFrom.?secretKeyRef.?name.orValue(""){{ $test }})))
 {{- end -}}
 
+{{/* CEL: that a pod spec names a volume claim for which a test holds, to mount it or to copy it; call as "weft.celNamesSecret". */}}
+{{- define "weft.celNamesClaim" -}}
+{{- $spec := index . 0 -}}{{- $test := index . 1 -}}
+{{ $spec }}.?volumes.orValue([]).exists(v,
+  v.?persistentVolumeClaim.?claimName.orValue(""){{ $test }}
+  || v.?ephemeral.?volumeClaimTemplate.?spec.?dataSource.?name.orValue(""){{ $test }}
+  || v.?ephemeral.?volumeClaimTemplate.?spec.?dataSourceRef.?name.orValue(""){{ $test }})
+{{- end -}}
+
 {{/* CEL: by which its containers reach Secrets in the pod spec `variables.NAME`, its ServiceAccount included. */}}
 {{- define "weft.celReach" -}}
 [

@@ -34,6 +34,15 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end -}}
 
+{{/* CPU and memory of the containers that the operator makes, as JSON. */}}
+{{- define "weft.resources" -}}
+{{- $resources := dict -}}
+{{- range list "database" "orchestrator" "relay" "setup" -}}
+{{- $_ := set $resources . (index $.Values . "resources") -}}
+{{- end -}}
+{{- toJson $resources -}}
+{{- end -}}
+
 {{/* What Pod Security `restricted` asks of a pod, and of a container. Weft's image has a user that is a number. */}}
 {{- define "weft.podSecurity" -}}
 runAsNonRoot: true

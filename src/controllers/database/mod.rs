@@ -97,7 +97,7 @@ pub fn plan(
         Some(deployment) => plan.children.push(Child::Deployment(deployment)),
         None => plan.retained.push(ChildRef::new(ChildKind::Deployment, wanted.owner.name.clone())),
     }
-    plan.recheck_in = plan.recheck_in.or_else(|| observed.settles_in.filter(|_| passed.settles));
+    plan.recheck_in = observed.settles_in.filter(|_| passed.settles);
     Ok(plan)
 }
 

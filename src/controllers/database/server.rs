@@ -26,10 +26,7 @@ use crate::{
     controllers::{
         render::{
             network,
-            pod::{
-                PASSWORD, container_security, mount, password_volume, pin_image, pod_security, resources,
-                service_account,
-            },
+            pod::{PASSWORD, container_security, mount, password_volume, pin, pod_security, service_account},
         },
         resources::{
             child::Child,
@@ -38,7 +35,7 @@ use crate::{
             },
             observed::{DatabaseObserved, Workload},
             plan::Rejection,
-            settings::Settings,
+            settings::{Defaults, Settings},
         },
     },
     domain::names::{self, POSTGRES_PORT},
@@ -133,8 +130,8 @@ fn stateful_set(
     let (live, secrets) = (observed.server.as_ref(), admin_annotation(wanted, observed));
     let (owner, postgres) = (wanted.owner, wanted.postgres);
     let name = names::database(&owner.name);
-    let newest = settings.postgres_image(&postgres.version);
-    let pinned = pin_image(live, &newest, wanted.upgrade, |image| template(wanted, image, &secrets, settings))?;
+    let newest = settings.postgres_defaults(&postgres.version);
+    let pinned = pin(live, newest, wanted.upgrade, |defaults| template(wanted, defaults, &secrets, settings))?;
     let when_deleted = match wanted.retention {
         Retention::Retain => "Retain",
         Retention::Delete => "Delete",
@@ -199,7 +196,7 @@ fn claim(wanted: &Wanted<'_>) -> PersistentVolumeClaim {
 
 fn template(
     wanted: &Wanted<'_>,
-    image: &str,
+    defaults: &Defaults,
     secrets: &BTreeMap<String, String>,
     settings: &Settings,
 ) -> Result<PodTemplateSpec, Rejection> {
@@ -223,7 +220,7 @@ fn template(
                 fs_group_change_policy: Some("OnRootMismatch".to_owned()),
                 ..pod_security()
             }),
-            containers: vec![container(wanted, image, settings)?],
+            containers: vec![container(wanted, defaults)?],
             volumes: Some(vec![
                 password_volume(ADMIN_PASSWORD.0, names::admin_secret(&owner.name)),
                 scratch("run", None),
@@ -236,7 +233,7 @@ fn template(
     })
 }
 
-fn container(wanted: &Wanted<'_>, image: &str, settings: &Settings) -> Result<Container, Rejection> {
+fn container(wanted: &Wanted<'_>, defaults: &Defaults) -> Result<Container, Rejection> {
     let postgres = wanted.postgres;
     let folder = |volume: &str, path: &str| VolumeMount {
         name: volume.to_owned(),
@@ -245,8 +242,8 @@ fn container(wanted: &Wanted<'_>, image: &str, settings: &Settings) -> Result<Co
     };
     Ok(Container {
         name: CONTAINER.to_owned(),
-        image: Some(image.to_owned()),
-        image_pull_policy: settings.image_pull_policy.clone(),
+        image: Some(defaults.image.clone()),
+        image_pull_policy: defaults.image_pull_policy.clone(),
         command: Some(["sh", "-c", START, DATA_FOLDER].map(str::to_owned).into()),
         args: Some(arguments(wanted)?),
         env: Some(environment(wanted)),
@@ -256,7 +253,7 @@ fn container(wanted: &Wanted<'_>, image: &str, settings: &Settings) -> Result<Co
             protocol: Some("TCP".to_owned()),
             ..ContainerPort::default()
         }]),
-        resources: Some(postgres.resources.clone().unwrap_or_else(|| resources(("50m", "128Mi"), ("2", "1Gi")))),
+        resources: Some(postgres.resources.as_ref().unwrap_or(&defaults.resources).clone()),
         security_context: Some(SecurityContext { read_only_root_filesystem: Some(true), ..container_security() }),
         // Crash recovery may take hours, and one that is cut short begins anew: the start-up probe looks every second and never
         // gives up. There is no liveness probe: a server that dies ends its container by itself, and one that is slow must not

@@ -6,11 +6,8 @@ use std::{
 };
 
 use k8s_openapi::api::{
-    batch::v1::{
-        Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyOnPodConditionsPattern,
-        PodFailurePolicyRule,
-    },
-    core::v1::{ConfigMap, Container, KeyToPath, PodSpec, PodTemplateSpec, Volume, VolumeMount},
+    batch::v1::{Job, JobSpec},
+    core::v1::{ConfigMap, Container, EmptyDirVolumeSource, KeyToPath, PodSpec, PodTemplateSpec, Volume, VolumeMount},
 };
 use kube::core::ObjectMeta;
 
@@ -19,19 +16,19 @@ use crate::{
     api::v1alpha1::SetUp,
     contract::{
         Contract, DatabaseLogin, Role,
-        database_setup::{DatabaseSetup, EXIT_DEFINITE, Outcome, Purpose},
+        database_setup::{DatabaseSetup, Outcome, Purpose},
     },
     controllers::{
-        render::pod::{PASSWORD, config_map_volume, mount, password_volume, pod_security, resources, weft_security},
+        render::pod::{self, PASSWORD, config_map_volume, mount, password_volume, pod_security, weft_security},
         resources::{
             child::{Child, ChildKind, ChildRef},
             labels::{
-                Component, DATABASE_CLIENT_LABEL, IMAGE_ANNOTATION, RELEASED_ANNOTATION, SECRETS_ANNOTATION,
+                Component, DATABASE_CLIENT_LABEL, DEFAULTS_ANNOTATION, RELEASED_ANNOTATION, SECRETS_ANNOTATION,
                 SET_UP_ANNOTATION,
             },
-            observed::{DatabaseObserved, JobOutcome, JobState, Migrations, Released},
+            observed::{DatabaseObserved, JobOutcome, JobState, Migrations, Released, is_about_resources},
             plan::{Plan, Rejection},
-            settings::Settings,
+            settings::{Defaults, Settings},
         },
     },
     domain::{
@@ -43,9 +40,8 @@ use crate::{
 const CONTRACT: (&str, &str) = ("weft-setup", "/etc/weft/setup");
 const CONTRACT_FILE: &str = "setup.yaml";
 const MIGRATIONS: (&str, &str) = ("migrations", "/etc/weft/migrations");
-/// The program waits for the server by itself and ends only when it is done or cannot be; so this bounds crashes of nodes
-/// and the like, and is large: a Job that gave up needs a person.
-const BACKOFF_LIMIT: i32 = 1000;
+/// A folder that lasts as long as the pod: the program keeps there that an error is definite.
+const STATE: (&str, &str) = ("state", "/var/lib/weft");
 /// Key of the ConfigMap with the pod template that was released last.
 pub const RELEASED_FILE: &str = "released.json";
 /// A mesh's proxy is to be a native sidecar (Istio, Linkerd), so that the pod ends with the set-up. It is not kept out: a
@@ -69,13 +65,7 @@ pub(super) fn add(
     let runs = match stage(wanted, observed) {
         Stage::MigrationsMissing { .. } | Stage::MigrationsEmpty { .. } | Stage::MigrationsBehind { .. } => false,
         // a Job cannot be changed: this one goes, and the next pass makes another
-        Stage::Running(JobState { replace_in: Some(pause), .. }) => {
-            plan.recheck_in = Some(*pause).filter(|pause| !pause.is_zero());
-            !pause.is_zero()
-        }
-        Stage::Running(job) => {
-            job.missing_images.is_empty() || job.annotations.get(IMAGE_ANNOTATION) == Some(&settings.image)
-        }
+        Stage::Running(job) => !is_corrected(job, settings),
         // one that has ended and does not count read other migrations: it goes, too
         // the superuser's new password is the server's once that has started with it
         Stage::Pending => !observed.jobs.contains_key(&name) && server::has_admin_password(wanted, observed),
@@ -92,6 +82,16 @@ pub(super) fn add(
         plan.children.push(Child::Job(job(wanted, name, settings)));
     }
     Ok(())
+}
+
+/// What keeps this Job's pod from running came from the operator's configuration, which is another one by now.
+fn is_corrected(job: &JobState, settings: &Settings) -> bool {
+    let never_runs = !job.missing_images.is_empty() || is_about_resources(&job.problems);
+    never_runs && pod::defaults(&job.annotations).as_ref() != Some(&defaults(settings))
+}
+
+fn defaults(settings: &Settings) -> Defaults {
+    settings.defaults(&settings.resources.setup)
 }
 
 /// The set-up of the present input, if it is done: as recorded, or as its Job reports it.
@@ -188,6 +188,7 @@ fn config_map(
 
 fn job(wanted: &Wanted<'_>, name: String, settings: &Settings) -> Job {
     let owner = wanted.owner;
+    let defaults = defaults(settings);
     let mut labels = owner.labels(Component::Setup);
     labels.insert(DATABASE_CLIENT_LABEL.to_owned(), owner.name.clone());
     let (volumes, mounts) = volumes(wanted);
@@ -201,21 +202,25 @@ fn job(wanted: &Wanted<'_>, name: String, settings: &Settings) -> Job {
             service_account_name: Some(names::database(&owner.name)),
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
-            restart_policy: Some("Never".to_owned()),
+            // in place, with the kubelet's growing pauses, and whatever injected containers do: one pod, however often it fails
+            restart_policy: Some("OnFailure".to_owned()),
             security_context: Some(pod_security()),
-            containers: vec![container(mounts, settings)],
+            containers: vec![container(mounts, &defaults, settings)],
             volumes: Some(volumes),
             ..PodSpec::default()
         }),
     };
     Job {
         metadata: ObjectMeta {
-            annotations: Some([(IMAGE_ANNOTATION.to_owned(), settings.image.clone())].into()),
+            // strings and quantities always have a form in JSON
+            annotations: Some(
+                [(DEFAULTS_ANNOTATION.to_owned(), serde_json::to_string(&defaults).unwrap_or_default())].into(),
+            ),
             ..owner.metadata(name, Component::Setup)
         },
         spec: Some(JobSpec {
-            backoff_limit: Some(BACKOFF_LIMIT),
-            pod_failure_policy: Some(failure_policy()),
+            // a Job that gives up would delete the pod, and the error with it
+            backoff_limit: Some(i32::MAX),
             template,
             ..JobSpec::default()
         }),
@@ -225,14 +230,14 @@ fn job(wanted: &Wanted<'_>, name: String, settings: &Settings) -> Job {
 
 pub const CONTAINER: &str = "setup";
 
-fn container(mounts: Vec<VolumeMount>, settings: &Settings) -> Container {
+fn container(mounts: Vec<VolumeMount>, defaults: &Defaults, settings: &Settings) -> Container {
     let config = format!("{}/{CONTRACT_FILE}", CONTRACT.1);
     Container {
         name: CONTAINER.to_owned(),
-        image: Some(settings.image.clone()),
-        image_pull_policy: settings.image_pull_policy.clone(),
-        args: Some(["database", "setup", "--config", &config].map(str::to_owned).into()),
-        resources: Some(resources(("10m", "32Mi"), ("1", "256Mi"))),
+        image: Some(defaults.image.clone()),
+        image_pull_policy: defaults.image_pull_policy.clone(),
+        args: Some(["database", "setup", "--config", &config, "--state", STATE.1].map(str::to_owned).into()),
+        resources: Some(defaults.resources.clone()),
         security_context: Some(weft_security(settings)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         volume_mounts: Some(mounts),
@@ -253,7 +258,11 @@ fn volumes(wanted: &Wanted<'_>) -> (Vec<Volume>, Vec<VolumeMount>) {
     if let Some(migrations) = wanted.migrations {
         volumes.push((config_map_volume(MIGRATIONS.0, migrations.config_map.clone()), MIGRATIONS));
     }
-    volumes.into_iter().map(|(volume, (name, path))| (volume, mount(name, path))).unzip()
+    let state =
+        Volume { name: STATE.0.to_owned(), empty_dir: Some(EmptyDirVolumeSource::default()), ..Volume::default() };
+    let mounted = VolumeMount { name: STATE.0.to_owned(), mount_path: STATE.1.to_owned(), ..VolumeMount::default() };
+    let read_only = volumes.into_iter().map(|(volume, (name, path))| (volume, mount(name, path)));
+    read_only.chain([(state, mounted)]).unzip()
 }
 
 /// The contract alone of all that the ConfigMap holds.
@@ -262,29 +271,4 @@ fn contract_volume(config_map: String) -> Volume {
     let file = KeyToPath { key: CONTRACT_FILE.to_owned(), path: CONTRACT_FILE.to_owned(), mode: None };
     volume.config_map.get_or_insert_default().items = Some(vec![file]);
     volume
-}
-
-/// A definite error ends the Job at once; a pod that its node lost does not count.
-fn failure_policy() -> PodFailurePolicy {
-    let definite = PodFailurePolicyOnExitCodesRequirement {
-        container_name: Some(CONTAINER.to_owned()),
-        operator: "In".to_owned(),
-        values: vec![i32::from(EXIT_DEFINITE)],
-    };
-    let disrupted =
-        PodFailurePolicyOnPodConditionsPattern { type_: "DisruptionTarget".to_owned(), status: "True".to_owned() };
-    PodFailurePolicy {
-        rules: vec![
-            PodFailurePolicyRule {
-                action: "FailJob".to_owned(),
-                on_exit_codes: Some(definite),
-                on_pod_conditions: None,
-            },
-            PodFailurePolicyRule {
-                action: "Ignore".to_owned(),
-                on_exit_codes: None,
-                on_pod_conditions: Some(vec![disrupted]),
-            },
-        ],
-    }
 }

@@ -1,22 +1,19 @@
-//! What every pod that Weft makes has in common: it passes Pod Security `restricted`, and it keeps the image that it was
-//! made with until it changes for another reason.
+//! What every pod that Weft makes has in common: it passes Pod Security `restricted`, and it keeps what it got from the operator's
+//! configuration until it changes for another reason.
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::{
-    api::core::v1::{
-        Capabilities, ConfigMapVolumeSource, KeyToPath, LocalObjectReference, PodSecurityContext, PodTemplateSpec,
-        ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, ServiceAccount, Volume, VolumeMount,
-    },
-    apimachinery::pkg::api::resource::Quantity,
+use k8s_openapi::api::core::v1::{
+    Capabilities, ConfigMapVolumeSource, KeyToPath, LocalObjectReference, PodSecurityContext, PodTemplateSpec,
+    SeccompProfile, SecretVolumeSource, SecurityContext, ServiceAccount, Volume, VolumeMount,
 };
 use kube::{ResourceExt, core::ObjectMeta};
 
 use crate::{
     controllers::resources::{
-        labels::{IMAGE_ANNOTATION, TEMPLATE_HASH_ANNOTATION, UPGRADE_ANNOTATION},
-        observed::Workload,
-        settings::Settings,
+        labels::{DEFAULTS_ANNOTATION, TEMPLATE_HASH_ANNOTATION, UPGRADE_ANNOTATION},
+        observed::{Workload, is_about_resources},
+        settings::{Defaults, Settings},
     },
     domain::version,
 };
@@ -52,15 +49,6 @@ pub fn weft_security(settings: &Settings) -> SecurityContext {
         read_only_root_filesystem: Some(true),
         ..container_security()
     }
-}
-
-/// CPU and memory that a container of Weft's gets in any case, and at most. The limits leave room for bursts: they are there
-/// because a namespace with a quota admits no pod without.
-pub fn resources(least: (&str, &str), most: (&str, &str)) -> ResourceRequirements {
-    let list = |(cpu, memory): (&str, &str)| {
-        Some([("cpu", cpu), ("memory", memory)].map(|(key, value)| (key.to_owned(), Quantity(value.to_owned()))).into())
-    };
-    ResourceRequirements { requests: list(least), limits: list(most), ..ResourceRequirements::default() }
 }
 
 /// A ServiceAccount without rights and without a token in pods, by which they pull their images.
@@ -111,33 +99,44 @@ pub fn mount(volume: &str, path: &str) -> VolumeMount {
     }
 }
 
-/// A pod template with the image that it is to have, and the annotations by which the next plan finds out.
+/// A pod template with the defaults that it is to have, and the annotations by which the next plan finds out.
 #[derive(Debug)]
 pub struct Pinned {
     pub template: PodTemplateSpec,
     pub annotations: BTreeMap<String, String>,
 }
 
-/// Makes a template with the image that the live workload has, as long as nothing else of the template changed, nobody asked
-/// for the newest, and the image can be had; else with `newest`. So a new operator restarts nothing, and a mistake in the
-/// operator's own configuration can be corrected.
-pub fn pin_image<E>(
+/// Makes a template with the defaults that the live workload was made with, as long as nothing else of the template changed,
+/// nobody asked for the newest, and pods can run with them; else with `newest`. So another operator, or another configuration of
+/// it, restarts nothing, and a mistake in that configuration can be corrected.
+pub fn pin<E>(
     live: Option<&Workload>,
-    newest: &str,
+    newest: Defaults,
     upgrade: bool,
-    template: impl Fn(&str) -> Result<PodTemplateSpec, E>,
+    template: impl Fn(&Defaults) -> Result<PodTemplateSpec, E>,
 ) -> Result<Pinned, E> {
-    // a struct of Kubernetes' own always has a form in JSON
-    let hash = version::of(&template("")?);
-    let kept = live
-        .filter(|live| !upgrade && live.annotations.get(TEMPLATE_HASH_ANNOTATION) == Some(&hash))
-        .and_then(|live| live.annotations.get(IMAGE_ANNOTATION).filter(|image| !live.missing_images.contains(image)));
-    let image = kept.map_or(newest, String::as_str);
-    let annotations = [(IMAGE_ANNOTATION, image), (TEMPLATE_HASH_ANNOTATION, &hash)];
+    // structs of Kubernetes' own always have a form in JSON
+    let hash = version::of(&template(&Defaults::default())?);
+    let kept = live.filter(|live| !upgrade && live.annotations.get(TEMPLATE_HASH_ANNOTATION) == Some(&hash));
+    let defaults = kept.and_then(usable_defaults).unwrap_or(newest);
+    let text = serde_json::to_string(&defaults).unwrap_or_default();
+    let annotations = [(DEFAULTS_ANNOTATION, text), (TEMPLATE_HASH_ANNOTATION, hash)];
     Ok(Pinned {
-        template: template(image)?,
-        annotations: annotations.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+        template: template(&defaults)?,
+        annotations: annotations.map(|(key, value)| (key.to_owned(), value)).into(),
     })
+}
+
+/// Those that a workload was made with, unless they keep its pods from running.
+fn usable_defaults(live: &Workload) -> Option<Defaults> {
+    let defaults = defaults(&live.annotations)?;
+    let never_runs = live.ready == 0 && is_about_resources(&live.problems);
+    Some(defaults).filter(|defaults| !never_runs && !live.missing_images.contains(&defaults.image))
+}
+
+/// Those that a workload or Job with these annotations was made with.
+pub fn defaults(annotations: &BTreeMap<String, String>) -> Option<Defaults> {
+    serde_json::from_str(annotations.get(DEFAULTS_ANNOTATION)?).ok()
 }
 
 /// Does the custom resource ask for the operator's own data-plane image at once?
@@ -152,12 +151,14 @@ mod tests {
     use k8s_openapi::api::core::v1::{Container, PodSpec};
 
     use super::*;
+    use crate::controllers::fixtures::{problem, settings};
 
-    fn template(port: i32) -> impl Fn(&str) -> Result<PodTemplateSpec, Infallible> {
-        move |image| {
+    fn template(port: i32) -> impl Fn(&Defaults) -> Result<PodTemplateSpec, Infallible> {
+        move |defaults| {
             let container = Container {
                 name: "weft".to_owned(),
-                image: Some(image.to_owned()),
+                image: Some(defaults.image.clone()),
+                resources: Some(defaults.resources.clone()),
                 args: Some(vec![port.to_string()]),
                 ..Container::default()
             };
@@ -166,50 +167,65 @@ mod tests {
         }
     }
 
-    fn image(pinned: &Pinned) -> &str {
-        pinned.template.spec.as_ref().unwrap().containers[0].image.as_deref().unwrap()
+    /// `IMAGE MEMORY`, as the container has them.
+    fn made_with(pinned: &Pinned) -> String {
+        let container = &pinned.template.spec.as_ref().unwrap().containers[0];
+        let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref()).unwrap();
+        format!("{} {}", container.image.as_deref().unwrap(), limits["memory"].0)
+    }
+
+    fn defaults(image: &str, memory: &str) -> Defaults {
+        let resources = serde_json::from_value(serde_json::json!({"limits": {"memory": memory}})).unwrap();
+        Defaults { image: image.to_owned(), ..settings().defaults(&resources) }
     }
 
     fn live(pinned: &Pinned) -> Workload {
-        Workload { annotations: pinned.annotations.clone(), ..Workload::default() }
+        Workload { annotations: pinned.annotations.clone(), ready: 1, ..Workload::default() }
+    }
+
+    fn first() -> Pinned {
+        let Ok(first) = pin(None, defaults("weft:1", "1Gi"), false, template(1));
+        first
     }
 
     #[test]
-    fn a_new_operator_keeps_the_image_that_a_workload_has() {
-        let Ok(first) = pin_image(None, "weft:1", false, template(1));
-        let Ok(second) = pin_image(Some(&live(&first)), "weft:2", false, template(1));
-        assert_eq!((image(&first), image(&second)), ("weft:1", "weft:1"));
-        assert_eq!(first.template, second.template);
-        assert_eq!(first.annotations, second.annotations);
+    fn a_new_operator_keeps_what_a_workload_has() {
+        let Ok(second) = pin(Some(&live(&first())), defaults("weft:2", "2Gi"), false, template(1));
+        assert_eq!(made_with(&second), "weft:1 1Gi");
+        assert_eq!(first().template, second.template);
+        assert_eq!(first().annotations, second.annotations);
     }
 
     #[test]
-    fn an_image_that_cannot_be_had_is_not_kept() {
-        let Ok(first) = pin_image(None, "weft:1", false, template(1));
-        let failing = |image: &str| Workload { missing_images: vec![image.to_owned()], ..live(&first) };
-        let Ok(second) = pin_image(Some(&failing("weft:1")), "mirror/weft:1", false, template(1));
-        let Ok(third) = pin_image(Some(&failing("shop/orders:3")), "weft:2", false, template(1));
-        assert_eq!((image(&second), image(&third)), ("mirror/weft:1", "weft:1"));
+    fn what_keeps_pods_from_running_is_not_kept() {
+        let failing = |image: &str| Workload { missing_images: vec![image.to_owned()], ..live(&first()) };
+        let Ok(second) = pin(Some(&failing("weft:1")), defaults("mirror/weft:1", "2Gi"), false, template(1));
+        let Ok(third) = pin(Some(&failing("shop/orders:3")), defaults("weft:2", "2Gi"), false, template(1));
+        assert_eq!((made_with(&second).as_str(), made_with(&third).as_str()), ("mirror/weft:1 2Gi", "weft:1 1Gi"));
+
+        let problems = vec![problem("QuotaExceeded", "exceeded quota: small")];
+        let refused = |ready| Workload { ready, problems: problems.clone(), ..live(&first()) };
+        let Ok(corrected) = pin(Some(&refused(0)), defaults("weft:2", "64Mi"), false, template(1));
+        let Ok(kept) = pin(Some(&refused(1)), defaults("weft:2", "64Mi"), false, template(1));
+        assert_eq!((made_with(&corrected).as_str(), made_with(&kept).as_str()), ("weft:2 64Mi", "weft:1 1Gi"));
     }
 
     #[test]
-    fn another_change_of_the_template_takes_the_new_image_along() {
-        let Ok(first) = pin_image(None, "weft:1", false, template(1));
-        let Ok(second) = pin_image(Some(&live(&first)), "weft:2", false, template(2));
-        assert_eq!(image(&second), "weft:2");
+    fn another_change_of_the_template_takes_the_new_defaults_along() {
+        let Ok(second) = pin(Some(&live(&first())), defaults("weft:2", "2Gi"), false, template(2));
+        assert_eq!(made_with(&second), "weft:2 2Gi");
     }
 
     #[test]
-    fn whoever_asks_for_the_new_image_gets_it_and_keeps_it() {
-        let Ok(first) = pin_image(None, "weft:1", false, template(1));
-        let Ok(second) = pin_image(Some(&live(&first)), "weft:2", true, template(1));
-        let Ok(third) = pin_image(Some(&live(&second)), "weft:3", false, template(1));
-        assert_eq!((image(&second), image(&third)), ("weft:2", "weft:2"));
+    fn whoever_asks_for_the_new_defaults_gets_them_and_keeps_them() {
+        let Ok(second) = pin(Some(&live(&first())), defaults("weft:2", "2Gi"), true, template(1));
+        let Ok(third) = pin(Some(&live(&second)), defaults("weft:3", "3Gi"), false, template(1));
+        assert_eq!((made_with(&second).as_str(), made_with(&third).as_str()), ("weft:2 2Gi", "weft:2 2Gi"));
     }
 
     #[test]
-    fn a_workload_that_weft_did_not_write_gets_the_new_image() {
-        let Ok(pinned) = pin_image(Some(&Workload::default()), "weft:1", false, template(1));
-        assert_eq!(image(&pinned), "weft:1");
+    fn a_workload_that_weft_did_not_write_gets_the_new_defaults() {
+        let Ok(pinned) = pin(Some(&Workload::default()), defaults("weft:1", "1Gi"), false, template(1));
+        assert_eq!(made_with(&pinned), "weft:1 1Gi");
     }
 }

@@ -65,16 +65,51 @@ fn element(segment: &str) -> String {
 }
 
 fn step<'a>(value: &'a Value, segment: &str) -> Option<&'a Value> {
-    let (kind, text) = segment.split_once(':')?;
-    if kind == "f" {
-        return value.get(text);
+    match segment.split_once(':')? {
+        ("f", member) => value.get(member),
+        _ => value.as_array()?.iter().find(|element| is_element(element, segment)),
     }
-    let wanted: Value = serde_json::from_str(text).ok()?;
-    let is_it = |element: &&Value| match (kind, &wanted) {
-        ("k", Value::Object(keys)) => keys.iter().all(|(key, value)| element.get(key) == Some(value)),
-        _ => **element == wanted,
+}
+
+/// Is it the element of a list that a segment names by its keys, or by its value?
+fn is_element(element: &Value, segment: &str) -> bool {
+    let Some((kind, text)) = segment.split_once(':') else { return false };
+    match (kind, serde_json::from_str(text)) {
+        ("k", Ok(Value::Object(keys))) => keys.iter().all(|(key, value)| element.get(key) == Some(value)),
+        (_, Ok(wanted)) => *element == wanted,
+        (_, Err(_)) => false,
+    }
+}
+
+/// What Weft applied under `spec.template` of a workload, without what the API server or others added: who applies it again
+/// changes nothing.
+pub fn applied_template(entries: &[ManagedFieldsEntry], workload: &Value) -> Option<Value> {
+    let is_ours = |entry: &&ManagedFieldsEntry| {
+        entry.manager.as_deref() == Some(FIELD_MANAGER) && entry.operation.as_deref() == Some("Apply")
     };
-    value.as_array()?.iter().find(is_it)
+    let fields = &entries.iter().find(is_ours)?.fields_v1.as_ref()?.0;
+    Some(extract(fields.get("f:spec")?.get("f:template")?, workload.get("spec")?.get("template")?))
+}
+
+/// The part of `value` that consists of `fields`.
+fn extract(fields: &Value, value: &Value) -> Value {
+    let inner = || fields.as_object().into_iter().flatten().filter(|(segment, _)| *segment != ".");
+    match value {
+        Value::Object(_) if inner().next().is_some() => inner()
+            .filter_map(|(segment, fields)| {
+                let member = segment.strip_prefix("f:")?;
+                Some((member.to_owned(), extract(fields, value.get(member)?)))
+            })
+            .collect(),
+        Value::Array(elements) if inner().next().is_some() => elements
+            .iter()
+            .filter_map(|element| {
+                let (_, fields) = inner().find(|(segment, _)| is_element(element, segment))?;
+                Some(extract(fields, element))
+            })
+            .collect(),
+        _ => value.clone(),
+    }
 }
 
 /// The fields under `spec` that others own and Weft does not, at most [`MOST`].
@@ -160,6 +195,39 @@ mod tests {
                 "a HorizontalPodAutoscaler (kube-controller-manager) spec.replicas",
             ]
         );
+    }
+
+    #[test]
+    fn what_was_applied_is_found_among_what_others_added() {
+        let entries = entries(json!([{"manager": "weft", "operation": "Apply", "fieldsV1": {"f:spec": {"f:template": {
+            "f:metadata": {"f:labels": {"f:app": {}}},
+            "f:spec": {
+                "f:containers": {"k:{\"name\":\"service\"}": {".": {}, "f:name": {}, "f:args": {}, "f:resources": {},
+                    "f:env": {"k:{\"name\":\"A\"}": {".": {}, "f:name": {}, "f:value": {}}}}},
+                "f:volumes": {"k:{\"name\":\"db\"}": {".": {}, "f:name": {}, "f:secret": {"f:secretName": {}}}},
+            },
+        }}}}]));
+        let workload = json!({"spec": {"template": {
+            "metadata": {"labels": {"app": "orders", "theirs": "x"}, "annotations": {"kubectl.kubernetes.io/restartedAt": "now"}},
+            "spec": {
+                "dnsPolicy": "ClusterFirst",
+                "containers": [
+                    {"name": "injected", "image": "theirs"},
+                    {"name": "service", "args": ["a", "b"], "resources": {}, "terminationMessagePath": "/dev/termination-log",
+                        "env": [{"name": "DEBUG", "value": "1"}, {"name": "A", "value": "2"}]},
+                ],
+                "volumes": [{"name": "db", "secret": {"secretName": "orders-db", "defaultMode": 420}}],
+            },
+        }}});
+        let ours = json!({
+            "metadata": {"labels": {"app": "orders"}},
+            "spec": {
+                "containers": [{"name": "service", "args": ["a", "b"], "resources": {}, "env": [{"name": "A", "value": "2"}]}],
+                "volumes": [{"name": "db", "secret": {"secretName": "orders-db"}}],
+            },
+        });
+        assert_eq!(applied_template(&entries, &workload), Some(ours));
+        assert_eq!(applied_template(&[], &workload), None);
     }
 
     #[test]

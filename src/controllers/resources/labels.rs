@@ -24,10 +24,11 @@ pub const WEFT_PREFIX: &str = "weft.dev/";
 pub const FIELD_MANAGER: &str = "weft";
 /// Field manager of the custom resources' status.
 pub const STATUS_MANAGER: &str = "weft-status";
-/// On a Deployment, StatefulSet or Job, written by its plan: the image of Weft's or PostgreSQL's that its pods were made with.
-pub const IMAGE_ANNOTATION: &str = "weft.dev/image";
-/// On a Deployment or StatefulSet, written by its plan: hash of the pod template with the data-plane image left out. While
-/// it stays the same, the workload keeps the image of [`IMAGE_ANNOTATION`], so that a new operator restarts nothing.
+/// On a Deployment, StatefulSet or Job, written by its plan: the [`Defaults`](super::settings::Defaults) that its pods were made
+/// with, as JSON.
+pub const DEFAULTS_ANNOTATION: &str = "weft.dev/defaults";
+/// On a Deployment or StatefulSet, written by its plan: hash of the pod template with those defaults left out. While it stays the
+/// same, the workload keeps those of [`DEFAULTS_ANNOTATION`], so that a new operator restarts nothing.
 pub const TEMPLATE_HASH_ANNOTATION: &str = "weft.dev/template-hash";
 /// On a database's StatefulSet, written by its plan: `spec.database.postgres.storage` as JSON, since a claim cannot change.
 pub const STORAGE_ANNOTATION: &str = "weft.dev/storage";

@@ -17,8 +17,8 @@ use crate::{
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Workload {
     pub uid: String,
-    /// Its annotations under `weft.dev/`, as the last plan wrote them: the plan remembers there which data-plane image it
-    /// used ([`IMAGE_ANNOTATION`](super::labels::IMAGE_ANNOTATION)) and for which pod template.
+    /// Its annotations under `weft.dev/`, as the last plan wrote them: the plan remembers there which defaults it used
+    /// ([`DEFAULTS_ANNOTATION`](super::labels::DEFAULTS_ANNOTATION)) and for which pod template.
     pub annotations: BTreeMap<String, String>,
     pub generation: i64,
     /// The controller-manager has seen this generation; the counts are about it.
@@ -50,6 +50,12 @@ impl Workload {
     }
 }
 
+/// Other requests and limits might end one of these problems.
+pub fn is_about_resources(problems: &[Problem]) -> bool {
+    const REASONS: [&str; 4] = ["OutOfMemory", "PodsRefused", "QuotaExceeded", "Unschedulable"];
+    problems.iter().any(|problem| REASONS.contains(&problem.reason.as_str()))
+}
+
 /// A Job that exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobState {
@@ -63,16 +69,13 @@ pub struct JobState {
     /// What the set-up's own container reported when it succeeded. It counts also while another container, which somebody
     /// injected, keeps the pod from ending.
     pub report: Option<Outcome>,
-    /// The set-up's own container failed, and an injected one keeps the pod, so the Job does not try again: when it is to be
-    /// replaced, for that reason alone.
-    pub replace_in: Option<Duration>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JobOutcome {
     Running,
     Succeeded,
-    /// The Job has given up; `message` is the last pod's termination message, or else the Job's own message.
+    /// Trying again cannot help; `message` is the last attempt's termination message, or else the Job's own message.
     Failed {
         message: String,
     },

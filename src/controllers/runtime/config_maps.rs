@@ -7,8 +7,8 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{Api, Client};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
+use kube::{Api, Client, api::ListParams};
 
 use super::Context;
 use crate::{
@@ -17,11 +17,13 @@ use crate::{
         database::RELEASED_FILE,
         request::{RequestError, within_deadline},
         resources::{
+            child::{ChildKind, ChildRef},
+            fields::applied_template,
             key::{Key, ObjectId},
-            labels::RELEASED_ANNOTATION,
+            labels::{RELEASED_ANNOTATION, TEMPLATE_HASH_ANNOTATION},
             observed::{Migrations, Released},
         },
-        store::live::version,
+        store::live::{ChildSeen, version},
     },
     domain::names,
 };
@@ -62,10 +64,10 @@ fn digest(config_map: &ConfigMap) -> Migrations {
 }
 
 /// The pod template that `owner`, whose children are named after `name`, released last: one request, unless it never
-/// released any.
+/// released any. Where its record was deleted, it is the one that the Deployment has.
 pub async fn released(context: &Context, owner: &Key, name: &str) -> Result<Option<Box<Released>>, RequestError> {
     if context.store().set_up_annotation(owner, name, RELEASED_ANNOTATION).is_none() {
-        return Ok(None);
+        return released_by_deployment(context, owner, name).await;
     }
     let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &owner.id.namespace);
     let config_map = within_deadline(api.get_opt(&names::setup(name))).await?;
@@ -77,6 +79,25 @@ pub async fn released(context: &Context, owner: &Key, name: &str) -> Result<Opti
             None
         }
     }))
+}
+
+/// The pod template that the Deployment has, as far as it is Weft's.
+async fn released_by_deployment(
+    context: &Context,
+    owner: &Key,
+    name: &str,
+) -> Result<Option<Box<Released>>, RequestError> {
+    let known = context.store().child(owner, &ChildRef::new(ChildKind::Deployment, name));
+    let planned = known.filter(|known| known.annotations.contains_key(TEMPLATE_HASH_ANNOTATION) && !known.deleting);
+    let Some(ChildSeen { annotations, .. }) = planned else { return Ok(None) };
+    let api: Api<Deployment> = Api::namespaced(context.client.clone(), &owner.id.namespace);
+    // there is no right to get one, and no need of it
+    let named = ListParams::default().fields(&format!("metadata.name={name}"));
+    let Some(deployment) = within_deadline(api.list(&named)).await?.items.pop() else { return Ok(None) };
+    let entries = deployment.metadata.managed_fields.clone().unwrap_or_default();
+    let template = applied_template(&entries, &serde_json::to_value(&deployment)?);
+    let template = template.map(serde_json::from_value).transpose()?;
+    Ok(template.map(|template| Box::new(Released { annotations, template })))
 }
 
 #[cfg(test)]

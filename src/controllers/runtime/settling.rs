@@ -14,12 +14,12 @@ use crate::controllers::resources::key::Key;
 /// `kubectl apply` sends a manifest of a dozen objects in less than a second.
 const SETTLE: Duration = Duration::from_secs(3);
 
-/// When a generation was seen first, for those that have not settled or whose status was not written since.
+/// When a generation was seen first, for those whose status does not report yet that they have settled.
 #[derive(Debug, Default)]
 pub struct Settling(Mutex<HashMap<Key, (Option<i64>, Instant)>>);
 
 impl Settling {
-    /// `None`: `generation` has settled. One that is new to this process, but `reported` in the status, was seen by another.
+    /// `None`: `generation` has settled. One that is new to this process, but `reported` in the status, settled in another.
     pub fn remaining(
         &self,
         key: &Key,

@@ -1,11 +1,6 @@
 //! Children in the store, grouped by their owner.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    time::Duration,
-};
-
-use jiff::Timestamp;
+use std::collections::{BTreeMap, HashSet};
 
 use super::{
     Requeue, Scope, Store,
@@ -14,18 +9,15 @@ use super::{
     packed::{Packed, SmallMap},
 };
 use crate::{
-    contract::{database_setup::EXIT_DEFINITE, status::Problem},
+    contract::status::Problem,
     controllers::resources::{
         child::{ChildKind, ChildRef},
         key::{Key, ObjectId, ObjectKind},
         labels::{Component, SECRETS_ANNOTATION, SET_UP_ANNOTATION},
-        observed::{DatabaseObserved, JobOutcome, JobState, SecretsObserved, Workload},
+        observed::{DatabaseObserved, JobState, SecretsObserved, Workload},
     },
     domain::names,
 };
-
-/// Pause before a Job is replaced that an injected container holds.
-const HELD_PAUSE: Duration = Duration::from_mins(1);
 
 /// A child as the store keeps it.
 #[derive(Debug)]
@@ -114,7 +106,7 @@ impl Store {
     }
 
     /// The Jobs of an owner, by name.
-    fn jobs(&self, owner: &Key, now: Timestamp) -> BTreeMap<String, JobState> {
+    fn jobs(&self, owner: &Key) -> BTreeMap<String, JobState> {
         let children = self.children.get(owner).into_iter().flat_map(SmallMap::iter);
         children
             .filter(|(child, _)| child.kind == ChildKind::Job)
@@ -122,28 +114,23 @@ impl Store {
             .map(|(child, seen)| {
                 let of_job = |_: &str, job: Option<&str>| job == Some(child.name.as_str());
                 let pods = || self.pods_of(owner).map(|(_, pod)| pod).filter(|pod| of_job("", pod.job.as_deref()));
-                let last_message = pods().filter_map(|pod| pod.last_message.clone()).max();
+                let last_failure = pods().filter_map(|pod| pod.last_failure.clone()).max();
                 let report = pods().find_map(|pod| pod.report.as_deref().cloned());
                 let missing_images = self.missing_images(owner, of_job);
                 let mut problems = self.problems(owner, of_job);
                 problems.extend(self.refused_pods(owner, child));
-                let state = seen.job(problems, last_message.map(|(_, message)| message));
-                let mut state = JobState { missing_images, report, ..state };
-                if let Some((exit_code, at)) = pods().find_map(|pod| pod.held.as_ref()) {
-                    hold(&mut state, *exit_code, at, now);
-                }
-                (child.name.clone(), state)
+                (child.name.clone(), JobState { missing_images, report, ..seen.job(problems, last_failure) })
             })
             .collect()
     }
 
     /// The database of an owner whose children are named after `name`; its migrations are not in the store.
-    pub fn database(&self, owner: &Key, name: &str, now: Timestamp) -> DatabaseObserved {
+    pub fn database(&self, owner: &Key, name: &str) -> DatabaseObserved {
         let record = |annotation| self.set_up_annotation(owner, name, annotation);
         let replaced = record(SECRETS_ANNOTATION).and_then(|text| serde_json::from_str(&text).ok());
         DatabaseObserved {
             server: self.workload(owner, ChildKind::StatefulSet, &names::database(name)),
-            jobs: self.jobs(owner, now),
+            jobs: self.jobs(owner),
             recorded: record(SET_UP_ANNOTATION).and_then(|text| serde_json::from_str(&text).ok()),
             secrets: SecretsObserved { replaced: replaced.unwrap_or_default(), ..SecretsObserved::default() },
             ..DatabaseObserved::default()
@@ -198,43 +185,5 @@ impl Store {
         let relays = self.relays_of(&owner.id);
         let relays = relays.iter().map(|relay| Key::of(ObjectKind::OutboxRelay, &super::id_of(relay.as_ref())));
         Requeue::now(std::iter::once(owner.clone()).chain(relays))
-    }
-}
-
-/// A Job whose program failed while an injected container keeps its pod running: the Job itself does not notice.
-fn hold(job: &mut JobState, exit_code: i32, at: &str, now: Timestamp) {
-    if job.outcome != JobOutcome::Running {
-        return;
-    }
-    if exit_code == i32::from(EXIT_DEFINITE) {
-        // that of the program is the last one
-        let message = job.problems.pop().map(|last| last.message).unwrap_or_default();
-        job.outcome = JobOutcome::Failed { message };
-        return;
-    }
-    let since = at.parse::<Timestamp>().map(|at| now.duration_since(at)).unwrap_or_default();
-    let since = Duration::try_from(since).unwrap_or_default();
-    job.replace_in = Some(HELD_PAUSE.saturating_sub(since));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::controllers::fixtures::{job, now, problem};
-
-    fn held(exit_code: i32, seconds_ago: i64) -> JobState {
-        let mut state = JobState { problems: vec![problem("SetupFailed", "no")], ..job(JobOutcome::Running) };
-        let at = Timestamp::from_second(now().as_second() - seconds_ago).unwrap();
-        hold(&mut state, exit_code, &at.to_string(), now());
-        state
-    }
-
-    #[test]
-    fn a_job_that_an_injected_container_holds_fails_or_is_replaced_after_a_pause() {
-        assert_eq!(held(65, 1).outcome, JobOutcome::Failed { message: "no".to_owned() });
-        let passing = held(1, 20);
-        assert_eq!((passing.outcome, passing.replace_in), (JobOutcome::Running, Some(Duration::from_secs(40))));
-        assert_eq!(held(1, 70).replace_in, Some(Duration::ZERO));
-        assert_eq!(held(1, -30).replace_in, Some(HELD_PAUSE), "another clock");
     }
 }

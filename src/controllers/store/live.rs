@@ -9,7 +9,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    contract::status::Problem,
+    contract::{database_setup::EXIT_DEFINITE, status::Problem},
     controllers::resources::{
         fields::{self, FieldPath, ForeignField},
         labels::{APPLIED_HASH_ANNOTATION, FIELD_MANAGER, WEFT_PREFIX},
@@ -124,6 +124,16 @@ pub struct ChildSeen {
     pub(in crate::controllers) status: LiveStatus,
 }
 
+/// How a container failed last; the newest is the greatest.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LastFailure {
+    /// RFC 3339, so that texts sort like times.
+    pub finished_at: String,
+    pub exit_code: i32,
+    /// Its termination message, which is not empty.
+    pub message: String,
+}
+
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
@@ -189,26 +199,24 @@ impl ChildSeen {
         }
     }
 
-    /// As a Job; `last_message` is the termination message of its newest failed pod.
-    pub fn job(&self, mut problems: Vec<Problem>, last_message: Option<String>) -> JobState {
+    /// As a Job; `last` is how the newest of its attempts that failed ended.
+    pub fn job(&self, mut problems: Vec<Problem>, last: Option<LastFailure>) -> JobState {
+        let is_definite = last.as_ref().is_some_and(|last| last.exit_code == i32::from(EXIT_DEFINITE));
+        let message = last.map(|last| last.message);
         let outcome = if self.condition("Complete").is_some() {
             JobOutcome::Succeeded
         } else if let Some(failed) = self.condition("Failed") {
-            JobOutcome::Failed { message: last_message.unwrap_or_else(|| failed.message.clone()) }
+            JobOutcome::Failed { message: message.unwrap_or_else(|| failed.message.clone()) }
+        } else if let Some(message) = message.clone().filter(|_| is_definite) {
+            // its container is restarted all the same, and repeats the sentence
+            JobOutcome::Failed { message }
         } else {
             // what the next attempt will meet again, as far as anyone knows
             let again = |message| Problem { reason: SETUP_FAILED.to_owned(), message };
-            problems.extend(last_message.map(again));
+            problems.extend(message.map(again));
             JobOutcome::Running
         };
-        JobState {
-            annotations: self.annotations.clone(),
-            outcome,
-            problems,
-            missing_images: Vec::new(),
-            report: None,
-            replace_in: None,
-        }
+        JobState { annotations: self.annotations.clone(), outcome, problems, missing_images: Vec::new(), report: None }
     }
 
     /// Pods that cannot even be made: a quota, a policy, an admission webhook.
@@ -275,6 +283,10 @@ mod tests {
 
     use super::*;
 
+    fn failure(exit_code: i32, message: &str) -> LastFailure {
+        LastFailure { finished_at: "2026-01-01T00:00:00Z".to_owned(), exit_code, message: message.to_owned() }
+    }
+
     fn seen(value: serde_json::Value) -> ChildSeen {
         serde_json::from_value::<Live>(value).unwrap().into()
     }
@@ -302,13 +314,17 @@ mod tests {
         let job = seen(json!({"metadata": {}, "status": {"conditions": [
             {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "Job has reached the limit"}]}}));
         let failed = |message: &str| JobOutcome::Failed { message: message.to_owned() };
-        assert_eq!(job.job(vec![], Some("0002.sql: no".into())).outcome, failed("0002.sql: no"));
+        assert_eq!(job.job(vec![], Some(failure(1, "0002.sql: no"))).outcome, failed("0002.sql: no"));
         assert_eq!(job.job(vec![], None).outcome, failed("Job has reached the limit"));
     }
 
     #[test]
-    fn a_job_that_tries_again_says_why() {
-        let job = seen(json!({"metadata": {}, "status": {"failed": 1}})).job(vec![], Some("0002.sql waits".into()));
+    fn a_job_that_tries_again_says_why_and_a_definite_error_is_one_at_once() {
+        let seen = seen(json!({"metadata": {}, "status": {"failed": 1}}));
+        let refused = seen.job(vec![], Some(failure(65, "0002.sql: no")));
+        assert_eq!(refused.outcome, JobOutcome::Failed { message: "0002.sql: no".to_owned() });
+        assert_eq!(refused.problems, []);
+        let job = seen.job(vec![], Some(failure(1, "0002.sql waits")));
         assert_eq!(job.outcome, JobOutcome::Running);
         let problems = job.problems.iter().map(|problem| (problem.reason.as_str(), problem.message.as_str()));
         assert_eq!(problems.collect::<Vec<_>>(), [("SetupFailed", "0002.sql waits")]);

@@ -6,7 +6,7 @@ use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectM
 use kube::{api::ApiResource, core::Object};
 use serde::Deserialize;
 
-use super::live::{null_is_default, version};
+use super::live::{LastFailure, null_is_default, version};
 use crate::{
     contract::{ADMIN_PORT, database_setup::Outcome, status::Problem},
     controllers::{
@@ -150,12 +150,9 @@ pub struct PodSeen {
     pub problems: Vec<Problem>,
     /// Images that cannot be pulled.
     pub missing_images: Vec<String>,
-    /// When it failed (RFC 3339, so that texts sort like times), and its termination message.
-    pub last_message: Option<(String, String)>,
+    pub last_failure: Option<LastFailure>,
     /// Of a set-up's pod: what its own container reported at its success, whatever other containers do.
     pub report: Option<Box<Outcome>>,
-    /// Of a set-up's pod: exit code and time of its own container's failure, while another container keeps the pod running.
-    pub held: Option<(i32, String)>,
 }
 
 impl From<LivePod> for PodSeen {
@@ -170,9 +167,11 @@ impl From<LivePod> for PodSeen {
         let has_admin = admin.into_iter().any(|port| port.container_port == ADMIN_PORT);
         let component = label(labels, COMPONENT_LABEL).unwrap_or_default();
         let is_database = component == Component::Database.as_str();
-        let problems = if lives { status.problems(&metadata) } else { Vec::new() };
+        let problems = if lives { status.problems(&metadata, job.is_some()) } else { Vec::new() };
+        let last_failure = status.last_failure(job.is_some());
+        let says_why = !problems.is_empty() || (job.is_some() && last_failure.is_some());
         // a server that recovers may take long, and its probes fail meanwhile
-        let waits = lives && problems.is_empty() && (status.is_creating() || (!is_database && status.is_unready()));
+        let waits = lives && !says_why && (status.is_creating() || (!is_database && status.is_unready()));
         let nowhere = is_database && problems.iter().any(|problem| problem.reason == UNSCHEDULABLE);
         Self {
             version: version(&metadata),
@@ -183,9 +182,8 @@ impl From<LivePod> for PodSeen {
             problems,
             component,
             missing_images: if lives { status.missing_images() } else { Vec::new() },
-            last_message: status.last_message(job.is_some()),
+            last_failure,
             report: job.as_ref().and_then(|_| status.report()),
-            held: job.as_ref().and_then(|_| status.held()),
             job,
         }
     }
@@ -219,7 +217,7 @@ impl PodStatus {
         self.init_container_statuses.iter().chain(&self.container_statuses)
     }
 
-    fn problems(&self, metadata: &ObjectMeta) -> Vec<Problem> {
+    fn problems(&self, metadata: &ObjectMeta, of_setup: bool) -> Vec<Problem> {
         let pod = metadata.name.as_deref().unwrap_or_default();
         let namespace = metadata.namespace.as_deref().unwrap_or_default();
         let unschedulable = self
@@ -233,7 +231,7 @@ impl PodStatus {
             });
         unschedulable
             .into_iter()
-            .chain(self.statuses().filter_map(|container| container.problem(namespace, pod)))
+            .chain(self.statuses().filter_map(|container| container.problem(namespace, pod, of_setup)))
             .collect()
     }
 
@@ -246,34 +244,29 @@ impl PodStatus {
     }
 
     /// Of a set-up's pod, only its own container's counts.
-    fn last_message(&self, of_setup: bool) -> Option<(String, String)> {
+    fn last_failure(&self, of_setup: bool) -> Option<LastFailure> {
         self.statuses()
             .filter(|container| !of_setup || container.name == database::SETUP_CONTAINER)
             .filter_map(|container| container.state.terminated.as_ref().or(container.last_state.terminated.as_ref()))
             .filter(|terminated| terminated.exit_code != 0 && !terminated.message.trim().is_empty())
-            .map(|terminated| (terminated.finished_at.clone(), tail(&terminated.message)))
+            .map(|terminated| LastFailure {
+                finished_at: terminated.finished_at.clone(),
+                exit_code: terminated.exit_code,
+                message: tail(&terminated.message),
+            })
             .max()
     }
 
     fn report(&self) -> Option<Box<Outcome>> {
-        let ended = self.setup_ended().filter(|ended| ended.exit_code == 0)?;
-        Outcome::from_message(&ended.message).map(Box::new)
-    }
-
-    fn held(&self) -> Option<(i32, String)> {
-        let failed = self.setup_ended().filter(|ended| ended.exit_code != 0 && self.phase == "Running")?;
-        Some((failed.exit_code, failed.finished_at.clone()))
-    }
-
-    fn setup_ended(&self) -> Option<&Terminated> {
         let setup = self.container_statuses.iter().find(|container| container.name == database::SETUP_CONTAINER)?;
-        setup.state.terminated.as_ref()
+        let ended = setup.state.terminated.as_ref().filter(|ended| ended.exit_code == 0)?;
+        Outcome::from_message(&ended.message).map(Box::new)
     }
 }
 
 impl ContainerStatus {
-    fn problem(&self, namespace: &str, pod: &str) -> Option<Problem> {
-        self.cannot_start(pod).or_else(|| self.keeps_ending(namespace, pod))
+    fn problem(&self, namespace: &str, pod: &str, of_setup: bool) -> Option<Problem> {
+        self.cannot_start(pod).or_else(|| self.keeps_ending(namespace, pod, of_setup))
     }
 
     fn cannot_start(&self, pod: &str) -> Option<Problem> {
@@ -297,7 +290,7 @@ impl ContainerStatus {
         }
     }
 
-    fn keeps_ending(&self, namespace: &str, pod: &str) -> Option<Problem> {
+    fn keeps_ending(&self, namespace: &str, pod: &str, of_setup: bool) -> Option<Problem> {
         let container = &self.name;
         let last = self.state.terminated.as_ref().or(self.last_state.terminated.as_ref())?;
         if self.ready || self.restart_count == 0 || last.exit_code == 0 {
@@ -330,6 +323,10 @@ impl ContainerStatus {
                     "container {container} of pod {pod} needs more memory than its limit allows and is killed again and again"
                 ),
             );
+        }
+        // its message is the cause, and is passed on
+        if of_setup && container == database::SETUP_CONTAINER && !last.message.trim().is_empty() {
+            return None;
         }
         problem(
             "CrashLooping",
@@ -456,7 +453,9 @@ mod tests {
         );
         assert_eq!(reasons(&waiting), ["CrashLooping"]);
         assert_eq!(waiting.problems, running.problems);
-        assert_eq!(waiting.last_message, Some(("2026-01-01T00:00:00Z".to_owned(), "boom".to_owned())));
+        let failure =
+            LastFailure { finished_at: "2026-01-01T00:00:00Z".to_owned(), exit_code: 3, message: "boom".to_owned() };
+        assert_eq!(waiting.last_failure, Some(failure));
         assert_eq!(waiting.admin_address.as_deref(), Some("10.0.0.1"));
         let ready =
             pod(json!({"phase": "Running", "containerStatuses": [{"name": "service", "restartCount": 4, "ready": true,
@@ -480,7 +479,8 @@ mod tests {
             json!({"phase": "Failed", "containerStatuses": [{"name": "service", "lastState": {}, "state": {"terminated":
             {"exitCode": 137, "startedAt": null, "finishedAt": null, "message": "could not be located"}}}]}),
         );
-        assert_eq!(pod.last_message, Some((String::new(), "could not be located".to_owned())));
+        let failure = pod.last_failure.unwrap();
+        assert_eq!((failure.finished_at.as_str(), failure.message.as_str()), ("", "could not be located"));
     }
 
     #[test]
@@ -494,10 +494,29 @@ mod tests {
         let report = r#"{"files":1,"applied":1,"last":"001.sql","hash":"abc"}"#;
         let done = pod(json!([ended("mesh", 1, "no"), ended("setup", 0, report)]));
         assert_eq!(done.report.unwrap().last.as_deref(), Some("001.sql"));
-        assert_eq!(done.last_message, None);
+        assert_eq!(done.last_failure, None);
         let failed = pod(json!([ended("mesh", 1, "no"), ended("setup", 65, "002.sql failed")]));
-        assert_eq!(failed.held, Some((65, "2026-01-01T00:00:00Z".to_owned())));
-        assert_eq!((failed.report, failed.last_message.unwrap().1.as_str()), (None, "002.sql failed"));
+        let last = failed.last_failure.unwrap();
+        assert_eq!((failed.report, last.exit_code, last.message.as_str()), (None, 65, "002.sql failed"));
+    }
+
+    #[test]
+    fn a_set_up_that_is_restarted_says_why_in_its_own_words() {
+        let restarted = |reason: &str, message: &str| -> PodSeen {
+            let last =
+                json!({"exitCode": 1, "reason": reason, "message": message, "finishedAt": "2026-01-01T00:00:00Z"});
+            let setup = json!({"name": "setup", "restartCount": 4, "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                "lastState": {"terminated": last}});
+            let labels = json!({"batch.kubernetes.io/job-name": "orders-db-setup-1"});
+            let pod = json!({"metadata": {"name": "a", "uid": "u", "labels": labels}, "spec": {},
+                "status": {"phase": "Running", "containerStatuses": [setup]}});
+            serde_json::from_value::<LivePod>(pod).unwrap().into()
+        };
+        let failed = restarted("Error", "002.sql waits for a lock");
+        assert_eq!((reasons(&failed), failed.waiting.as_deref()), (vec![], None));
+        assert_eq!(failed.last_failure.unwrap().message, "002.sql waits for a lock");
+        assert_eq!(reasons(&restarted("OOMKilled", "applying")), ["OutOfMemory"]);
+        assert_eq!(reasons(&restarted("Error", "")), ["CrashLooping"], "there is nothing but its log");
     }
 
     #[test]

@@ -25,9 +25,8 @@ impl Store {
         // a new pod matters only by what it reports; the workload's counts come with the workload
         let known = known.unwrap_or_default();
         if known.problems == seen.problems
-            && known.last_message == seen.last_message
+            && known.last_failure == seen.last_failure
             && known.report == seen.report
-            && known.held == seen.held
             && known.waiting == seen.waiting
             && known.claim == seen.claim
             && known.admin_address.is_some() == seen.admin_address.is_some()

@@ -3,10 +3,9 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Observed, plan};
+use super::{Observed, plan, status};
 use crate::{
     api::v1alpha1::Microservice,
     contract::database_setup::Purpose,
@@ -58,7 +57,7 @@ fn from_store(context: &Context, key: &Key, object: &Microservice) -> Observed {
         let service = store.get::<Microservice>(&ObjectId::new(&key.id.namespace, &dependency.service))?;
         Some((dependency.service.clone(), service))
     });
-    let database = store.database(key, &key.id.name, Timestamp::now());
+    let database = store.database(key, &key.id.name);
     let deleted_with = database.server.as_ref().and_then(|server| server.annotations.get(DELETED_WITH_ANNOTATION));
     let services = object.spec.depends_on.iter().map(|dependency| dependency.service.as_str());
     Observed {
@@ -79,6 +78,8 @@ fn settles_in(context: &Context, key: &Key, object: &Microservice) -> Option<Dur
     if migrations.last.is_some() {
         return None;
     }
-    let reported = object.status.as_ref().and_then(|status| status.observed_generation);
+    // another operator, which does not know since when, lets it settle anew
+    let settled = object.status.as_ref().filter(|status| !status::is_settling(status));
+    let reported = settled.and_then(|status| status.observed_generation);
     context.settling.remaining(key, object.metadata.generation, reported, Instant::now())
 }

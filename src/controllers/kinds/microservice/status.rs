@@ -80,9 +80,10 @@ fn progress(
     let database = stage
         .and_then(|stage| database_status::progress(observed.database.server.as_ref(), stage))
         .map(|progress| with_old_version(progress, observed, stage));
+    // whoever takes over is to know that it settles, whatever else is not ready
     not_applied(applied)
-        .or(database)
         .or_else(|| planned.as_ref().ok().and_then(settling))
+        .or(database)
         .or_else(|| not_rolled_out(live, "the service"))
         .unwrap_or_else(|| Progress::ready("Ready", format!("{} of {0} pods are ready", wanted(object, live))))
 }
@@ -96,12 +97,20 @@ fn wanted(object: &Microservice, live: Option<&Workload>) -> i32 {
     }
 }
 
+/// Reason of a version that waits for a change of its migrations.
+const SETTLING: &str = "Settling";
+
+/// The status is of a version that still waited for a change of its migrations.
+pub(super) fn is_settling(status: &MicroserviceStatus) -> bool {
+    status.conditions.iter().any(|condition| condition.reason == SETTLING)
+}
+
 /// The set-up is done, and a new pod template still waits for a change of the migrations.
 fn settling(plan: &Plan) -> Option<Progress> {
     plan.recheck_in.map(|_| {
         let message =
             "the new version starts within three seconds, unless the ConfigMap of its migrations changes first";
-        Progress::waiting("Settling", message)
+        Progress::waiting(SETTLING, message)
     })
 }
 

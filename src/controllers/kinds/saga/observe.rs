@@ -17,7 +17,6 @@ use crate::{
     },
     domain::names,
 };
-use jiff::Timestamp;
 
 pub fn observe(store: &Store, id: &ObjectId, object: &Saga, orchestrator_pass: Option<PassResult>) -> Observed {
     let within = |name: &str| ObjectId::new(&id.namespace, name);
@@ -40,7 +39,7 @@ pub fn observe_orchestrator(store: &Store, id: &ObjectId) -> OrchestratorObserve
     let (key, full_name) = (Key::of(ObjectKind::Orchestrator, id), names::orchestrator(&id.name));
     OrchestratorObserved {
         deployment: store.workload(&key, ChildKind::Deployment, &full_name),
-        database: store.database(&key, &full_name, Timestamp::now()),
+        database: store.database(&key, &full_name),
         status: store.orchestrator_status(&key),
     }
 }

@@ -28,7 +28,7 @@ use crate::{
         render::{
             overlay,
             owner::Owner,
-            pod::{container_security, mount, pin_image, pod_security, wants_upgrade},
+            pod::{container_security, mount, pin, pod_security, wants_upgrade},
             reach,
         },
         resources::{
@@ -58,11 +58,12 @@ pub fn deployment(
     let secrets: Vec<_> =
         std::iter::once(binding.as_str()).chain(relay.as_ref().map(|_| relay_role.as_str())).collect();
     let replaced = database::replaced_annotation(&observed.database, &secrets);
-    let pinned = pin_image(observed.deployment.as_ref(), &settings.image, wants_upgrade(object), |image| {
+    let newest = settings.defaults(&settings.resources.relay);
+    let pinned = pin(observed.deployment.as_ref(), newest, wants_upgrade(object), |defaults| {
         let mut template = template(object, owner, &addresses);
         annotate(&mut template, replaced.clone());
         if let Some((relay, spec)) = relay.as_ref().zip(template.spec.as_mut()) {
-            spec.init_containers = Some(vec![relay::sidecar(image, settings)]);
+            spec.init_containers = Some(vec![relay::sidecar(defaults, settings)]);
             spec.volumes.get_or_insert_default().extend(relay::volumes(owner, relay, settings));
         }
         overlay::apply(template, object.spec.pod_template.as_ref())

@@ -18,9 +18,12 @@ use crate::{
         render::{
             broker,
             owner::Owner,
-            pod::{config_map_volume, mount, password_volume, resources, weft_security},
+            pod::{config_map_volume, mount, password_volume, weft_security},
         },
-        resources::{labels::Component, settings::Settings},
+        resources::{
+            labels::Component,
+            settings::{Defaults, Settings},
+        },
     },
     domain::names,
     nats::accounts::Access,
@@ -38,18 +41,18 @@ pub fn of(object: &Microservice, observed: &Observed) -> Option<String> {
 
 /// An init container that stays (`restartPolicy: Always`). It has no readiness probe: a broker that is away must not take
 /// the service out of its Service; and no startup probe, so the service does not wait for it either.
-pub fn sidecar(image: &str, settings: &Settings) -> Container {
+pub fn sidecar(defaults: &Defaults, settings: &Settings) -> Container {
     let config = format!("{CONTRACT_FOLDER}/{CONTRACT_FILE}");
     let mounts = [mount(VOLUME, CONTRACT_FOLDER), mount(RELAY_PASSWORD.0, RELAY_PASSWORD.1)];
     Container {
         name: CONTAINER.to_owned(),
-        image: Some(image.to_owned()),
-        image_pull_policy: settings.image_pull_policy.clone(),
+        image: Some(defaults.image.clone()),
+        image_pull_policy: defaults.image_pull_policy.clone(),
         args: Some(["relay", "--config", &config].map(str::to_owned).into()),
         restart_policy: Some("Always".to_owned()),
         ports: Some(vec![admin_port()]),
         liveness_probe: Some(Probe { period_seconds: Some(10), failure_threshold: Some(6), ..admin_probe("/livez") }),
-        resources: Some(resources(("10m", "32Mi"), ("1", "256Mi"))),
+        resources: Some(defaults.resources.clone()),
         security_context: Some(weft_security(settings)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         volume_mounts: Some(mounts.into_iter().chain(broker::volume_mount(settings)).collect()),

@@ -1,13 +1,18 @@
 use std::{collections::BTreeMap, sync::Arc};
 
+use k8s_openapi::api::core::v1::ResourceRequirements;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::controllers::{
-    fixtures::{self, find, microservice, ready, relay_of, settings, settings_with_broker},
-    resources::{
-        child::{ChildKind, ChildRef},
-        observed::{JobOutcome, Migrations, Workload},
+use crate::{
+    contract::status::Problem,
+    controllers::{
+        fixtures::{self, find, microservice, ready, relay_of, settings, settings_with_broker},
+        resources::{
+            child::{ChildKind, ChildRef},
+            observed::{JobOutcome, Migrations, Workload},
+            settings::Resources,
+        },
     },
 };
 
@@ -52,9 +57,11 @@ fn before_setup() -> Observed {
 
 /// What the runtime would observe of the Deployment that `plan` holds.
 fn live(plan: &Plan) -> Workload {
-    let deployment = find(plan, "Deployment/orders");
-    let annotations = serde_json::from_value(deployment["metadata"]["annotations"].clone()).unwrap();
-    Workload { annotations, ..ready(2) }
+    Workload { annotations: annotations(plan, "Deployment/orders"), ..ready(2) }
+}
+
+fn annotations(plan: &Plan, child: &str) -> BTreeMap<String, String> {
+    serde_json::from_value(find(plan, child)["metadata"]["annotations"].clone()).unwrap()
 }
 
 #[test]
@@ -132,39 +139,76 @@ fn another_operator_makes_no_other_job_and_restarts_nothing() {
     observed.relays = vec![relay_of("orders")];
     let first = plan(&orders(), &observed, &settings()).unwrap();
     observed.deployment = Some(live(&first));
+    observed.database.server = Some(Workload { annotations: annotations(&first, "StatefulSet/orders-db"), ..ready(1) });
     let mut newer = settings();
     newer.image = "localhost/weft:2".to_owned();
+    newer.image_pull_policy = Some("Always".to_owned());
+    newer.resources.relay = ResourceRequirements::default();
+    newer.resources.database = ResourceRequirements::default();
     let second = plan(&orders(), &observed, &newer).unwrap();
     assert_eq!(fixtures::names(&first), fixtures::names(&second));
-    assert_eq!(find(&first, "Deployment/orders"), find(&second, "Deployment/orders"));
+    for child in ["Deployment/orders", "StatefulSet/orders-db"] {
+        assert_eq!(find(&first, child), find(&second, child));
+    }
 
     let mut asking = orders();
     asking.metadata.annotations = Some([("weft.dev/upgrade".to_owned(), "now".to_owned())].into());
     let third = plan(&asking, &observed, &newer).unwrap();
     let sidecar = &find(&third, "Deployment/orders")["spec"]["template"]["spec"]["initContainers"][0];
-    assert_eq!(sidecar["image"], "localhost/weft:2");
+    assert_eq!((&sidecar["image"], &sidecar["imagePullPolicy"]), (&json!("localhost/weft:2"), &json!("Always")));
+    assert_eq!(sidecar["resources"], json!({}));
 }
 
 #[test]
-fn a_set_up_whose_image_cannot_be_had_gives_way_to_one_of_another_image() {
+fn containers_have_the_resources_that_the_operator_is_given() {
+    let amount = |memory: &str| serde_json::from_value(json!({"limits": {"memory": memory}})).unwrap();
+    let mut settings = settings();
+    settings.resources =
+        Resources { database: amount("1Gi"), orchestrator: amount("2Gi"), relay: amount("3Gi"), setup: amount("4Gi") };
+    let limit = |child: &serde_json::Value, containers: &str| {
+        child["spec"]["template"]["spec"][containers][0]["resources"]["limits"]["memory"].clone()
+    };
+    let mut observed = settled(&orders());
+    observed.relays = vec![relay_of("orders")];
+    let done = plan(&orders(), &observed, &settings).unwrap();
+    assert_eq!(limit(&find(&done, "Deployment/orders"), "initContainers"), "3Gi");
+    assert_eq!(limit(&find(&done, "StatefulSet/orders-db"), "containers"), "1Gi");
+    let first = plan(&orders(), &before_setup(), &settings).unwrap();
+    let job = first.children.iter().map(fixtures::value).find(|child| child["kind"] == "Job").unwrap();
+    assert_eq!(limit(&job, "containers"), "4Gi");
+
+    let mut own = orders();
+    own.spec.database.as_mut().unwrap().postgres.resources = Some(amount("5Gi"));
+    let own = plan(&own, &observed, &settings).unwrap();
+    assert_eq!(limit(&find(&own, "StatefulSet/orders-db"), "containers"), "5Gi", "the spec's go first");
+}
+
+#[test]
+fn a_set_up_that_the_operators_configuration_keeps_from_running_gives_way_to_one_of_another() {
     let mut observed = settled(&orders());
     for job in observed.database.jobs.values_mut() {
         job.outcome = JobOutcome::Running;
-        job.annotations = [("weft.dev/image".to_owned(), "localhost/weft:0".to_owned())].into();
+        job.annotations = [("weft.dev/defaults".to_owned(), r#"{"image": "localhost/weft:0"}"#.to_owned())].into();
     }
     let has_job = |observed: &Observed| {
         let plan = plan(&orders(), observed, &settings()).unwrap();
         fixtures::names(&plan).iter().any(|name| name.starts_with("Job/"))
     };
     assert!(has_job(&observed), "it may only be slow");
-    for job in observed.database.jobs.values_mut() {
-        job.missing_images = vec!["localhost/weft:0".to_owned()];
-    }
-    assert!(!has_job(&observed));
-    for job in observed.database.jobs.values_mut() {
-        job.annotations = [("weft.dev/image".to_owned(), settings().image)].into();
-    }
-    assert!(has_job(&observed), "another would be the same");
+    let mut with = |missing_images: Vec<String>, problems: Vec<Problem>, annotations: &BTreeMap<String, String>| {
+        for job in observed.database.jobs.values_mut() {
+            (job.missing_images, job.problems) = (missing_images.clone(), problems.clone());
+            job.annotations = annotations.clone();
+        }
+        has_job(&observed)
+    };
+    let killed = vec![fixtures::problem("OutOfMemory", "needs more memory than its limit allows")];
+    let older = BTreeMap::from([("weft.dev/defaults".to_owned(), r#"{"image": "localhost/weft:0"}"#.to_owned())]);
+    assert!(!with(vec!["localhost/weft:0".to_owned()], vec![], &older));
+    assert!(!with(vec![], killed.clone(), &older));
+    let same = settings().defaults(&settings().resources.setup);
+    let same = BTreeMap::from([("weft.dev/defaults".to_owned(), serde_json::to_string(&same).unwrap())]);
+    assert!(with(vec![settings().image], killed, &same), "another would be the same");
 }
 
 #[test]

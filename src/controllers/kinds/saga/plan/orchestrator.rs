@@ -32,15 +32,15 @@ use crate::{
             broker, network,
             owner::{Owner, reference},
             pod::{
-                PASSWORD, config_map_volume, mount, password_volume, pin_image, pod_security, resources,
-                service_account, wants_upgrade, weft_security,
+                PASSWORD, config_map_volume, mount, password_volume, pin, pod_security, service_account, wants_upgrade,
+                weft_security,
             },
         },
         resources::{
             child::{Child, ChildKind, ChildRef},
             labels::{Component, DATABASE_CLIENT_LABEL, SAGAS_ANNOTATION},
             plan::{Plan, Rejection},
-            settings::Settings,
+            settings::{Defaults, Settings},
         },
     },
     domain::names::{self, MAX_NAME, ORCHESTRATOR_API_PORT, POSTGRES_PORT},
@@ -228,8 +228,8 @@ fn deployment(
     settings: &Settings,
 ) -> Result<Deployment, Rejection> {
     let live = observed.deployment.as_ref();
-    let pinned =
-        pin_image(live, &settings.image, upgrade(object), |image| Ok(template(owner, image, observed, settings)))?;
+    let newest = settings.defaults(&settings.resources.orchestrator);
+    let pinned = pin(live, newest, upgrade(object), |defaults| Ok(template(owner, defaults, observed, settings)))?;
     Ok(Deployment {
         metadata: ObjectMeta {
             annotations: Some(pinned.annotations),
@@ -247,7 +247,12 @@ fn deployment(
     })
 }
 
-fn template(owner: &Owner, image: &str, observed: &OrchestratorObserved, settings: &Settings) -> PodTemplateSpec {
+fn template(
+    owner: &Owner,
+    defaults: &Defaults,
+    observed: &OrchestratorObserved,
+    settings: &Settings,
+) -> PodTemplateSpec {
     let volumes = [
         config_map_volume(CONTRACT.0, owner.name.clone()),
         password_volume(APP_PASSWORD.0, names::database(&owner.name)),
@@ -265,14 +270,14 @@ fn template(owner: &Owner, image: &str, observed: &OrchestratorObserved, setting
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
             security_context: Some(pod_security()),
-            containers: vec![container(image, settings)],
+            containers: vec![container(defaults, settings)],
             volumes: Some(volumes.into_iter().chain(broker::volume(&owner.name, &owner.namespace, settings)).collect()),
             ..PodSpec::default()
         }),
     }
 }
 
-fn container(image: &str, settings: &Settings) -> Container {
+fn container(defaults: &Defaults, settings: &Settings) -> Container {
     let config = format!("{}/{CONTRACT_FILE}", CONTRACT.1);
     let mounts = [mount(CONTRACT.0, CONTRACT.1), mount(APP_PASSWORD.0, APP_PASSWORD.1)];
     let port = |name: &str, port: u16| ContainerPort {
@@ -283,13 +288,13 @@ fn container(image: &str, settings: &Settings) -> Container {
     };
     Container {
         name: CONTAINER.to_owned(),
-        image: Some(image.to_owned()),
-        image_pull_policy: settings.image_pull_policy.clone(),
+        image: Some(defaults.image.clone()),
+        image_pull_policy: defaults.image_pull_policy.clone(),
         args: Some(["saga", "--config", &config].map(str::to_owned).into()),
         ports: Some(vec![port(API_PORT_NAME, ORCHESTRATOR_API_PORT), port(ADMIN_PORT_NAME, ADMIN_PORT)]),
         liveness_probe: Some(probe("/livez", 10, 6)),
         readiness_probe: Some(probe("/readyz", 5, 3)),
-        resources: Some(resources(("50m", "64Mi"), ("1", "512Mi"))),
+        resources: Some(defaults.resources.clone()),
         security_context: Some(weft_security(settings)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         volume_mounts: Some(mounts.into_iter().chain(broker::volume_mount(settings)).collect()),

@@ -128,21 +128,6 @@ fn a_set_up_is_done_whatever_else_runs_in_its_pod() {
 }
 
 #[test]
-fn a_failed_set_up_that_an_injected_container_holds_is_replaced_after_a_pause() {
-    let mut observed = settled(&orders());
-    let mut planned = |pause: Duration| {
-        for job in observed.database.jobs.values_mut() {
-            *job = JobState { replace_in: Some(pause), ..fixtures::job(JobOutcome::Running) };
-        }
-        plan(&orders(), &observed, &settings()).unwrap()
-    };
-    let waiting = planned(Duration::from_secs(40));
-    assert_eq!((job_of(&waiting).is_some(), waiting.recheck_in), (true, Some(Duration::from_secs(40))));
-    let over = planned(Duration::ZERO);
-    assert_eq!((job_of(&over), over.recheck_in), (None, None));
-}
-
-#[test]
 fn a_set_up_that_read_older_migrations_does_not_count() {
     let observed = reporting(JobOutcome::Succeeded, "the ones before");
     let first = plan(&orders(), &observed, &settings()).unwrap();
