@@ -1,6 +1,6 @@
 //! What a controller wants to exist: the pure result of `plan`, the input of `apply`.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::child::{Child, ChildRef};
 use crate::domain::names;
@@ -15,6 +15,14 @@ pub struct Plan {
     pub retained: Vec<ChildRef>,
     /// The plan will be another one after this time, though nothing else changes.
     pub recheck_in: Option<Duration>,
+}
+
+impl Plan {
+    /// It has a child that `before` does not have.
+    pub fn has_more_than(&self, before: &Self) -> bool {
+        let known: BTreeSet<_> = before.children.iter().map(Child::reference).collect();
+        self.children.iter().any(|child| !known.contains(&child.reference()))
+    }
 }
 
 /// Why an object cannot be planned: `Accepted=False`.

@@ -130,26 +130,34 @@ pub async fn reconcile<K: Driven>(context: &Context, key: &Key) -> Verdict {
 }
 
 async fn pass<K: Driven>(context: &Context, key: &Key, object: &K::Object) -> Result<Verdict, RequestError> {
-    let observed = K::observe(context, key, object).await?;
+    let mut observed = K::observe(context, key, object).await?;
     if let Some(verdict) = K::hold(context, object, &observed) {
         return Ok(verdict);
     }
     let not_opted_in = context.store().not_opted_in(&key.id.namespace);
     let may_write = not_opted_in.is_none() && !K::is_suspended(object);
-    let planned = match not_opted_in {
+    let mut planned = match not_opted_in {
         Some(rejection) => Err(rejection),
         None => K::plan(object, &observed, &context.settings),
     };
     let mut carried = Carried::default();
     // a rejected object keeps what it has
-    if let Ok(planned) = &planned
+    while let Ok(plan) = &planned
         && may_write
     {
-        carried = carry_out::<K>(context, key, object, K::children(planned)).await;
+        carried = carry_out::<K>(context, key, object, K::children(plan)).await;
+        if carried.wrote {
+            // what was written is observed too
+            observed = K::observe(context, key, object).await?;
+        }
+        // there can be more by now: the Job of a set-up is for a server that exists
+        let next = carried.made.then(|| K::plan(object, &observed, &context.settings));
+        let grown =
+            next.filter(|next| next.as_ref().is_ok_and(|next| K::children(next).has_more_than(K::children(plan))));
+        let Some(next) = grown else { break };
+        planned = next;
     }
-    let Carried { applied, again, wrote } = carried;
-    // what was written is observed too
-    let observed = if wrote { K::observe(context, key, object).await? } else { observed };
+    let Carried { applied, again, .. } = carried;
     let status = K::status(object, &observed, &planned, &applied, Timestamp::now());
     let reported = K::report(context, key, object, status).await;
     if let Some(class) = applied.failures.iter().map(|failure| failure.class).min() {
@@ -169,6 +177,8 @@ struct Carried {
     again: Option<Instant>,
     /// The store has changed by it.
     wrote: bool,
+    /// All children are written, and some of them for the first time.
+    made: bool,
 }
 
 /// Applies a plan, and updates the store at once, before the watches do.
@@ -178,6 +188,7 @@ async fn carry_out<K: Driven>(context: &Context, key: &Key, object: &K::Object, 
     let Outcome { mut applied, written, drifted, deleted, again } =
         apply::apply(&context.client, &context.memory, key, &present, plan, Instant::now()).await;
     let wrote = !written.is_empty() || !deleted.is_empty();
+    let made = applied.failures.is_empty() && written.iter().any(|one| !present.contains_key(&one.child));
     let changed = changed_contract(&present, &written);
     let mut requeue: Requeue = {
         let mut store = context.store();
@@ -200,7 +211,7 @@ async fn carry_out<K: Driven>(context: &Context, key: &Key, object: &K::Object, 
         tracing::warn!(reason = failure.reason, message = failure.message, "a child could not be written");
     }
     applied.digest = applied.failures.is_empty().then(|| context.memory.digest(key, plan));
-    Carried { applied, again, wrote }
+    Carried { applied, again, wrote, made }
 }
 
 fn report_drift(

@@ -22,7 +22,7 @@ use crate::controllers::{
     status::{
         conditions::{ACCEPTED, Conditions, status_of},
         events,
-        progress::Progress,
+        progress::{self, Progress},
     },
     store::{Custom, Malformed},
 };
@@ -40,13 +40,8 @@ pub async fn write<K: Custom>(context: &Context, key: &Key, object: &K, status: 
         return Ok(());
     }
     let was = before.map(K::conditions).unwrap_or_default();
-    let news = if before.and_then(K::observed_generation) != K::observed_generation(&status) {
-        News::Answer
-    } else if essence(was) != essence(K::conditions(&status)) {
-        News::Condition
-    } else {
-        News::Numbers
-    };
+    let is_answered = before.and_then(K::observed_generation) == K::observed_generation(&status);
+    let news = if is_answered { of_change(was, K::conditions(&status)) } else { News::Answer };
     if !may_write(context, key, news) {
         return Ok(());
     }
@@ -153,7 +148,21 @@ async fn patch<K: Custom>(
     Ok(answer)
 }
 
-/// What of conditions is worth an immediate write: not a message that only counts further.
+/// What a change of conditions is, of the same spec.
+fn of_change(was: &[Condition], is: &[Condition]) -> News {
+    if was == is {
+        News::Numbers
+    } else if progress::is_on_the_way(was, is) {
+        News::Progress
+    } else if essence(was) == essence(is) {
+        // a message that only counts further
+        News::Numbers
+    } else {
+        News::Condition
+    }
+}
+
+/// Conditions without their messages.
 fn essence(conditions: &[Condition]) -> Vec<(&str, &str, &str)> {
     conditions
         .iter()

@@ -24,10 +24,9 @@ struct Reported {
     reason: Option<&'static str>,
 }
 
-const REPORTED: [Reported; 11] = [
+const REPORTED: [Reported; 10] = [
     Reported { condition: ACCEPTED, status: "True", warning: false, reason: Some("Accepted") },
     Reported { condition: ACCEPTED, status: "False", warning: true, reason: None },
-    Reported { condition: MIGRATED, status: "True", warning: false, reason: Some("Migrated") },
     Reported { condition: READY, status: "True", warning: false, reason: Some("Ready") },
     Reported { condition: SLOT_AT_RISK, status: "True", warning: true, reason: Some("SlotAtRisk") },
     Reported { condition: SLOT_AT_RISK, status: "False", warning: false, reason: Some("SlotSafe") },
@@ -44,10 +43,9 @@ pub fn of_change(before: &[Condition], after: &[Condition]) -> Vec<Notice> {
     for reported in &REPORTED {
         let Some(now) = after.iter().find(|condition| condition.type_ == reported.condition) else { continue };
         let was = before.iter().find(|condition| condition.type_ == reported.condition);
-        // the good half of a pair is news only after the bad half
-        let never_bad = !reported.warning
-            && matches!(reported.condition, SLOT_AT_RISK | STUCK)
-            && was.is_none_or(|was| was.status != "True");
+        // the good half of a pair is news only after the bad half; `Ready` always is, and says that all the others are good
+        let never_bad =
+            !reported.warning && reported.condition != READY && was.is_none_or(|was| was.status == "Unknown");
         let is_failure = reported.condition != MIGRATED || reported.status != "False" || now.reason.contains("Failed");
         let moved = was.is_none_or(|was| was.status != now.status || (reported.warning && was.reason != now.reason));
         if now.status == reported.status && moved && !never_bad && is_failure {
@@ -92,7 +90,10 @@ mod tests {
 
     #[test]
     fn a_change_is_reported_once_and_calm_is_not_news() {
-        assert_eq!(reasons(&[], &[(ACCEPTED, true, "Accepted"), (STUCK, false, "NoneStuck")]), ["Accepted"]);
+        let calm = [(ACCEPTED, true, "Accepted"), (MIGRATED, true, "Migrated"), (STUCK, false, "NoneStuck")];
+        assert_eq!(reasons(&[], &calm), Vec::<String>::new());
+        assert_eq!(reasons(&[(ACCEPTED, false, "OutboxTaken")], &[(ACCEPTED, true, "Accepted")]), ["Accepted"]);
+        assert_eq!(reasons(&[(READY, false, "Starting")], &[(READY, true, "Ready")]), ["Ready"]);
         assert_eq!(reasons(&[(STUCK, false, "NoneStuck")], &[(STUCK, true, "Stuck")]), ["SagaStuck"]);
         assert_eq!(reasons(&[(STUCK, true, "Stuck")], &[(STUCK, false, "NoneStuck")]), ["SagaUnstuck"]);
         assert_eq!(reasons(&[(ACCEPTED, true, "Accepted")], &[(ACCEPTED, true, "Accepted")]), Vec::<String>::new());

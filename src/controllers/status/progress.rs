@@ -1,6 +1,10 @@
 //! The progress of an object: one finding becomes `Ready`, `Reconciling` and `Stalled`, as kstatus reads them.
 
-use super::conditions::{ACCEPTED, CONTESTED, Conditions, DRIFTED, READY, RECONCILING, STALLED, Truth};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
+use super::conditions::{
+    ACCEPTED, CONTESTED, Conditions, DATABASE_READY, DRIFTED, MIGRATED, READY, RECONCILING, STALLED, Truth, status_of,
+};
 use crate::{
     contract::status::Problem,
     controllers::resources::{
@@ -69,6 +73,23 @@ impl Progress {
         let (stalling, because) = if stalled { (reason.as_str(), message.as_str()) } else { ("NotStalled", "") };
         conditions.set(STALLED, stalled, stalling, because);
     }
+}
+
+/// Reasons of a roll-out that goes well, in the order in which it has them.
+const ON_THE_WAY: [&str; 9] =
+    ["Creating", "Starting", "SetupPending", "SetupRunning", "Settling", "Migrated", "RollingOut", "Loading", "Ready"];
+
+/// A change of conditions by which nothing happened but that a roll-out, which goes on, came further.
+pub fn is_on_the_way(was: &[Condition], is: &[Condition]) -> bool {
+    let goes_on = |conditions| status_of(conditions, READY) == Some("False");
+    let mut moved = is.iter().filter(|condition| !was.contains(condition));
+    goes_on(was)
+        && goes_on(is)
+        && was.iter().all(|condition| status_of(is, &condition.type_).is_some())
+        && moved.all(|condition| {
+            matches!(condition.type_.as_str(), READY | RECONCILING | DATABASE_READY | MIGRATED)
+                && ON_THE_WAY.contains(&condition.reason.as_str())
+        })
 }
 
 /// A rejection stalls, unless it ends by itself.
@@ -168,7 +189,38 @@ fn rollout(live: &Workload) -> String {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+
     use super::*;
+
+    /// Conditions of an object with a database of which `set_up` is `Migrated`.
+    fn conditions(progress: &Progress, set_up: &Finding) -> Vec<Condition> {
+        let mut conditions = Conditions::new(&[], Some(1), Timestamp::UNIX_EPOCH);
+        progress.set(&mut conditions);
+        set_up.set(MIGRATED, &mut conditions);
+        conditions.finish()
+    }
+
+    #[test]
+    fn stages_of_a_roll_out_are_progress_and_causes_and_readiness_are_not() {
+        let runs = Finding::new(false, "SetupRunning", "it runs");
+        let done = Finding::new(true, "Migrated", "it is done");
+        let failed = Finding::new(false, "SetupFailed", "001.sql: syntax error");
+        let waits = |reason| Progress::waiting(reason, "a sentence");
+        let first = conditions(&waits("Starting"), &runs);
+        let is_progress = |next: &[Condition]| is_on_the_way(&first, next);
+        assert!(is_progress(&conditions(&waits("RollingOut"), &done)));
+        assert!(is_progress(&conditions(&Progress::waiting("Starting", "another sentence"), &runs)));
+        assert!(!is_progress(&conditions(&Progress::ready("Ready", "all are ready"), &done)));
+        assert!(!is_progress(&conditions(&waits("CrashLooping"), &done)));
+        assert!(!is_progress(&conditions(&Progress::Stalled("SetupFailed".into(), "no".into()), &failed)));
+        assert!(!is_progress(&conditions(&waits("Starting"), &failed)));
+        assert!(!is_progress(&first[..3]), "a condition is gone");
+        let ready = conditions(&Progress::ready("Ready", "all are ready"), &done);
+        assert!(!is_on_the_way(&ready, &conditions(&waits("RollingOut"), &done)), "readiness is lost");
+        let stalled = conditions(&Progress::Stalled("SetupFailed".into(), "no".into()), &failed);
+        assert!(!is_on_the_way(&stalled, &first), "somebody corrected it, and waits for the answer");
+    }
 
     fn live(wanted: i32, replicas: i32, updated: i32, ready: i32) -> Workload {
         Workload { wanted, replicas, updated, ready, ..Workload::default() }
