@@ -18,6 +18,7 @@ use crate::controllers::{
         key::Key,
         outcome::Applied,
         plan::{Plan, Rejection},
+        reason::Reason,
         settings::Settings,
     },
     status::events::Notice,
@@ -125,7 +126,7 @@ pub async fn reconcile<K: Driven>(context: &Context, key: &Key) -> Verdict {
     };
     verdict.unwrap_or_else(|error| {
         tracing::warn!(error = error.message(), "reconcile failed");
-        Verdict::Failed(error.class().0)
+        Verdict::Failed(error.reason().class())
     })
 }
 
@@ -160,7 +161,7 @@ async fn pass<K: Driven>(context: &Context, key: &Key, object: &K::Object) -> Re
     let Carried { applied, again, .. } = carried;
     let status = K::status(object, &observed, &planned, &applied, Timestamp::now());
     let reported = K::report(context, key, object, status).await;
-    if let Some(class) = applied.failures.iter().map(|failure| failure.class).min() {
+    if let Some(class) = applied.failures.iter().map(|failure| failure.reason.class()).min() {
         return Ok(Verdict::Failed(class));
     }
     reported?;
@@ -208,7 +209,7 @@ async fn carry_out<K: Driven>(context: &Context, key: &Key, object: &K::Object, 
         report_drift(context, key, &K::event_targets(object), child, change.as_ref());
     }
     for failure in &applied.failures {
-        tracing::warn!(reason = failure.reason, message = failure.message, "a child could not be written");
+        tracing::warn!(reason = failure.reason.as_str(), message = failure.message, "a child could not be written");
     }
     applied.digest = applied.failures.is_empty().then(|| context.memory.digest(key, plan));
     Carried { applied, again, wrote, made }
@@ -232,7 +233,7 @@ fn report_drift(
     };
     let notice = Notice {
         warning: false,
-        reason: "DriftCorrected".to_owned(),
+        reason: Reason::DriftCorrected,
         message: match change {
             Some(change) => format!("{child} had been changed ({}); it is as declared again", change.sentence()),
             None => format!("{child} had been deleted or changed; it is as declared again"),

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::controllers::{
     request::{RequestError, within_deadline},
-    resources::{key::Key, labels::STATUS_MANAGER},
+    resources::{key::Key, labels::STATUS_MANAGER, reason::Reason},
     status::{
         conditions::{ACCEPTED, Conditions, status_of},
         events,
@@ -114,8 +114,8 @@ fn mark_malformed<K: Custom>(mut status: K::Status, before: Option<&K::Status>, 
     );
     let previous = before.map(K::conditions).unwrap_or_default();
     let mut conditions = Conditions::new(previous, malformed.generation, Timestamp::now());
-    Progress::Stalled("Malformed".to_owned(), message.clone()).set(&mut conditions);
-    conditions.set(ACCEPTED, false, "Malformed", &message);
+    Progress::Stalled(Reason::Malformed, message.clone()).set(&mut conditions);
+    conditions.set(ACCEPTED, false, Reason::Malformed, &message);
     let mut conditions = conditions.finish();
     // the others are about what is in force
     let others = K::conditions(&status).iter().filter(|known| status_of(&conditions, &known.type_).is_none());

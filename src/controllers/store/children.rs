@@ -10,16 +10,16 @@ use jiff::Timestamp;
 use super::{
     Requeue, Scope, Store,
     live::ChildSeen,
-    live_pod::SECRET_MISSING,
     packed::{Packed, SmallMap},
 };
 use crate::{
-    contract::{database_setup::EXIT_DEFINITE, status::Problem},
+    contract::database_setup::EXIT_DEFINITE,
     controllers::resources::{
         child::{ChildKind, ChildRef},
         key::{Key, ObjectId, ObjectKind},
         labels::{Component, SECRETS_ANNOTATION, SET_UP_ANNOTATION},
-        observed::{DatabaseObserved, JobOutcome, JobState, SecretsObserved, Workload},
+        observed::{DatabaseObserved, JobOutcome, JobState, Problem, SecretsObserved, Workload},
+        reason::Reason,
     },
     domain::names,
 };
@@ -160,7 +160,7 @@ impl Store {
     pub fn misses_secret(&self, owner: &Key, secret: &str) -> bool {
         let quoted = format!("\"{secret}\"");
         let mut problems = self.pods_of(owner).flat_map(|(name, pod)| self.problems_of(owner, name, pod));
-        problems.any(|problem| problem.reason == SECRET_MISSING && problem.message.contains(&quoted))
+        problems.any(|problem| problem.reason == Reason::SecretMissing && problem.message.contains(&quoted))
     }
 
     fn missing_images(&self, owner: &Key, is_ours: impl Fn(&str, Option<&str>) -> bool) -> Vec<String> {
@@ -220,10 +220,11 @@ fn hold(job: &mut JobState, exit_code: i32, at: &str, now: Timestamp) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::controllers::fixtures::{job, now, problem};
+    use crate::controllers::fixtures::{job, now};
 
     fn held(exit_code: i32, seconds_ago: i64) -> JobState {
-        let mut state = JobState { problems: vec![problem("SetupFailed", "no")], ..job(JobOutcome::Running) };
+        let mut state =
+            JobState { problems: vec![Problem::new(Reason::SetupFailed, "no")], ..job(JobOutcome::Running) };
         let at = Timestamp::from_second(now().as_second() - seconds_ago).unwrap();
         hold(&mut state, exit_code, &at.to_string(), now());
         state

@@ -8,6 +8,7 @@ use crate::controllers::{
     resources::{
         child::{ChildKind, ChildRef},
         observed::{JobOutcome, Migrations, Workload},
+        reason::Reason,
     },
 };
 
@@ -193,7 +194,7 @@ fn the_overlay_comes_last() {
 fn a_broken_overlay_is_refused_before_the_set_up_runs() {
     let mut object = orders();
     object.spec.pod_template = Some(json!({"spec": {"hostNetwork": "yes"}}));
-    assert_eq!(plan(&object, &before_setup(), &settings()).unwrap_err().reason, "InvalidPodTemplate");
+    assert_eq!(plan(&object, &before_setup(), &settings()).unwrap_err().reason, Reason::InvalidPodTemplate);
 }
 
 #[test]
@@ -253,9 +254,9 @@ fn all_pods_keep_to_pod_security_restricted() {
 #[test]
 fn names_that_leave_no_room_and_services_that_depend_on_themselves_are_refused() {
     let long = microservice(&"a".repeat(33), STATELESS);
-    assert_eq!(plan(&long, &Observed::default(), &settings()).unwrap_err().reason, "NameTooLong");
+    assert_eq!(plan(&long, &Observed::default(), &settings()).unwrap_err().reason, Reason::NameTooLong);
     let own = microservice("orders", "{image: i, dependsOn: [{service: orders}]}");
-    assert_eq!(plan(&own, &Observed::default(), &settings()).unwrap_err().reason, "DependsOnItself");
+    assert_eq!(plan(&own, &Observed::default(), &settings()).unwrap_err().reason, Reason::DependsOnItself);
 }
 
 #[test]

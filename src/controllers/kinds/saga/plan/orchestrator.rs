@@ -37,6 +37,7 @@ use crate::{
             child::{Child, ChildKind, ChildRef},
             labels::{Component, DATABASE_CLIENT_LABEL, SAGAS_ANNOTATION},
             plan::{Plan, Rejection},
+            reason::Reason,
             settings::Settings,
         },
     },
@@ -60,7 +61,7 @@ pub fn orchestrator(
 ) -> Result<Plan, Rejection> {
     if object.name.len() > MAX_NAME {
         return Err(Rejection {
-            reason: "NameTooLong",
+            reason: Reason::NameTooLong,
             message: format!(
                 "spec.orchestrator: `{}` has {} characters: use at most {MAX_NAME}",
                 object.name,
@@ -150,7 +151,7 @@ fn contract(object: &Orchestrator, owner: &Owner) -> contract::Orchestrator {
 
 fn config_map(object: &Orchestrator, owner: &Owner) -> Result<ConfigMap, Rejection> {
     let text = contract(object, owner).to_yaml().map_err(|error| Rejection {
-        reason: "ContractNotWritable",
+        reason: Reason::ContractNotWritable,
         message: format!("the contract of orchestrator {} cannot be written: {error}", object.name),
     })?;
     let defined = object.members.iter().filter(|member| member.defined.is_some());
