@@ -31,12 +31,8 @@ use weft::{
     api::v1alpha1::Microservice,
     controllers::{
         kinds::reconcile,
-        resources::{
-            child::{ChildKind, ChildRef},
-            key::{Key, ObjectKind},
-        },
+        resources::key::{Key, ObjectKind},
         runtime::{Context, StatusPace, events::Events, metrics::OperatorMetrics},
-        store::live::Live,
     },
 };
 
@@ -72,26 +68,6 @@ fn server() -> Server {
         Some((200, answer))
     });
     server
-}
-
-/// What the cluster's own controllers make of the children: every Job succeeds, all pods become ready. `version`: of the objects.
-fn settle(context: &Context, server: &Server, version: u64) {
-    for mut child in server.objects() {
-        let kind = match child["kind"].as_str() {
-            Some("Job") => ChildKind::Job,
-            Some("StatefulSet") => ChildKind::StatefulSet,
-            Some("Deployment") => ChildKind::Deployment,
-            _ => continue,
-        };
-        let replicas = child["spec"]["replicas"].as_i64().unwrap_or(1);
-        child["status"] = json!({"observedGeneration": 1, "replicas": replicas, "updatedReplicas": replicas,
-            "readyReplicas": replicas, "availableReplicas": replicas, "conditions": [{"type": "Complete", "status": "True"}]});
-        child["metadata"]["resourceVersion"] = version.to_string().into();
-        let live: Live = serde_json::from_value(child).unwrap();
-        let owner = Key::of_owner("shop", live.metadata.labels.as_ref().unwrap()).unwrap();
-        let child = ChildRef::new(kind, live.metadata.name.clone().unwrap());
-        context.store().set_child(&owner, child, live.into());
-    }
 }
 
 /// A status is written so often at most.
@@ -133,9 +109,9 @@ async fn main() {
     println!("{objects} Microservices with a database; the scripted API server's own cost and memory are included");
     set(&first, 1);
     pass("created, until the database is made", &first, &server, objects).await;
-    settle(&first, &server, 1_000_000_000);
+    server.settle(&first, 1_000_000_000);
     pass("its set-up has succeeded", &first, &server, objects).await;
-    settle(&first, &server, 2_000_000_000);
+    server.settle(&first, 2_000_000_000);
     pass("its pods are ready", &first, &server, objects).await;
     pass("unchanged", &first, &server, objects).await;
     set(&first, 2);

@@ -25,8 +25,9 @@ use weft::{
         Contract, ContractError,
         database_setup::{DatabaseSetup, Outcome},
         orchestrator::Orchestrator,
+        problem::{Problem, ProblemReason},
         relay::Relay,
-        status::{OrchestratorStatus, Problem, RelayStatus, SagaCounts, StuckInstance},
+        status::{OrchestratorStatus, RelayStatus, SagaCounts, StuckInstance},
     },
     controllers::{
         kinds::{microservice, outbox_relay, saga},
@@ -137,10 +138,7 @@ fn an_orchestrator_and_the_set_up_of_its_database() {
 #[test]
 fn the_status_documents_of_the_data_plane() {
     let since = "2026-01-02T03:04:05Z".parse().unwrap();
-    let problem = Problem {
-        reason: "BrokerUnreachable".into(),
-        message: "NATS at n:4222 has not answered since 12:04:05 UTC".into(),
-    };
+    let problem = Problem::new(ProblemReason::BrokerUnreachable, "NATS at n:4222 has not answered since 12:04:05 UTC");
     let relay = RelayStatus {
         relay: "orders".into(),
         contract: "7c0e5b1d2f3a4968".into(),

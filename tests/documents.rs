@@ -2,14 +2,13 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
-#[path = "support/problems.rs"]
-mod problems;
-
 use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
+
+use weft::controllers::resources::reason::Reason;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -122,13 +121,28 @@ fn sources(folder: &Path) -> String {
 
 #[test]
 fn every_reason_that_the_runbook_explains_exists() {
-    let (runbook, code) = (read("docs/runbook.md"), sources(&root().join("src")));
+    let runbook = read("docs/runbook.md");
     let (_, table) = runbook.split_once("\n| reason |").expect("the runbook has its table of reasons");
     let cells = table.lines().skip(2).filter_map(|row| row.strip_prefix("| ")?.split_once(" | ").map(|(cell, _)| cell));
     let mut reasons = cells.flat_map(|cell| cell.split(", ")).map(|reason| reason.trim_matches('`')).peekable();
     assert!(reasons.peek().is_some(), "the table has rows");
-    let unknown: Vec<_> = reasons.filter(|reason| !code.contains(&format!("\"{reason}\""))).collect();
+    let unknown: Vec<_> = reasons.filter(|reason| Reason::parse(reason).is_none()).collect();
     assert_eq!(unknown, Vec::<&str>::new(), "no condition, event or problem has these reasons");
+}
+
+#[test]
+fn every_reason_is_that_of_something() {
+    let code = sources(&root().join("src"));
+    let unused: Vec<_> = Reason::all().filter(|reason| !code.contains(&format!("Reason::{reason}"))).collect();
+    assert_eq!(unused, Vec::<Reason>::new());
+}
+
+#[test]
+fn every_reason_that_is_not_calm_is_in_the_runbook() {
+    let runbook = read("docs/runbook.md");
+    let silent: Vec<_> =
+        Reason::all().filter(|reason| !reason.is_calm() && !runbook.contains(&format!("`{reason}`"))).collect();
+    assert_eq!(silent, Vec::<Reason>::new(), "not in the table of docs/runbook.md");
 }
 
 #[test]
@@ -153,35 +167,6 @@ fn every_claim_about_security_ends_with_tests_that_exist() {
             assert!(exists, "docs/security.md names a test that does not exist: {test}");
         }
     }
-}
-
-/// What stands in the code before a reason that is trouble, or work under way.
-const BEFORE_REASONS: [&str; 6] =
-    ["reason: ", "Class::Retry, ", "Class::Invalid, ", "Class::Fatal, ", "Progress::waiting(", "Finding::new(false, "];
-/// Good news in a condition whose `False` is the good half.
-const GOOD_NEWS: [&str; 2] = ["NoneStuck", "SlotSafe"];
-
-#[test]
-fn every_reason_that_is_trouble_is_in_the_runbook() {
-    let (runbook, code) = (read("docs/runbook.md"), sources(&root().join("src")));
-    let mut reasons = BTreeSet::new();
-    for before in BEFORE_REASONS {
-        let before = format!("{before}\"");
-        let found = code.split(&before).skip(1).filter_map(|rest| rest.split('"').next());
-        reasons.extend(found.filter(|word| word.starts_with(|first: char| first.is_ascii_uppercase())));
-    }
-    for problem in problems::relay() {
-        reasons.insert(problem.reason());
-    }
-    for problem in problems::saga() {
-        reasons.insert(problem.reason());
-    }
-    assert!(reasons.len() > 35, "the reasons are written otherwise by now: {reasons:?}");
-    let silent: Vec<_> = reasons
-        .iter()
-        .filter(|reason| !GOOD_NEWS.contains(reason) && !runbook.contains(&format!("`{reason}`")))
-        .collect();
-    assert_eq!(silent, Vec::<&&str>::new(), "not in the table of docs/runbook.md");
 }
 
 #[test]

@@ -8,15 +8,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// A problem that a person should know about. It disappears from the status when it is resolved.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Problem {
-    /// PascalCase; becomes a condition's reason: `DatabaseUnreachable`, `BrokerUnreachable`, `SlotAtRisk`, …
-    pub reason: String,
-    /// One sentence: what, where, since when, and how to fix it if that is known. Never a payload or a credential.
-    pub message: String,
-}
+use super::problem::Problem;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -8,12 +8,12 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     api::v1alpha1::{Microservice, OutboxRelay, Saga, Storage},
-    contract::status::Problem,
     controllers::resources::{
         child::{Child, ChildKind, ChildRef},
         observed::{JobOutcome, JobState, Workload},
-        outcome::{Applied, Class, Failure},
+        outcome::{Applied, Failure},
         plan::Plan,
+        reason::Reason,
         settings::{Broker, Resources, Settings},
     },
     nats::accounts::Accounts,
@@ -155,12 +155,5 @@ pub(crate) fn message<'a>(conditions: &'a [Condition], type_: &str) -> &'a str {
 pub(crate) fn refused(kind: ChildKind, name: &str) -> Applied {
     let child = ChildRef::new(kind, name);
     let message = format!("cannot apply {child}: no such quantity");
-    Applied {
-        failures: vec![Failure { child, class: Class::Invalid, reason: "ChildRefused", message }],
-        ..Applied::default()
-    }
-}
-
-pub(crate) fn problem(reason: &str, message: &str) -> Problem {
-    Problem { reason: reason.to_owned(), message: message.to_owned() }
+    Applied { failures: vec![Failure { child, reason: Reason::ChildRefused, message }], ..Applied::default() }
 }

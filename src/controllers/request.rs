@@ -1,13 +1,10 @@
-//! What a failed request means: one class and one reason, from the API server's answer.
+//! What a failed request means: one reason, from the API server's answer.
 
 use std::{future::Future, time::Duration};
 
 use kube::core::response::Status;
 
-use crate::controllers::resources::{
-    child::ChildRef,
-    outcome::{Class, Failure},
-};
+use crate::controllers::resources::{child::ChildRef, outcome::Failure, reason::Reason};
 
 /// Longest that one request may take, the client's own repetitions (429, 503, 504) included.
 pub const REQUEST_DEADLINE: Duration = Duration::from_secs(15);
@@ -42,12 +39,11 @@ impl RequestError {
         }
     }
 
-    /// What is to be done about it, and its reason.
-    pub fn class(&self) -> (Class, &'static str) {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Api(kube::Error::Api(status)) => class_of(status),
-            Self::Api(_) | Self::Deadline => (Class::Retry, "ApiUnavailable"),
-            Self::Json(_) => (Class::Invalid, "ChildRefused"),
+            Self::Api(kube::Error::Api(status)) => reason_of(status),
+            Self::Api(_) | Self::Deadline => Reason::ApiUnavailable,
+            Self::Json(_) => Reason::ChildRefused,
         }
     }
 
@@ -63,48 +59,46 @@ impl RequestError {
 
     /// For `child`, in a sentence.
     pub fn about(&self, doing: &str, child: &ChildRef) -> Failure {
-        let (class, reason) = self.class();
+        let reason = self.reason();
         let message = self.message();
         let message = match reason {
-            "ChildConflict" => {
+            Reason::ChildConflict => {
                 format!("{child} exists and is not Weft's: delete it or give this resource another name ({message})")
             }
-            "Forbidden" => format!(
+            Reason::Forbidden => format!(
                 "the operator may not {doing} {child}: its roles do not fit its version; upgrade the chart ({message})"
             ),
             _ => format!("cannot {doing} {child}: {message}"),
         };
-        Failure { child: child.clone(), class, reason, message }
+        Failure { child: child.clone(), reason, message }
     }
 }
 
 /// How the message of a server-side apply begins that answers 500 because the child is not of its kind's form.
 const FORMLESS: [&str; 2] = ["failed to create typed patch object", "failed to convert new object"];
 
-fn class_of(status: &Status) -> (Class, &'static str) {
+fn reason_of(status: &Status) -> Reason {
     let has_cause =
         |cause: &str| status.details.iter().flat_map(|details| &details.causes).any(|known| known.reason == cause);
     match status.code {
         403 if has_cause("NamespaceTerminating") || status.message.contains("being terminated") => {
-            (Class::Retry, "NamespaceTerminating")
+            Reason::NamespaceTerminating
         }
-        403 if status.message.contains("exceeded quota") => (Class::Retry, "QuotaExceeded"),
-        401 => (Class::Fatal, "Unauthorized"),
+        403 if status.message.contains("exceeded quota") => Reason::QuotaExceeded,
+        401 => Reason::Unauthorized,
         // the message of a webhook, and that of a ValidatingAdmissionPolicy
         403 if ["denied the request", "denied request"].iter().any(|message| status.message.contains(message)) => {
-            (Class::Invalid, "ChildRefused")
+            Reason::ChildRefused
         }
-        403 => (Class::Fatal, "Forbidden"),
-        404 => (Class::Retry, "NotFound"),
+        403 => Reason::Forbidden,
+        404 => Reason::NotFound,
         // of two writes at the same time: nobody else has the object
-        409 if status.message.contains("the object has been modified") => (Class::Retry, "ApiUnavailable"),
-        409 => (Class::Retry, "ChildConflict"),
-        422 if status.message.contains("Only one reference can have Controller set to true") => {
-            (Class::Retry, "ChildConflict")
-        }
-        400 | 405 | 413 | 415 | 422 => (Class::Invalid, "ChildRefused"),
-        500 if FORMLESS.iter().any(|message| status.message.starts_with(message)) => (Class::Invalid, "ChildRefused"),
-        _ => (Class::Retry, "ApiUnavailable"),
+        409 if status.message.contains("the object has been modified") => Reason::ApiUnavailable,
+        409 => Reason::ChildConflict,
+        422 if status.message.contains("Only one reference can have Controller set to true") => Reason::ChildConflict,
+        400 | 405 | 413 | 415 | 422 => Reason::ChildRefused,
+        500 if FORMLESS.iter().any(|message| status.message.starts_with(message)) => Reason::ChildRefused,
+        _ => Reason::ApiUnavailable,
     }
 }
 
@@ -126,53 +120,47 @@ mod tests {
     }
 
     #[test]
-    fn answers_of_the_api_server_have_a_class_and_a_reason() {
+    fn answers_of_the_api_server_have_a_reason() {
         let cases = [
             (
                 403,
                 "forbidden: unable to create new content in namespace shop because it is being terminated",
-                Class::Retry,
-                "NamespaceTerminating",
+                Reason::NamespaceTerminating,
             ),
-            (403, "services is forbidden: User cannot patch", Class::Fatal, "Forbidden"),
-            (403, "admission webhook \"policy.example\" denied the request: no owner", Class::Invalid, "ChildRefused"),
+            (403, "services is forbidden: User cannot patch", Reason::Forbidden),
+            (403, "admission webhook \"policy.example\" denied the request: no owner", Reason::ChildRefused),
             (
                 403,
                 "deployments.apps \"orders\" is forbidden: ValidatingAdmissionPolicy 'owners' with binding 'all' denied request: no owner",
-                Class::Invalid,
-                "ChildRefused",
+                Reason::ChildRefused,
             ),
-            (409, "Apply failed with 1 conflict", Class::Retry, "ChildConflict"),
+            (409, "Apply failed with 1 conflict", Reason::ChildConflict),
             (
                 409,
                 "Operation cannot be fulfilled on deployments.apps \"orders\": the object has been modified; please apply your changes to the latest version and try again",
-                Class::Retry,
-                "ApiUnavailable",
+                Reason::ApiUnavailable,
             ),
             (
                 422,
                 "metadata.ownerReferences: Invalid value: Only one reference can have Controller set to true",
-                Class::Retry,
-                "ChildConflict",
+                Reason::ChildConflict,
             ),
-            (422, "spec.ports[0].port: Invalid value", Class::Invalid, "ChildRefused"),
+            (422, "spec.ports[0].port: Invalid value", Reason::ChildRefused),
             (
                 500,
                 "failed to convert new object (shop/orders; apps/v1, Kind=Deployment) to proper version: unable to convert unstructured object to apps/v1, Kind=Deployment: quantities must match the regular expression",
-                Class::Invalid,
-                "ChildRefused",
+                Reason::ChildRefused,
             ),
             (
                 500,
                 "failed to create typed patch object (shop/orders; apps/v1, Kind=Deployment): duplicate entries for key",
-                Class::Invalid,
-                "ChildRefused",
+                Reason::ChildRefused,
             ),
-            (429, "too many requests", Class::Retry, "ApiUnavailable"),
-            (500, "etcdserver: request timed out", Class::Retry, "ApiUnavailable"),
+            (429, "too many requests", Reason::ApiUnavailable),
+            (500, "etcdserver: request timed out", Reason::ApiUnavailable),
         ];
-        for (code, message, class, reason) in cases {
-            assert_eq!(refused(code, message).class(), (class, reason), "{code} {message}");
+        for (code, message, reason) in cases {
+            assert_eq!(refused(code, message).reason(), reason, "{code} {message}");
         }
     }
 

@@ -38,13 +38,13 @@ use tokio::{
 
 use self::{
     control::{Control, LOCK_RETRY},
-    problem::{RelayProblem, reason},
+    problem::RelayProblem,
     reporter::Reporter,
     term::TermError,
 };
 use crate::{
     admin::{self, Admin},
-    contract::{ADMIN_PORT, Contract, relay::Relay},
+    contract::{ADMIN_PORT, Contract, problem::ProblemReason, relay::Relay},
     shutdown::Shutdown,
 };
 
@@ -94,7 +94,7 @@ async fn reload(path: &Path, contracts: &watch::Sender<Relay>, reporter: &Report
         let read = tokio::task::spawn_blocking(move || Relay::load(&file)).await;
         match read {
             Ok(Ok(contract)) => {
-                reporter.resolve(reason::CONTRACT_INVALID);
+                reporter.resolve(ProblemReason::ContractInvalid);
                 let changed = contracts.send_if_modified(|current| {
                     let changed = *current != contract;
                     *current = contract;

@@ -7,28 +7,21 @@ use uuid::Uuid;
 
 use super::{source::SourceError, term::TermError};
 use crate::{
-    contract::{ContractError, DatabaseLogin},
+    contract::{ContractError, DatabaseLogin, problem::ProblemReason},
     domain::names,
     outage::{self, Failure, Outage, with_causes},
     postgres,
 };
 
-/// Reasons of problems. The operator uses them as the reasons of conditions.
-pub(crate) mod reason {
-    pub(crate) const CONTRACT_INVALID: &str = "ContractInvalid";
-    pub(crate) const DATABASE_UNREACHABLE: &str = "DatabaseUnreachable";
-    pub(crate) const DATABASE_NOT_READY: &str = "DatabaseNotReady";
-    pub(crate) const BROKER_UNREACHABLE: &str = "BrokerUnreachable";
-    pub(crate) const STREAM_MISSING: &str = "StreamMissing";
-    pub(crate) const PUBLISH_FAILING: &str = "PublishFailing";
-    pub(crate) const EVENT_REFUSED: &str = "EventRefused";
-    pub(crate) const SLOT_AT_RISK: &str = "SlotAtRisk";
-    pub(crate) const SLOT_LOST: &str = "SlotLost";
-    pub(crate) const SLOT_PENDING: &str = "SlotPending";
-    /// Problems with which no event can be published at all; the relay is not ready while one of them exists.
-    pub(crate) const BLOCKING: [&str; 6] =
-        [DATABASE_UNREACHABLE, DATABASE_NOT_READY, BROKER_UNREACHABLE, STREAM_MISSING, PUBLISH_FAILING, SLOT_PENDING];
-}
+/// Problems with which no event can be published at all; the relay is not ready while one of them exists.
+pub(crate) const BLOCKING: [ProblemReason; 6] = [
+    ProblemReason::BrokerUnreachable,
+    ProblemReason::DatabaseNotReady,
+    ProblemReason::DatabaseUnreachable,
+    ProblemReason::PublishFailing,
+    ProblemReason::SlotPending,
+    ProblemReason::StreamMissing,
+];
 
 /// A problem. Displays as one sentence without its full stop: what, where, since when, and how to fix it if that is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,18 +63,18 @@ pub enum RelayProblem {
 }
 
 impl RelayProblem {
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> ProblemReason {
         match self {
-            Self::ContractInvalid(_) => reason::CONTRACT_INVALID,
-            Self::DatabaseUnreachable(_) => reason::DATABASE_UNREACHABLE,
-            Self::DatabaseNotReady { .. } => reason::DATABASE_NOT_READY,
-            Self::BrokerUnreachable(_) => reason::BROKER_UNREACHABLE,
-            Self::StreamMissing { .. } => reason::STREAM_MISSING,
-            Self::PublishFailing { .. } => reason::PUBLISH_FAILING,
-            Self::EventRefused { .. } => reason::EVENT_REFUSED,
-            Self::SlotAtRisk { .. } => reason::SLOT_AT_RISK,
-            Self::SlotLost => reason::SLOT_LOST,
-            Self::SlotPending { .. } => reason::SLOT_PENDING,
+            Self::ContractInvalid(_) => ProblemReason::ContractInvalid,
+            Self::DatabaseUnreachable(_) => ProblemReason::DatabaseUnreachable,
+            Self::DatabaseNotReady { .. } => ProblemReason::DatabaseNotReady,
+            Self::BrokerUnreachable(_) => ProblemReason::BrokerUnreachable,
+            Self::StreamMissing { .. } => ProblemReason::StreamMissing,
+            Self::PublishFailing { .. } => ProblemReason::PublishFailing,
+            Self::EventRefused { .. } => ProblemReason::EventRefused,
+            Self::SlotAtRisk { .. } => ProblemReason::SlotAtRisk,
+            Self::SlotLost => ProblemReason::SlotLost,
+            Self::SlotPending { .. } => ProblemReason::SlotPending,
         }
     }
 

@@ -17,13 +17,13 @@ use uuid::Uuid;
 
 use super::{
     checkpoint::{Done, INVISIBLE_GRACE},
-    problem::{RelayProblem, reason},
+    problem::RelayProblem,
     reporter::{Reporter, Waiting},
     sink::{Answer, Reply, Session, Sink, SinkError},
     source::{Batch, Item, Mark, SourceError},
     window::{Entry, Limits, Ticket, Window},
 };
-use crate::domain::event::Event;
+use crate::{contract::problem::ProblemReason, domain::event::Event};
 
 pub(crate) const LIMITS: Limits = Limits {
     events: 8192,
@@ -298,7 +298,7 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
             let address = self.address.clone();
             self.reporter.report(RelayProblem::PublishFailing { address, cause: why });
         } else if progress && std::mem::take(&mut self.failing) {
-            self.reporter.resolve(reason::PUBLISH_FAILING);
+            self.reporter.resolve(ProblemReason::PublishFailing);
         }
     }
 
@@ -312,7 +312,7 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
     fn report_refused(&self) {
         let first = self.refused.iter().min_by_key(|(_, refused)| refused.ticket);
         let Some((id, Refused { why, .. })) = first else {
-            self.reporter.resolve(reason::EVENT_REFUSED);
+            self.reporter.resolve(ProblemReason::EventRefused);
             return;
         };
         self.reporter.report(RelayProblem::EventRefused {
@@ -376,7 +376,7 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
             oldest: self.window.oldest().map(|pending| pending.event.created_at),
         });
         if self.refused.is_empty() {
-            self.reporter.resolve(reason::EVENT_REFUSED);
+            self.reporter.resolve(ProblemReason::EventRefused);
         }
     }
 }

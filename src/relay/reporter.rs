@@ -17,14 +17,15 @@ use prometheus_client::{
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    problem::{RelayProblem, reason},
+    problem::{BLOCKING, RelayProblem},
     slot::Slot,
     source::{Point, wal::Tail},
 };
 use crate::{
     contract::{
+        problem::{Problem, ProblemReason},
         relay::Relay,
-        status::{Problem, RelayStatus},
+        status::RelayStatus,
     },
     metrics::relay as names,
 };
@@ -49,7 +50,7 @@ struct State {
     /// Version of the contract in force.
     contract: String,
     paused: bool,
-    problems: BTreeMap<&'static str, String>,
+    problems: BTreeMap<ProblemReason, String>,
     /// Since when the database and the broker cannot be used, if they cannot.
     database_outage: Option<Timestamp>,
     broker_outage: Option<Timestamp>,
@@ -186,10 +187,10 @@ impl Reporter {
             state.database_outage = None;
             state.leading = leading;
             state.progressed = Instant::now();
-            state.problems.remove(reason::DATABASE_UNREACHABLE);
-            state.problems.remove(reason::DATABASE_NOT_READY);
+            state.problems.remove(&ProblemReason::DatabaseUnreachable);
+            state.problems.remove(&ProblemReason::DatabaseNotReady);
             if !leading {
-                state.problems.remove(reason::SLOT_PENDING);
+                state.problems.remove(&ProblemReason::SlotPending);
             }
         });
     }
@@ -198,7 +199,7 @@ impl Reporter {
     pub(crate) fn database_answers(&self) {
         self.change(|state| {
             state.database_outage = None;
-            state.problems.remove(reason::DATABASE_UNREACHABLE);
+            state.problems.remove(&ProblemReason::DatabaseUnreachable);
         });
     }
 
@@ -213,11 +214,17 @@ impl Reporter {
             state.waiting = Waiting::default();
             state.tail = None;
             state.slot_lag = None;
-            for resolved in [reason::EVENT_REFUSED, reason::PUBLISH_FAILING, reason::SLOT_AT_RISK, reason::SLOT_LOST] {
-                state.problems.remove(resolved);
+            for resolved in [
+                ProblemReason::EventRefused,
+                ProblemReason::PublishFailing,
+                ProblemReason::SlotAtRisk,
+                ProblemReason::SlotLost,
+            ] {
+                state.problems.remove(&resolved);
             }
-            for resolved in [reason::BROKER_UNREACHABLE, reason::STREAM_MISSING, reason::SLOT_PENDING] {
-                state.problems.remove(resolved);
+            for resolved in [ProblemReason::BrokerUnreachable, ProblemReason::StreamMissing, ProblemReason::SlotPending]
+            {
+                state.problems.remove(&resolved);
             }
         });
     }
@@ -228,8 +235,8 @@ impl Reporter {
             state.progressed = Instant::now();
             if connected {
                 state.broker_outage = None;
-                state.problems.remove(reason::BROKER_UNREACHABLE);
-                state.problems.remove(reason::STREAM_MISSING);
+                state.problems.remove(&ProblemReason::BrokerUnreachable);
+                state.problems.remove(&ProblemReason::StreamMissing);
             }
         });
     }
@@ -252,15 +259,15 @@ impl Reporter {
             changed = state.problems.insert(reason, message.clone()).as_ref() != Some(&message);
         });
         if changed {
-            tracing::warn!(reason, message, "a problem was found");
+            tracing::warn!(reason = reason.as_str(), message, "a problem was found");
         }
     }
 
-    pub(crate) fn resolve(&self, reason: &'static str) {
-        if self.lock().problems.contains_key(reason) {
-            tracing::info!(reason, "the problem is resolved");
+    pub(crate) fn resolve(&self, reason: ProblemReason) {
+        if self.lock().problems.contains_key(&reason) {
+            tracing::info!(reason = reason.as_str(), "the problem is resolved");
             self.change(|state| {
-                state.problems.remove(reason);
+                state.problems.remove(&reason);
             });
         }
     }
@@ -326,7 +333,7 @@ impl Reporter {
         self.change(|state| state.slot_lag = slot.map(|slot| slot.lag_bytes));
         match slot.and_then(|slot| slot.at_risk) {
             Some(bytes) => self.report(RelayProblem::SlotAtRisk { bytes }),
-            None => self.resolve(reason::SLOT_AT_RISK),
+            None => self.resolve(ProblemReason::SlotAtRisk),
         }
     }
 
@@ -369,7 +376,7 @@ impl State {
     }
 
     fn is_ready(&self) -> bool {
-        let blocked = reason::BLOCKING.iter().any(|reason| self.problems.contains_key(reason));
+        let blocked = BLOCKING.iter().any(|reason| self.problems.contains_key(reason));
         self.database && !blocked && (!self.leading || self.broker)
     }
 
@@ -407,11 +414,7 @@ impl State {
             lag_bytes: self.lag_bytes(),
             position: self.position.clone(),
             last_published: self.last_published,
-            problems: self
-                .problems
-                .iter()
-                .map(|(&reason, message)| Problem { reason: reason.to_owned(), message: message.clone() })
-                .collect(),
+            problems: self.problems.iter().map(|(reason, message)| Problem::new(*reason, message.clone())).collect(),
         }
     }
 }

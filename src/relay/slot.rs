@@ -7,11 +7,12 @@ use tokio_postgres::Client;
 
 use super::{
     control::DEADLINE,
-    problem::{RelayProblem, reason},
+    problem::RelayProblem,
     reporter::Reporter,
     source::{SourceError, within},
 };
 use crate::{
+    contract::problem::ProblemReason,
     domain::names,
     postgres::replication::{CreatedSlot, Lsn, Replication, ReplicationError, WalStream},
 };
@@ -103,7 +104,7 @@ impl Slot {
                 }
             }
         };
-        reporter.resolve(reason::SLOT_PENDING);
+        reporter.resolve(ProblemReason::SlotPending);
         Ok(created)
     }
 

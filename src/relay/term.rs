@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     checkpoint::{self, Checkpoint, Recorder},
     control::{Control, DEADLINE},
-    problem::{RelayProblem, reason},
+    problem::RelayProblem,
     publisher::{Publisher, Rows},
     reporter::Reporter,
     sink::{SinkError, nats::Nats},
@@ -22,7 +22,10 @@ use super::{
     },
 };
 use crate::{
-    contract::relay::{Mode, Relay, Retention, Sink},
+    contract::{
+        problem::ProblemReason,
+        relay::{Mode, Relay, Retention, Sink},
+    },
     domain::names,
     postgres::replication::{Lsn, Replication},
 };
@@ -116,7 +119,7 @@ impl Source<'_> {
 
     async fn poll(&self) -> Result<(), SourceError> {
         let Self { contract, control, reporter, batches } = self;
-        reporter.resolve(reason::SLOT_PENDING);
+        reporter.resolve(ProblemReason::SlotPending);
         // a slot that nobody reads would make the server keep its WAL forever; when the mode changes back, a new slot
         // is created
         Slot::remove(&control.client).await?;
@@ -138,7 +141,7 @@ impl Source<'_> {
                 }
                 let mut replication = connect().await?;
                 self.copy(&mut replication).await?;
-                reporter.resolve(reason::SLOT_LOST);
+                reporter.resolve(ProblemReason::SlotLost);
                 (replication.stream(names::SLOT, names::PUBLICATION).await?, 1)
             }
         };

@@ -12,7 +12,7 @@ use std::{
 use jiff::Timestamp;
 
 use crate::{
-    contract::status::Problem,
+    contract::problem::{Problem, ProblemReason},
     outage::{Failure, Outage},
     postgres,
 };
@@ -81,19 +81,19 @@ impl SagaProblem {
         Self::DatabaseFails { address, cause }
     }
 
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> ProblemReason {
         match self {
-            Self::ContractUnreadable { .. } => "ContractUnreadable",
-            Self::ContractInvalid(_) => "ContractInvalid",
-            Self::DefinitionsNotStored { .. } => "DefinitionsNotStored",
-            Self::DefinitionInvalid { .. } => "DefinitionInvalid",
-            Self::DatabaseUnreachable(_) => "DatabaseUnreachable",
-            Self::DatabaseFails { .. } => "DatabaseFails",
-            Self::RecoveryFailed { .. } => "RecoveryFailed",
-            Self::InstanceUnreadable { .. } => "InstanceUnreadable",
-            Self::Standby => "Standby",
-            Self::BrokerUnreachable(_) => "BrokerUnreachable",
-            Self::StreamMissing { .. } => "StreamMissing",
+            Self::ContractUnreadable { .. } => ProblemReason::ContractUnreadable,
+            Self::ContractInvalid(_) => ProblemReason::ContractInvalid,
+            Self::DefinitionsNotStored { .. } => ProblemReason::DefinitionsNotStored,
+            Self::DefinitionInvalid { .. } => ProblemReason::DefinitionInvalid,
+            Self::DatabaseUnreachable(_) => ProblemReason::DatabaseUnreachable,
+            Self::DatabaseFails { .. } => ProblemReason::DatabaseFails,
+            Self::RecoveryFailed { .. } => ProblemReason::RecoveryFailed,
+            Self::InstanceUnreadable { .. } => ProblemReason::InstanceUnreadable,
+            Self::Standby => ProblemReason::Standby,
+            Self::BrokerUnreachable(_) => ProblemReason::BrokerUnreachable,
+            Self::StreamMissing { .. } => ProblemReason::StreamMissing,
         }
     }
 
@@ -171,9 +171,9 @@ impl Problems {
         let earlier = problems.get(source);
         let mut outage_since = earlier.and_then(|earlier| earlier.outage_since);
         let problem = problem.continued(&mut outage_since);
-        let problem = Problem { reason: problem.reason().to_owned(), message: problem.to_string() };
+        let problem = Problem::new(problem.reason(), problem.to_string());
         if earlier.map(|earlier| &earlier.problem) != Some(&problem) {
-            tracing::warn!(source, reason = problem.reason, message = problem.message, "a problem was found");
+            tracing::warn!(source, reason = problem.reason.as_str(), message = problem.message, "a problem was found");
         }
         problems.insert(source.to_owned(), Reported { problem, outage_since });
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use weft::contract::{relay::Mode, status::RelayStatus};
+use weft::contract::{problem::ProblemReason, relay::Mode, status::RelayStatus};
 
 use crate::{
     checker::check,
@@ -119,7 +119,10 @@ async fn a_row_that_would_break_the_connection_blocks_its_aggregate_only() {
         app.query_one(insert, &[&format!("after {aggregate}"), &1_i32, &1_i32]).await.unwrap();
         let named = |status: &RelayStatus| {
             let of_event = |message: &str| message.contains(&id) && message.contains(expected);
-            status.problems.iter().any(|problem| problem.reason == "EventRefused" && of_event(&problem.message))
+            status
+                .problems
+                .iter()
+                .any(|problem| problem.reason == ProblemReason::EventRefused && of_event(&problem.message))
         };
         let status = relay.until("refused by name", named).await;
         assert!(status.ready && status.problems.len() == 1, "{status:?}");
@@ -277,7 +280,10 @@ async fn a_transaction_that_keeps_the_slot_from_being_made_is_named() {
     let relay = setting.start_relay();
     let named = format!("process {process} (role app)");
     let expected = |status: &RelayStatus| {
-        status.problems.iter().any(|problem| problem.reason == "SlotPending" && problem.message.contains(&named))
+        status
+            .problems
+            .iter()
+            .any(|problem| problem.reason == ProblemReason::SlotPending && problem.message.contains(&named))
     };
     let status = relay.until("the transaction is named", expected).await;
     assert!(status.leading && !status.ready && status.problems.len() == 1, "{status:?}");
@@ -415,7 +421,7 @@ async fn insert_too_large(setting: &Setting) -> String {
 }
 
 fn is_refused(status: &RelayStatus) -> bool {
-    status.problems.iter().any(|problem| problem.reason == "EventRefused")
+    status.problems.iter().any(|problem| problem.reason == ProblemReason::EventRefused)
 }
 
 #[tokio::test]
@@ -536,7 +542,7 @@ async fn an_unreachable_broker_is_reported_until_it_is_back() {
         .until("the broker is reported", |status| {
             status.leading
                 && !status.ready
-                && status.problems.iter().any(|problem| problem.reason == "BrokerUnreachable")
+                && status.problems.iter().any(|problem| problem.reason == ProblemReason::BrokerUnreachable)
         })
         .await;
     assert_eq!(relay.get("/readyz").await.unwrap().0, 503);

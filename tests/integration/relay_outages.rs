@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use weft::contract::{relay::Mode, status::RelayStatus};
+use weft::contract::{problem::ProblemReason, relay::Mode, status::RelayStatus};
 
 use crate::{
     relay_harness::{RelayProcess, Setting},
@@ -14,12 +14,12 @@ const REPORTED_WITHIN: Duration = Duration::from_secs(5);
 
 const INSERT: &str = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload) values ('order', '1', 'Changed', '{\"n\": 1}')";
 
-fn message(status: &RelayStatus, reason: &str) -> Option<String> {
+fn message(status: &RelayStatus, reason: ProblemReason) -> Option<String> {
     status.problems.iter().find(|problem| problem.reason == reason).map(|problem| problem.message.clone())
 }
 
 /// Waits for a problem whose message begins so, and checks that it came in time; returns the whole message.
-async fn reported_in_time(relay: &RelayProcess, reason: &str, beginning: &str) -> String {
+async fn reported_in_time(relay: &RelayProcess, reason: ProblemReason, beginning: &str) -> String {
     let started = Instant::now();
     let begins = |status: &RelayStatus| message(status, reason).is_some_and(|message| message.starts_with(beginning));
     let status = relay.until(beginning, begins).await;
@@ -37,11 +37,15 @@ async fn a_silent_broker_is_reported_within_five_seconds_and_events_wait() {
     relay.until("leading", |status| status.leading && status.ready).await;
     setting.nats.signal("-STOP");
     let beginning = format!("NATS at {} has not answered since ", setting.nats.address());
-    let first = reported_in_time(&relay, "BrokerUnreachable", &beginning).await;
+    let first = reported_in_time(&relay, ProblemReason::BrokerUnreachable, &beginning).await;
     setting.database.app().await.batch_execute(INSERT).await.unwrap();
     let waits = |status: &RelayStatus| status.pending == 1 && status.lag_seconds > 3.0;
     let status = relay.until("pending and lag grow during the outage", waits).await;
-    assert_eq!(message(&status, "BrokerUnreachable"), Some(first), "each attempt reports the start of the outage");
+    assert_eq!(
+        message(&status, ProblemReason::BrokerUnreachable),
+        Some(first),
+        "each attempt reports the start of the outage"
+    );
     assert!(!status.ready, "{status:?}");
     setting.nats.signal("-CONT");
     setting.drained().await;
@@ -59,7 +63,7 @@ async fn a_broker_that_is_silent_in_the_middle_of_publishing_is_reported_within_
          select 'order', n::text, 'Changed', jsonb_build_object('n', 1, 'x', repeat('x', 4096)) from generate_series(1, 3000) n";
     app.batch_execute(many).await.unwrap();
     let beginning = format!("NATS at {} has not answered since ", setting.nats.address());
-    reported_in_time(&relay, "BrokerUnreachable", &beginning).await;
+    reported_in_time(&relay, ProblemReason::BrokerUnreachable, &beginning).await;
     setting.nats.signal("-CONT");
     setting.drained().await;
 }
@@ -71,7 +75,7 @@ async fn a_killed_broker_is_reported_within_five_seconds() {
     relay.until("leading", |status| status.leading && status.ready).await;
     setting.nats.kill9();
     let beginning = format!("NATS at {} has not accepted connections since ", setting.nats.address());
-    let message = reported_in_time(&relay, "BrokerUnreachable", &beginning).await;
+    let message = reported_in_time(&relay, ProblemReason::BrokerUnreachable, &beginning).await;
     assert!(message.contains(": connection refused") || message.contains(": the connection was closed"), "{message}");
     setting.nats.restart();
     relay.until("resolved", |status| status.ready && status.problems.is_empty()).await;
@@ -85,12 +89,12 @@ async fn a_killed_database_is_reported_within_five_seconds() {
     setting.database.server.kill9();
     let address = format!("127.0.0.1:{}", setting.database.server.port());
     let beginning = format!("PostgreSQL at {address} has not accepted connections since ");
-    let first = reported_in_time(&relay, "DatabaseUnreachable", &beginning).await;
+    let first = reported_in_time(&relay, ProblemReason::DatabaseUnreachable, &beginning).await;
     let time = |message: &str| message[beginning.len()..].get(..8).unwrap().to_owned();
     let started = Instant::now();
     until("some attempts have failed", async || {
         let status = relay.status().await.unwrap();
-        let now = message(&status, "DatabaseUnreachable").expect("the outage lasts");
+        let now = message(&status, ProblemReason::DatabaseUnreachable).expect("the outage lasts");
         assert_eq!(time(&now), time(&first), "each attempt reports the start of the outage");
         started.elapsed() > Duration::from_secs(3)
     })
@@ -107,12 +111,12 @@ async fn a_silent_database_is_reported_within_five_seconds() {
         relay.until("leading", |status| status.leading && status.ready).await;
         let beginning = format!("PostgreSQL at 127.0.0.1:{} has not answered since ", setting.database.server.port());
         setting.database.server.signal("-STOP");
-        let first = reported_in_time(&relay, "DatabaseUnreachable", &beginning).await;
+        let first = reported_in_time(&relay, ProblemReason::DatabaseUnreachable, &beginning).await;
         // as long as the term lasts, and when its successors cannot connect
         let started = Instant::now();
         until("the outage has lasted", async || {
             let status = relay.status().await.unwrap();
-            assert_eq!(message(&status, "DatabaseUnreachable").as_ref(), Some(&first), "{mode:?}");
+            assert_eq!(message(&status, ProblemReason::DatabaseUnreachable).as_ref(), Some(&first), "{mode:?}");
             assert!(!status.ready, "{mode:?}");
             started.elapsed() > Duration::from_secs(2)
         })
@@ -130,7 +134,7 @@ async fn a_database_that_is_silent_from_the_start_is_reported_within_five_second
     setting.database.server.signal("-STOP");
     let relay = setting.start_relay();
     let beginning = format!("PostgreSQL at 127.0.0.1:{} has not answered since ", setting.database.server.port());
-    reported_in_time(&relay, "DatabaseUnreachable", &beginning).await;
+    reported_in_time(&relay, ProblemReason::DatabaseUnreachable, &beginning).await;
     setting.database.server.signal("-CONT");
     relay.until("resolved", |status| status.ready && status.problems.is_empty()).await;
 }
@@ -142,7 +146,7 @@ async fn a_wrong_password_is_reported_with_the_server_s_words() {
     superuser.batch_execute("alter role relay password 'another one'").await.unwrap();
     let relay = setting.start_relay();
     let refused = |status: &RelayStatus| {
-        message(status, "DatabaseNotReady").is_some_and(|message| {
+        message(status, ProblemReason::DatabaseNotReady).is_some_and(|message| {
             message.contains("logging in as relay: password authentication failed") && message.contains("28P01")
         })
     };
@@ -165,5 +169,5 @@ async fn a_broker_at_an_ipv6_address_is_published_to() {
     relay.until("published", |status| status.published == 1 && status.problems.is_empty()).await;
     setting.nats.kill9();
     let beginning = format!("NATS at {} has not accepted connections since ", setting.nats.address());
-    reported_in_time(&relay, "BrokerUnreachable", &beginning).await;
+    reported_in_time(&relay, ProblemReason::BrokerUnreachable, &beginning).await;
 }

@@ -15,8 +15,8 @@ use weft::controllers::{
         child::{Child, ChildKind, ChildRef},
         fields::{FieldPath, ForeignField},
         key::{Key, ObjectKind},
-        outcome::Class,
         plan::Plan,
+        reason::Reason,
     },
     store::live::ChildSeen,
 };
@@ -90,7 +90,7 @@ async fn the_first_apply_takes_nothing_from_a_stranger() {
     server.refuse("PATCH services", 409, "Apply failed with 1 conflict: conflict with \"helm\"");
     let outcome = Operator::default().pass(&server, &plan()).await;
     let failure = &outcome.applied.failures[0];
-    assert_eq!((failure.class, failure.reason), (Class::Retry, "ChildConflict"));
+    assert_eq!(failure.reason, Reason::ChildConflict);
     assert!(failure.message.contains("Service orders exists and is not Weft's"), "{}", failure.message);
 }
 
@@ -103,7 +103,7 @@ async fn a_stranger_that_does_not_conflict_by_itself_is_found_out() {
     let outcome = operator.pass(&server, &plan).await;
     assert_eq!(server.lines(), ["POST serviceaccounts"]);
     let failure = &outcome.applied.failures[0];
-    assert_eq!((failure.class, failure.reason), (Class::Retry, "ChildConflict"));
+    assert_eq!(failure.reason, Reason::ChildConflict);
 }
 
 #[tokio::test]
@@ -226,8 +226,8 @@ async fn one_child_that_is_refused_does_not_keep_the_others_from_being_written()
     server.refuse("PATCH services", 422, "Service \"orders\" is invalid: spec.ports: Required value");
     let outcome = operator.pass(&server, &plan()).await;
     assert_eq!(server.lines(), EVERYTHING);
-    let failures: Vec<_> = outcome.applied.failures.iter().map(|failure| (failure.class, failure.reason)).collect();
-    assert_eq!(failures, [(Class::Invalid, "ChildRefused")]);
+    let failures: Vec<_> = outcome.applied.failures.iter().map(|failure| failure.reason).collect();
+    assert_eq!(failures, [Reason::ChildRefused]);
 }
 
 #[tokio::test]
@@ -257,5 +257,5 @@ async fn an_api_server_that_does_not_answer_is_given_up_on() {
     let owner = Key::new(ObjectKind::Microservice, "shop", "orders");
     let outcome = apply(&client, &Memory::default(), &owner, &BTreeMap::new(), &plan(), Instant::now()).await;
     assert_eq!(outcome.applied.failures.len(), 4);
-    assert!(outcome.applied.failures.iter().all(|failure| failure.reason == "ApiUnavailable"));
+    assert!(outcome.applied.failures.iter().all(|failure| failure.reason == Reason::ApiUnavailable));
 }

@@ -7,7 +7,7 @@ use std::sync::{
 
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use weft::{
     api::v1alpha1::{Microservice, OutboxRelay},
@@ -95,14 +95,15 @@ async fn a_service_with_a_database_waits_for_its_set_up() {
     let context = context(&server);
     context.store().set(object);
     reconcile(&context, &orders()).await;
-    // the Job is for this server, which is known by then
-    reconcile(&context, &orders()).await;
     let asked = server.asked();
     let lines: Vec<_> = asked.iter().map(Asked::line).collect();
     assert!(lines.contains(&"PATCH statefulsets/orders-db".to_owned()), "{lines:?}");
-    assert!(lines.contains(&"POST jobs".to_owned()), "{lines:?}");
+    assert!(lines.contains(&"POST jobs".to_owned()), "it is for this server, which is known by then: {lines:?}");
     assert!(!lines.contains(&"PATCH deployments/orders".to_owned()), "the schema comes first: {lines:?}");
-    assert!(lines.len() <= 15, "{lines:?}");
+    assert!(lines.len() <= 11, "{lines:?}");
+    assert_eq!(lines.iter().filter(|line| line.ends_with("/status")).count(), 1, "{lines:?}");
+    let status = &asked.last().unwrap().body["status"];
+    assert!(status.to_string().contains("SetupRunning"), "{status}");
     // no password is anywhere but in a Secret
     let leaks: Vec<_> = asked
         .iter()
@@ -111,6 +112,28 @@ async fn a_service_with_a_database_waits_for_its_set_up() {
     assert!(leaks.is_empty(), "{leaks:?}");
     reconcile(&context, &orders()).await;
     assert_eq!(server.lines(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_roll_out_that_goes_well_is_one_answer_and_ready() {
+    let object = microservice(&json!({"image": "shop/orders:1", "ports": [{"name": "http", "port": 8080}],
+        "database": {"postgres": {"version": "17"}}}));
+    let server = server(&object);
+    let context = context(&server);
+    context.store().set(object);
+    reconcile(&context, &orders()).await;
+    let mut lines = server.lines();
+    // PostgreSQL takes its time; then the set-up is done, and the pods become ready
+    for (seconds, version) in [(8, 1_000_000), (2, 2_000_000)] {
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+        server.settle(&context, version);
+        reconcile(&context, &orders()).await;
+        lines.extend(server.lines());
+    }
+    let known = context.store().get::<Microservice>(&orders().id).unwrap();
+    assert_eq!(known.status.as_ref().unwrap().conditions[0].status, "True");
+    assert_eq!(lines.iter().filter(|line| line.ends_with("/status")).count(), 2, "{lines:?}");
+    assert_eq!(lines.len(), 15, "12 children, one of them twice, and the statuses: {lines:?}");
 }
 
 #[tokio::test]

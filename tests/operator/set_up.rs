@@ -90,6 +90,12 @@ fn condition(context: &Context, type_: &str) -> String {
     status.conditions.iter().find(|condition| condition.type_ == type_).unwrap().status.clone()
 }
 
+/// The stages of a roll-out are reported a while later.
+async fn report_progress(context: &Arc<Context>) {
+    tokio::time::advance(std::time::Duration::from_secs(30)).await;
+    reconcile(context, &orders()).await;
+}
+
 #[tokio::test]
 async fn a_failing_migration_stops_neither_scaling_nor_repair_nor_does_a_restart() {
     let (server, context_) = running(&version(1, 1, Some("001.sql"))).await;
@@ -153,9 +159,10 @@ async fn a_record_that_is_deleted_while_a_set_up_fails_is_made_again_from_the_de
     assert!(record.body["data"]["released.json"].as_str().unwrap().contains("shop/orders:1"), "{:?}", record.body);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_job_that_is_deleted_after_its_success_is_not_missed() {
     let (server, context) = running(&version(1, 1, Some("001.sql"))).await;
+    report_progress(&context).await;
     server.lines();
     let job = ChildRef::new(ChildKind::Job, end_job(&context, "Complete").name);
     delete_child(&context, &job);
@@ -167,7 +174,7 @@ async fn a_job_that_is_deleted_after_its_success_is_not_missed() {
     assert!(job.name.ends_with(&recorded.hash), "{} is not of {}", recorded.hash, job.name);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_injected_container_that_never_ends_does_not_hold_the_set_up() {
     let object = microservice(&json!({"image": "shop/orders:1", "database": {"postgres": {}}}));
     let server = server(&object);
@@ -194,6 +201,7 @@ async fn an_injected_container_that_never_ends_does_not_hold_the_set_up() {
     let at = |line: &str| lines.iter().position(|known| known == line).unwrap_or_else(|| panic!("{line}: {lines:?}"));
     assert!(at("PATCH configmaps/orders-db-setup") < at(&format!("DELETE jobs/{}", job.name)), "recorded first");
     at("PATCH deployments/orders");
+    report_progress(&context).await;
     assert_eq!(condition(&context, "Migrated"), "True");
 }
 

@@ -35,6 +35,7 @@ use crate::{
             },
             observed::{DatabaseObserved, Workload},
             plan::Rejection,
+            reason::Reason,
             settings::{Defaults, Settings},
         },
     },
@@ -319,7 +320,7 @@ fn arguments(wanted: &Wanted<'_>) -> Result<Vec<String>, Rejection> {
 fn log_megabytes(size: &Quantity) -> Result<u64, Rejection> {
     const LEAST: u64 = 128;
     let bytes = bytes(&size.0).ok_or_else(|| Rejection {
-        reason: "InvalidStorageSize",
+        reason: Reason::InvalidStorageSize,
         message: format!(
             "spec.database.postgres.storage.size: `{}` is not a size that Weft reads; give a whole number and a unit, such as 1Gi",
             size.0

@@ -28,6 +28,7 @@ use crate::{
             },
             observed::{DatabaseObserved, JobOutcome, JobState, Migrations, Released, is_about_resources},
             plan::{Plan, Rejection},
+            reason::Reason,
             settings::{Defaults, Settings},
         },
     },
@@ -165,7 +166,7 @@ fn config_map(
     released: Option<&Released>,
 ) -> Result<ConfigMap, Rejection> {
     let text = contract(wanted).to_yaml().map_err(|error| Rejection {
-        reason: "ContractNotWritable",
+        reason: Reason::ContractNotWritable,
         message: format!("the set-up contract of database {} cannot be written: {error}", wanted.owner.name),
     })?;
     // strings, numbers and structs of Kubernetes' own always have a form in JSON

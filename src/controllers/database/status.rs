@@ -2,19 +2,19 @@
 
 use super::Stage;
 use crate::controllers::{
-    resources::observed::Workload,
+    resources::{observed::Workload, reason::Reason},
     status::progress::{Finding, Progress},
 };
 
 /// `DatabaseReady`: the server answers.
 pub fn server(live: Option<&Workload>) -> Finding {
-    let Some(live) = live else { return Finding::new(false, "Creating", "the database server is being made") };
+    let Some(live) = live else { return Finding::new(false, Reason::Creating, "the database server is being made") };
     if live.observed_generation >= live.generation && live.ready >= live.wanted {
-        return Finding::new(true, "Ready", "the database server answers");
+        return Finding::new(true, Reason::Ready, "the database server answers");
     }
     match live.problems.first() {
         Some(problem) => Finding::from(problem),
-        None => Finding::new(false, "Starting", "the database server is starting"),
+        None => Finding::new(false, Reason::Starting, "the database server is starting"),
     }
 }
 
@@ -23,40 +23,40 @@ pub fn migrated(stage: &Stage<'_>) -> Finding {
     match stage {
         Stage::MigrationsMissing { config_map } => Finding::new(
             false,
-            "MigrationsNotFound",
+            Reason::MigrationsNotFound,
             format!(
                 "spec.database.migrations.configMap: there is no ConfigMap `{config_map}` in this namespace: create it, or correct the name"
             ),
         ),
         Stage::MigrationsEmpty { config_map } => Finding::new(
             false,
-            "MigrationsEmpty",
+            Reason::MigrationsEmpty,
             format!(
                 "spec.database.migrations.configMap: ConfigMap `{config_map}` has no key that ends in `.sql`: add the migrations, or leave spec.database.migrations out"
             ),
         ),
         Stage::MigrationsBehind { config_map, wanted, newest } => Finding::new(
             false,
-            "MigrationsBehind",
+            Reason::MigrationsBehind,
             format!(
                 "spec.database.migrations.last: ConfigMap `{config_map}` has no `{wanted}` (its last file is `{}`): add the file, or correct the name",
                 newest.unwrap_or_default()
             ),
         ),
-        Stage::Pending => Finding::new(false, "SetupPending", "the set-up of the database has not started yet"),
+        Stage::Pending => Finding::new(false, Reason::SetupPending, "the set-up of the database has not started yet"),
         Stage::Running(job) => match job.problems.first() {
             Some(problem) => Finding::from(problem),
-            None => Finding::new(false, "SetupRunning", "the database is being set up"),
+            None => Finding::new(false, Reason::SetupRunning, "the database is being set up"),
         },
         Stage::Failed { job, message } => Finding::new(
             false,
-            "SetupFailed",
+            Reason::SetupFailed,
             format!(
                 "{}; change the migrations, or delete Job `{job}` to try again",
                 message.trim().trim_end_matches('.')
             ),
         ),
-        Stage::Done => Finding::new(true, "Migrated", "the database is set up and every migration is applied"),
+        Stage::Done => Finding::new(true, Reason::Migrated, "the database is set up and every migration is applied"),
     }
 }
 

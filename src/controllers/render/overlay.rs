@@ -7,7 +7,7 @@
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use serde_json::{Map, Value};
 
-use crate::controllers::resources::{labels::WEFT_PREFIX, plan::Rejection};
+use crate::controllers::resources::{labels::WEFT_PREFIX, plan::Rejection, reason::Reason};
 
 /// Lists that merge by a key: the list's field, the key of its elements.
 const KEYS: [(&str, &str); 11] = [
@@ -29,7 +29,7 @@ pub fn apply(template: PodTemplateSpec, overlay: Option<&Value>) -> Result<PodTe
     let Some(overlay) = overlay else { return Ok(template) };
     if let Some((field, key)) = reserved(overlay) {
         return Err(Rejection {
-            reason: "InvalidPodTemplate",
+            reason: Reason::InvalidPodTemplate,
             message: format!(
                 "spec.podTemplate.metadata.{field} has `{key}`: what begins with `{WEFT_PREFIX}` is Weft's own, and lets pods reach databases; leave it out"
             ),
@@ -48,7 +48,7 @@ pub fn apply(template: PodTemplateSpec, overlay: Option<&Value>) -> Result<PodTe
     for (key, value) in labels.iter().flatten() {
         if merged_labels.and_then(|labels| labels.get(key)) != Some(value) {
             return Err(Rejection {
-                reason: "InvalidPodTemplate",
+                reason: Reason::InvalidPodTemplate,
                 message: format!(
                     "spec.podTemplate.metadata.labels changes `{key}`, which Weft finds the pods by: leave it out"
                 ),
@@ -68,7 +68,7 @@ fn reserved(overlay: &Value) -> Option<(&'static str, &str)> {
 
 fn invalid(why: &str) -> Rejection {
     Rejection {
-        reason: "InvalidPodTemplate",
+        reason: Reason::InvalidPodTemplate,
         message: format!("spec.podTemplate does not merge into a PodTemplateSpec: {why}; correct or remove it"),
     }
 }

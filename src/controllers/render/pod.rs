@@ -151,7 +151,10 @@ mod tests {
     use k8s_openapi::api::core::v1::{Container, PodSpec};
 
     use super::*;
-    use crate::controllers::fixtures::{problem, settings};
+    use crate::controllers::{
+        fixtures::settings,
+        resources::{observed::Problem, reason::Reason},
+    };
 
     fn template(port: i32) -> impl Fn(&Defaults) -> Result<PodTemplateSpec, Infallible> {
         move |defaults| {
@@ -203,7 +206,7 @@ mod tests {
         let Ok(third) = pin(Some(&failing("shop/orders:3")), defaults("weft:2", "2Gi"), false, template(1));
         assert_eq!((made_with(&second).as_str(), made_with(&third).as_str()), ("mirror/weft:1 2Gi", "weft:1 1Gi"));
 
-        let problems = vec![problem("QuotaExceeded", "exceeded quota: small")];
+        let problems = vec![Problem::new(Reason::QuotaExceeded, "exceeded quota: small")];
         let refused = |ready| Workload { ready, problems: problems.clone(), ..live(&first()) };
         let Ok(corrected) = pin(Some(&refused(0)), defaults("weft:2", "64Mi"), false, template(1));
         let Ok(kept) = pin(Some(&refused(1)), defaults("weft:2", "64Mi"), false, template(1));

@@ -6,7 +6,11 @@
 
 use serde_json::Value;
 
-use crate::{controllers::resources::plan::Rejection, domain::names, nats::accounts::FINGERPRINT};
+use crate::{
+    controllers::resources::{plan::Rejection, reason::Reason},
+    domain::names,
+    nats::accounts::FINGERPRINT,
+};
 
 /// Prefix of the names of Weft's own containers and volumes in a service's pod.
 const OWN_PREFIX: &str = "weft-";
@@ -21,7 +25,7 @@ const SETTABLE: [&str; 2] = ["name", "resources"];
 /// Refuses what `value`, found at `path` in the spec of Microservice `service`, names of others.
 pub fn check(service: &str, path: &str, value: &Value) -> Result<(), Rejection> {
     match find(service, path, "", value) {
-        Some(message) => Err(Rejection { reason: "NotItsOwn", message }),
+        Some(message) => Err(Rejection { reason: Reason::NotItsOwn, message }),
         None => Ok(()),
     }
 }

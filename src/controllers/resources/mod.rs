@@ -7,4 +7,5 @@ pub mod labels;
 pub mod observed;
 pub mod outcome;
 pub mod plan;
+pub mod reason;
 pub mod settings;

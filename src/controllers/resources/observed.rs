@@ -8,10 +8,22 @@ use std::{
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    api::v1alpha1::SetUp,
-    contract::{database_setup::Outcome, status::Problem},
-};
+use super::reason::Reason;
+use crate::{api::v1alpha1::SetUp, contract::database_setup::Outcome};
+
+/// Something that keeps a child from being as wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    pub reason: Reason,
+    /// One sentence.
+    pub message: String,
+}
+
+impl Problem {
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
 
 /// A Deployment or StatefulSet that exists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,8 +45,7 @@ pub struct Workload {
     pub updated: i32,
     pub ready: i32,
     pub available: i32,
-    /// The problems of its pods, worst first: `ImagePullFailed`, `CrashLooping`, `SecretMissing`,
-    /// `Unschedulable`, `OutOfMemory`, `QuotaExceeded`, …
+    /// The problems of its pods, worst first.
     pub problems: Vec<Problem>,
     /// Images of its pods that cannot be pulled.
     pub missing_images: Vec<String>,

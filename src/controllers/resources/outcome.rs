@@ -1,6 +1,6 @@
 //! What applying a plan resulted in.
 
-use super::child::ChildRef;
+use super::{child::ChildRef, reason::Reason};
 
 /// The result of applying a plan. Empty when every child is as planned, when there was nothing to apply, and when the object
 /// is suspended.
@@ -28,10 +28,8 @@ pub struct ForeignChange {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     pub child: ChildRef,
-    pub class: Class,
-    /// PascalCase, context by condition, event, metric and log: `ChildRefused`, `ChildConflict`, `NamespaceTerminating`,
-    /// `ApiUnavailable`, `Forbidden`.
-    pub reason: &'static str,
+    /// Its [`Reason::class`] is how it is handled.
+    pub reason: Reason,
     /// One sentence, with the API server's message.
     pub message: String,
 }

@@ -1,8 +1,11 @@
 //! What a controller wants to exist: the pure result of `plan`, the input of `apply`.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use super::child::{Child, ChildRef};
+use super::{
+    child::{Child, ChildRef},
+    reason::Reason,
+};
 use crate::domain::names;
 
 /// Everything that should exist because of one object, in the order in which it is applied.
@@ -17,11 +20,18 @@ pub struct Plan {
     pub recheck_in: Option<Duration>,
 }
 
+impl Plan {
+    /// It has a child that `before` does not have.
+    pub fn has_more_than(&self, before: &Self) -> bool {
+        let known: BTreeSet<_> = before.children.iter().map(Child::reference).collect();
+        self.children.iter().any(|child| !known.contains(&child.reference()))
+    }
+}
+
 /// Why an object cannot be planned: `Accepted=False`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejection {
-    /// PascalCase, context by condition, event, metric and log.
-    pub reason: &'static str,
+    pub reason: Reason,
     /// One sentence that names the field, its value, and the remedy.
     pub message: String,
 }
@@ -30,7 +40,7 @@ impl Rejection {
     /// `field` names a Microservice that does not exist.
     pub fn microservice_not_found(field: &str, name: &str) -> Self {
         Self {
-            reason: "MicroserviceNotFound",
+            reason: Reason::MicroserviceNotFound,
             message: format!(
                 "{field}: there is no Microservice `{name}` in this namespace yet: apply it, or correct the name"
             ),
@@ -40,7 +50,7 @@ impl Rejection {
     /// `field` names a Microservice that exists and does not have the form of one.
     pub fn microservice_malformed(field: &str, name: &str) -> Self {
         Self {
-            reason: "MicroserviceMalformed",
+            reason: Reason::MicroserviceMalformed,
             message: format!(
                 "{field}: Microservice `{name}` cannot be read: correct it; its own conditions say what is wrong"
             ),
@@ -50,22 +60,11 @@ impl Rejection {
     /// A Microservice of this name was deleted with `retention: Delete`: whoever applies it again begins anew.
     pub fn predecessor_ends(name: &str) -> Self {
         Self {
-            reason: "PredecessorEnding",
+            reason: Reason::PredecessorEnding,
             message: format!(
                 "StatefulSet {} of the Microservice `{name}` that was deleted ends first, with its data: spec.database.retention was Delete",
                 names::database(name)
             ),
         }
-    }
-
-    /// It ends by itself, once what the object names is applied too.
-    pub fn is_waited_for(&self) -> bool {
-        matches!(self.reason, "MicroserviceNotFound" | "OutboxRelayNotFound" | "PredecessorEnding")
-            || self.is_about_unreadable()
-    }
-
-    /// What the object names exists and cannot be read: nothing is to be concluded from that.
-    pub fn is_about_unreadable(&self) -> bool {
-        matches!(self.reason, "MicroserviceMalformed" | "OutboxRelayMalformed")
     }
 }

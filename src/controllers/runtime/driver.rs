@@ -18,6 +18,7 @@ use crate::controllers::{
         key::Key,
         outcome::Applied,
         plan::{Plan, Rejection},
+        reason::Reason,
         settings::Settings,
     },
     status::events::Notice,
@@ -125,34 +126,42 @@ pub async fn reconcile<K: Driven>(context: &Context, key: &Key) -> Verdict {
     };
     verdict.unwrap_or_else(|error| {
         tracing::warn!(error = error.message(), "reconcile failed");
-        Verdict::Failed(error.class().0)
+        Verdict::Failed(error.reason().class())
     })
 }
 
 async fn pass<K: Driven>(context: &Context, key: &Key, object: &K::Object) -> Result<Verdict, RequestError> {
-    let observed = K::observe(context, key, object).await?;
+    let mut observed = K::observe(context, key, object).await?;
     if let Some(verdict) = K::hold(context, object, &observed) {
         return Ok(verdict);
     }
     let not_opted_in = context.store().not_opted_in(&key.id.namespace);
     let may_write = not_opted_in.is_none() && !K::is_suspended(object);
-    let planned = match not_opted_in {
+    let mut planned = match not_opted_in {
         Some(rejection) => Err(rejection),
         None => K::plan(object, &observed, &context.settings),
     };
     let mut carried = Carried::default();
     // a rejected object keeps what it has
-    if let Ok(planned) = &planned
+    while let Ok(plan) = &planned
         && may_write
     {
-        carried = carry_out::<K>(context, key, object, K::children(planned)).await;
+        carried = carry_out::<K>(context, key, object, K::children(plan)).await;
+        if carried.wrote {
+            // what was written is observed too
+            observed = K::observe(context, key, object).await?;
+        }
+        // there can be more by now: the Job of a set-up is for a server that exists
+        let next = carried.made.then(|| K::plan(object, &observed, &context.settings));
+        let grown =
+            next.filter(|next| next.as_ref().is_ok_and(|next| K::children(next).has_more_than(K::children(plan))));
+        let Some(next) = grown else { break };
+        planned = next;
     }
-    let Carried { applied, again, wrote } = carried;
-    // what was written is observed too
-    let observed = if wrote { K::observe(context, key, object).await? } else { observed };
+    let Carried { applied, again, .. } = carried;
     let status = K::status(object, &observed, &planned, &applied, Timestamp::now());
     let reported = K::report(context, key, object, status).await;
-    if let Some(class) = applied.failures.iter().map(|failure| failure.class).min() {
+    if let Some(class) = applied.failures.iter().map(|failure| failure.reason.class()).min() {
         return Ok(Verdict::Failed(class));
     }
     reported?;
@@ -169,6 +178,8 @@ struct Carried {
     again: Option<Instant>,
     /// The store has changed by it.
     wrote: bool,
+    /// All children are written, and some of them for the first time.
+    made: bool,
 }
 
 /// Applies a plan, and updates the store at once, before the watches do.
@@ -178,6 +189,7 @@ async fn carry_out<K: Driven>(context: &Context, key: &Key, object: &K::Object, 
     let Outcome { mut applied, written, drifted, deleted, again } =
         apply::apply(&context.client, &context.memory, key, &present, plan, Instant::now()).await;
     let wrote = !written.is_empty() || !deleted.is_empty();
+    let made = applied.failures.is_empty() && written.iter().any(|one| !present.contains_key(&one.child));
     let changed = changed_contract(&present, &written);
     let mut requeue: Requeue = {
         let mut store = context.store();
@@ -197,10 +209,10 @@ async fn carry_out<K: Driven>(context: &Context, key: &Key, object: &K::Object, 
         report_drift(context, key, &K::event_targets(object), child, change.as_ref());
     }
     for failure in &applied.failures {
-        tracing::warn!(reason = failure.reason, message = failure.message, "a child could not be written");
+        tracing::warn!(reason = failure.reason.as_str(), message = failure.message, "a child could not be written");
     }
     applied.digest = applied.failures.is_empty().then(|| context.memory.digest(key, plan)).flatten();
-    Carried { applied, again, wrote }
+    Carried { applied, again, wrote, made }
 }
 
 fn report_drift(
@@ -221,7 +233,7 @@ fn report_drift(
     };
     let notice = Notice {
         warning: false,
-        reason: "DriftCorrected".to_owned(),
+        reason: Reason::DriftCorrected,
         message: match change {
             Some(change) => format!("{child} had been changed ({}); it is as declared again", change.sentence()),
             None => format!("{child} had been deleted or changed; it is as declared again"),

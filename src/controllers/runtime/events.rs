@@ -44,7 +44,7 @@ async fn write(recorder: Recorder, mut notices: mpsc::Receiver<(Notice, ObjectRe
         let Some((Notice { warning, reason, message, related }, about)) = next else { return };
         let event = Event {
             type_: if warning { EventType::Warning } else { EventType::Normal },
-            reason,
+            reason: reason.as_str().to_owned(),
             note: Some(shortened(message)),
             action: "Reconcile".to_owned(),
             secondary: related,

@@ -1,8 +1,9 @@
 //! How often a status may be written: each object's at its own pace, and all of them together within a budget.
 //!
-//! What a person waits for is written at once, numbers that move every 10 s. The budget is a token bucket for the whole
-//! operator. Who finds it empty waits for a turn: the answers to new specs first, then conditions, then numbers, each of them
-//! in the order in which they came. Whoever waits is reconciled when its turn comes, and not before.
+//! What a person waits for is written at once, numbers that move every 10 s. The stages of a roll-out wait for those that follow,
+//! so that a roll-out which goes well is two or three writes. The budget is a token bucket for the whole operator. Who finds it
+//! empty waits for a turn: the answers to new specs first, then conditions, then progress, then numbers, each of them in the order
+//! in which they came. Whoever waits is reconciled when its turn comes, and not before.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -18,6 +19,9 @@ use crate::controllers::resources::key::Key;
 pub const PACE: Duration = Duration::from_secs(10);
 /// Immediate writes (a condition moved) in a row, so that a rollout is reported as it goes but a flapping pod is not.
 const BURST: u32 = 6;
+/// How long progress waits for more of it: half as long as the status had been the same before, within these bounds. So it is
+/// reported soon after a spec was applied, when somebody may be watching, and less often the longer a roll-out takes.
+const PROGRESS_WAITS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
 /// Writes a second, of all objects together: what the API server bears, however many relays are busy. As many may come at
 /// once after a quiet second.
 const RATE: f64 = 40.0;
@@ -27,8 +31,10 @@ const RATE: f64 = 40.0;
 pub enum News {
     /// The first status of a spec: whoever applied it waits for it, and it comes no more often than they apply.
     Answer,
-    /// A condition moved.
+    /// A condition moved that a person wants to know of: `Ready`, or a cause.
     Condition,
+    /// A roll-out came a stage further, and nothing is wrong.
+    Progress,
     Numbers,
 }
 
@@ -61,6 +67,16 @@ struct Written {
     last: Instant,
     /// Immediate writes used up, as of `last`.
     used: f64,
+    /// Since when there is progress to be written.
+    progress: Option<Instant>,
+}
+
+impl Written {
+    /// When progress that is there `since` then may be written.
+    fn progress_due(&self, since: Instant) -> Instant {
+        let (least, most) = PROGRESS_WAITS;
+        since + (since.duration_since(self.last) / 2).clamp(least, most)
+    }
 }
 
 impl StatusPace {
@@ -81,7 +97,7 @@ impl StatusPace {
         match allowed {
             Ok(used) => {
                 state.line.leave(key);
-                state.written.insert(key.clone(), Written { last: now, used: used + 1.0 });
+                state.written.insert(key.clone(), Written { last: now, used: used + 1.0, progress: None });
                 Ok(())
             }
             Err(wait) => {
@@ -101,6 +117,9 @@ impl StatusPace {
     pub fn withdraw(&self, key: &Key) {
         let mut state = self.lock();
         state.line.leave(key);
+        if let Some(written) = state.written.get_mut(key) {
+            written.progress = None;
+        }
         if state.granted.remove(key) {
             state.budget.give_back();
             self.changed.notify_one();
@@ -142,14 +161,18 @@ impl StatusPace {
 
 impl State {
     /// By the object's own pace: immediate writes that it has used up so far, or when it may write.
-    fn allowed(&self, key: &Key, news: News, now: Instant) -> Result<f64, Wait> {
-        let Some(Written { last, used }) = self.written.get(key).copied().filter(|_| news != News::Answer) else {
-            return Ok(0.0);
-        };
-        let earned = now.duration_since(last).as_secs_f64() / PACE.as_secs_f64();
-        let used = (used - earned).max(0.0);
+    fn allowed(&mut self, key: &Key, news: News, now: Instant) -> Result<f64, Wait> {
+        let Some(written) = self.written.get_mut(key).filter(|_| news != News::Answer) else { return Ok(0.0) };
+        written.progress = (news == News::Progress).then(|| written.progress.unwrap_or(now));
+        let earned = now.duration_since(written.last).as_secs_f64() / PACE.as_secs_f64();
+        let used = (written.used - earned).max(0.0);
+        let due = written.progress.map_or(now, |since| written.progress_due(since));
         let may = if news == News::Numbers { earned >= 1.0 } else { used + 1.0 <= f64::from(BURST) };
-        if may { Ok(used) } else { Err(Wait::Until(last + PACE)) }
+        match may {
+            true if due <= now => Ok(used),
+            true => Err(Wait::Until(due)),
+            false => Err(Wait::Until(due.max(written.last + PACE))),
+        }
     }
 
     /// Whose turn it is now, or when somebody's will be.
@@ -276,6 +299,34 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn the_stages_of_a_roll_out_wait_for_each_other_and_not_for_long() {
+        let (pace, key, start) = (StatusPace::default(), key("s"), Instant::now());
+        let at = |second| start + Duration::from_secs(second);
+        assert_eq!(pace.enter(&key, News::Answer, start), Ok(()));
+        // the first one, soon after the spec was applied
+        assert_eq!(pace.enter(&key, News::Progress, at(1)), Err(Wait::Until(at(6))));
+        assert_eq!(pace.enter(&key, News::Progress, at(4)), Err(Wait::Until(at(6))), "more of it does not defer it");
+        assert_eq!(pace.enter(&key, News::Progress, at(6)), Ok(()));
+        // a slow one
+        assert_eq!(pace.enter(&key, News::Progress, at(26)), Err(Wait::Until(at(36))));
+        // what a person wants to know of carries it
+        assert_eq!(pace.enter(&key, News::Condition, at(27)), Ok(()));
+        assert_eq!(pace.enter(&key, News::Progress, at(627)), Err(Wait::Until(at(657))), "and this is the longest");
+        // back where it was: there is nothing to write any more
+        pace.withdraw(&key);
+        assert_eq!(pace.enter(&key, News::Progress, at(640)), Err(Wait::Until(at(670))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn progress_that_goes_back_and_forth_is_written_at_the_pace_of_numbers() {
+        let (pace, key, start) = (StatusPace::default(), key("s"), Instant::now());
+        let written =
+            (0..600).filter(|second| pace.enter(&key, News::Progress, start + Duration::from_secs(*second)).is_ok());
+        let written = written.count();
+        assert!((55..=66).contains(&written), "{written} in ten minutes");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn every_spec_gets_its_answer_at_once() {
         let (pace, key, start) = (StatusPace::default(), key("s"), Instant::now());
         while pace.enter(&key, News::Condition, start).is_ok() {}
@@ -326,7 +377,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn answers_come_before_conditions_and_conditions_before_numbers() {
+    async fn answers_come_first_then_conditions_then_progress_then_numbers() {
         let pace = StatusPace::default();
         let mut number = 0;
         while pace.enter(&key(&format!("first-{number}")), News::Numbers, Instant::now()).is_ok() {
@@ -334,12 +385,13 @@ mod tests {
         }
         let now = Instant::now();
         assert_eq!(pace.enter(&key("numbers"), News::Numbers, now), Err(Wait::Turn));
+        assert_eq!(pace.enter(&key("progress"), News::Progress, now), Err(Wait::Turn));
         assert_eq!(pace.enter(&key("condition"), News::Condition, now), Err(Wait::Turn));
         assert_eq!(pace.enter(&key("answer"), News::Answer, now), Err(Wait::Turn));
         // a condition that moves while numbers wait gets the better place
         assert_eq!(pace.enter(&key("both"), News::Numbers, now), Err(Wait::Turn));
         assert_eq!(pace.enter(&key("both"), News::Condition, now), Err(Wait::Turn));
-        for expected in ["answer", "condition", "both", &format!("first-{number}"), "numbers"] {
+        for expected in ["answer", "condition", "both", "progress", &format!("first-{number}"), "numbers"] {
             let turn = pace.turn().await;
             assert_eq!(turn.id.name, expected);
             assert_eq!(pace.enter(&turn, News::Condition, Instant::now()), Ok(()), "{expected}");

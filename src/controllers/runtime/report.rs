@@ -18,11 +18,11 @@ use super::{
 };
 use crate::controllers::{
     request::{RequestError, within_deadline},
-    resources::{key::Key, labels::STATUS_MANAGER},
+    resources::{key::Key, labels::STATUS_MANAGER, reason::Reason},
     status::{
         conditions::{ACCEPTED, Conditions, status_of},
         events,
-        progress::Progress,
+        progress::{self, Progress},
     },
     store::{Custom, Malformed},
 };
@@ -40,13 +40,8 @@ pub async fn write<K: Custom>(context: &Context, key: &Key, object: &K, status: 
         return Ok(());
     }
     let was = before.map(K::conditions).unwrap_or_default();
-    let news = if before.and_then(K::observed_generation) != K::observed_generation(&status) {
-        News::Answer
-    } else if essence(was) != essence(K::conditions(&status)) {
-        News::Condition
-    } else {
-        News::Numbers
-    };
+    let is_answered = before.and_then(K::observed_generation) == K::observed_generation(&status);
+    let news = if is_answered { of_change(was, K::conditions(&status)) } else { News::Answer };
     if !may_write(context, key, news) {
         return Ok(());
     }
@@ -120,8 +115,8 @@ fn mark_malformed<K: Custom>(mut status: K::Status, before: Option<&K::Status>, 
     );
     let previous = before.map(K::conditions).unwrap_or_default();
     let mut conditions = Conditions::new(previous, malformed.generation, Timestamp::now());
-    Progress::Stalled("Malformed".to_owned(), message.clone()).set(&mut conditions);
-    conditions.set(ACCEPTED, false, "Malformed", &message);
+    Progress::Stalled(Reason::Malformed, message.clone()).set(&mut conditions);
+    conditions.set(ACCEPTED, false, Reason::Malformed, &message);
     let mut conditions = conditions.finish();
     // the others are about what is in force
     let others = K::conditions(&status).iter().filter(|known| status_of(&conditions, &known.type_).is_none());
@@ -154,7 +149,21 @@ async fn patch<K: Custom>(
     Ok(answer)
 }
 
-/// What of conditions is worth an immediate write: not a message that only counts further.
+/// What a change of conditions is, of the same spec.
+fn of_change(was: &[Condition], is: &[Condition]) -> News {
+    if was == is {
+        News::Numbers
+    } else if progress::is_on_the_way(was, is) {
+        News::Progress
+    } else if essence(was) == essence(is) {
+        // a message that only counts further
+        News::Numbers
+    } else {
+        News::Condition
+    }
+}
+
+/// Conditions without their messages.
 fn essence(conditions: &[Condition]) -> Vec<(&str, &str, &str)> {
     conditions
         .iter()

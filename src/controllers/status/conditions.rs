@@ -3,6 +3,8 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
+use crate::controllers::resources::reason::Reason;
+
 /// Longest message, in characters; API servers refuse more than 32,768 bytes.
 const MAX_MESSAGE: usize = 1024;
 
@@ -62,8 +64,14 @@ impl<'a> Conditions<'a> {
         Self { previous, generation, now, set: Vec::new() }
     }
 
-    /// `reason` is PascalCase, `message` a sentence. Setting a type again replaces it in its place.
-    pub fn set(&mut self, type_: &str, status: impl Into<Truth>, reason: &str, message: impl AsRef<str>) -> &mut Self {
+    /// `message` is a sentence. Setting a type again replaces it in its place.
+    pub fn set(
+        &mut self,
+        type_: &str,
+        status: impl Into<Truth>,
+        reason: Reason,
+        message: impl AsRef<str>,
+    ) -> &mut Self {
         let status = status.into().as_str();
         let since = self
             .previous
@@ -73,7 +81,7 @@ impl<'a> Conditions<'a> {
         let condition = Condition {
             type_: type_.to_owned(),
             status: status.to_owned(),
-            reason: reason.to_owned(),
+            reason: reason.as_str().to_owned(),
             message: message.as_ref().chars().take(MAX_MESSAGE).collect(),
             observed_generation: self.generation,
             last_transition_time: since,
@@ -102,11 +110,12 @@ mod tests {
     #[test]
     fn a_transition_time_moves_only_with_the_status() {
         let (early, late) = (Timestamp::from_second(1).unwrap(), Timestamp::from_second(2).unwrap());
-        let first = Conditions::new(&[], Some(1), early).set(READY, false, "Starting", "pods start").finish();
-        let second = Conditions::new(&first, Some(2), late).set(READY, false, "Waiting", "pods wait").finish();
+        let first = Conditions::new(&[], Some(1), early).set(READY, false, Reason::Starting, "pods start").finish();
+        let second = Conditions::new(&first, Some(2), late).set(READY, false, Reason::RollingOut, "pods wait").finish();
         assert_eq!(second[0].last_transition_time, Time(early));
-        assert_eq!((second[0].reason.as_str(), second[0].observed_generation), ("Waiting", Some(2)));
-        let third = Conditions::new(&second, Some(2), late).set(READY, true, "Ready", "all pods are ready").finish();
+        assert_eq!((second[0].reason.as_str(), second[0].observed_generation), ("RollingOut", Some(2)));
+        let third =
+            Conditions::new(&second, Some(2), late).set(READY, true, Reason::Ready, "all pods are ready").finish();
         assert_eq!(third[0].last_transition_time, Time(late));
     }
 }

@@ -3,13 +3,13 @@
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
 
 use super::conditions::{ACCEPTED, CONTESTED, DRIFTED, MIGRATED, READY, SLOT_AT_RISK, STUCK};
+use crate::{contract::problem::ProblemReason, controllers::resources::reason::Reason};
 
 /// Something worth an Event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Notice {
     pub warning: bool,
-    /// PascalCase.
-    pub reason: String,
+    pub reason: Reason,
     pub message: String,
     /// Another object that it is about; notices about different ones are never merged.
     pub related: Option<ObjectReference>,
@@ -21,21 +21,25 @@ struct Reported {
     condition: &'static str,
     status: &'static str,
     warning: bool,
-    reason: Option<&'static str>,
+    reason: Option<Reason>,
 }
 
-const REPORTED: [Reported; 11] = [
-    Reported { condition: ACCEPTED, status: "True", warning: false, reason: Some("Accepted") },
+const REPORTED: [Reported; 10] = [
+    Reported { condition: ACCEPTED, status: "True", warning: false, reason: Some(Reason::Accepted) },
     Reported { condition: ACCEPTED, status: "False", warning: true, reason: None },
-    Reported { condition: MIGRATED, status: "True", warning: false, reason: Some("Migrated") },
-    Reported { condition: READY, status: "True", warning: false, reason: Some("Ready") },
-    Reported { condition: SLOT_AT_RISK, status: "True", warning: true, reason: Some("SlotAtRisk") },
-    Reported { condition: SLOT_AT_RISK, status: "False", warning: false, reason: Some("SlotSafe") },
-    Reported { condition: CONTESTED, status: "True", warning: true, reason: Some("Contested") },
-    Reported { condition: DRIFTED, status: "True", warning: true, reason: Some("Drifted") },
-    Reported { condition: STUCK, status: "True", warning: true, reason: Some("SagaStuck") },
-    Reported { condition: STUCK, status: "False", warning: false, reason: Some("SagaUnstuck") },
-    Reported { condition: MIGRATED, status: "False", warning: true, reason: Some("MigrationFailed") },
+    Reported { condition: READY, status: "True", warning: false, reason: Some(Reason::Ready) },
+    Reported {
+        condition: SLOT_AT_RISK,
+        status: "True",
+        warning: true,
+        reason: Some(Reason::DataPlane(ProblemReason::SlotAtRisk)),
+    },
+    Reported { condition: SLOT_AT_RISK, status: "False", warning: false, reason: Some(Reason::SlotSafe) },
+    Reported { condition: CONTESTED, status: "True", warning: true, reason: Some(Reason::Contested) },
+    Reported { condition: DRIFTED, status: "True", warning: true, reason: Some(Reason::Drifted) },
+    Reported { condition: STUCK, status: "True", warning: true, reason: Some(Reason::SagaStuck) },
+    Reported { condition: STUCK, status: "False", warning: false, reason: Some(Reason::SagaUnstuck) },
+    Reported { condition: MIGRATED, status: "False", warning: true, reason: Some(Reason::MigrationFailed) },
 ];
 
 /// The Events that a change of conditions is worth.
@@ -43,15 +47,15 @@ pub fn of_change(before: &[Condition], after: &[Condition]) -> Vec<Notice> {
     let mut notices = Vec::new();
     for reported in &REPORTED {
         let Some(now) = after.iter().find(|condition| condition.type_ == reported.condition) else { continue };
+        let Some(reason) = Reason::parse(&now.reason) else { continue };
         let was = before.iter().find(|condition| condition.type_ == reported.condition);
-        // the good half of a pair is news only after the bad half
-        let never_bad = !reported.warning
-            && matches!(reported.condition, SLOT_AT_RISK | STUCK)
-            && was.is_none_or(|was| was.status != "True");
-        let is_failure = reported.condition != MIGRATED || reported.status != "False" || now.reason.contains("Failed");
+        // the good half of a pair is news only after the bad half; `Ready` always is, and says that all the others are good
+        let never_bad =
+            !reported.warning && reported.condition != READY && was.is_none_or(|was| was.status == "Unknown");
+        let is_failure = reported.condition != MIGRATED || reported.status != "False" || reason.is_failed_set_up();
         let moved = was.is_none_or(|was| was.status != now.status || (reported.warning && was.reason != now.reason));
         if now.status == reported.status && moved && !never_bad && is_failure {
-            let reason = reported.reason.map_or_else(|| now.reason.clone(), str::to_owned);
+            let reason = reported.reason.unwrap_or(reason);
             notices.push(Notice { warning: reported.warning, reason, message: now.message.clone(), related: None });
         }
     }
@@ -60,13 +64,9 @@ pub fn of_change(before: &[Condition], after: &[Condition]) -> Vec<Notice> {
     if let Some(was) = ready_before
         && let Some(ready) = after.iter().find(|condition| condition.type_ == READY && condition.status == "False")
         && ready.observed_generation == was.observed_generation
+        && let Some(reason) = Reason::parse(&ready.reason)
     {
-        notices.push(Notice {
-            warning: true,
-            reason: ready.reason.clone(),
-            message: ready.message.clone(),
-            related: None,
-        });
+        notices.push(Notice { warning: true, reason, message: ready.message.clone(), related: None });
     }
     notices
 }
@@ -78,42 +78,64 @@ mod tests {
     use super::*;
     use crate::controllers::status::conditions::Conditions;
 
-    fn conditions(list: &[(&str, bool, &str)]) -> Vec<Condition> {
+    fn conditions(list: &[(&str, bool, Reason)]) -> Vec<Condition> {
         let mut conditions = Conditions::new(&[], None, Timestamp::UNIX_EPOCH);
         for (type_, status, reason) in list {
-            conditions.set(type_, *status, reason, "a sentence");
+            conditions.set(type_, *status, *reason, "a sentence");
         }
         conditions.finish()
     }
 
-    fn reasons(before: &[(&str, bool, &str)], after: &[(&str, bool, &str)]) -> Vec<String> {
+    fn reasons(before: &[(&str, bool, Reason)], after: &[(&str, bool, Reason)]) -> Vec<Reason> {
         of_change(&conditions(before), &conditions(after)).into_iter().map(|notice| notice.reason).collect()
     }
 
     #[test]
     fn a_change_is_reported_once_and_calm_is_not_news() {
-        assert_eq!(reasons(&[], &[(ACCEPTED, true, "Accepted"), (STUCK, false, "NoneStuck")]), ["Accepted"]);
-        assert_eq!(reasons(&[(STUCK, false, "NoneStuck")], &[(STUCK, true, "Stuck")]), ["SagaStuck"]);
-        assert_eq!(reasons(&[(STUCK, true, "Stuck")], &[(STUCK, false, "NoneStuck")]), ["SagaUnstuck"]);
-        assert_eq!(reasons(&[(ACCEPTED, true, "Accepted")], &[(ACCEPTED, true, "Accepted")]), Vec::<String>::new());
+        let calm =
+            [(ACCEPTED, true, Reason::Accepted), (MIGRATED, true, Reason::Migrated), (STUCK, false, Reason::NoneStuck)];
+        assert_eq!(reasons(&[], &calm), Vec::<Reason>::new());
         assert_eq!(
-            reasons(&[(ACCEPTED, false, "TwoRelays")], &[(ACCEPTED, false, "UnknownService")]),
-            ["UnknownService"]
+            reasons(&[(ACCEPTED, false, Reason::OutboxTaken)], &[(ACCEPTED, true, Reason::Accepted)]),
+            [Reason::Accepted]
+        );
+        assert_eq!(reasons(&[(READY, false, Reason::Starting)], &[(READY, true, Reason::Ready)]), [Reason::Ready]);
+        assert_eq!(
+            reasons(&[(STUCK, false, Reason::NoneStuck)], &[(STUCK, true, Reason::InstancesStuck)]),
+            [Reason::SagaStuck]
+        );
+        assert_eq!(
+            reasons(&[(STUCK, true, Reason::InstancesStuck)], &[(STUCK, false, Reason::NoneStuck)]),
+            [Reason::SagaUnstuck]
+        );
+        assert_eq!(
+            reasons(&[(ACCEPTED, true, Reason::Accepted)], &[(ACCEPTED, true, Reason::Accepted)]),
+            Vec::<Reason>::new()
+        );
+        assert_eq!(
+            reasons(&[(ACCEPTED, false, Reason::OutboxTaken)], &[(ACCEPTED, false, Reason::NoDatabase)]),
+            [Reason::NoDatabase]
         );
     }
 
     #[test]
     fn a_running_migration_is_not_a_failed_one() {
-        assert_eq!(reasons(&[], &[(MIGRATED, false, "Migrating")]), Vec::<String>::new());
+        assert_eq!(reasons(&[], &[(MIGRATED, false, Reason::SetupRunning)]), Vec::<Reason>::new());
         assert_eq!(
-            reasons(&[(MIGRATED, false, "Migrating")], &[(MIGRATED, false, "MigrationFailed")]),
-            ["MigrationFailed"]
+            reasons(&[(MIGRATED, false, Reason::SetupRunning)], &[(MIGRATED, false, Reason::SetupFailed)]),
+            [Reason::MigrationFailed]
         );
     }
 
     #[test]
     fn readiness_that_is_lost_is_a_warning() {
-        assert_eq!(reasons(&[(READY, true, "Ready")], &[(READY, false, "CrashLooping")]), ["CrashLooping"]);
-        assert_eq!(reasons(&[(READY, false, "Starting")], &[(READY, false, "CrashLooping")]), Vec::<String>::new());
+        assert_eq!(
+            reasons(&[(READY, true, Reason::Ready)], &[(READY, false, Reason::CrashLooping)]),
+            [Reason::CrashLooping]
+        );
+        assert_eq!(
+            reasons(&[(READY, false, Reason::Starting)], &[(READY, false, Reason::CrashLooping)]),
+            Vec::<Reason>::new()
+        );
     }
 }

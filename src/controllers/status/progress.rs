@@ -1,30 +1,32 @@
 //! The progress of an object: one finding becomes `Ready`, `Reconciling` and `Stalled`, as kstatus reads them.
 
-use super::conditions::{ACCEPTED, CONTESTED, Conditions, DRIFTED, READY, RECONCILING, STALLED, Truth};
-use crate::{
-    contract::status::Problem,
-    controllers::resources::{
-        observed::Workload,
-        outcome::{Applied, Class, Failure, ForeignChange},
-        plan::Rejection,
-    },
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
+use super::conditions::{
+    ACCEPTED, CONTESTED, Conditions, DATABASE_READY, DRIFTED, MIGRATED, READY, RECONCILING, STALLED, Truth, status_of,
+};
+use crate::controllers::resources::{
+    observed::{Problem, Workload},
+    outcome::{Applied, Class, Failure, ForeignChange},
+    plan::Rejection,
+    reason::Reason,
 };
 
-/// A condition's status with its reason (PascalCase) and its sentence.
+/// A condition's status with its reason and its sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     pub truth: Truth,
-    pub reason: String,
+    pub reason: Reason,
     pub message: String,
 }
 
 impl Finding {
-    pub fn new(truth: impl Into<Truth>, reason: impl Into<String>, message: impl Into<String>) -> Self {
+    pub fn new(truth: impl Into<Truth>, reason: impl Into<Reason>, message: impl Into<String>) -> Self {
         Self { truth: truth.into(), reason: reason.into(), message: message.into() }
     }
 
     pub fn set(&self, type_: &str, conditions: &mut Conditions<'_>) {
-        conditions.set(type_, self.truth, &self.reason, &self.message);
+        conditions.set(type_, self.truth, self.reason, &self.message);
     }
 
     /// The finding as what the object waits for, unless it is good.
@@ -35,27 +37,27 @@ impl Finding {
 
 impl From<&Problem> for Finding {
     fn from(problem: &Problem) -> Self {
-        Self::new(false, problem.reason.clone(), problem.message.clone())
+        Self::new(false, problem.reason, problem.message.clone())
     }
 }
 
 /// How far an object has come, with a reason and a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
-    Ready(String, String),
+    Ready(Reason, String),
     /// It gets there by itself, or once something that it waits for comes.
-    Waiting(String, String),
+    Waiting(Reason, String),
     /// Only a change of its spec, or of what it names, gets it further.
-    Stalled(String, String),
+    Stalled(Reason, String),
 }
 
 impl Progress {
-    pub fn ready(reason: &str, message: impl Into<String>) -> Self {
-        Self::Ready(reason.to_owned(), message.into())
+    pub fn ready(reason: impl Into<Reason>, message: impl Into<String>) -> Self {
+        Self::Ready(reason.into(), message.into())
     }
 
-    pub fn waiting(reason: &str, message: impl Into<String>) -> Self {
-        Self::Waiting(reason.to_owned(), message.into())
+    pub fn waiting(reason: impl Into<Reason>, message: impl Into<String>) -> Self {
+        Self::Waiting(reason.into(), message.into())
     }
 
     /// Sets `Ready`, `Reconciling` and `Stalled`, in this order.
@@ -63,19 +65,32 @@ impl Progress {
         let (Self::Ready(reason, message) | Self::Waiting(reason, message) | Self::Stalled(reason, message)) = self;
         let (ready, waiting, stalled) =
             (matches!(self, Self::Ready(..)), matches!(self, Self::Waiting(..)), matches!(self, Self::Stalled(..)));
-        conditions.set(READY, ready, reason, message);
-        let (reconciling, because) = if waiting { (reason.as_str(), message.as_str()) } else { ("Settled", "") };
+        conditions.set(READY, ready, *reason, message);
+        let (reconciling, because) = if waiting { (*reason, message.as_str()) } else { (Reason::Settled, "") };
         conditions.set(RECONCILING, waiting, reconciling, because);
-        let (stalling, because) = if stalled { (reason.as_str(), message.as_str()) } else { ("NotStalled", "") };
+        let (stalling, because) = if stalled { (*reason, message.as_str()) } else { (Reason::NotStalled, "") };
         conditions.set(STALLED, stalled, stalling, because);
     }
+}
+
+/// A change of conditions by which nothing happened but that a roll-out, which goes on, came further.
+pub fn is_on_the_way(was: &[Condition], is: &[Condition]) -> bool {
+    let goes_on = |conditions| status_of(conditions, READY) == Some("False");
+    let mut moved = is.iter().filter(|condition| !was.contains(condition));
+    goes_on(was)
+        && goes_on(is)
+        && was.iter().all(|condition| status_of(is, &condition.type_).is_some())
+        && moved.all(|condition| {
+            matches!(condition.type_.as_str(), READY | RECONCILING | DATABASE_READY | MIGRATED)
+                && Reason::parse(&condition.reason).is_some_and(Reason::is_progress)
+        })
 }
 
 /// A rejection stalls, unless it ends by itself.
 impl From<&Rejection> for Progress {
     fn from(rejection: &Rejection) -> Self {
-        let (reason, message) = (rejection.reason.to_owned(), rejection.message.clone());
-        if rejection.is_waited_for() { Self::Waiting(reason, message) } else { Self::Stalled(reason, message) }
+        let (reason, message) = (rejection.reason, rejection.message.clone());
+        if reason.is_waited_for() { Self::Waiting(reason, message) } else { Self::Stalled(reason, message) }
     }
 }
 
@@ -84,7 +99,7 @@ pub fn accepted<T>(planned: &Result<T, Rejection>, applied: &Applied) -> Finding
     match planned {
         Ok(_) => match first(applied, Class::Invalid) {
             Some(Failure { reason, message, .. }) => Finding::new(false, *reason, message),
-            None => Finding::new(true, "Accepted", "the spec is valid"),
+            None => Finding::new(true, Reason::Accepted, "the spec is valid"),
         },
         Err(Rejection { reason, message }) => Finding::new(false, *reason, message),
     }
@@ -97,7 +112,7 @@ pub fn set_accepted<T>(planned: &Result<T, Rejection>, applied: &Applied, condit
 
 /// The failure of that class that is reported: always the same one, whatever the order of the writes.
 fn first(applied: &Applied, class: Class) -> Option<&Failure> {
-    applied.failures.iter().filter(|failure| failure.class == class).min_by_key(|failure| &failure.child)
+    applied.failures.iter().filter(|failure| failure.reason.class() == class).min_by_key(|failure| &failure.child)
 }
 
 /// Sets `Contested` and `Drifted` while somebody else writes what Weft planned, or beside it.
@@ -111,7 +126,7 @@ pub fn set_foreign(applied: &Applied, conditions: &mut Conditions<'_>) {
         conditions.set(
             CONTESTED,
             true,
-            "ChangedByOthers",
+            Reason::ChangedByOthers,
             format!("what Weft declares is changed as often as it is put back: {who}. Weft now waits longer between repairs; stop the other one, or declare what it wants (for the number of pods: spec.autoscaling)"),
         );
     }
@@ -120,7 +135,7 @@ pub fn set_foreign(applied: &Applied, conditions: &mut Conditions<'_>) {
         conditions.set(
             DRIFTED,
             true,
-            "AddedByOthers",
+            Reason::AddedByOthers,
             format!(
                 "there is more than Weft declares, and Weft leaves it: {who}. Remove it, or declare it in this object"
             ),
@@ -131,8 +146,8 @@ pub fn set_foreign(applied: &Applied, conditions: &mut Conditions<'_>) {
 /// What could not be written: first what only a person can mend.
 pub fn not_applied(applied: &Applied) -> Option<Progress> {
     let worst = [Class::Fatal, Class::Invalid, Class::Retry].into_iter().find_map(|class| first(applied, class))?;
-    let (reason, message) = (worst.reason.to_owned(), worst.message.clone());
-    Some(match worst.class {
+    let (reason, message) = (worst.reason, worst.message.clone());
+    Some(match reason.class() {
         Class::Retry => Progress::Waiting(reason, message),
         Class::Invalid | Class::Fatal => Progress::Stalled(reason, message),
     })
@@ -140,14 +155,14 @@ pub fn not_applied(applied: &Applied) -> Option<Progress> {
 
 /// What keeps a Deployment or StatefulSet from being as wanted; `what` names it, such as `the service`.
 pub fn not_rolled_out(live: Option<&Workload>, what: &str) -> Option<Progress> {
-    let Some(live) = live else { return Some(Progress::waiting("Creating", format!("{what} is being made"))) };
+    let Some(live) = live else { return Some(Progress::waiting(Reason::Creating, format!("{what} is being made"))) };
     if live.is_rolled_out() {
         return None;
     }
     if let Some(problem) = live.problems.first() {
-        return Some(Progress::waiting(&problem.reason, problem.message.clone()));
+        return Some(Progress::waiting(problem.reason, problem.message.clone()));
     }
-    Some(Progress::waiting("RollingOut", format!("{what}: {}", rollout(live))))
+    Some(Progress::waiting(Reason::RollingOut, format!("{what}: {}", rollout(live))))
 }
 
 /// How far a rollout is that nothing keeps from going on.
@@ -168,7 +183,38 @@ fn rollout(live: &Workload) -> String {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+
     use super::*;
+
+    /// Conditions of an object with a database of which `set_up` is `Migrated`.
+    fn conditions(progress: &Progress, set_up: &Finding) -> Vec<Condition> {
+        let mut conditions = Conditions::new(&[], Some(1), Timestamp::UNIX_EPOCH);
+        progress.set(&mut conditions);
+        set_up.set(MIGRATED, &mut conditions);
+        conditions.finish()
+    }
+
+    #[test]
+    fn stages_of_a_roll_out_are_progress_and_causes_and_readiness_are_not() {
+        let runs = Finding::new(false, Reason::SetupRunning, "it runs");
+        let done = Finding::new(true, Reason::Migrated, "it is done");
+        let failed = Finding::new(false, Reason::SetupFailed, "001.sql: syntax error");
+        let waits = |reason| Progress::waiting(reason, "a sentence");
+        let first = conditions(&waits(Reason::Starting), &runs);
+        let is_progress = |next: &[Condition]| is_on_the_way(&first, next);
+        assert!(is_progress(&conditions(&waits(Reason::RollingOut), &done)));
+        assert!(is_progress(&conditions(&Progress::waiting(Reason::Starting, "another sentence"), &runs)));
+        assert!(!is_progress(&conditions(&Progress::ready(Reason::Ready, "all are ready"), &done)));
+        assert!(!is_progress(&conditions(&waits(Reason::CrashLooping), &done)));
+        assert!(!is_progress(&conditions(&Progress::Stalled(Reason::SetupFailed, "no".to_owned()), &failed)));
+        assert!(!is_progress(&conditions(&waits(Reason::Starting), &failed)));
+        assert!(!is_progress(&first[..3]), "a condition is gone");
+        let ready = conditions(&Progress::ready(Reason::Ready, "all are ready"), &done);
+        assert!(!is_on_the_way(&ready, &conditions(&waits(Reason::RollingOut), &done)), "readiness is lost");
+        let stalled = conditions(&Progress::Stalled(Reason::SetupFailed, "no".to_owned()), &failed);
+        assert!(!is_on_the_way(&stalled, &first), "somebody corrected it, and waits for the answer");
+    }
 
     fn live(wanted: i32, replicas: i32, updated: i32, ready: i32) -> Workload {
         Workload { wanted, replicas, updated, ready, ..Workload::default() }

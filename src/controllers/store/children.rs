@@ -5,16 +5,15 @@ use std::collections::{BTreeMap, HashSet};
 use super::{
     Requeue, Scope, Store,
     live::ChildSeen,
-    live_pod::SECRET_MISSING,
     packed::{Packed, SmallMap},
 };
 use crate::{
-    contract::status::Problem,
     controllers::resources::{
         child::{ChildKind, ChildRef},
         key::{Key, ObjectId, ObjectKind},
         labels::{Component, SECRETS_ANNOTATION, SET_UP_ANNOTATION},
-        observed::{DatabaseObserved, JobState, SecretsObserved, Workload},
+        observed::{DatabaseObserved, JobState, Problem, SecretsObserved, Workload},
+        reason::Reason,
     },
     domain::names,
 };
@@ -147,7 +146,7 @@ impl Store {
     pub fn misses_secret(&self, owner: &Key, secret: &str) -> bool {
         let quoted = format!("\"{secret}\"");
         let mut problems = self.pods_of(owner).flat_map(|(name, pod)| self.problems_of(owner, name, pod));
-        problems.any(|problem| problem.reason == SECRET_MISSING && problem.message.contains(&quoted))
+        problems.any(|problem| problem.reason == Reason::SecretMissing && problem.message.contains(&quoted))
     }
 
     fn missing_images(&self, owner: &Key, is_ours: impl Fn(&str, Option<&str>) -> bool) -> Vec<String> {

@@ -9,11 +9,12 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    contract::{database_setup::EXIT_DEFINITE, status::Problem},
+    contract::database_setup::EXIT_DEFINITE,
     controllers::resources::{
         fields::{self, FieldPath, ForeignField},
         labels::{APPLIED_HASH_ANNOTATION, FIELD_MANAGER, WEFT_PREFIX},
-        observed::{JobOutcome, JobState, Workload},
+        observed::{JobOutcome, JobState, Problem, Workload},
+        reason::Reason,
     },
 };
 
@@ -212,7 +213,7 @@ impl ChildSeen {
             JobOutcome::Failed { message }
         } else {
             // what the next attempt will meet again, as far as anyone knows
-            let again = |message| Problem { reason: SETUP_FAILED.to_owned(), message };
+            let again = |message| Problem { reason: Reason::SetupFailed, message };
             problems.extend(message.map(again));
             JobOutcome::Running
         };
@@ -226,14 +227,14 @@ impl ChildSeen {
 
     /// Nothing moves any more, and no pod says why.
     fn stopped_rollout(&self) -> Option<Problem> {
-        const REASON: &str = "ProgressDeadlineExceeded";
-        let stopped = |condition: &&LiveCondition| condition.status == "False" && condition.reason == REASON;
+        let stopped =
+            |condition: &&LiveCondition| condition.status == "False" && condition.reason == "ProgressDeadlineExceeded";
         let condition = self.status.conditions.iter().find(stopped)?;
         let message = format!(
             "the rollout has not moved for as long as it may (progressDeadlineSeconds, 10 minutes unless set): {}",
             condition.message
         );
-        Some(Problem { reason: REASON.to_owned(), message })
+        Some(Problem { reason: Reason::ProgressDeadlineExceeded, message })
     }
 
     fn condition(&self, type_: &str) -> Option<&LiveCondition> {
@@ -243,12 +244,9 @@ impl ChildSeen {
 
 /// Pods that cannot even be made, in the words of whoever refuses them.
 pub fn pods_refused(why: &str) -> Problem {
-    let reason = if why.contains("exceeded quota") { "QuotaExceeded" } else { "PodsRefused" };
-    Problem { reason: reason.to_owned(), message: format!("pods cannot be created: {why}") }
+    let reason = if why.contains("exceeded quota") { Reason::QuotaExceeded } else { Reason::PodsRefused };
+    Problem { reason, message: format!("pods cannot be created: {why}") }
 }
-
-/// Reason of a set-up that failed, for good or for now.
-const SETUP_FAILED: &str = "SetupFailed";
 
 /// `metadata.resourceVersion` as a number; zero when the server's are not numbers.
 pub fn version(metadata: &ObjectMeta) -> u64 {
@@ -326,21 +324,21 @@ mod tests {
         assert_eq!(refused.problems, []);
         let job = seen.job(vec![], Some(failure(1, "0002.sql waits")));
         assert_eq!(job.outcome, JobOutcome::Running);
-        let problems = job.problems.iter().map(|problem| (problem.reason.as_str(), problem.message.as_str()));
-        assert_eq!(problems.collect::<Vec<_>>(), [("SetupFailed", "0002.sql waits")]);
+        let problems = job.problems.iter().map(|problem| (problem.reason, problem.message.as_str()));
+        assert_eq!(problems.collect::<Vec<_>>(), [(Reason::SetupFailed, "0002.sql waits")]);
     }
 
     #[test]
     fn a_rollout_that_stopped_is_called_so_after_everything_else() {
         let deployment = seen(json!({"metadata": {}, "spec": {"replicas": 2}, "status": {"conditions": [
             {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "ReplicaSet \"a\" has timed out progressing."}]}}));
-        let probe = Problem { reason: "ProbeFailing".to_owned(), message: "404".to_owned() };
+        let probe = Problem::new(Reason::ProbeFailing, "404");
         let reasons = |problems| {
             let workload = deployment.workload(problems);
             workload.problems.into_iter().map(|problem| problem.reason).collect::<Vec<_>>()
         };
-        assert_eq!(reasons(vec![]), ["ProgressDeadlineExceeded"]);
-        assert_eq!(reasons(vec![probe]), ["ProbeFailing", "ProgressDeadlineExceeded"]);
+        assert_eq!(reasons(vec![]), [Reason::ProgressDeadlineExceeded]);
+        assert_eq!(reasons(vec![probe]), [Reason::ProbeFailing, Reason::ProgressDeadlineExceeded]);
     }
 
     #[test]
@@ -348,6 +346,6 @@ mod tests {
         let deployment = seen(json!({"metadata": {}, "spec": {"replicas": 2}, "status": {"conditions": [
             {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "pods \"a\" is forbidden: exceeded quota: small"}]}}));
         let workload = deployment.workload(vec![]);
-        assert_eq!((workload.wanted, workload.problems[0].reason.as_str()), (2, "QuotaExceeded"));
+        assert_eq!((workload.wanted, workload.problems[0].reason), (2, Reason::QuotaExceeded));
     }
 }

@@ -8,10 +8,14 @@ use serde::Deserialize;
 
 use super::live::{LastFailure, null_is_default, version};
 use crate::{
-    contract::{ADMIN_PORT, database_setup::Outcome, status::Problem},
+    contract::{ADMIN_PORT, database_setup::Outcome},
     controllers::{
         database,
-        resources::labels::{COMPONENT_LABEL, Component},
+        resources::{
+            labels::{COMPONENT_LABEL, Component},
+            observed::Problem,
+            reason::Reason,
+        },
     },
 };
 
@@ -27,12 +31,6 @@ const JOB_LABEL: &str = "batch.kubernetes.io/job-name";
 /// Restarts from which a container that is not ready counts as crash-looping, also between two crashes.
 const MANY_RESTARTS: i32 = 2;
 const MAX_MESSAGE: usize = 512;
-/// Reason of a problem: an image does not exist, or may not be pulled.
-const IMAGE_PULL_FAILED: &str = "ImagePullFailed";
-/// Reason of a problem: a container or a volume needs a Secret that does not exist.
-pub const SECRET_MISSING: &str = "SecretMissing";
-/// Reason of a problem: no node is found for the pod.
-const UNSCHEDULABLE: &str = "Unschedulable";
 /// The message of `ENOSPC`: a volume is full.
 const FULL: &str = "No space left on device";
 
@@ -124,8 +122,6 @@ struct Terminated {
     finished_at: String,
 }
 
-/// Reason of a problem: the runtime cannot start a container.
-const REFUSED: &str = "ContainerRefused";
 /// How a container ended that the runtime could not start: a memory limit below what its first process needs, an unknown program.
 const NEVER_RAN: [&str; 2] = ["StartError", "ContainerCannotRun"];
 
@@ -172,7 +168,7 @@ impl From<LivePod> for PodSeen {
         let says_why = !problems.is_empty() || (job.is_some() && last_failure.is_some());
         // a server that recovers may take long, and its probes fail meanwhile
         let waits = lives && !says_why && (status.is_creating() || (!is_database && status.is_unready()));
-        let nowhere = is_database && problems.iter().any(|problem| problem.reason == UNSCHEDULABLE);
+        let nowhere = is_database && problems.iter().any(|problem| problem.reason == Reason::Unschedulable);
         Self {
             version: version(&metadata),
             deleting,
@@ -226,7 +222,7 @@ impl PodStatus {
             .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")
             .filter(|condition| condition.reason == "Unschedulable")
             .map(|condition| Problem {
-                reason: UNSCHEDULABLE.to_owned(),
+                reason: Reason::Unschedulable,
                 message: format!("pod {pod} finds no node: {}", condition.message),
             });
         unschedulable
@@ -274,17 +270,17 @@ impl ContainerStatus {
         let message = &waiting.message;
         match waiting.reason.as_str() {
             reason if NO_IMAGE.contains(&reason) => problem(
-                IMAGE_PULL_FAILED,
+                Reason::ImagePullFailed,
                 format!("the image of container {container} cannot be pulled: {}", image_message(message)),
             ),
             "CreateContainerConfigError" if message.starts_with("secret ") => {
-                problem(SECRET_MISSING, format!("container {container} of pod {pod} waits: {message}"))
+                problem(Reason::SecretMissing, format!("container {container} of pod {pod} waits: {message}"))
             }
             "CreateContainerConfigError" if message.starts_with("configmap ") => {
-                problem("ConfigMapMissing", format!("container {container} of pod {pod} waits: {message}"))
+                problem(Reason::ConfigMapMissing, format!("container {container} of pod {pod} waits: {message}"))
             }
             "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
-                problem(REFUSED, format!("container {container} of pod {pod} cannot start: {message}"))
+                problem(Reason::ContainerRefused, format!("container {container} of pod {pod} cannot start: {message}"))
             }
             _ => None,
         }
@@ -301,7 +297,7 @@ impl ContainerStatus {
             && let Some(line) = last.message.lines().find(|line| line.contains(FULL))
         {
             return problem(
-                "VolumeFull",
+                Reason::VolumeFull,
                 format!(
                     "pod {pod} has no room left on its volume: make room on it, or enlarge its claim if the StorageClass can (the server said: {})",
                     tail(line)
@@ -311,14 +307,17 @@ impl ContainerStatus {
         // it never ran: the runtime's own words are the cause, and there is no log
         if NEVER_RAN.contains(&last.reason.as_str()) {
             let why = tail(&last.message);
-            return problem(REFUSED, format!("container {container} of pod {pod} cannot start: {why}"));
+            return problem(
+                Reason::ContainerRefused,
+                format!("container {container} of pod {pod} cannot start: {why}"),
+            );
         }
         if self.restart_count < MANY_RESTARTS {
             return None;
         }
         if last.reason == "OOMKilled" {
             return problem(
-                "OutOfMemory",
+                Reason::OutOfMemory,
                 format!(
                     "container {container} of pod {pod} needs more memory than its limit allows and is killed again and again"
                 ),
@@ -329,7 +328,7 @@ impl ContainerStatus {
             return None;
         }
         problem(
-            "CrashLooping",
+            Reason::CrashLooping,
             format!(
                 "container {container} of pod {pod} ends again and again with exit code {}: see `kubectl logs -n {namespace} {pod} -c {container} --previous`",
                 last.exit_code
@@ -339,8 +338,8 @@ impl ContainerStatus {
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "its callers give one problem or none")]
-fn problem(reason: &str, message: String) -> Option<Problem> {
-    Some(Problem { reason: reason.to_owned(), message })
+fn problem(reason: Reason, message: String) -> Option<Problem> {
+    Some(Problem { reason, message })
 }
 
 /// `Back-off pulling image "x"` and `failed to pull image "x": …` alternate while the kubelet tries: only what both have is passed on.
@@ -373,15 +372,15 @@ mod tests {
         .into()
     }
 
-    fn reasons(pod: &PodSeen) -> Vec<&str> {
-        pod.problems.iter().map(|problem| problem.reason.as_str()).collect()
+    fn reasons(pod: &PodSeen) -> Vec<Reason> {
+        pod.problems.iter().map(|problem| problem.reason).collect()
     }
 
     #[test]
     fn a_missing_secret_is_named() {
         let pod = pod(json!({"phase": "Pending", "containerStatuses": [{"name": "service", "state": {"waiting":
             {"reason": "CreateContainerConfigError", "message": "secret \"stripe\" not found"}}}]}));
-        assert_eq!(reasons(&pod), ["SecretMissing"]);
+        assert_eq!(reasons(&pod), [Reason::SecretMissing]);
         assert!(pod.problems[0].message.contains("\"stripe\""));
     }
 
@@ -393,7 +392,7 @@ mod tests {
         };
         let panic = "PANIC:  could not write to file \"pg_wal/xlogtemp.7\": No space left on device";
         let full = pod(crashed(&format!("LOG:  redo done\n{panic}\nLOG:  database system is shut down\n")));
-        assert_eq!(reasons(&full), ["VolumeFull"]);
+        assert_eq!(reasons(&full), [Reason::VolumeFull]);
         assert!(full.problems[0].message.contains(panic), "{}", full.problems[0].message);
         assert!(pod(crashed("FATAL:  could not open a file")).problems.is_empty());
     }
@@ -426,7 +425,7 @@ mod tests {
             "message": "failed to create containerd task: container init was OOM-killed (memory limit too low?)"});
         let pod = pod(json!({"phase": "Running", "containerStatuses": [{"name": "service", "restartCount": 1,
             "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": failed}}]}));
-        assert_eq!(reasons(&pod), ["ContainerRefused"]);
+        assert_eq!(reasons(&pod), [Reason::ContainerRefused]);
         assert!(pod.problems[0].message.contains("memory limit too low"), "{}", pod.problems[0].message);
     }
 
@@ -451,7 +450,7 @@ mod tests {
             json!({"phase": "Running", "podIP": "10.0.0.1", "containerStatuses": [{"name": "service", "restartCount": 4,
             "state": {"running": {}}, "lastState": {"terminated": crashed}}]}),
         );
-        assert_eq!(reasons(&waiting), ["CrashLooping"]);
+        assert_eq!(reasons(&waiting), [Reason::CrashLooping]);
         assert_eq!(waiting.problems, running.problems);
         let failure =
             LastFailure { finished_at: "2026-01-01T00:00:00Z".to_owned(), exit_code: 3, message: "boom".to_owned() };
@@ -515,8 +514,8 @@ mod tests {
         let failed = restarted("Error", "002.sql waits for a lock");
         assert_eq!((reasons(&failed), failed.waiting.as_deref()), (vec![], None));
         assert_eq!(failed.last_failure.unwrap().message, "002.sql waits for a lock");
-        assert_eq!(reasons(&restarted("OOMKilled", "applying")), ["OutOfMemory"]);
-        assert_eq!(reasons(&restarted("Error", "")), ["CrashLooping"], "there is nothing but its log");
+        assert_eq!(reasons(&restarted("OOMKilled", "applying")), [Reason::OutOfMemory]);
+        assert_eq!(reasons(&restarted("Error", "")), [Reason::CrashLooping], "there is nothing but its log");
     }
 
     #[test]
@@ -536,6 +535,6 @@ mod tests {
     fn a_pod_without_a_node_says_why() {
         let pod = pod(json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False",
             "reason": "Unschedulable", "message": "0/1 nodes are available"}]}));
-        assert_eq!(reasons(&pod), ["Unschedulable"]);
+        assert_eq!(reasons(&pod), [Reason::Unschedulable]);
     }
 }

@@ -30,11 +30,12 @@ pub use waits::Waiting;
 
 use crate::{
     api::v1alpha1::{Microservice, OutboxRelay, Saga},
-    contract::status::{OrchestratorStatus, Problem, RelayStatus},
+    contract::status::{OrchestratorStatus, RelayStatus},
     controllers::{
         resources::{
             child::ChildRef,
             key::{Key, ObjectId, ObjectKind},
+            observed::Problem,
         },
         store::{
             children::KeptChild,

@@ -8,8 +8,14 @@ use std::{
 use super::{DataPlaneStatus, Requeue, Scope, Store, Waiting, live_pod::PodSeen, packed::SmallMap};
 use crate::{
     api::v1alpha1::OutboxRelay,
-    contract::status::{OrchestratorStatus, Problem, RelayStatus},
-    controllers::resources::key::{Key, ObjectId, ObjectKind},
+    contract::{
+        problem::{Problem as Reported, ProblemReason},
+        status::{OrchestratorStatus, RelayStatus},
+    },
+    controllers::resources::{
+        key::{Key, ObjectId, ObjectKind},
+        observed::Problem,
+    },
 };
 
 impl Store {
@@ -195,7 +201,7 @@ struct Essence<'a> {
     paused: bool,
     /// Version of a relay's.
     contract: &'a str,
-    problems: Vec<&'a str>,
+    problems: Vec<ProblemReason>,
     /// Per saga: stuck instances, and the version of the definition.
     sagas: Vec<(u64, &'a str)>,
 }
@@ -221,6 +227,6 @@ fn essence(status: Option<&DataPlaneStatus>) -> Option<Essence<'_>> {
     })
 }
 
-fn reasons(problems: &[Problem]) -> Vec<&str> {
-    problems.iter().map(|problem| problem.reason.as_str()).collect()
+fn reasons(problems: &[Reported]) -> Vec<ProblemReason> {
+    problems.iter().map(|problem| problem.reason).collect()
 }

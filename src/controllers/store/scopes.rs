@@ -11,6 +11,7 @@ use crate::{
     controllers::resources::{
         key::{Key, ObjectId},
         plan::Rejection,
+        reason::Reason,
     },
 };
 
@@ -92,7 +93,7 @@ impl Store {
         let opted_in = self.scopes.opted_in.as_ref().filter(|opted_in| !opted_in.namespaces.contains(namespace))?;
         let label = &opted_in.label;
         Some(Rejection {
-            reason: "NamespaceNotEnabled",
+            reason: Reason::NamespaceNotEnabled,
             message: format!(
                 "Weft does not work in namespace {namespace}: enable it by `kubectl label namespace {namespace} {label}`"
             ),

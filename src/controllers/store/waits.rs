@@ -4,12 +4,10 @@
 use std::collections::BTreeSet;
 
 use super::{Requeue, Store, custom::Kept};
-use crate::{
-    contract::status::Problem,
-    controllers::resources::{
-        child::{ChildKind, ChildRef},
-        key::{Key, ObjectId, ObjectKind},
-    },
+use crate::controllers::resources::{
+    child::{ChildKind, ChildRef},
+    key::{Key, ObjectId, ObjectKind},
+    observed::Problem,
 };
 
 /// Something that does not get further.
@@ -100,7 +98,10 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::controllers::store::live::{ChildSeen, Live};
+    use crate::controllers::{
+        resources::reason::Reason,
+        store::live::{ChildSeen, Live},
+    };
 
     #[test]
     fn a_statefulset_without_its_pod_waits_until_it_has_it() {
@@ -116,7 +117,7 @@ mod tests {
         store.set_child(&owner, child.clone(), seen(0, "1"));
         let waiting = Waiting::Controller { owner: owner.clone(), child: child.clone(), uid: "1".to_owned() };
         assert_eq!(store.waiting(), [waiting.clone()].into());
-        let problem = Problem { reason: "QuotaExceeded".to_owned(), message: "no".to_owned() };
+        let problem = Problem::new(Reason::QuotaExceeded, "no");
         assert_eq!(store.set_wait(&waiting, Some(problem.clone())).now, std::slice::from_ref(&owner));
         assert!(store.set_wait(&waiting, Some(problem.clone())).now.is_empty(), "the same is no news");
         let problems = |store: &Store| store.workload(&owner, ChildKind::StatefulSet, "orders-db").unwrap().problems;

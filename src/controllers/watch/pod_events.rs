@@ -15,17 +15,11 @@ use kube::{
     api::{ListParams, ResourceExt},
 };
 
-use crate::{
-    contract::status::Problem,
-    controllers::{
-        request::within_deadline,
-        runtime::{Context, Priority},
-        store::{
-            Waiting,
-            live::pods_refused,
-            live_pod::{SECRET_MISSING, tail},
-        },
-    },
+use crate::controllers::{
+    request::within_deadline,
+    resources::{observed::Problem, reason::Reason},
+    runtime::{Context, Priority},
+    store::{Waiting, live::pods_refused, live_pod::tail},
 };
 
 /// How often the Events of what waits are listed; those of what has not waited for so long are not.
@@ -126,7 +120,7 @@ fn explanation(waiting: &Waiting, mut events: Vec<Event>) -> Option<Problem> {
         Waiting::Pod { pod, .. } => of_pod(&pod.name, &reason, &note),
         Waiting::Controller { .. } if reason == "FailedCreate" => Some(pods_refused(&note)),
         Waiting::Claim { pod, claim } if reason != "ProvisioningSucceeded" => Some(Problem {
-            reason: "VolumeNotProvisioned".to_owned(),
+            reason: Reason::VolumeNotProvisioned,
             message: format!("claim {claim} of pod {} has no volume: {note}", pod.name),
         }),
         Waiting::Controller { .. } | Waiting::Claim { .. } => None,
@@ -138,18 +132,18 @@ fn of_pod(pod: &str, reason: &str, note: &str) -> Option<Problem> {
     let (reason, message) = match reason {
         "FailedMount" | "FailedAttachVolume" => {
             let reason = match () {
-                () if missing("secret") => SECRET_MISSING,
-                () if missing("configmap") => "ConfigMapMissing",
-                () => "VolumeNotMounted",
+                () if missing("secret") => Reason::SecretMissing,
+                () if missing("configmap") => Reason::ConfigMapMissing,
+                () => Reason::VolumeNotMounted,
             };
             (reason, format!("pod {pod} waits for a volume: {note}"))
         }
-        "FailedCreatePodSandBox" => ("ContainerRefused", format!("pod {pod} cannot start: {note}")),
-        "Pulling" => ("ImagePulling", format!("pod {pod} waits for its image: {note}")),
-        "Unhealthy" | "ProbeWarning" => ("ProbeFailing", format!("pod {pod} is not ready: {note}")),
+        "FailedCreatePodSandBox" => (Reason::ContainerRefused, format!("pod {pod} cannot start: {note}")),
+        "Pulling" => (Reason::ImagePulling, format!("pod {pod} waits for its image: {note}")),
+        "Unhealthy" | "ProbeWarning" => (Reason::ProbeFailing, format!("pod {pod} is not ready: {note}")),
         _ => return None,
     };
-    Some(Problem { reason: reason.to_owned(), message })
+    Some(Problem { reason, message })
 }
 
 #[cfg(test)]
@@ -172,7 +166,7 @@ mod tests {
         Waiting::Pod { pod: ObjectId::new("shop", name), uid: "1".to_owned() }
     }
 
-    fn of_pod(events: Vec<Event>) -> Option<(String, String)> {
+    fn of_pod(events: Vec<Event>) -> Option<(Reason, String)> {
         explanation(&pod("orders-1"), events).map(|problem| (problem.reason, problem.message))
     }
 
@@ -186,9 +180,9 @@ mod tests {
             event(11, "Other", "else"),
         ];
         let (reason, message) = of_pod(events).unwrap();
-        assert_eq!(reason, "SecretMissing");
+        assert_eq!(reason, Reason::SecretMissing);
         assert!(message.contains("pod orders-1 waits") && message.contains("\"orders-tls\""), "{message}");
-        assert_eq!(of_pod(vec![event(9, "FailedAttachVolume", attached)]).unwrap().0, "VolumeNotMounted");
+        assert_eq!(of_pod(vec![event(9, "FailedAttachVolume", attached)]).unwrap().0, Reason::VolumeNotMounted);
         let mounted = vec![event(10, "FailedMount", missing), event(12, "SuccessfulAttachVolume", "attached")];
         assert_eq!(of_pod(mounted), None, "it got further");
         assert_eq!(of_pod(vec![event(11, "Other", "else")]), None);
@@ -198,12 +192,12 @@ mod tests {
     fn an_image_that_is_being_pulled_and_a_probe_that_fails_are_causes() {
         let pulling = event(1, "Pulling", "Pulling image \"shop/orders:9\"");
         let (reason, message) = of_pod(vec![pulling.clone()]).unwrap();
-        assert_eq!(reason, "ImagePulling");
+        assert_eq!(reason, Reason::ImagePulling);
         assert!(message.contains("shop/orders:9"), "{message}");
         assert_eq!(of_pod(vec![pulling.clone(), event(2, "Pulled", "Pulled")]), None);
         let probe = "Readiness probe failed: HTTP probe failed with statuscode: 404";
         let (reason, message) = of_pod(vec![pulling, event(2, "Started", ""), event(3, "Unhealthy", probe)]).unwrap();
-        assert_eq!((reason.as_str(), message), ("ProbeFailing", format!("pod orders-1 is not ready: {probe}")));
+        assert_eq!((reason, message), (Reason::ProbeFailing, format!("pod orders-1 is not ready: {probe}")));
     }
 
     #[test]
@@ -213,7 +207,7 @@ mod tests {
         let set = Waiting::Controller { owner, child, uid: "7".to_owned() };
         let refused = "create Pod orders-db-0 in StatefulSet orders-db failed error: pods \"orders-db-0\" is forbidden: exceeded quota: small";
         let problem = explanation(&set, vec![event(1, "FailedCreate", refused)]).unwrap();
-        assert_eq!(problem.reason, "QuotaExceeded");
+        assert_eq!(problem.reason, Reason::QuotaExceeded);
         assert!(problem.message.contains("exceeded quota: small"), "{}", problem.message);
         let made = vec![event(1, "FailedCreate", refused), event(2, "SuccessfulCreate", "created")];
         assert_eq!(explanation(&set, made), None);
@@ -221,7 +215,7 @@ mod tests {
         let claim = Waiting::Claim { pod: ObjectId::new("shop", "orders-db-0"), claim: "data-orders-db-0".to_owned() };
         let missing = "storageclass.storage.k8s.io \"fast\" not found";
         let problem = explanation(&claim, vec![event(1, "ProvisioningFailed", missing)]).unwrap();
-        assert_eq!(problem.reason, "VolumeNotProvisioned");
+        assert_eq!(problem.reason, Reason::VolumeNotProvisioned);
         assert_eq!(problem.message, format!("claim data-orders-db-0 of pod orders-db-0 has no volume: {missing}"));
         assert_eq!(selector(&claim), "regarding.kind=PersistentVolumeClaim,regarding.name=data-orders-db-0");
     }

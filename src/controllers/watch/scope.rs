@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::sync::Notify;
 
 use crate::controllers::{
+    resources::reason::Reason,
     runtime::{Context, Priority},
     status::events::Notice,
     store::Scope,
@@ -99,7 +100,7 @@ impl ScopeWatches {
             );
             tracing::warn!(scope = place, error, "a scope cannot be watched");
             context.metrics.scope_refused(&self.scope, true);
-            let notice = Notice { warning: true, reason: "ScopeUnavailable".to_owned(), message, related: None };
+            let notice = Notice { warning: true, reason: Reason::ScopeUnavailable, message, related: None };
             context.events.publish(notice, self.operator.clone());
         }
         self.changed.notify_one();
@@ -116,7 +117,7 @@ impl ScopeWatches {
             tracing::info!(scope = place, "the scope can be watched again");
             context.metrics.scope_refused(&self.scope, false);
             let message = format!("{place} can be watched again");
-            let notice = Notice { warning: false, reason: "ScopeAvailable".to_owned(), message, related: None };
+            let notice = Notice { warning: false, reason: Reason::ScopeAvailable, message, related: None };
             context.events.publish(notice, self.operator.clone());
         }
     }

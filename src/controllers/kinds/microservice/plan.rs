@@ -27,6 +27,7 @@ use crate::{
             child::Child,
             labels::Component,
             plan::{Plan, Rejection},
+            reason::Reason,
             settings::Settings,
         },
     },
@@ -92,7 +93,7 @@ fn check(object: &Microservice) -> Result<(), Rejection> {
     let name = object.name_any();
     if name.len() > MAX_NAME {
         return Err(Rejection {
-            reason: "NameTooLong",
+            reason: Reason::NameTooLong,
             message: format!(
                 "metadata.name: `{name}` has {} characters, so `{}` would not fit into 63: use at most {MAX_NAME}",
                 name.len(),
@@ -102,7 +103,7 @@ fn check(object: &Microservice) -> Result<(), Rejection> {
     }
     if object.spec.depends_on.iter().any(|dependency| dependency.service == name) {
         return Err(Rejection {
-            reason: "DependsOnItself",
+            reason: Reason::DependsOnItself,
             message: format!("spec.dependsOn names `{name}` itself: remove it"),
         });
     }

@@ -16,6 +16,7 @@ use crate::{
             observed::Workload,
             outcome::Applied,
             plan::{Plan, Rejection},
+            reason::Reason,
         },
         status::{
             conditions::{Conditions, DATABASE_READY, DEPENDENCIES_FOUND, MIGRATED},
@@ -85,7 +86,7 @@ fn progress(
         .or_else(|| planned.as_ref().ok().and_then(settling))
         .or(database)
         .or_else(|| not_rolled_out(live, "the service"))
-        .unwrap_or_else(|| Progress::ready("Ready", format!("{} of {0} pods are ready", wanted(object, live))))
+        .unwrap_or_else(|| Progress::ready(Reason::Ready, format!("{} of {0} pods are ready", wanted(object, live))))
 }
 
 /// How many pods there should be: an autoscaler's number is on the Deployment.
@@ -97,12 +98,9 @@ fn wanted(object: &Microservice, live: Option<&Workload>) -> i32 {
     }
 }
 
-/// Reason of a version that waits for a change of its migrations.
-const SETTLING: &str = "Settling";
-
 /// The status is of a version that still waited for a change of its migrations.
 pub(super) fn is_settling(status: &MicroserviceStatus) -> bool {
-    status.conditions.iter().any(|condition| condition.reason == SETTLING)
+    status.conditions.iter().any(|condition| condition.reason == Reason::Settling.as_str())
 }
 
 /// The set-up is done, and a new pod template still waits for a change of the migrations.
@@ -110,7 +108,7 @@ fn settling(plan: &Plan) -> Option<Progress> {
     plan.recheck_in.map(|_| {
         let message =
             "the new version starts within three seconds, unless the ConfigMap of its migrations changes first";
-        Progress::waiting(SETTLING, message)
+        Progress::waiting(Reason::Settling, message)
     })
 }
 
@@ -118,9 +116,9 @@ fn settling(plan: &Plan) -> Option<Progress> {
 fn suspended(observed: &Observed) -> Progress {
     const SAID: &str = "spec.suspend is true: nothing is reconciled until it is false";
     match not_rolled_out(observed.deployment.as_ref(), "the service") {
-        None => Progress::ready("Suspended", SAID),
+        None => Progress::ready(Reason::Suspended, SAID),
         Some(Progress::Ready(_, why) | Progress::Waiting(_, why) | Progress::Stalled(_, why)) => {
-            Progress::waiting("Suspended", format!("{SAID}; {why}"))
+            Progress::waiting(Reason::Suspended, format!("{SAID}; {why}"))
         }
     }
 }
@@ -149,13 +147,13 @@ fn dependencies(object: &Microservice, observed: &Observed) -> Option<Finding> {
         .collect();
     wanted().next()?;
     Some(if missing.is_empty() {
-        Finding::new(true, "Found", "every Microservice of spec.dependsOn exists")
+        Finding::new(true, Reason::Found, "every Microservice of spec.dependsOn exists")
     } else {
         let message = format!(
             "spec.dependsOn: there is no Microservice {} in this namespace yet: apply it, or correct the name",
             missing.join(", ")
         );
-        Finding::new(false, "MicroserviceNotFound", message)
+        Finding::new(false, Reason::MicroserviceNotFound, message)
     })
 }
 

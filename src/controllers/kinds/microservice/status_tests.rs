@@ -4,11 +4,12 @@ use super::{super::plan::plan, *};
 use crate::{
     api::v1alpha1::SetUp,
     controllers::{
-        fixtures::{self, job, message, microservice, now, problem, ready, refused, settings, summaries},
+        fixtures::{self, job, message, microservice, now, ready, refused, settings, summaries},
         resources::{
             child::{ChildKind, ChildRef},
-            observed::{JobOutcome, Migrations, Workload},
-            outcome::{Class, Failure},
+            observed::{JobOutcome, Migrations, Problem, Workload},
+            outcome::Failure,
+            reason::Reason,
         },
     },
 };
@@ -103,8 +104,8 @@ fn a_failed_migration_stalls_says_file_and_cause_and_that_the_old_version_serves
 #[test]
 fn a_missing_or_empty_config_map_of_migrations_is_named() {
     for (migrations, reason) in [
-        (Migrations::Missing, "MigrationsNotFound"),
-        (Migrations::Found { hash: "a".to_owned(), files: Vec::new() }, "MigrationsEmpty"),
+        (Migrations::Missing, Reason::MigrationsNotFound),
+        (Migrations::Found { hash: "a".to_owned(), files: Vec::new() }, Reason::MigrationsEmpty),
     ] {
         let mut case = Case::settled();
         case.observed.database.migrations = Some(migrations);
@@ -144,7 +145,8 @@ fn the_set_up_that_is_recorded_is_shown() {
 #[test]
 fn what_is_wrong_with_pods_is_said_and_goes_away_by_itself() {
     let mut case = Case::settled();
-    let crashing = problem("CrashLooping", "container service of pod orders-1 exits with code 1: no such table");
+    let crashing =
+        Problem::new(Reason::CrashLooping, "container service of pod orders-1 exits with code 1: no such table");
     case.observed.deployment = Some(Workload { ready: 1, problems: vec![crashing.clone()], ..ready(2) });
     let conditions = case.status().conditions;
     assert_eq!(summaries(&conditions)[..2], ["Ready=False CrashLooping", "Reconciling=True CrashLooping"]);
@@ -156,7 +158,7 @@ fn what_is_wrong_with_pods_is_said_and_goes_away_by_itself() {
 #[test]
 fn a_database_that_cannot_start_says_why() {
     let mut case = Case::settled();
-    let full = problem("CrashLooping", "container postgres exits with code 1: No space left on device");
+    let full = Problem::new(Reason::CrashLooping, "container postgres exits with code 1: No space left on device");
     case.observed.database.server = Some(Workload { ready: 0, problems: vec![full], ..ready(1) });
     let conditions = case.status().conditions;
     assert!(summaries(&conditions).contains(&"DatabaseReady=False CrashLooping".to_owned()));
@@ -192,15 +194,14 @@ fn a_rejected_object_is_not_accepted_and_stalls() {
 #[test]
 fn what_could_not_be_written_is_said_with_the_worst_first() {
     let mut case = Case::settled();
-    let failure = |class, reason| Failure {
+    let failure = |reason| Failure {
         child: ChildRef::new(ChildKind::Service, "orders".to_owned()),
-        class,
         reason,
         message: format!("Service orders: {reason}"),
     };
-    case.applied.failures = vec![failure(Class::Retry, "ApiUnavailable")];
+    case.applied.failures = vec![failure(Reason::ApiUnavailable)];
     assert_eq!(summaries(&case.status().conditions)[1], "Reconciling=True ApiUnavailable");
-    case.applied.failures.push(failure(Class::Fatal, "Forbidden"));
+    case.applied.failures.push(failure(Reason::Forbidden));
     assert_eq!(summaries(&case.status().conditions)[2], "Stalled=True Forbidden");
 }
 
@@ -220,8 +221,8 @@ fn a_spec_that_becomes_a_child_that_is_refused_is_not_accepted_until_it_is_mende
 fn what_is_no_fault_of_the_spec_leaves_it_accepted() {
     let mut case = Case::settled();
     case.applied = refused(ChildKind::Deployment, "orders");
-    for (class, reason) in [(Class::Retry, "ApiUnavailable"), (Class::Fatal, "Forbidden")] {
-        case.applied.failures[0] = Failure { class, reason, ..case.applied.failures[0].clone() };
+    for reason in [Reason::ApiUnavailable, Reason::Forbidden] {
+        case.applied.failures[0] = Failure { reason, ..case.applied.failures[0].clone() };
         assert_eq!(summaries(&case.status().conditions)[3], "Accepted=True Accepted");
     }
 }

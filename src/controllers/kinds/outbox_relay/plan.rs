@@ -20,6 +20,7 @@ use crate::{
             child::Child,
             labels::Component,
             plan::{Plan, Rejection},
+            reason::Reason,
             settings::Settings,
         },
     },
@@ -38,7 +39,7 @@ pub fn plan(object: &OutboxRelay, observed: &Observed, settings: &Settings) -> R
     let owner = Owner::of(object, OWNER_KIND);
     let contract = contract(object, settings)?;
     let text = contract.to_yaml().map_err(|error| Rejection {
-        reason: "ContractNotWritable",
+        reason: Reason::ContractNotWritable,
         message: format!("the contract of relay {} cannot be written: {error}", owner.name),
     })?;
     let config_map = ConfigMap {
@@ -54,7 +55,7 @@ fn check(object: &OutboxRelay, observed: &Observed) -> Result<(), Rejection> {
     let (name, service) = (object.name_any(), &object.spec.microservice);
     if name.len() > MAX_NAME {
         return Err(Rejection {
-            reason: "NameTooLong",
+            reason: Reason::NameTooLong,
             message: format!("metadata.name: `{name}` has {} characters: use at most {MAX_NAME}", name.len()),
         });
     }
@@ -62,7 +63,7 @@ fn check(object: &OutboxRelay, observed: &Observed) -> Result<(), Rejection> {
     let first = first.filter(|first| *first != name);
     if let Some(first) = first {
         return Err(Rejection {
-            reason: "OutboxTaken",
+            reason: Reason::OutboxTaken,
             message: format!(
                 "spec.microservice: the outbox of `{service}` has the relay `{first}` already, and one outbox has one relay: delete one of them"
             ),
@@ -70,7 +71,7 @@ fn check(object: &OutboxRelay, observed: &Observed) -> Result<(), Rejection> {
     }
     match &observed.microservice {
         Some(found) if found.spec.database.is_none() => Err(Rejection {
-            reason: "NoDatabase",
+            reason: Reason::NoDatabase,
             message: format!(
                 "spec.microservice: `{service}` has no database, so it has no outbox: give it spec.database, or delete this relay"
             ),
@@ -119,7 +120,7 @@ pub fn sink(sink: &RelaySink, settings: &Settings) -> Result<Sink, Rejection> {
         (None, Some(broker)) => (broker.url.clone(), Some(broker::credentials_file())),
         (None, None) => {
             return Err(Rejection {
-                reason: "NoBroker",
+                reason: Reason::NoBroker,
                 message: "spec.sink.nats.url is missing, and no broker was installed with Weft (its chart has nats.enabled=false): give the address of your NATS server".to_owned(),
             });
         }
@@ -151,7 +152,7 @@ mod tests {
         assert_eq!(sink.url, "nats://weft-nats.weft-system:4222");
         assert_eq!(sink.credentials_file.as_deref(), Some(Path::new("/etc/weft/broker/nats.creds")));
         let observed = Observed { microservice: Some(orders()), relays: vec![object.clone()], ..Observed::default() };
-        assert_eq!(plan(&object, &observed, &settings()).unwrap_err().reason, "NoBroker");
+        assert_eq!(plan(&object, &observed, &settings()).unwrap_err().reason, Reason::NoBroker);
     }
 
     #[test]
@@ -176,8 +177,8 @@ mod tests {
         let object = relay_of("orders");
         let mut observed = Observed { relays: vec![object.clone()], ..Observed::default() };
         let refused = plan(&object, &observed, &settings()).unwrap_err();
-        assert_eq!(refused.reason, "MicroserviceNotFound");
-        assert!(refused.is_waited_for());
+        assert_eq!(refused.reason, Reason::MicroserviceNotFound);
+        assert!(refused.reason.is_waited_for());
         observed.microservice = Some(orders());
         assert!(plan(&object, &observed, &settings()).is_ok());
     }
@@ -190,7 +191,7 @@ mod tests {
             Observed { microservice: Some(orders()), relays: vec![old.clone(), new.clone()], ..Observed::default() };
         assert!(plan(&old, &observed, &settings()).is_ok());
         let refused = plan(&new, &observed, &settings()).unwrap_err();
-        assert_eq!(refused.reason, "OutboxTaken");
+        assert_eq!(refused.reason, Reason::OutboxTaken);
         assert!(refused.message.contains("`orders` has the relay `orders` already"), "{}", refused.message);
     }
 
@@ -203,7 +204,7 @@ mod tests {
             kept_relay: Some("older".to_owned()),
             ..Observed::default()
         };
-        assert_eq!(plan(&object, &observed, &settings()).unwrap_err().reason, "OutboxTaken");
+        assert_eq!(plan(&object, &observed, &settings()).unwrap_err().reason, Reason::OutboxTaken);
     }
 
     #[test]
@@ -214,6 +215,6 @@ mod tests {
             relays: vec![object.clone()],
             ..Observed::default()
         };
-        assert_eq!(plan(&object, &observed, &settings()).unwrap_err().reason, "NoDatabase");
+        assert_eq!(plan(&object, &observed, &settings()).unwrap_err().reason, Reason::NoDatabase);
     }
 }

@@ -7,9 +7,9 @@ use kube::ResourceExt;
 use super::{Observed, Planned};
 use crate::{
     api::v1alpha1::{Lag, OutboxRelay, OutboxRelayStatus, RelayMode, RelaySink},
-    contract::status::{Problem, RelayStatus},
+    contract::{problem::ProblemReason, status::RelayStatus},
     controllers::{
-        resources::{outcome::Applied, plan::Rejection},
+        resources::{outcome::Applied, plan::Rejection, reason::Reason},
         status::{
             conditions::{Conditions, SLOT_AT_RISK, Truth},
             progress::{Finding, Progress, not_applied, set_accepted},
@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Reasons of the data plane by which the replication slot is, or is about to be, lost.
-const SLOT_PROBLEMS: [&str; 2] = ["SlotAtRisk", "SlotLost"];
+const SLOT_PROBLEMS: [ProblemReason; 2] = [ProblemReason::SlotAtRisk, ProblemReason::SlotLost];
 
 pub fn status(
     object: &OutboxRelay,
@@ -96,18 +96,19 @@ fn nobody_runs(service: &str, observed: &Observed) -> Option<Progress> {
     if !observed.pods.is_empty() {
         return None;
     }
-    let waiting = |reason: &str, message: String| Some(Progress::waiting(reason, message));
+    let waiting = |reason: Reason, message: String| Some(Progress::waiting(reason, message));
     match &observed.deployment {
         None => waiting(
-            "MicroserviceNotReady",
+            Reason::MicroserviceNotReady,
             format!("Microservice `{service}` has no pods yet; its own conditions name the cause"),
         ),
-        Some(live) if live.wanted == 0 => {
-            waiting("ScaledToZero", format!("Microservice `{service}` is scaled to 0 pods; events wait in the outbox"))
-        }
+        Some(live) if live.wanted == 0 => waiting(
+            Reason::ScaledToZero,
+            format!("Microservice `{service}` is scaled to 0 pods; events wait in the outbox"),
+        ),
         Some(live) => match live.problems.first() {
-            Some(Problem { reason, message }) => waiting(reason, message.clone()),
-            None => waiting("Starting", "no pod with the relay runs yet".to_owned()),
+            Some(problem) => waiting(problem.reason, problem.message.clone()),
+            None => waiting(Reason::Starting, "no pod with the relay runs yet".to_owned()),
         },
     }
 }
@@ -117,18 +118,18 @@ fn publishing(object: &OutboxRelay, observed: &Observed, version: &str) -> Progr
     let Some((pod, relay)) = leader(observed) else {
         let problem = observed.pods.values().flatten().flat_map(|status| &status.problems).next();
         return match problem {
-            Some(Problem { reason, message }) => Progress::waiting(reason, message.clone()),
+            Some(problem) => Progress::waiting(problem.reason, problem.message.clone()),
             None if observed.pods.values().all(Option::is_none) => {
-                Progress::waiting("RelaySilent", "no pod's relay has reported its status yet")
+                Progress::waiting(Reason::RelaySilent, "no pod's relay has reported its status yet")
             }
-            None => Progress::waiting("NoLeader", "the relays are electing the one that publishes"),
+            None => Progress::waiting(Reason::NoLeader, "the relays are electing the one that publishes"),
         };
     };
     if relay.relay != object.name_any() {
         return match observed.deployment.as_ref().and_then(|live| live.problems.first()) {
-            Some(Problem { reason, message }) => Progress::waiting(reason, message.clone()),
+            Some(problem) => Progress::waiting(problem.reason, problem.message.clone()),
             None => Progress::waiting(
-                "RollingOut",
+                Reason::RollingOut,
                 format!(
                     "pod {pod} still runs the relay `{}`: that ends when Microservice `{}` rolls",
                     relay.relay, object.spec.microservice
@@ -139,34 +140,40 @@ fn publishing(object: &OutboxRelay, observed: &Observed, version: &str) -> Progr
     // a relay of an older version reports none
     let other = !relay.contract.is_empty() && relay.contract != version;
     if other || object.spec.paused != relay.paused {
-        return match relay.problems.iter().find(|problem| problem.reason == "ContractInvalid") {
-            Some(Problem { reason, message }) => Progress::waiting(reason, message.clone()),
-            None => Progress::waiting("Loading", format!("the relay of pod {pod} has not read the newest spec yet")),
+        return match relay.problems.iter().find(|problem| problem.reason == ProblemReason::ContractInvalid) {
+            Some(problem) => Progress::waiting(problem.reason, problem.message.clone()),
+            None => {
+                Progress::waiting(Reason::Loading, format!("the relay of pod {pod} has not read the newest spec yet"))
+            }
         };
     }
     if !relay.ready {
         return match relay.problems.first() {
-            Some(Problem { reason, message }) => Progress::waiting(reason, message.clone()),
-            None => Progress::waiting("Starting", format!("the relay of pod {pod} is connecting")),
+            Some(problem) => Progress::waiting(problem.reason, problem.message.clone()),
+            None => Progress::waiting(Reason::Starting, format!("the relay of pod {pod} is connecting")),
         };
     }
     if relay.paused {
-        return Progress::ready("Paused", "spec.paused is true: events wait in the outbox");
+        return Progress::ready(Reason::Paused, "spec.paused is true: events wait in the outbox");
     }
     // it publishes and still reports a problem: an event that the broker refuses holds back its aggregate only
-    match relay.problems.iter().find(|problem| !SLOT_PROBLEMS.contains(&problem.reason.as_str())) {
-        Some(Problem { reason, message }) => Progress::ready(reason, message.clone()),
-        None => Progress::ready("Publishing", format!("the relay of pod {pod} publishes")),
+    match relay.problems.iter().find(|problem| !SLOT_PROBLEMS.contains(&problem.reason)) {
+        Some(problem) => Progress::ready(problem.reason, problem.message.clone()),
+        None => Progress::ready(Reason::Publishing, format!("the relay of pod {pod} publishes")),
     }
 }
 
 fn slot(observed: &Observed) -> Finding {
     let Some((_, relay)) = leader(observed) else {
-        return Finding::new(Truth::Unknown, "NoLeader", "no relay leads, so nobody watches the replication slot");
+        return Finding::new(
+            Truth::Unknown,
+            Reason::NoLeader,
+            "no relay leads, so nobody watches the replication slot",
+        );
     };
-    match relay.problems.iter().find(|problem| SLOT_PROBLEMS.contains(&problem.reason.as_str())) {
-        Some(Problem { reason, message }) => Finding::new(true, reason, message),
-        None => Finding::new(false, "SlotSafe", "the server keeps the log that the relay still needs"),
+    match relay.problems.iter().find(|problem| SLOT_PROBLEMS.contains(&problem.reason)) {
+        Some(problem) => Finding::new(true, problem.reason, problem.message.clone()),
+        None => Finding::new(false, Reason::SlotSafe, "the server keeps the log that the relay still needs"),
     }
 }
 

@@ -1,8 +1,9 @@
 use std::sync::Arc;
 
 use super::{super::plan::plan, *};
+use crate::contract::problem::Problem;
 use crate::controllers::{
-    fixtures::{self, message, microservice, now, problem, ready, refused, relay_of, settings, summaries},
+    fixtures::{self, message, microservice, now, ready, refused, relay_of, settings, summaries},
     resources::{child::ChildKind, observed::Workload},
 };
 
@@ -58,7 +59,7 @@ fn a_relay_that_publishes() {
 fn a_broker_that_is_away_is_said_and_goes_away_by_itself() {
     let away = with(|leader| {
         leader.ready = false;
-        leader.problems = vec![problem("BrokerUnreachable", "nats://n:4222 does not answer")];
+        leader.problems = vec![Problem::new(ProblemReason::BrokerUnreachable, "nats://n:4222 does not answer")];
     });
     assert_eq!(
         summaries(&away.conditions)[..2],
@@ -80,14 +81,16 @@ fn another_contract_s_word_does_not_count() {
     assert!(message(&another.conditions, "Ready").contains("`predecessor`"));
     let unread = with(|leader| {
         leader.contract = "another".to_owned();
-        leader.problems = vec![problem("ContractInvalid", "no such field")];
+        leader.problems = vec![Problem::new(ProblemReason::ContractInvalid, "no such field")];
     });
     assert_eq!(message(&unread.conditions, "Ready"), "no such field");
 }
 
 #[test]
 fn a_slot_at_risk_has_its_own_condition() {
-    let risky = with(|leader| leader.problems = vec![problem("SlotAtRisk", "the server will drop log in 10 MiB")]);
+    let risky = with(|leader| {
+        leader.problems = vec![Problem::new(ProblemReason::SlotAtRisk, "the server will drop log in 10 MiB")];
+    });
     assert_eq!(summaries(&risky.conditions)[0], "Ready=True Publishing");
     assert_eq!(summaries(&risky.conditions).last().unwrap(), "SlotAtRisk=True SlotAtRisk");
 }
@@ -101,7 +104,9 @@ fn polling_has_no_slot() {
 
 #[test]
 fn an_event_that_the_broker_refuses_is_said_while_others_go_on() {
-    let poisoned = with(|leader| leader.problems = vec![problem("EventRefused", "event 7 of order o-1 is too large")]);
+    let poisoned = with(|leader| {
+        leader.problems = vec![Problem::new(ProblemReason::EventRefused, "event 7 of order o-1 is too large")];
+    });
     assert_eq!(summaries(&poisoned.conditions)[0], "Ready=True EventRefused");
 }
 

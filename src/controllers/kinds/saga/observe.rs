@@ -10,7 +10,6 @@ use crate::{
         resources::{
             child::ChildKind,
             key::{Key, ObjectId, ObjectKind},
-            plan::Rejection,
         },
         runtime::PassResult,
         store::{Store, id_of, references::services_of},
@@ -52,7 +51,7 @@ pub fn orchestrator(store: &Store, id: &ObjectId) -> Option<Orchestrator> {
     for saga in store.members_of(id) {
         let saga_id = id_of(saga.as_ref());
         let defined = plan::define(&saga, &observe(store, &saga_id, &saga, None));
-        let unreadable = defined.as_ref().is_err_and(Rejection::is_about_unreadable);
+        let unreadable = defined.as_ref().is_err_and(|rejection| rejection.reason.is_about_unreadable());
         contract_stays |= unreadable && in_contract.contains(&saga_id.name);
         members.push(Member { saga, defined: defined.ok() });
     }

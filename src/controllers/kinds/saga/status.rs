@@ -10,10 +10,10 @@ use super::{
 };
 use crate::{
     api::v1alpha1::{Saga, SagaStatus, StuckSaga},
-    contract::status::{Problem, SagaCounts, StuckInstance},
+    contract::status::{SagaCounts, StuckInstance},
     controllers::{
         database::status as database_status,
-        resources::{outcome::Applied, plan::Rejection},
+        resources::{outcome::Applied, plan::Rejection, reason::Reason},
         status::{
             conditions::{Conditions, DATABASE_READY, STUCK, Truth},
             progress::{Finding, Progress, not_applied, not_rolled_out, set_accepted, set_foreign},
@@ -93,18 +93,18 @@ fn progress(
 
 fn running(observed: &Observed, defined: &Defined, counts: Option<&SagaCounts>) -> Progress {
     let Some(status) = &observed.orchestrator.status else {
-        return Progress::waiting("OrchestratorSilent", "the orchestrator has not reported its status yet");
+        return Progress::waiting(Reason::OrchestratorSilent, "the orchestrator has not reported its status yet");
     };
     if !status.ready {
         return match status.problems.first() {
-            Some(Problem { reason, message }) => Progress::waiting(reason, message.clone()),
-            None => Progress::waiting("Starting", "the orchestrator is recovering its instances"),
+            Some(problem) => Progress::waiting(problem.reason, problem.message.clone()),
+            None => Progress::waiting(Reason::Starting, "the orchestrator is recovering its instances"),
         };
     }
     let version = &defined.definition.version;
     if counts.is_none_or(|counts| counts.version != *version) {
         return Progress::waiting(
-            "Loading",
+            Reason::Loading,
             format!("the orchestrator has not read version {version} of the saga yet"),
         );
     }
@@ -113,8 +113,8 @@ fn running(observed: &Observed, defined: &Defined, counts: Option<&SagaCounts>) 
         return Progress::Ready(reason, format!("the orchestrator runs version {version} of the saga; {message}"));
     }
     match status.problems.first() {
-        Some(Problem { reason, message }) => Progress::ready(reason, message.clone()),
-        None => Progress::ready("Ready", format!("the orchestrator runs version {version} of the saga")),
+        Some(problem) => Progress::ready(problem.reason, problem.message.clone()),
+        None => Progress::ready(Reason::Ready, format!("the orchestrator runs version {version} of the saga")),
     }
 }
 
@@ -126,10 +126,14 @@ fn database(observed: &Observed) -> Finding {
 /// `Stuck`: instances wait for a person.
 fn stuck(observed: &Observed, counts: Option<&SagaCounts>) -> Finding {
     if observed.orchestrator.status.is_none() {
-        return Finding::new(Truth::Unknown, "OrchestratorSilent", "the orchestrator does not report on its instances");
+        return Finding::new(
+            Truth::Unknown,
+            Reason::OrchestratorSilent,
+            "the orchestrator does not report on its instances",
+        );
     }
     let Some(counts) = counts.filter(|counts| counts.stuck > 0) else {
-        return Finding::new(false, "NoneStuck", "no instance waits for a person");
+        return Finding::new(false, Reason::NoneStuck, "no instance waits for a person");
     };
     let oldest = counts.stuck_instances.first().map_or_else(
         String::new,
@@ -139,7 +143,7 @@ fn stuck(observed: &Observed, counts: Option<&SagaCounts>) -> Finding {
     );
     let waits =
         if counts.stuck == 1 { "1 instance waits".to_owned() } else { format!("{} instances wait", counts.stuck) };
-    Finding::new(true, "InstancesStuck", format!("{waits} for a person{oldest}"))
+    Finding::new(true, Reason::InstancesStuck, format!("{waits} for a person{oldest}"))
 }
 
 #[cfg(test)]

@@ -10,10 +10,11 @@ use super::{
 use crate::{
     contract::status::OrchestratorStatus,
     controllers::{
-        fixtures::{self, job, message, microservice, now, problem, ready, refused, saga, settings, summaries},
+        fixtures::{self, job, message, microservice, now, ready, refused, saga, settings, summaries},
         resources::{
             child::ChildKind,
-            observed::{JobOutcome, Workload},
+            observed::{JobOutcome, Problem, Workload},
+            reason::Reason,
         },
         runtime::PassResult,
     },
@@ -104,7 +105,7 @@ fn what_a_saga_waits_for_is_said() {
     assert_eq!(reason(&|observed| observed.orchestrator.database.jobs.clear()), "Ready=False SetupPending");
     assert_eq!(
         reason(&|observed| {
-            let crashing = vec![problem("CrashLooping", "exits with code 1")];
+            let crashing = vec![Problem::new(Reason::CrashLooping, "exits with code 1")];
             observed.orchestrator.deployment = Some(Workload { ready: 0, problems: crashing, ..ready(1) });
         }),
         "Ready=False CrashLooping"

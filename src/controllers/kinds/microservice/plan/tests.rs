@@ -4,15 +4,13 @@ use k8s_openapi::api::core::v1::ResourceRequirements;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{
-    contract::status::Problem,
-    controllers::{
-        fixtures::{self, find, microservice, ready, relay_of, settings, settings_with_broker},
-        resources::{
-            child::{ChildKind, ChildRef},
-            observed::{JobOutcome, Migrations, Workload},
-            settings::Resources,
-        },
+use crate::controllers::{
+    fixtures::{self, find, microservice, ready, relay_of, settings, settings_with_broker},
+    resources::{
+        child::{ChildKind, ChildRef},
+        observed::{JobOutcome, Migrations, Problem, Workload},
+        reason::Reason,
+        settings::Resources,
     },
 };
 
@@ -202,7 +200,7 @@ fn a_set_up_that_the_operators_configuration_keeps_from_running_gives_way_to_one
         }
         has_job(&observed)
     };
-    let killed = vec![fixtures::problem("OutOfMemory", "needs more memory than its limit allows")];
+    let killed = vec![Problem::new(Reason::OutOfMemory, "needs more memory than its limit allows")];
     let older = BTreeMap::from([("weft.dev/defaults".to_owned(), r#"{"image": "localhost/weft:0"}"#.to_owned())]);
     assert!(!with(vec!["localhost/weft:0".to_owned()], vec![], &older));
     assert!(!with(vec![], killed.clone(), &older));
@@ -269,7 +267,7 @@ fn the_overlay_comes_last() {
 fn a_broken_overlay_is_refused_before_the_set_up_runs() {
     let mut object = orders();
     object.spec.pod_template = Some(json!({"spec": {"hostNetwork": "yes"}}));
-    assert_eq!(plan(&object, &before_setup(), &settings()).unwrap_err().reason, "InvalidPodTemplate");
+    assert_eq!(plan(&object, &before_setup(), &settings()).unwrap_err().reason, Reason::InvalidPodTemplate);
 }
 
 #[test]
@@ -329,9 +327,9 @@ fn all_pods_keep_to_pod_security_restricted() {
 #[test]
 fn names_that_leave_no_room_and_services_that_depend_on_themselves_are_refused() {
     let long = microservice(&"a".repeat(33), STATELESS);
-    assert_eq!(plan(&long, &Observed::default(), &settings()).unwrap_err().reason, "NameTooLong");
+    assert_eq!(plan(&long, &Observed::default(), &settings()).unwrap_err().reason, Reason::NameTooLong);
     let own = microservice("orders", "{image: i, dependsOn: [{service: orders}]}");
-    assert_eq!(plan(&own, &Observed::default(), &settings()).unwrap_err().reason, "DependsOnItself");
+    assert_eq!(plan(&own, &Observed::default(), &settings()).unwrap_err().reason, Reason::DependsOnItself);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::{
             outbox_relay,
             saga::{Defined, Observed, Start},
         },
-        resources::{plan::Rejection, settings::Settings},
+        resources::{plan::Rejection, reason::Reason, settings::Settings},
     },
     domain::saga::{
         definition::{Call, Definition, RetryPolicy, Step},
@@ -32,7 +32,7 @@ pub fn define(object: &Saga, observed: &Observed) -> Result<Defined, Rejection> 
     let mut findings = negative_durations(spec);
     findings.extend(lint::lint(&lint_spec(spec)).iter().map(ToString::to_string));
     if !findings.is_empty() {
-        return Err(Rejection { reason: "InvalidSaga", message: findings.join("; ") });
+        return Err(Rejection { reason: Reason::InvalidSaga, message: findings.join("; ") });
     }
     let participants = Participants { namespace: object.namespace().unwrap_or_default(), services: observed };
     let definition = Definition {
@@ -95,7 +95,7 @@ impl Participants<'_> {
         let HttpCommand { method, path } = &found.http;
         let http = participant.spec.ports.iter().find(|port| port.protocol == Protocol::Http);
         let port = http.ok_or_else(|| Rejection {
-            reason: "NoHttpPort",
+            reason: Reason::NoHttpPort,
             message: format!(
                 "{field}.service: Microservice `{service}` has no port with `protocol: http` to be called on: add one to its spec.ports"
             ),
@@ -115,7 +115,7 @@ fn unknown_command(field: &str, asked: &SagaCommand, participant: &Microservice)
     let known: Vec<_> = participant.spec.commands.keys().map(|known| format!("`{known}`")).collect();
     let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
     Rejection {
-        reason: "CommandNotFound",
+        reason: Reason::CommandNotFound,
         message: format!(
             "{field}.command: Microservice `{service}` has no command `{command}` (it has {known}): add it to its spec.commands, or correct the name"
         ),
@@ -128,7 +128,7 @@ fn start(object: &Saga, participants: &Participants<'_>) -> Result<Option<Start>
     participants.service("spec.startOn", &start.service)?;
     if let Some(relay) = &participants.services.kept_relay {
         return Err(Rejection {
-            reason: "OutboxRelayMalformed",
+            reason: Reason::OutboxRelayMalformed,
             message: format!(
                 "spec.startOn.service: OutboxRelay `{relay}`, which publishes the events of `{}`, cannot be read: correct it; its own conditions say what is wrong",
                 start.service
@@ -136,7 +136,7 @@ fn start(object: &Saga, participants: &Participants<'_>) -> Result<Option<Start>
         });
     }
     let relay = participants.services.relays.first().ok_or_else(|| Rejection {
-        reason: "OutboxRelayNotFound",
+        reason: Reason::OutboxRelayNotFound,
         message: format!(
             "spec.startOn.service: no OutboxRelay publishes the events of `{}`: apply one whose spec.microservice names it",
             start.service

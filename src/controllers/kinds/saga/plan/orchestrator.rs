@@ -40,6 +40,7 @@ use crate::{
             child::{Child, ChildKind, ChildRef},
             labels::{Component, DATABASE_CLIENT_LABEL, SAGAS_ANNOTATION},
             plan::{Plan, Rejection},
+            reason::Reason,
             settings::{Defaults, Settings},
         },
     },
@@ -64,7 +65,7 @@ pub fn orchestrator(
 ) -> Result<Plan, Rejection> {
     if object.name.len() > MAX_NAME {
         return Err(Rejection {
-            reason: "NameTooLong",
+            reason: Reason::NameTooLong,
             message: format!(
                 "spec.orchestrator: `{}` has {} characters: use at most {MAX_NAME}",
                 object.name,
@@ -167,7 +168,7 @@ fn start(object: &Orchestrator, defined: &Defined, settings: &Settings) -> Optio
 
 fn config_map(object: &Orchestrator, owner: &Owner, settings: &Settings) -> Result<ConfigMap, Rejection> {
     let text = contract(object, owner, settings).to_yaml().map_err(|error| Rejection {
-        reason: "ContractNotWritable",
+        reason: Reason::ContractNotWritable,
         message: format!("the contract of orchestrator {} cannot be written: {error}", object.name),
     })?;
     let defined = object.members.iter().filter(|member| member.defined.is_some());

@@ -11,6 +11,7 @@ use crate::{
         resources::{
             child::{ChildKind, ChildRef},
             observed::{JobOutcome, Workload},
+            reason::Reason,
         },
     },
 };
@@ -115,7 +116,7 @@ fn an_event_that_nobody_can_read_rejects_its_saga_alone() {
     observed.relays = vec![relay("orders", "{microservice: orders, sink: {nats: {}}}")];
     let start = define(&create_order(), &observed).unwrap().start.unwrap();
     let rejection = check_broker(&start, &settings()).unwrap_err();
-    assert_eq!(rejection.reason, "NoBroker");
+    assert_eq!(rejection.reason, Reason::NoBroker);
     assert!(rejection.message.starts_with("spec.startOn.service: the OutboxRelay of `orders` is rejected: "));
     let object = Orchestrator { members: vec![member(create_order(), &observed)], ..two_sagas() };
     let plan = orchestrator(&object, &settled(&object), &settings()).unwrap();
@@ -155,11 +156,11 @@ fn what_a_saga_names_and_cannot_be_read_is_waited_for() {
     observed.services.remove("customers");
     observed.unreadable = ["customers".to_owned()].into();
     let rejection = define(&create_order(), &observed).unwrap_err();
-    assert!(rejection.is_waited_for() && rejection.is_about_unreadable(), "{rejection:?}");
-    assert_eq!(rejection.reason, "MicroserviceMalformed");
+    assert!(rejection.reason.is_waited_for() && rejection.reason.is_about_unreadable(), "{rejection:?}");
+    assert_eq!(rejection.reason, Reason::MicroserviceMalformed);
     let mut observed = self::observed();
     observed.kept_relay = Some("orders".to_owned());
-    assert_eq!(define(&create_order(), &observed).unwrap_err().reason, "OutboxRelayMalformed");
+    assert_eq!(define(&create_order(), &observed).unwrap_err().reason, Reason::OutboxRelayMalformed);
 }
 
 #[test]
@@ -171,18 +172,18 @@ fn what_a_saga_names_and_does_not_exist_gets_a_sentence() {
         (rejection.reason, rejection.message)
     };
     let (reason, message) = refused(&|_, observed| drop(observed.services.remove("customers")));
-    assert_eq!(reason, "MicroserviceNotFound");
+    assert_eq!(reason, Reason::MicroserviceNotFound);
     assert_eq!(
         message,
         "spec.steps[0].do.service: there is no Microservice `customers` in this namespace yet: apply it, or correct the name"
     );
 
     let (reason, message) = refused(&|saga, _| "Reserve".clone_into(&mut saga.spec.steps[0].action.command));
-    assert_eq!(reason, "CommandNotFound");
+    assert_eq!(reason, Reason::CommandNotFound);
     assert!(message.contains("has no command `Reserve` (it has `ReleaseCredit`, `ReserveCredit`)"), "{message}");
 
     let (reason, message) = refused(&|_, observed| observed.relays.clear());
-    assert_eq!(reason, "OutboxRelayNotFound");
+    assert_eq!(reason, Reason::OutboxRelayNotFound);
     assert!(message.starts_with("spec.startOn.service: no OutboxRelay publishes the events of `orders`"), "{message}");
 
     let (reason, _) = refused(&|_, observed| {
@@ -190,7 +191,7 @@ fn what_a_saga_names_and_does_not_exist_gets_a_sentence() {
         customers.spec.ports.pop();
         observed.services.insert("customers".to_owned(), Arc::new(customers));
     });
-    assert_eq!(reason, "NoHttpPort");
+    assert_eq!(reason, Reason::NoHttpPort);
 }
 
 #[test]
@@ -199,7 +200,7 @@ fn what_is_wrong_with_a_saga_is_said_at_once_and_before_what_it_names() {
     saga.spec.steps[0].undo = None;
     saga.spec.steps[1].action.with.insert("x".to_owned(), "input.".to_owned());
     let refused = define(&saga, &Observed::default()).unwrap_err();
-    assert_eq!(refused.reason, "InvalidSaga");
+    assert_eq!(refused.reason, Reason::InvalidSaga);
     assert!(refused.message.contains("spec.steps[0].undo:"), "{}", refused.message);
     assert!(refused.message.contains("spec.steps[1].do.with.x:"), "{}", refused.message);
 }

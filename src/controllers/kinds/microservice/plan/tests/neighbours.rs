@@ -20,7 +20,7 @@ fn neither_the_overlay_nor_the_variables_reach_what_is_another_services() {
         spec["image"] = json!("i");
         let object = microservice("orders", &spec.to_string());
         let refused = plan(&object, &Observed::default(), &settings()).unwrap_err();
-        assert_eq!(refused.reason, "NotItsOwn");
+        assert_eq!(refused.reason, Reason::NotItsOwn);
         assert!(refused.message.starts_with(field), "{}", refused.message);
     }
 }
