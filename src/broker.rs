@@ -9,8 +9,10 @@ use anyhow::{Context, bail};
 use async_nats::jetstream::{
     self,
     consumer::{DeliverPolicy, pull},
+    context::GetStreamErrorKind,
 };
 use futures::StreamExt;
+use jiff::Timestamp;
 use kube::{Client, Config};
 
 use crate::{
@@ -76,7 +78,8 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Events { namespace, stream, last, follow, broker_url, keys } => {
             let credentials = Credentials::Text(credentials(&keys, &namespace, "person", Access::Consume).await?);
-            let connection = Connection::open(&Server { url: broker_url, credentials }, "weft broker events").await;
+            let connection =
+                Connection::open(&Server { url: broker_url, credentials, inbox: None }, "weft broker events").await;
             let connection = connection.map_err(|outage| anyhow::anyhow!("{outage}"))?;
             print(connection, &stream, last, follow).await
         }
@@ -92,8 +95,14 @@ async fn credentials(keys: &Keys, namespace: &str, user: &str, access: Access) -
 async fn print(mut connection: Connection, stream: &str, last: Option<u64>, follow: bool) -> anyhow::Result<()> {
     let mut context = jetstream::new(connection.client.clone());
     context.set_timeout(nats::TIMEOUT);
-    let Ok(found) = context.get_stream(stream).await else {
-        bail!("there is no stream `{stream}` in the account of this namespace: a relay makes it with its first event");
+    let found = match context.get_stream(stream).await {
+        Ok(found) => found,
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(cause) if cause.code() == 404 => bail!(
+                "there is no stream `{stream}` in the account of this namespace: a relay makes it when it starts to publish"
+            ),
+            _ => bail!("{}", nats::jetstream_outage(connection.address(), Timestamp::now(), &error)),
+        },
     };
     let state = &found.cached_info().state;
     let (first, newest) = (state.first_sequence, state.last_sequence);
@@ -113,7 +122,7 @@ async fn print(mut connection: Connection, stream: &str, last: Option<u64>, foll
             () = tokio::time::sleep(SILENCE), if !follow => bail!("the broker has more events and does not send them"),
         };
         let Some(message) = message.transpose()? else { return Ok(()) };
-        let sequence = message.info().map_or(0, |info| info.stream_sequence);
+        let (sequence, pending) = message.info().map_or((0, 0), |info| (info.stream_sequence, info.pending));
         let header = |name: &str| {
             message.headers.as_ref().and_then(|headers| headers.get(name)).map_or("", |value| value.as_str())
         };
@@ -121,7 +130,7 @@ async fn print(mut connection: Connection, stream: &str, last: Option<u64>, foll
         let data = String::from_utf8_lossy(&message.payload);
         let _ = writeln!(line, "{sequence}\t{}\t{}\t{data}", header(HEADER_SOURCE), header(HEADER_TYPE));
         output::answer(&line)?;
-        if sequence >= newest && !follow {
+        if pending == 0 && !follow {
             return Ok(());
         }
     }

@@ -33,6 +33,8 @@ pub mod operator {
     pub const STATUS_WRITES: &str = "weft_status_writes";
     /// Gauge: custom resources by `kind` and `ready` (`True`, `False`, `Unknown`).
     pub const OBJECTS: &str = "weft_objects";
+    /// Gauge: namespaces for which the broker that is installed with Weft has no account yet.
+    pub const BROKER_ACCOUNTS_WAITING: &str = "weft_broker_accounts_waiting";
     /// Gauge: saga instances by `state` (`running`, `completed`, `compensated`, `stuck`), all Sagas together.
     pub const SAGA_INSTANCES: &str = "weft_saga_instances";
     /// Gauge: outbox rows that are not published, all OutboxRelays together.

@@ -40,6 +40,8 @@ pub struct Server {
     /// `nats://HOST:PORT`
     pub url: String,
     pub credentials: Credentials,
+    /// Prefix of the subjects on which requests are answered; the driver's own when `None`.
+    pub inbox: Option<&'static str>,
 }
 
 /// The form of a credentials file: <https://docs.nats.io/using-nats/developer/connecting/creds>.
@@ -65,7 +67,7 @@ impl std::fmt::Debug for Credentials {
 impl From<&NatsSink> for Server {
     fn from(sink: &NatsSink) -> Self {
         let file = sink.credentials_file.clone();
-        Self { url: sink.url.clone(), credentials: file.map_or(Credentials::None, Credentials::File) }
+        Self { url: sink.url.clone(), credentials: file.map_or(Credentials::None, Credentials::File), inbox: None }
     }
 }
 
@@ -86,7 +88,10 @@ impl Credentials {
                 "check the user and password of the URL; the broker that is installed with Weft needs credentials, which those who leave the URL out get"
                     .to_owned()
             }
-            Self::File(path) => format!("check the credentials in {}", path.display()),
+            Self::File(_) => {
+                "the broker does not know the account of this namespace, or has other keys: the operator gives it the account, and its log says why it could not"
+                    .to_owned()
+            }
             Self::Text(_) => "it was started with other keys, or has not been given this account yet".to_owned(),
         }
     }
@@ -107,7 +112,7 @@ pub struct Connection {
 impl Connection {
     /// Connects within [`TIMEOUT`]; `name` is shown in the server's list of connections.
     pub async fn open(server: &Server, name: &str) -> Result<Self, Outage> {
-        let Server { url, credentials } = server;
+        let Server { url, credentials, inbox } = server;
         let address = address(url);
         let started = Timestamp::now();
         let lost = CancellationToken::new();
@@ -126,6 +131,10 @@ impl Connection {
                 }
                 std::future::ready(())
             });
+        let options = match inbox {
+            Some(prefix) => options.custom_inbox_prefix(*prefix),
+            None => options,
+        };
         let failure = match timeout(TIMEOUT, options.connect(url)).await {
             Ok(Ok(client)) => {
                 let statistics = client.statistics();
@@ -230,7 +239,7 @@ mod tests {
         let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = silent.local_addr().unwrap();
         let started = std::time::Instant::now();
-        let server = Server { url: format!("nats://{address}"), credentials: Credentials::None };
+        let server = Server { url: format!("nats://{address}"), credentials: Credentials::None, inbox: None };
         let error = Connection::open(&server, "test").await.unwrap_err();
         assert_eq!(error.failure, Failure::Silent);
         assert!(started.elapsed() < Duration::from_secs(5));

@@ -242,7 +242,7 @@ impl Operator {
         let broker = tokio::select! { () = stop.cancelled() => return, broker = self.broker() => broker };
         let settings = Settings { broker, ..self.settings.clone() };
         let Some(mut elector) = lease else {
-            self.lead(&settings, stop.child_token()).await;
+            self.lead(&settings, stop, stop.child_token()).await;
             return;
         };
         while !stop.is_cancelled() {
@@ -251,7 +251,7 @@ impl Operator {
             let renewed = tokio::select! { () = stop.cancelled() => break, renewed = elector.acquire() => renewed };
             tracing::info!(identity = self.identity, "leading");
             let term = stop.child_token();
-            let mut leading = std::pin::pin!(self.lead(&settings, term.clone()));
+            let mut leading = std::pin::pin!(self.lead(&settings, stop, term.clone()));
             let ended = tokio::select! {
                 () = elector.keep(renewed, stop) => false,
                 () = &mut leading => true,
@@ -281,17 +281,24 @@ impl Operator {
     }
 
     /// Watches and reconciles until `term` ends.
-    async fn lead(&self, settings: &Settings, term: CancellationToken) {
+    async fn lead(&self, settings: &Settings, stop: &CancellationToken, term: CancellationToken) {
         self.readiness.waits_for(Some("the first lists of all watches are not complete".to_owned()));
         self.leading(true);
         let tasks = TaskTracker::new();
         let (events, writer) = Events::new(self.client.clone(), self.identity.clone(), term.clone());
         tasks.spawn(writer);
         let context = Arc::new(Context::new(self.client.clone(), settings.clone(), events, Arc::clone(&self.metrics)));
-        if let Some(broker) = settings.broker.clone() {
-            let (giving, ended) = (Arc::clone(&context), term.clone());
+        if let Some((broker, (_, secret))) = settings.broker.clone().zip(self.broker.clone()) {
+            let seed = broker.accounts.seed().to_owned();
+            let kept = broker::keep_keys(self.client.clone(), settings.namespace.clone(), secret, seed);
+            let (giving, ended, stop) = (Arc::clone(&context), term.clone(), stop.clone());
             tasks.spawn(async move {
-                tokio::select! { () = ended.cancelled() => {} () = broker::run(giving, broker) => {} }
+                tokio::select! {
+                    () = ended.cancelled() => {}
+                    () = broker::run(giving, broker) => {}
+                    // with other keys the process starts again
+                    () = kept => stop.cancel(),
+                }
             });
         }
         operate(&context, &self.namespaces, &self.pod(), &self.readiness, self.concurrency, &tasks, &term).await;

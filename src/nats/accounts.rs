@@ -20,10 +20,12 @@ const HEADER: &str = r#"{"typ":"JWT","alg":"ed25519-nkey"}"#;
 const ISSUED_AT: u64 = 1_577_836_800;
 /// Version of the tokens' form.
 const VERSION: u32 = 2;
-/// Hex digits of an [`Accounts::fingerprint`].
+/// Hex digits of a [`fingerprint`].
 pub const FINGERPRINT: usize = 8;
+/// Prefix of the subjects on which a relay is answered: what others of the account receive under `_INBOX` is not for it.
+pub const RELAY_INBOX: &str = "_INBOX_RELAY";
 
-/// 32 bytes of randomness, as 64 hex digits.
+/// Random text of at least 190 bits.
 #[derive(Clone)]
 struct Seed(String);
 
@@ -48,6 +50,11 @@ impl Accounts {
         Self(Seed(seed))
     }
 
+    /// What [`Accounts::new`] was given.
+    pub fn seed(&self) -> &str {
+        &self.0.0
+    }
+
     /// The part of a server's configuration by which it trusts these accounts, and no others. `folder` is where it keeps the accounts
     /// that it was given.
     pub fn server_config(&self, folder: &str) -> String {
@@ -68,7 +75,7 @@ impl Accounts {
 
     /// The content of a credentials file: for `user`, in the account of `namespace`.
     pub fn credentials(&self, namespace: &str, user: &str, access: Access) -> String {
-        let key = self.key(KeyPairType::User, &format!("user/{namespace}/{user}/{access:?}"));
+        let key = self.key(KeyPairType::User, &format!("user/{namespace}/{user}/{}", access.as_str()));
         credentials(&self.account_key(namespace), &key, user, &access.permissions())
     }
 
@@ -77,11 +84,6 @@ impl Accounts {
         let key = self.key(KeyPairType::User, "user/system");
         let permissions = json!({"pub": {"allow": ["$SYS.REQ.CLAIMS.UPDATE"]}, "sub": {"allow": ["_INBOX.>"]}});
         credentials(&self.system(), &key, "weft-operator", &permissions)
-    }
-
-    /// Of the account of `namespace`: credentials with another fingerprint are of another broker.
-    pub fn fingerprint(&self, namespace: &str) -> String {
-        short_hash(self.account_key(namespace).public_key().as_bytes(), FINGERPRINT)
     }
 
     fn operator(&self) -> KeyPair {
@@ -111,18 +113,31 @@ impl fmt::Debug for Accounts {
     }
 }
 
+/// Of credentials: others (of a broker with other keys, or that allow something else) have another one.
+pub fn fingerprint(credentials: &str) -> String {
+    short_hash(credentials.as_bytes(), FINGERPRINT)
+}
+
 impl Access {
+    /// Keys depend on it.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Publish => "publish",
+            Self::Consume => "consume",
+            Self::Administer => "administer",
+        }
+    }
+
     /// The same for every stream, so that credentials stay valid when a stream or subject is edited.
     fn permissions(self) -> Value {
-        let inbox = json!(["_INBOX.>"]);
         match self {
-            // JetStream's interface but for two requests is closed to it
+            // of JetStream's interface it may make streams and read what they are like
             Self::Publish => json!({
                 "pub": {"allow": [">"], "deny": [
-                    "$JS.API.CONSUMER.>", "$JS.API.DIRECT.>", "$JS.API.STREAM.DELETE.>", "$JS.API.STREAM.MSG.>",
+                    "$JS.ACK.>", "$JS.FC.>", "$JS.API.CONSUMER.>", "$JS.API.DIRECT.>", "$JS.API.STREAM.DELETE.>", "$JS.API.STREAM.MSG.>",
                     "$JS.API.STREAM.PURGE.>", "$JS.API.STREAM.RESTORE.>", "$JS.API.STREAM.SNAPSHOT.>", "$JS.API.STREAM.UPDATE.>",
                 ]},
-                "sub": {"allow": inbox},
+                "sub": {"allow": [format!("{RELAY_INBOX}.>")]},
             }),
             Self::Consume => json!({
                 "pub": {"allow": [
@@ -192,9 +207,10 @@ mod tests {
     fn the_same_seed_gives_the_same_keys_and_another_seed_others() {
         let other = Accounts::new("another".to_owned());
         assert_eq!(accounts().account("shop"), accounts().account("shop"));
-        assert_ne!(accounts().fingerprint("shop"), other.fingerprint("shop"));
-        assert_ne!(accounts().fingerprint("shop"), accounts().fingerprint("delivery"));
+        assert_ne!(accounts().account("shop"), other.account("shop"));
+        assert_ne!(accounts().account("shop"), accounts().account("delivery"));
         let publish = |user| accounts().credentials("shop", user, Access::Publish);
+        assert_ne!(fingerprint(&publish("orders")), fingerprint(&other.credentials("shop", "orders", Access::Publish)));
         assert_eq!(publish("orders"), publish("orders"));
         assert_ne!(publish("orders"), publish("customers"));
         assert_ne!(publish("orders"), accounts().credentials("shop", "orders", Access::Consume));

@@ -8,7 +8,7 @@ use async_nats::{
     jetstream::{self, consumer::pull, stream},
 };
 use futures::StreamExt;
-use weft::nats::accounts::{Access, Accounts};
+use weft::nats::accounts::{Access, Accounts, RELAY_INBOX};
 
 use crate::servers::Nats;
 
@@ -33,7 +33,11 @@ impl Broker {
     /// JetStream for whoever has this access to the account of `namespace`.
     pub async fn member(&self, namespace: &str, access: Access) -> jetstream::Context {
         let credentials = self.accounts.credentials(namespace, "test", access);
-        let mut context = jetstream::new(self.connect(&credentials).await.unwrap());
+        let client = match access {
+            Access::Publish => self.connect_with_inbox(&credentials, RELAY_INBOX).await,
+            Access::Consume | Access::Administer => self.connect(&credentials).await,
+        };
+        let mut context = jetstream::new(client.unwrap());
         context.set_timeout(Duration::from_secs(2));
         context
     }
@@ -41,6 +45,11 @@ impl Broker {
     async fn give(&self, namespace: &str) -> Message {
         let system = self.connect(&self.accounts.system_credentials()).await.unwrap();
         system.request(UPDATE, self.accounts.account(namespace).into()).await.unwrap()
+    }
+
+    async fn connect_with_inbox(&self, credentials: &str, prefix: &str) -> Result<Client, async_nats::ConnectError> {
+        let options = ConnectOptions::with_credentials(credentials).unwrap().custom_inbox_prefix(prefix);
+        options.connect(self.server.url()).await
     }
 
     async fn connect(&self, credentials: &str) -> Result<Client, async_nats::ConnectError> {
@@ -109,6 +118,27 @@ async fn a_relay_publishes_and_neither_reads_nor_deletes_and_a_reader_reads() {
     assert!(tokio::time::timeout(Duration::from_secs(1), forged.into_future()).await.is_err());
     assert_eq!(all(&reader).await, ["one"]);
     broker.member("shop", Access::Administer).await.delete_stream("events").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_relay_does_not_receive_what_others_are_sent() {
+    let broker = Broker::start().await;
+    let relay = broker.member("shop", Access::Publish).await;
+    relay.create_stream(events()).await.unwrap();
+    let credentials = broker.accounts.credentials("shop", "curious", Access::Publish);
+    let curious = broker.connect_with_inbox(&credentials, RELAY_INBOX).await.unwrap();
+    let mut overheard = Vec::new();
+    for subject in [">", "_INBOX.>", "events.>"] {
+        overheard.push(curious.subscribe(subject).await.unwrap());
+    }
+    curious.flush().await.unwrap();
+    publish(&relay, "one").await;
+    let reader = broker.member("shop", Access::Consume).await;
+    assert_eq!(all(&reader).await, ["one"]);
+    for mut subscription in overheard {
+        let heard = tokio::time::timeout(Duration::from_millis(300), subscription.next()).await;
+        assert!(!matches!(heard, Ok(Some(_))), "{heard:?}");
+    }
 }
 
 #[tokio::test]

@@ -21,6 +21,7 @@ use crate::{
         runtime::Context,
     },
     domain::names,
+    nats::accounts::Access,
 };
 
 /// The Secrets of the database of `owner`, by whose name its children are named, that were deleted; those with the broker's
@@ -61,6 +62,10 @@ fn missed(context: &Context, key: &Key, owner: &str, purpose: Purpose, is_suspen
     if !may_write || store.child(key, &server).is_none() {
         return Vec::new();
     }
-    let broker = context.settings.broker.as_ref().map(|broker| secret_name(owner, &key.id.namespace, broker));
+    let access = match purpose {
+        Purpose::Service => Access::Publish,
+        Purpose::Orchestrator => Access::Consume,
+    };
+    let broker = secret_name(owner, &key.id.namespace, access, &context.settings);
     secrets_of(owner, purpose).into_iter().chain(broker).filter(|secret| store.misses_secret(key, secret)).collect()
 }

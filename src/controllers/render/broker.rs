@@ -1,6 +1,6 @@
 //! The credentials by which the pods of an owner use the broker that is installed with Weft.
 //!
-//! They are in a Secret that is made once. Its name has the account's fingerprint, so a broker with other keys gets other Secrets.
+//! They are in a Secret that is made once and never changed: its name has their fingerprint.
 
 use std::path::{Path, PathBuf};
 
@@ -11,9 +11,9 @@ use k8s_openapi::{
 
 use super::{owner::Owner, pod::mount};
 use crate::{
-    controllers::resources::settings::{Broker, Settings},
+    controllers::resources::settings::Settings,
     domain::names,
-    nats::accounts::Access,
+    nats::accounts::{self, Access},
 };
 
 /// Name of the volume, and where it is mounted.
@@ -26,20 +26,30 @@ pub fn credentials_file() -> PathBuf {
     Path::new(VOLUME.1).join(FILE)
 }
 
-/// `NAME-broker-HASH`.
-pub fn secret_name(owner: &str, namespace: &str, broker: &Broker) -> String {
-    names::broker_secret(owner, &broker.accounts.fingerprint(namespace))
+/// `NAME-broker-HASH`; `None` where no broker is installed with Weft.
+pub fn secret_name(owner: &str, namespace: &str, access: Access, settings: &Settings) -> Option<String> {
+    let credentials = settings.broker.as_ref()?.accounts.credentials(namespace, owner, access);
+    Some(names::broker_secret(owner, &accounts::fingerprint(&credentials)))
 }
 
-/// The Secret of that name, for the pods of `owner`.
-pub fn secret(metadata: ObjectMeta, owner: &Owner, access: Access, broker: &Broker) -> Secret {
-    let credentials = broker.accounts.credentials(&owner.namespace, &owner.name, access);
-    Secret { metadata, string_data: Some([(FILE.to_owned(), credentials)].into()), ..Secret::default() }
+/// The Secret of that name, for the pods of `owner`; `metadata` gives it its lifetime.
+pub fn secret(
+    owner: &Owner,
+    access: Access,
+    settings: &Settings,
+    metadata: impl FnOnce(String) -> ObjectMeta,
+) -> Option<Secret> {
+    let credentials = settings.broker.as_ref()?.accounts.credentials(&owner.namespace, &owner.name, access);
+    let name = names::broker_secret(&owner.name, &accounts::fingerprint(&credentials));
+    Some(Secret {
+        metadata: metadata(name),
+        string_data: Some([(FILE.to_owned(), credentials)].into()),
+        ..Secret::default()
+    })
 }
 
-/// `None` where no broker is installed with Weft.
-pub fn volume(owner: &str, namespace: &str, settings: &Settings) -> Option<Volume> {
-    let secret_name = Some(secret_name(owner, namespace, settings.broker.as_ref()?));
+pub fn volume(owner: &Owner, access: Access, settings: &Settings) -> Option<Volume> {
+    let secret_name = Some(secret_name(&owner.name, &owner.namespace, access, settings)?);
     let secret = Some(SecretVolumeSource { secret_name, ..SecretVolumeSource::default() });
     Some(Volume { name: VOLUME.0.to_owned(), secret, ..Volume::default() })
 }

@@ -12,9 +12,15 @@ use std::{
 
 use anyhow::{anyhow, bail};
 use async_nats::Client as NatsClient;
+use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::{ByteString, api::core::v1::Secret};
-use kube::{Api, Client, ResourceExt, api::PostParams, core::ObjectMeta};
+use kube::{
+    Api, Client, ResourceExt,
+    api::PostParams,
+    core::ObjectMeta,
+    runtime::{WatchStreamExt, watcher},
+};
 use serde::Deserialize;
 use tokio::{sync::Notify, time::timeout};
 
@@ -82,16 +88,50 @@ pub async fn ensure_accounts(client: &Client, namespace: &str, name: &str, seed:
         Ok(Some(found)) => Ok(found),
         Err(error) => Err(error),
     };
-    let secret = found.map_err(|error| refused("make", name, &error))?;
-    let accounts = of_secret(&secret)?;
+    let found = found.map_err(|error| refused("make", name, &error))?;
+    let accounts = of_secret(&found)?;
     let config = accounts.server_config(ACCOUNTS_FOLDER);
-    if secret.data.as_ref().and_then(|data| data.get(SERVER_CONFIG)).is_none_or(|found| found.0 != config.as_bytes()) {
-        let mut renewed = secret;
+    if entry(&found, SERVER_CONFIG).as_deref() != Some(&config) {
+        let mut renewed = found;
         renewed.data.get_or_insert_default().insert(SERVER_CONFIG.to_owned(), ByteString(config.into_bytes()));
-        let replaced = within_deadline(secrets.replace(name, &post(), &renewed)).await;
-        replaced.map_err(|error| refused("renew", name, &error))?;
+        if let Err(error) = within_deadline(secrets.replace(name, &post(), &renewed)).await {
+            // the server goes on with what it has
+            tracing::warn!(error = %refused("renew", name, &error), "the broker keeps an older configuration of its accounts");
+        }
     }
     Ok(accounts)
+}
+
+/// Makes the Secret `name` again when it is deleted, with the same keys. Ends when somebody replaced it by one with others.
+pub async fn keep_keys(client: Client, namespace: String, name: String, seed: String) {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), &namespace);
+    let mut watched = std::pin::pin!(watcher::watch_object(secrets, &name).default_backoff());
+    loop {
+        match watched.next().await {
+            Some(Ok(None)) => {
+                while let Err(error) = ensure_accounts(&client, &namespace, &name, seed.clone()).await {
+                    tracing::warn!(error = format!("{error:#}"), "the broker's keys are not there");
+                    tokio::time::sleep(RETRY).await;
+                }
+                tracing::warn!(secret = name, "the Secret with the broker's keys was deleted: it is made again");
+            }
+            Some(Ok(Some(found))) => {
+                if entry(&found, SEED).is_some_and(|now| now != seed) {
+                    tracing::error!(
+                        secret = name,
+                        "the Secret with the broker's keys was replaced: starting again with those"
+                    );
+                    return;
+                }
+            }
+            Some(Err(error)) => tracing::debug!(%error, "the Secret with the broker's keys cannot be watched"),
+            None => return,
+        }
+    }
+}
+
+fn entry(secret: &Secret, key: &str) -> Option<String> {
+    String::from_utf8(secret.data.as_ref()?.get(key)?.0.clone()).ok()
 }
 
 fn refused(doing: &str, name: &str, error: &RequestError) -> anyhow::Error {
@@ -99,8 +139,7 @@ fn refused(doing: &str, name: &str, error: &RequestError) -> anyhow::Error {
 }
 
 fn of_secret(secret: &Secret) -> anyhow::Result<Accounts> {
-    let seed = secret.data.as_ref().and_then(|data| data.get(SEED)).map(|seed| String::from_utf8(seed.0.clone()));
-    let Some(Ok(seed)) = seed else {
+    let Some(seed) = entry(secret, SEED) else {
         bail!(
             "the Secret {} has no `{SEED}`: restore it, or delete it and the broker's volume, with all events",
             secret.name_any()
@@ -130,16 +169,18 @@ fn secret(name: &str, seed: String) -> Secret {
 /// Gives the accounts to the server as they are needed. Never ends.
 pub async fn run(context: Arc<Context>, broker: Broker) {
     let Broker { url, accounts } = broker;
-    let server = Server { url, credentials: Credentials::Text(accounts.system_credentials()) };
+    let server = Server { url, credentials: Credentials::Text(accounts.system_credentials()), inbox: None };
     let mut since = None;
     loop {
         while context.accounts.other_than(&BTreeSet::new()).is_empty() {
             context.accounts.changed.notified().await;
         }
+        let mut given = BTreeSet::new();
         let outage = match Connection::open(&server, "weft operator").await {
-            Ok(mut connection) => give_all(&context.accounts, &accounts, &mut connection, &mut since).await,
+            Ok(mut connection) => give_all(&context, &accounts, &mut connection, &mut given, &mut since).await,
             Err(outage) => outage,
         };
+        context.metrics.accounts_wait(context.accounts.other_than(&given).len());
         let first = since.is_none();
         let outage = outage.continued(&mut since);
         if first {
@@ -149,25 +190,36 @@ pub async fn run(context: Arc<Context>, broker: Broker) {
     }
 }
 
-/// Until the connection is lost, or the server refuses an account.
+/// Until the connection is lost, or the server refused an account; the others are given all the same.
 async fn give_all(
-    wanted: &WantedAccounts,
+    context: &Context,
     accounts: &Accounts,
     connection: &mut Connection,
+    given: &mut BTreeSet<String>,
     since: &mut Option<Timestamp>,
 ) -> Outage {
-    let mut given = BTreeSet::new();
     loop {
-        let changed = wanted.changed.notified();
-        for namespace in wanted.other_than(&given) {
-            if let Err(failure) = give(&connection.client, accounts.account(&namespace)).await {
-                let address = connection.address().to_owned();
-                return Outage { server: "NATS", address, since: Timestamp::now(), failure };
+        let changed = context.accounts.changed.notified();
+        let mut failed = None;
+        for namespace in context.accounts.other_than(given) {
+            match give(&connection.client, accounts.account(&namespace)).await {
+                Ok(()) => {
+                    tracing::info!(namespace, "the broker has the namespace's account");
+                    given.insert(namespace);
+                }
+                Err(Failure::Refused(why)) => failed = Some(Failure::Refused(format!("{namespace}: {why}"))),
+                Err(failure) => {
+                    failed = Some(failure);
+                    break;
+                }
             }
-            tracing::info!(namespace, "the broker has the namespace's account");
-            given.insert(namespace);
+        }
+        if let Some(failure) = failed {
+            let address = connection.address().to_owned();
+            return Outage { server: "NATS", address, since: Timestamp::now(), failure };
         }
         *since = None;
+        context.metrics.accounts_wait(0);
         tokio::select! { () = changed => {} outage = connection.lost() => return outage }
     }
 }
@@ -187,13 +239,13 @@ struct AnswerError {
 async fn give(client: &NatsClient, account: String) -> Result<(), Failure> {
     let answer = match timeout(nats::TIMEOUT, client.request(UPDATE, account.into())).await {
         Ok(Ok(answer)) => answer,
-        Ok(Err(error)) => return Err(Failure::Refused(format!("an account was not taken: {error}"))),
+        Ok(Err(error)) => return Err(Failure::Refused(format!("its account was refused: {error}"))),
         Err(_elapsed) => return Err(Failure::Silent),
     };
     match serde_json::from_slice(&answer.payload) {
         Ok(Answer { error: None }) => Ok(()),
         Ok(Answer { error: Some(error) }) => {
-            Err(Failure::Refused(format!("an account was not taken: {}", error.description)))
+            Err(Failure::Refused(format!("its account was refused: {}", error.description)))
         }
         Err(error) => Err(Failure::Refused(format!("the answer about an account cannot be read: {error}"))),
     }

@@ -106,6 +106,13 @@ impl Context {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The pods of `key` use the broker, in the account of their namespace.
+    pub fn want_account(&self, key: &Key) {
+        if self.store().not_opted_in(&key.id.namespace).is_none() {
+            self.accounts.want(&key.id.namespace);
+        }
+    }
+
     /// `priority` is that of what must not wait; numbers that moved never have more than that of an event.
     pub fn enqueue(&self, requeue: Requeue, priority: Priority) {
         let now = Instant::now();

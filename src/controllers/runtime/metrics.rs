@@ -69,6 +69,7 @@ pub struct OperatorMetrics {
     leader: Gauge,
     objects: Family<KindAndReady, Gauge>,
     scopes_refused: Family<NamespaceLabel, Gauge>,
+    accounts_waiting: Gauge,
     sagas: Family<StateLabel, Gauge>,
     pending: Gauge,
     published: Gauge,
@@ -89,6 +90,7 @@ impl OperatorMetrics {
             leader: Gauge::default(),
             objects: Family::default(),
             scopes_refused: Family::default(),
+            accounts_waiting: Gauge::default(),
             sagas: Family::default(),
             pending: Gauge::default(),
             published: Gauge::default(),
@@ -108,6 +110,11 @@ impl OperatorMetrics {
             names::SCOPE_REFUSED,
             "1 while the API server does not let the namespace be watched",
             metrics.scopes_refused.clone(),
+        );
+        registry.register(
+            names::BROKER_ACCOUNTS_WAITING,
+            "Namespaces for which the broker has no account yet",
+            metrics.accounts_waiting.clone(),
         );
         registry.register(names::SAGA_INSTANCES, "Saga instances by state", metrics.sagas.clone());
         registry.register(names::OUTBOX_PENDING, "Outbox rows that wait", metrics.pending.clone());
@@ -139,6 +146,11 @@ impl OperatorMetrics {
     pub fn scope_refused(&self, scope: &Scope, refused: bool) {
         let label = NamespaceLabel { namespace: scope.0.clone().unwrap_or_default() };
         self.scopes_refused.get_or_create(&label).set(refused.into());
+    }
+
+    /// How many namespaces the broker has no account for.
+    pub fn accounts_wait(&self, count: usize) {
+        self.accounts_waiting.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     pub fn leading(&self, leading: bool) {

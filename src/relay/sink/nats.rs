@@ -27,7 +27,7 @@ use super::{
 use crate::{
     contract::relay::NatsSink,
     domain::event::{self, Event},
-    nats::{self, Connection, Server},
+    nats::{self, Connection, Server, accounts::RELAY_INBOX},
     outage::{Failure, Outage},
     relay::window::Ticket,
 };
@@ -70,7 +70,7 @@ impl Nats {
     /// `source` is the CloudEvents attribute; `name` is shown in the server's list of connections.
     pub fn new(sink: &NatsSink, source: &str, name: String) -> Result<Self, SinkError> {
         Ok(Self {
-            server: Server::from(sink),
+            server: Server { inbox: sink.credentials_file.as_ref().map(|_| RELAY_INBOX), ..Server::from(sink) },
             stream: sink.stream.clone(),
             template: Arc::new(Template::parse(&sink.subject)?),
             max_age: Duration::from_secs(sink.max_age_seconds),

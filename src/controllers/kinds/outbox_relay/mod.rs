@@ -91,7 +91,7 @@ impl Driven for Controller {
     }
 
     async fn observe(context: &Context, key: &Key, object: &OutboxRelay) -> Result<Observed, RequestError> {
-        context.accounts.want(&key.id.namespace);
+        context.want_account(key);
         Ok(observe::observe(&context.store(), &key.id, object))
     }
 

@@ -214,7 +214,7 @@ impl Driven for OrchestratorController {
         key: &Key,
         _object: &Orchestrator,
     ) -> Result<OrchestratorObserved, RequestError> {
-        context.accounts.want(&key.id.namespace);
+        context.want_account(key);
         let name = names::orchestrator(&key.id.name);
         let missing = secrets::missing(context, key, &name, Purpose::Orchestrator, false).await;
         let mut observed = observe::observe_orchestrator(&context.store(), &key.id);

@@ -64,14 +64,12 @@ pub fn sidecar(defaults: &Defaults, settings: &Settings) -> Container {
 pub fn volumes(owner: &Owner, relay: &str, settings: &Settings) -> Vec<Volume> {
     let contract = config_map_volume(VOLUME, names::relay(relay));
     let password = password_volume(RELAY_PASSWORD.0, names::relay_secret(&owner.name));
-    [contract, password].into_iter().chain(broker::volume(&owner.name, &owner.namespace, settings)).collect()
+    [contract, password].into_iter().chain(broker::volume(owner, Access::Publish, settings)).collect()
 }
 
 /// The Secret with the broker's credentials, whichever broker the relay uses: that may be edited while its pods run.
 pub fn credentials(owner: &Owner, settings: &Settings) -> Option<Secret> {
-    let broker = settings.broker.as_ref()?;
-    let name = broker::secret_name(&owner.name, &owner.namespace, broker);
-    Some(broker::secret(owner.ending_metadata(name, Component::Relay), owner, Access::Publish, broker))
+    broker::secret(owner, Access::Publish, settings, |name| owner.ending_metadata(name, Component::Relay))
 }
 
 fn admin_port() -> ContainerPort {

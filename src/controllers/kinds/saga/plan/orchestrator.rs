@@ -187,9 +187,7 @@ fn config_map(object: &Orchestrator, owner: &Owner, settings: &Settings) -> Resu
 
 /// It stays, as those of the database do: of the Sagas that own an orchestrator together, others may be there when it is made.
 fn credentials(owner: &Owner, settings: &Settings) -> Option<Secret> {
-    let broker = settings.broker.as_ref()?;
-    let name = broker::secret_name(&owner.name, &owner.namespace, broker);
-    Some(broker::secret(owner.lasting_metadata(name, Component::Orchestrator), owner, Access::Consume, broker))
+    broker::secret(owner, Access::Consume, settings, |name| owner.lasting_metadata(name, Component::Orchestrator))
 }
 
 /// The API is for the namespace's pods and the operator, the admin port for the operator and who reads metrics.
@@ -272,7 +270,7 @@ fn template(
             enable_service_links: Some(false),
             security_context: Some(pod_security()),
             containers: vec![container(defaults, settings)],
-            volumes: Some(volumes.into_iter().chain(broker::volume(&owner.name, &owner.namespace, settings)).collect()),
+            volumes: Some(volumes.into_iter().chain(broker::volume(owner, Access::Consume, settings)).collect()),
             ..PodSpec::default()
         }),
     }
