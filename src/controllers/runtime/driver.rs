@@ -198,8 +198,9 @@ async fn carry_out<K: Driven>(context: &Context, key: &Key, object: &K::Object, 
             deleted.iter().map(|(child, uid)| store.remove_child(key, child, uid, FOR_EVER)).collect();
         set.into_iter().chain(removed).collect()
     };
-    // this pass continues with what it wrote; the other keys that depend on it are requeued
-    requeue.now.retain(|other| other != key);
+    // this pass continues with what it wrote; the other keys that depend on it are requeued. So is this one where something was
+    // deleted: another may have to be made in its place, and the watch reports nothing that the store does not know by then
+    requeue.now.retain(|other| other != key || !deleted.is_empty());
     context.enqueue(requeue, Priority::Event);
     if let Some(version) = changed {
         let pods = context.store().contract_readers(key);
