@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use weft::controllers::resources::reason::Reason;
+use weft::controllers::resources::{reason::Reason, settings::Resources};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -182,4 +182,18 @@ fn the_chart_has_the_definitions_as_they_are() {
         assert!(kept == definition, "charts/weft-crds is behind crds/{}: run `make crds`", name.display());
         assert_ne!(kept, template, "{}: uninstalling the chart would delete the definition", name.display());
     }
+}
+
+/// The chart hands its own on; an operator that is started in another way has those of the code.
+#[test]
+fn the_chart_has_the_default_resources_of_the_operator() {
+    let values: serde_yaml::Value = serde_yaml::from_str(&read("charts/weft/values.yaml")).unwrap();
+    let of = |component: &str| serde_yaml::from_value(values[component]["resources"].clone()).unwrap();
+    let charts = Resources {
+        database: of("database"),
+        orchestrator: of("orchestrator"),
+        relay: of("relay"),
+        setup: of("setup"),
+    };
+    assert_eq!(charts, Resources::default());
 }

@@ -36,7 +36,12 @@ pub fn context(server: &Server) -> Arc<Context> {
 }
 
 pub fn context_with_metrics(server: &Server, registry: &mut Registry) -> Arc<Context> {
-    let settings = Settings { password: || PASSWORD.to_owned(), ..settings() };
+    context_of(server, settings(), registry)
+}
+
+/// Of an operator with these settings.
+pub fn context_of(server: &Server, settings: Settings, registry: &mut Registry) -> Arc<Context> {
+    let settings = Settings { password: || PASSWORD.to_owned(), ..settings };
     let metrics = OperatorMetrics::register(registry);
     // events are not written: the task that would is not run
     let (events, _) = Events::new(server.client(), "test".to_owned(), CancellationToken::new());

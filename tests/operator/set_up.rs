@@ -1,8 +1,10 @@
 //! A Microservice while its set-up is done, fails, or is deleted.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weft::{
     api::v1alpha1::Microservice,
     controllers::{
@@ -10,15 +12,19 @@ use weft::{
         resources::{
             child::{ChildKind, ChildRef},
             key::ObjectId,
+            observed::Problem,
+            reason::Reason,
+            settings::{Resources, Settings},
         },
-        runtime::{Context, Verdict},
-        store::{FOR_EVER, live::Live, live_pod::LivePod},
+        runtime::{self, Context, Priority, Verdict},
+        store::{FOR_EVER, Waiting, live::Live, live_pod::LivePod},
     },
 };
 
 use super::{
-    reconcile::{context, microservice, orders, server},
+    reconcile::{context, context_of, microservice, orders, server},
     server::{Asked, Server},
+    settings::settings,
 };
 
 fn version(number: u32, replicas: u32, last: Option<&str>) -> Microservice {
@@ -254,4 +260,47 @@ async fn a_new_version_that_waits_a_moment_waits_through_a_restart() {
     tokio::time::advance(std::time::Duration::from_secs(4)).await;
     reconcile(&another, &orders()).await;
     assert_eq!(sent(&server.asked()), Some(("shop/orders:2".to_owned(), 1)));
+}
+
+/// There is no pod whose end would be reported, and the end of the Job itself is known already when its watch reports it.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_a_quota_refuses_is_made_again_at_once_with_other_resources() {
+    let object = microservice(&json!({"image": "shop/orders:1", "database": {"postgres": {}}}));
+    let server = server(&object);
+    let first = context(&server);
+    first.store().set(object.clone());
+    reconcile(&first, &orders()).await;
+    assert!(server.lines().contains(&"POST jobs".to_owned()));
+
+    let smaller = Resources { setup: serde_json::from_value(json!({})).unwrap(), ..Resources::default() };
+    let settings = Settings { resources: smaller, ..settings() };
+    let second = context_of(&server, settings, &mut Registry::default());
+    second.store().set(object);
+    for (child, seen) in first.store().children(&orders()) {
+        if child.kind == ChildKind::Job {
+            let refused = Waiting::Controller { owner: orders(), child: child.clone(), uid: seen.uid.clone() };
+            let problem = Problem::new(Reason::QuotaExceeded, "exceeded quota: small");
+            second.store().set_wait(&refused, Some(problem));
+        }
+        let requeue = second.store().set_child(&orders(), child, seen);
+        second.enqueue(requeue, Priority::Resync);
+    }
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    tasks.spawn(runtime::run(Arc::clone(&second), reconcile, 1, tasks.clone(), stop.clone()));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let lines = server.lines();
+    let jobs: Vec<_> = lines.iter().filter(|line| line.contains(" jobs")).collect();
+    assert!(
+        matches!(jobs[..], [delete, post] if delete.starts_with("DELETE jobs/") && post == "POST jobs"),
+        "{lines:?}"
+    );
+
+    // the stage of the roll-out is reported a while later, and that is all
+    tokio::time::sleep(Duration::from_mins(1)).await;
+    assert_eq!(server.lines(), ["PATCH microservices/orders/status"]);
+    tokio::time::sleep(Duration::from_mins(1)).await;
+    assert_eq!(server.lines(), [""; 0]);
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
 }

@@ -34,11 +34,11 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end -}}
 
-{{/* CPU and memory of the containers that the operator makes, as JSON. */}}
+{{/* CPU and memory of the containers that the operator makes, as JSON: none where the value is null. */}}
 {{- define "weft.resources" -}}
 {{- $resources := dict -}}
 {{- range list "database" "orchestrator" "relay" "setup" -}}
-{{- $_ := set $resources . (index $.Values . "resources") -}}
+{{- $_ := set $resources . ((index $.Values .).resources | default dict) -}}
 {{- end -}}
 {{- toJson $resources -}}
 {{- end -}}

@@ -106,9 +106,9 @@ pub struct Pinned {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// Makes a template with the defaults that the live workload was made with, as long as nothing else of the template changed,
-/// nobody asked for the newest, and pods can run with them; else with `newest`. So another operator, or another configuration of
-/// it, restarts nothing, and a mistake in that configuration can be corrected.
+/// Makes a template with the defaults that the live workload was made with, as long as nothing else of the template changed and
+/// nobody asked for the newest; else with `newest`. So another operator, or another configuration of it, restarts nothing. What
+/// pods cannot run with is `newest` in any case, so that a mistake in that configuration can be corrected.
 pub fn pin<E>(
     live: Option<&Workload>,
     newest: Defaults,
@@ -118,7 +118,10 @@ pub fn pin<E>(
     // structs of Kubernetes' own always have a form in JSON
     let hash = version::of(&template(&Defaults::default())?);
     let kept = live.filter(|live| !upgrade && live.annotations.get(TEMPLATE_HASH_ANNOTATION) == Some(&hash));
-    let defaults = kept.and_then(usable_defaults).unwrap_or(newest);
+    let defaults = match kept.and_then(|live| Some((live, defaults(&live.annotations)?))) {
+        Some((live, kept)) => corrected(kept, live, newest),
+        None => newest,
+    };
     let text = serde_json::to_string(&defaults).unwrap_or_default();
     let annotations = [(DEFAULTS_ANNOTATION, text), (TEMPLATE_HASH_ANNOTATION, hash)];
     Ok(Pinned {
@@ -127,11 +130,17 @@ pub fn pin<E>(
     })
 }
 
-/// Those that a workload was made with, unless they keep its pods from running.
-fn usable_defaults(live: &Workload) -> Option<Defaults> {
-    let defaults = defaults(&live.annotations)?;
-    let never_runs = live.ready == 0 && is_about_resources(&live.problems);
-    Some(defaults).filter(|defaults| !never_runs && !live.missing_images.contains(&defaults.image))
+/// Those that a workload was made with, except what keeps its pods from running. An image that can be had stays: pods that find no
+/// node for a while are no reason for another PostgreSQL, which may sort text in another way than the indexes that exist.
+fn corrected(kept: Defaults, live: &Workload, newest: Defaults) -> Defaults {
+    let never_fits = live.ready == 0 && is_about_resources(&live.problems);
+    let resources = if never_fits { newest.resources } else { kept.resources };
+    let (image, image_pull_policy) = if live.missing_images.contains(&kept.image) {
+        (newest.image, newest.image_pull_policy)
+    } else {
+        (kept.image, kept.image_pull_policy)
+    };
+    Defaults { image, image_pull_policy, resources }
 }
 
 /// Those that a workload or Job with these annotations was made with.
@@ -204,13 +213,22 @@ mod tests {
         let failing = |image: &str| Workload { missing_images: vec![image.to_owned()], ..live(&first()) };
         let Ok(second) = pin(Some(&failing("weft:1")), defaults("mirror/weft:1", "2Gi"), false, template(1));
         let Ok(third) = pin(Some(&failing("shop/orders:3")), defaults("weft:2", "2Gi"), false, template(1));
-        assert_eq!((made_with(&second).as_str(), made_with(&third).as_str()), ("mirror/weft:1 2Gi", "weft:1 1Gi"));
+        assert_eq!((made_with(&second).as_str(), made_with(&third).as_str()), ("mirror/weft:1 1Gi", "weft:1 1Gi"));
 
         let problems = vec![Problem::new(Reason::QuotaExceeded, "exceeded quota: small")];
         let refused = |ready| Workload { ready, problems: problems.clone(), ..live(&first()) };
-        let Ok(corrected) = pin(Some(&refused(0)), defaults("weft:2", "64Mi"), false, template(1));
+        let Ok(corrected) = pin(Some(&refused(0)), defaults("weft:1", "64Mi"), false, template(1));
         let Ok(kept) = pin(Some(&refused(1)), defaults("weft:2", "64Mi"), false, template(1));
-        assert_eq!((made_with(&corrected).as_str(), made_with(&kept).as_str()), ("weft:2 64Mi", "weft:1 1Gi"));
+        assert_eq!((made_with(&corrected).as_str(), made_with(&kept).as_str()), ("weft:1 64Mi", "weft:1 1Gi"));
+    }
+
+    /// Another image of PostgreSQL can sort text in another way, which breaks the indexes that exist.
+    #[test]
+    fn a_pod_that_finds_no_node_keeps_its_image() {
+        let problems = vec![Problem::new(Reason::Unschedulable, "0/3 nodes are available")];
+        let drained = Workload { ready: 0, problems, ..live(&first()) };
+        let Ok(moved) = pin(Some(&drained), defaults("weft:2", "64Mi"), false, template(1));
+        assert_eq!(made_with(&moved), "weft:1 64Mi");
     }
 
     #[test]

@@ -63,8 +63,8 @@ impl Workload {
 
 /// Other requests and limits might end one of these problems.
 pub fn is_about_resources(problems: &[Problem]) -> bool {
-    const REASONS: [&str; 4] = ["OutOfMemory", "PodsRefused", "QuotaExceeded", "Unschedulable"];
-    problems.iter().any(|problem| REASONS.contains(&problem.reason.as_str()))
+    use Reason::{OutOfMemory, PodsRefused, QuotaExceeded, Unschedulable};
+    problems.iter().any(|problem| matches!(problem.reason, OutOfMemory | PodsRefused | QuotaExceeded | Unschedulable))
 }
 
 /// A Job that exists.

@@ -151,12 +151,11 @@ async fn pass<K: Driven>(context: &Context, key: &Key, object: &K::Object) -> Re
             // what was written is observed too
             observed = K::observe(context, key, object).await?;
         }
-        // there can be more by now: the Job of a set-up is for a server that exists
-        let next = carried.made.then(|| K::plan(object, &observed, &context.settings));
-        let grown =
-            next.filter(|next| next.as_ref().is_ok_and(|next| K::children(next).has_more_than(K::children(plan))));
-        let Some(next) = grown else { break };
-        planned = next;
+        if !carried.made {
+            break;
+        }
+        let Some(next) = grown::<K>(object, &observed, &context.settings, plan) else { break };
+        planned = Ok(next);
     }
     let Carried { applied, again, .. } = carried;
     let status = K::status(object, &observed, &planned, &applied, Timestamp::now());
@@ -168,6 +167,22 @@ async fn pass<K: Driven>(context: &Context, key: &Key, object: &K::Object) -> Re
     let recheck_in = planned.as_ref().ok().and_then(|planned| K::children(planned).recheck_in);
     let recheck = recheck_in.map(|pause| Instant::now() + pause);
     Ok(recheck.into_iter().chain(again).min().map_or(Verdict::Done, Verdict::At))
+}
+
+/// The plan by what is observed now, if it has more than `plan`, all of which is written: the Job of a set-up, for one, is for a
+/// server that exists. It is carried out in the same pass.
+///
+/// That ends: it is asked for only after a plan by which a child was made that did not exist, and another plan follows only if it
+/// has a child that the one before does not have. A kind's children are few and need each other in one order (the server, then the
+/// Job), so there are no more plans than that has steps. The deadline of a reconcile is over all of them.
+fn grown<K: Driven>(
+    object: &K::Object,
+    observed: &K::Observed,
+    settings: &Settings,
+    plan: &K::Planned,
+) -> Option<K::Planned> {
+    let next = K::plan(object, observed, settings).ok()?;
+    K::children(&next).has_more_than(K::children(plan)).then_some(next)
 }
 
 /// What [`carry_out`] did.
@@ -198,8 +213,9 @@ async fn carry_out<K: Driven>(context: &Context, key: &Key, object: &K::Object, 
             deleted.iter().map(|(child, uid)| store.remove_child(key, child, uid, FOR_EVER)).collect();
         set.into_iter().chain(removed).collect()
     };
-    // this pass continues with what it wrote; the other keys that depend on it are requeued
-    requeue.now.retain(|other| other != key);
+    // this pass continues with what it wrote; the other keys that depend on it are requeued. So is this one where something was
+    // deleted: another may have to be made in its place, and the watch reports nothing that the store does not know by then
+    requeue.now.retain(|other| other != key || !deleted.is_empty());
     context.enqueue(requeue, Priority::Event);
     if let Some(version) = changed {
         let pods = context.store().contract_readers(key);
