@@ -1,7 +1,9 @@
-//! Shared by everything that uses PostgreSQL: logging in, and the streaming replication protocol.
+//! Shared by everything that uses PostgreSQL: logging in, noticing silence, and the streaming replication
+//! protocol.
 
 pub mod login;
 pub mod replication;
+pub mod silence;
 
 use crate::outage::Failure;
 

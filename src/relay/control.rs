@@ -12,9 +12,10 @@
 //! # A server that is silent
 //! To TCP a server whose processes are stopped is alive: its kernel acknowledges. So the server itself has to answer
 //! ([`Control::watch`]). That is asked of this session and not of the stream of changes, which is rightly silent while
-//! the server decodes a large transaction.
+//! the server decodes a large transaction. This session may be busy too: the deletion of a published row waits for
+//! whoever has locked it. So what counts is whether the server answers at all (see [`silence`]).
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures::future::poll_fn;
 use tokio::{
@@ -32,7 +33,10 @@ use super::{
 use crate::{
     contract::DatabaseLogin,
     domain::names,
-    postgres::login::{self, CONNECT_TIMEOUT},
+    postgres::{
+        login::{self, CONNECT_TIMEOUT},
+        silence,
+    },
 };
 
 /// The relay's keepalive: idle 5 s, then three probes 2 s apart.
@@ -42,10 +46,8 @@ const SERVER_KEEPALIVE: &str =
     "-c tcp_keepalives_idle=20 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 -c tcp_user_timeout=35000";
 /// How often a standby tries to acquire the lock.
 pub(crate) const LOCK_RETRY: Duration = Duration::from_secs(2);
-/// How often the server is asked for an answer, and the silence after which it is reported. Together they are less than five
-/// seconds.
+/// How often the server is asked for an answer.
 const WATCH: Duration = Duration::from_millis(1500);
-const SILENCE: Duration = Duration::from_millis(2500);
 /// Key of the advisory lock: "weft rel" in ASCII.
 const LOCK: i64 = 0x7765_6674_2072_656c;
 /// Deadline of every statement on the control connection except the deletion of rows.
@@ -99,27 +101,21 @@ impl Control {
         row.try_get(0).map_err(SourceError::query(action))
     }
 
-    /// Reports while the server does not answer. That ends no term: statements have deadlines, which are longer. Returns when the
-    /// connection is lost.
+    /// Reports while the server does not answer. That ends no term: statements have deadlines, which are longer.
+    /// Returns when the connection is lost.
     pub(crate) async fn watch(&self, login: &DatabaseLogin, reporter: &Reporter) {
         loop {
             sleep(WATCH).await;
             // without a statement: the server only says that it is ready
-            let mut answer = pin!(self.client.check_connection());
-            let answered = match timeout(SILENCE, &mut answer).await {
-                Ok(answered) => answered,
-                Err(_elapsed) => {
-                    reporter.report(RelayProblem::silent_database(login, SILENCE));
-                    let answered = answer.await;
-                    if answered.is_ok() {
-                        reporter.database_answers();
-                    }
-                    answered
-                }
+            let answer = self.client.check_connection();
+            let report = |silence| match silence {
+                Some(silence) => reporter.report(RelayProblem::silent_database(login, silence)),
+                None => reporter.database_answers(),
             };
-            if answered.is_err() {
+            if silence::watched(login, answer, report).await.is_err() {
                 return;
             }
+            reporter.database_answers();
         }
     }
 

@@ -19,12 +19,11 @@ use super::{
 use crate::{
     contract::DatabaseLogin,
     outage::{self, Failure, with_causes},
+    postgres::silence,
 };
 
 const DATABASE: &str = "database";
 const DATABASE_SILENCE: &str = "silence of the database";
-/// A statement that takes longer is reported; with [`RENEW_INTERVAL`] within five seconds of an outage's start.
-const SILENCE: Duration = Duration::from_millis(2500);
 /// Maximum number of unreadable instances that are named for each partition.
 const MAX_REPORTED: usize = 5;
 /// Time between two attempts to connect to the database, and between two attempts to acquire missing partitions.
@@ -136,18 +135,21 @@ impl Writer {
         Ok(())
     }
 
-    /// Awaits the database's answer, and reports when it takes long: the deadline of a statement is much longer.
+    /// Awaits the database's answer, and meanwhile reports a database that is silent: the deadline of a statement is much
+    /// longer. With [`RENEW_INTERVAL`] that is within five seconds of an outage's start.
     async fn report_silence<T>(
         &self,
         answer: impl Future<Output = Result<T, SessionError>>,
     ) -> Result<T, SessionError> {
-        let mut answer = std::pin::pin!(answer);
-        if let Ok(answer) = tokio::time::timeout(SILENCE, &mut answer).await {
-            return answer;
-        }
-        let problem = SagaProblem::of_database(&self.address(), Failure::Silent, SILENCE, SagaProblem::database_fails);
-        self.problems.report(DATABASE_SILENCE, problem);
-        let answer = answer.await;
+        let report = |silence| match silence {
+            Some(silence) => {
+                let (address, failure) = (self.address(), Failure::Silent);
+                let problem = SagaProblem::of_database(&address, failure, silence, SagaProblem::database_fails);
+                self.problems.report(DATABASE_SILENCE, problem);
+            }
+            None => self.problems.resolve(DATABASE_SILENCE),
+        };
+        let answer = silence::watched(&self.login, answer, report).await;
         self.problems.resolve(DATABASE_SILENCE);
         answer
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use weft::contract::{problem::ProblemReason, relay::Mode, status::RelayStatus};
 
 use crate::{
+    database,
     relay_harness::{RelayProcess, Setting},
     servers::{Nats, until},
 };
@@ -126,6 +127,67 @@ async fn a_silent_database_is_reported_within_five_seconds() {
         setting.drained().await;
         relay.until("resolved", |status| status.ready && status.problems.is_empty()).await;
     }
+}
+
+/// Whether the relay waits for a lock.
+const WAITS: &str = "select exists (select from pg_stat_activity \
+     where wait_event_type = 'Lock' and application_name = 'weft relay orders')";
+
+/// A relay that has published a row and waits to delete it, on the session by which it leads: the client has locked it.
+async fn with_locked_row(mode: Mode) -> (Setting, RelayProcess, tokio_postgres::Client) {
+    let mut setting = Setting::new(mode).await;
+    // paused, so that the row is locked before it is deleted
+    setting.contract.paused = true;
+    setting.write_contract();
+    let relay = setting.start_relay();
+    relay.until("leading", |status| status.leading && status.ready && status.paused).await;
+    let somebody = setting.database.superuser().await;
+    somebody.batch_execute(INSERT).await.unwrap();
+    somebody.batch_execute("begin; select from weft.outbox for update").await.unwrap();
+    setting.contract.paused = false;
+    setting.write_contract();
+    database::until(&somebody, WAITS).await;
+    (setting, relay, somebody)
+}
+
+#[tokio::test]
+async fn a_published_row_that_somebody_has_locked_is_no_outage_and_events_go_on_being_published() {
+    for mode in [Mode::LogTailing, Mode::Polling] {
+        let (setting, relay, somebody) = with_locked_row(mode).await;
+        let app = setting.database.app().await;
+        let (started, mut inserted) = (Instant::now(), 1);
+        until("the lock was held for 10 s", async || {
+            let status = relay.status().await.unwrap();
+            assert!(status.ready && status.problems.is_empty(), "{mode:?}: {status:?}");
+            if status.published == inserted {
+                app.batch_execute(INSERT).await.unwrap();
+                inserted += 1;
+            }
+            // long enough for several events, few enough for the queue of rows to delete
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            started.elapsed() > Duration::from_secs(10)
+        })
+        .await;
+        assert!(inserted > 2, "{mode:?}: {inserted} events were inserted, each after the one before it was published");
+        assert!(somebody.query_one(WAITS, &[]).await.unwrap().get::<_, bool>(0), "{mode:?}: the relay still waits");
+        somebody.batch_execute("rollback").await.unwrap();
+        setting.drained().await;
+        relay.until("published", |status| status.published == inserted && status.problems.is_empty()).await;
+        assert_eq!(setting.count().await, Some(inserted), "{mode:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_falls_silent_while_the_relay_waits_for_a_lock_is_reported_within_five_seconds() {
+    let (setting, relay, somebody) = with_locked_row(Mode::LogTailing).await;
+    let beginning = format!("PostgreSQL at 127.0.0.1:{} has not answered since ", setting.database.server.port());
+    setting.database.server.signal("-STOP");
+    reported_in_time(&relay, ProblemReason::DatabaseUnreachable, &beginning).await;
+    setting.database.server.signal("-CONT");
+    relay.until("resolved", |status| status.ready && status.problems.is_empty()).await;
+    assert!(somebody.query_one(WAITS, &[]).await.unwrap().get::<_, bool>(0), "before the lock is released");
+    somebody.batch_execute("rollback").await.unwrap();
+    setting.drained().await;
 }
 
 #[tokio::test]

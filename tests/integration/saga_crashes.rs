@@ -136,6 +136,29 @@ async fn a_silent_database_is_reported_within_five_seconds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_takes_long_is_no_outage() {
+    let world = World::new().await;
+    let orchestrator = world.orchestrator().await;
+    let client = world.database.superuser().await;
+    client.batch_execute("begin; lock weft.saga_event in access exclusive mode").await.unwrap();
+    let input = json!({"orderId": "o-1", "total": 1});
+    let (started, ()) = tokio::join!(orchestrator.start_saga("order", &input, "?wait=30s", None), async {
+        let waits = "select exists (select from pg_stat_activity \
+             where wait_event_type = 'Lock' and application_name = 'weft saga writer')";
+        crate::database::until(&client, waits).await;
+        let began = Instant::now();
+        servers::until("the lock was held for 5 s", async || {
+            let status = orchestrator.status().await;
+            assert!(status["sagas"].is_object() && status.get("problems").is_none(), "{status}");
+            began.elapsed() > Duration::from_secs(5)
+        })
+        .await;
+        client.batch_execute("rollback").await.unwrap();
+    });
+    assert_eq!((started.0, &started.1["state"]), (201, &json!("Completed")), "{started:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_orchestrator_that_shuts_down_hands_over_at_once() {
     let world = World::new().await;
     let mut first = two_sagas(&world).await;
