@@ -12,7 +12,7 @@ use crate::controllers::{
         child::{ChildKind, ChildRef},
         fields::{FieldPath, ForeignField},
         key::Key,
-        outcome::ForeignChange,
+        outcome::{ADMISSION, ForeignChange},
     },
     store::live::ChildSeen,
 };
@@ -25,9 +25,6 @@ const ROUNDS: u32 = 3;
 const UNNAMED: &str = "a field that Weft had set";
 /// An author that left no name: a removed field has none, and an admission policy's changes count as the writer's.
 const NOBODY: &str = "somebody, or an admission policy";
-
-/// Admission leaves no name.
-const ADMISSION: &str = "an admission policy or webhook";
 
 /// What somebody else did to a child.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,18 +86,28 @@ pub struct Contest {
     last_repair: Instant,
     /// It is changed, and not repaired yet.
     open: bool,
-    /// Admission made something else of the last write.
-    rewritten: bool,
+    /// Of what admission made something else in the last write.
+    rewritten: BTreeSet<String>,
 }
 
 impl Contest {
     pub fn new(change: Change, now: Instant) -> Self {
-        Self { change, found: 1, repairs: 0, last_repair: now, open: true, rewritten: false }
+        Self { change, found: 1, repairs: 0, last_repair: now, open: true, rewritten: BTreeSet::new() }
+    }
+
+    /// Nobody changed the child, but admission the write of it.
+    fn of_a_write(now: Instant) -> Self {
+        let nothing = Change { fields: BTreeSet::new(), author: String::new() };
+        Self { found: 0, repairs: 1, open: false, ..Self::new(nothing, now) }
     }
 
     /// The child is found changed. `Some`: it is not repaired before then. A field that was not among those contested is
     /// repaired at once.
     pub fn found(&mut self, change: &Change, now: Instant) -> Option<Instant> {
+        if self.rewritten.is_superset(&change.fields) {
+            // whether it still is, the next write shows
+            return Some(self.next()).filter(|next| now < *next);
+        }
         let is_known = self.change.fields.is_superset(&change.fields);
         if !self.open || !is_known {
             self.found = self.found.saturating_add(1);
@@ -125,13 +132,16 @@ impl Contest {
         self.last_repair + pause.copied().unwrap_or_default()
     }
 
-    /// What is contested, once it is.
-    pub fn contested(&self, child: &ChildRef) -> Option<ForeignChange> {
-        (self.rewritten || self.found >= ROUNDS).then(|| self.change.clone().of_child(child.clone()))
+    /// What is contested, once it is: by whom changes the child, and by admission.
+    pub fn contested(&self, child: &ChildRef) -> Vec<ForeignChange> {
+        let changed = (self.found >= ROUNDS).then(|| self.change.clone());
+        changed.into_iter().chain(self.rewritten()).map(|change| change.of_child(child.clone())).collect()
     }
 
-    pub fn is_rewritten(&self) -> bool {
-        self.rewritten
+    /// What admission made of the last write.
+    pub fn rewritten(&self) -> Option<Change> {
+        let fields = self.rewritten.clone();
+        (!fields.is_empty()).then(|| Change { fields, author: ADMISSION.to_owned() })
     }
 }
 
@@ -174,34 +184,31 @@ impl Memory {
 
     /// What admission made of the last write of the child.
     pub(super) fn rewritten(&self, owner: &Key, child: &ChildRef) -> Option<Change> {
-        let remembered = self.lock();
-        let contest = remembered.contests.get(owner)?.get(child)?;
-        contest.rewritten.then(|| contest.change.clone())
+        self.lock().contests.get(owner)?.get(child)?.rewritten()
     }
 
     /// The child was written, and these fields were answered otherwise than they were sent.
     pub(super) fn set_rewritten(&self, owner: &Key, child: &ChildRef, fields: BTreeSet<String>, now: Instant) {
-        if fields.is_empty() {
-            if self.rewritten(owner, child).is_some() {
+        let mut remembered = self.lock();
+        let known = remembered.contests.get_mut(owner).and_then(|contests| contests.get_mut(child));
+        match known {
+            Some(contest) if fields.is_empty() && contest.found == 0 => {
+                drop(remembered);
                 self.forget_contest(owner, child);
             }
-            return;
+            Some(contest) => contest.rewritten = fields,
+            None if fields.is_empty() => {}
+            None => {
+                let contest = Contest { rewritten: fields, ..Contest::of_a_write(now) };
+                remembered.contests.entry(owner.clone()).or_default().insert(child.clone(), contest);
+            }
         }
-        let change = Change { fields, author: ADMISSION.to_owned() };
-        let mut remembered = self.lock();
-        let contests = remembered.contests.entry(owner.clone()).or_default();
-        let contest = contests.entry(child.clone()).or_insert_with(|| {
-            let mut contest = Contest::new(change.clone(), now);
-            contest.repaired(now);
-            contest
-        });
-        (contest.change, contest.rewritten) = (change, true);
     }
 
     pub(super) fn contested(&self, owner: &Key) -> Vec<ForeignChange> {
         let remembered = self.lock();
         let contests = remembered.contests.get(owner).into_iter().flatten();
-        contests.filter_map(|(child, contest)| contest.contested(child)).collect()
+        contests.flat_map(|(child, contest)| contest.contested(child)).collect()
     }
 }
 
@@ -228,9 +235,29 @@ mod tests {
                 changed_at = Some(now + Duration::from_secs(15));
             }
             let child = ChildRef::new(ChildKind::Deployment, "orders");
-            assert_eq!(contest.contested(&child).is_some(), second >= 75, "{second}");
+            assert_eq!(!contest.contested(&child).is_empty(), second >= 75, "{second}");
         }
         assert_eq!(repaired, [0, 60, 360, 1260]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_admission_rewrites_hides_no_contest_and_defers_it_no_less() {
+        let (start, replicas) = (Instant::now(), change("spec.replicas"));
+        let mut contest = Contest { rewritten: ["spec.image".to_owned()].into(), ..Contest::of_a_write(start) };
+        let mut repaired = Vec::new();
+        for second in (0..1800).step_by(15) {
+            let now = start + Duration::from_secs(second);
+            if contest.found(&replicas, now).is_none() {
+                contest.repaired(now);
+                // the write of a repair is rewritten again
+                contest.rewritten = ["spec.image".to_owned()].into();
+                repaired.push(second);
+            }
+        }
+        assert!(repaired.len() <= 4, "{repaired:?}");
+        let child = ChildRef::new(ChildKind::Deployment, "orders");
+        let authors: Vec<_> = contest.contested(&child).into_iter().map(|change| change.author).collect();
+        assert_eq!(authors, ["hpa", ADMISSION]);
     }
 
     #[tokio::test(start_paused = true)]

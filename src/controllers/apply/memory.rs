@@ -74,7 +74,7 @@ impl Memory {
     pub fn digest(&self, owner: &Key, plan: &Plan) -> Option<String> {
         let remembered = self.lock();
         let mut contests = remembered.contests.get(owner).into_iter().flatten();
-        if contests.any(|(_, contest)| contest.is_rewritten()) {
+        if contests.any(|(_, contest)| contest.rewritten().is_some()) {
             return None;
         }
         let known = remembered.applied.get(owner);

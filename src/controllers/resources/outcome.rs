@@ -16,6 +16,9 @@ pub struct Applied {
     pub added: Vec<ForeignChange>,
 }
 
+/// Author of what the cluster's admission makes of a write: it leaves no name.
+pub const ADMISSION: &str = "an admission policy or webhook";
+
 /// Fields of a child that are somebody else's, and whose: names of field managers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForeignChange {

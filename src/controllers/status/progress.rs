@@ -7,7 +7,7 @@ use super::conditions::{
 };
 use crate::controllers::resources::{
     observed::{Problem, Workload},
-    outcome::{Applied, Class, Failure, ForeignChange},
+    outcome::{ADMISSION, Applied, Class, Failure, ForeignChange},
     plan::Rejection,
     reason::Reason,
 };
@@ -117,21 +117,23 @@ fn first(applied: &Applied, class: Class) -> Option<&Failure> {
 
 /// Sets `Contested` and `Drifted` while somebody else writes what Weft planned, or beside it.
 pub fn set_foreign(applied: &Applied, conditions: &mut Conditions<'_>) {
-    let list = |changes: &[ForeignChange]| {
-        let line = |one: &ForeignChange| format!("{}: {} by {}", one.child, one.fields.join(", "), one.author);
-        changes.iter().map(line).collect::<Vec<_>>().join("; ")
-    };
-    if !applied.contested.is_empty() {
-        let who = list(&applied.contested);
-        conditions.set(
-            CONTESTED,
-            true,
-            Reason::ChangedByOthers,
-            format!("what Weft declares is changed as often as it is put back: {who}. Weft now waits longer between repairs; stop the other one, or declare what it wants (for the number of pods: spec.autoscaling)"),
-        );
+    let line = |one: &ForeignChange| format!("{}: {} by {}", one.child, one.fields.join(", "), one.author);
+    let list = |changes: &[&ForeignChange]| changes.iter().map(|one| line(one)).collect::<Vec<_>>().join("; ");
+    let (admission, others): (Vec<_>, Vec<_>) = applied.contested.iter().partition(|one| one.author == ADMISSION);
+    let mut contests = Vec::new();
+    if !others.is_empty() {
+        let who = list(&others);
+        contests.push(format!("what Weft declares is changed as often as it is put back: {who}. Weft now waits longer between repairs; stop the other one, or declare what it wants (for the number of pods: spec.autoscaling)"));
+    }
+    if !admission.is_empty() {
+        let who = list(&admission);
+        contests.push(format!("what Weft writes is stored otherwise: {who}. Exempt what Weft writes from it, or declare what it wants; Weft writes it again with growing pauses"));
+    }
+    if !contests.is_empty() {
+        conditions.set(CONTESTED, true, Reason::ChangedByOthers, contests.join("; "));
     }
     if !applied.added.is_empty() {
-        let who = list(&applied.added);
+        let who = list(&applied.added.iter().collect::<Vec<_>>());
         conditions.set(
             DRIFTED,
             true,

@@ -42,6 +42,7 @@ impl Store {
             return Requeue::default();
         }
         let children = self.children.entry(owner.clone()).or_default();
+        self.newest_child = self.newest_child.max(seen.version);
         let (known, new) = (children.get(&child), KeptChild::new(&seen));
         if known.is_some_and(|known| known.version > new.version) {
             return Requeue::default();
@@ -67,12 +68,24 @@ impl Store {
         self.affected_by_child(owner, child.kind)
     }
 
-    /// After a re-list: forgets the children of this kind and `scope` that are not in `seen`. The list may be older than what
-    /// is known of one that was made meanwhile, so what is known of it may come again.
-    pub fn retain_children(&mut self, kind: ChildKind, scope: &Scope, seen: &HashSet<ObjectId>) -> Requeue {
+    /// The newest version of any child that is known.
+    pub fn newest_child(&self) -> u64 {
+        self.newest_child
+    }
+
+    /// After a re-list: forgets the children of this kind and `scope` that are not in `seen`, but for those that were made since
+    /// it began, when `newest` was the newest version. What is known of one may come again.
+    pub fn retain_children(
+        &mut self,
+        kind: ChildKind,
+        scope: &Scope,
+        seen: &HashSet<ObjectId>,
+        newest: u64,
+    ) -> Requeue {
         let mut gone = Vec::new();
         for (owner, children) in self.children.iter().filter(|(owner, _)| scope.holds(&owner.id)) {
-            for (child, known) in children.iter().filter(|(child, _)| child.kind == kind) {
+            let judged = children.iter().filter(|(child, known)| child.kind == kind && known.version <= newest);
+            for (child, known) in judged {
                 if !seen.contains(&ObjectId::new(&owner.id.namespace, &child.name)) {
                     let uid = known.seen().map(|seen| seen.uid).unwrap_or_default();
                     gone.push((owner.clone(), child.clone(), uid, known.version.saturating_sub(1)));

@@ -79,6 +79,8 @@ pub struct Store {
     malformed: HashMap<Key, Malformed>,
     references: References,
     children: HashMap<Key, SmallMap<ChildRef, KeptChild>>,
+    /// The newest version of any of them.
+    newest_child: u64,
     pods: HashMap<Arc<Key>, SmallMap<String, PodSeen>>,
     /// Which pod is whose, for deletions seen only by a re-list.
     pod_owners: HashMap<ObjectId, Arc<Key>>,

@@ -82,10 +82,23 @@ mod tests {
     fn what_a_list_did_not_have_yet_comes_with_the_next_event() {
         let (mut store, (owner, child)) = (Store::default(), deployment());
         store.set_child(&owner, child.clone(), seen(101));
-        store.retain_children(ChildKind::Deployment, &Scope(None), &HashSet::new());
+        let newest = store.newest_child();
+        store.retain_children(ChildKind::Deployment, &Scope(None), &HashSet::new(), newest);
         assert!(store.child(&owner, &child).is_none());
         store.set_child(&owner, child.clone(), seen(101));
         assert!(store.child(&owner, &child).is_some());
+    }
+
+    #[test]
+    fn what_was_made_while_a_list_lasted_stays() {
+        let (mut store, (owner, child)) = (Store::default(), deployment());
+        store.set_child(&owner, child.clone(), seen(101));
+        let list_begins = store.newest_child();
+        let later = ChildRef::new(ChildKind::Deployment, "later");
+        store.set_child(&owner, later.clone(), ChildSeen { uid: "2".to_owned(), ..seen(102) });
+        let requeue = store.retain_children(ChildKind::Deployment, &Scope(None), &HashSet::new(), list_begins);
+        assert!(store.child(&owner, &child).is_none() && store.child(&owner, &later).is_some());
+        assert_eq!(requeue.now.len(), 1);
     }
 
     #[test]

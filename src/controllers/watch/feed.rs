@@ -1,6 +1,9 @@
 //! How each kind of object enters the store.
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use kube::{Resource, core::DeserializeGuard};
 
@@ -30,6 +33,8 @@ pub(super) trait Feed: Send + Sync + 'static {
     fn definition(&self) -> Option<(String, &Scope)> {
         None
     }
+    /// A list begins: it has everything that was made before.
+    fn list_begins(&self, _context: &Context) {}
     fn id(object: &Self::Object) -> ObjectId;
     fn set(&self, context: &Context, object: Self::Object) -> Requeue;
     fn remove(&self, context: &Context, object: Self::Object) -> Requeue;
@@ -81,11 +86,17 @@ impl<K: Custom> Feed for CustomFeed<K> {
 }
 
 pub(super) struct ChildFeed {
-    pub(super) scope: Scope,
-    pub(super) kind: ChildKind,
+    scope: Scope,
+    kind: ChildKind,
+    /// The newest version that was known when the present list began: the operator makes children while it lasts.
+    newest: AtomicU64,
 }
 
 impl ChildFeed {
+    pub(super) fn new(scope: Scope, kind: ChildKind) -> Self {
+        Self { scope, kind, newest: AtomicU64::default() }
+    }
+
     fn owner_and_child(&self, object: &Live) -> Option<(Key, ChildRef)> {
         let id = id(object);
         let owner = Key::of_owner(&id.namespace, object.metadata.labels.as_ref()?)?;
@@ -95,6 +106,10 @@ impl ChildFeed {
 
 impl Feed for ChildFeed {
     type Object = Live;
+
+    fn list_begins(&self, context: &Context) {
+        self.newest.store(context.store().newest_child(), Ordering::Relaxed);
+    }
 
     fn id(object: &Live) -> ObjectId {
         id(object)
@@ -112,7 +127,7 @@ impl Feed for ChildFeed {
     }
 
     fn retain(&self, context: &Context, seen: &HashSet<ObjectId>) -> Requeue {
-        context.store().retain_children(self.kind, &self.scope, seen)
+        context.store().retain_children(self.kind, &self.scope, seen, self.newest.load(Ordering::Relaxed))
     }
 }
 
@@ -137,6 +152,10 @@ impl<F> SharedFeed<F> {
 
 impl<F: Foreign> Feed for SharedFeed<F> {
     type Object = Live;
+
+    fn list_begins(&self, context: &Context) {
+        self.ours.list_begins(context);
+    }
 
     fn id(object: &Live) -> ObjectId {
         id(object)

@@ -57,8 +57,8 @@ const PAGE: u32 = 200;
 /// Between two attempts at a watch that is refused; doubled each time. (The watch's own pauses begin anew with each attempt.)
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
-/// Every watch lists anew so often, or up to a third sooner, so that not all do at once: the net under a change that it was never
-/// told of. Where nothing differs, nothing is requeued.
+/// Every watch lists anew so often, or up to a third sooner, so that not all do at once: the net under a change that no
+/// event reported. Where nothing differs, nothing is requeued.
 const RELIST: Duration = Duration::from_mins(30);
 /// Watches that have not delivered their first list by then are reported.
 const SLOW_START: Duration = Duration::from_secs(30);
@@ -139,13 +139,13 @@ impl Starter<'_> {
 
     fn pruned(&self, kind: ChildKind) {
         let api: Api<DeserializeGuard<Live>> = self.api(&kind.resource());
-        let feed = ChildFeed { scope: self.watches.scope.clone(), kind };
+        let feed = ChildFeed::new(self.watches.scope.clone(), kind);
         self.run(kind.as_str(), move || well_formed(watcher(api.clone(), ours())), feed);
     }
 
     fn metadata(&self, kind: ChildKind) {
         let api: Api<PartialObjectMeta<Live>> = self.api(&kind.resource());
-        let feed = ChildFeed { scope: self.watches.scope.clone(), kind };
+        let feed = ChildFeed::new(self.watches.scope.clone(), kind);
         self.run(kind.as_str(), move || watcher(api.clone(), ours()).map_ok(without_body), feed);
     }
 
@@ -154,14 +154,14 @@ impl Starter<'_> {
             Some(namespace) => Api::namespaced(self.client.clone(), namespace),
             None => Api::all(self.client.clone()),
         };
-        let ours = ChildFeed { scope: self.watches.scope.clone(), kind: ChildKind::ConfigMap };
+        let ours = ChildFeed::new(self.watches.scope.clone(), ChildKind::ConfigMap);
         let feed = SharedFeed::<ForeignConfigMaps>::new(ours);
         self.run("ConfigMap", move || watcher(api.clone(), config()).map_ok(without_body), feed);
     }
 
     fn policies(&self, kind: ChildKind) {
         let api: Api<DeserializeGuard<Live>> = self.api(&kind.resource());
-        let feed = SharedFeed::<ForeignPolicies>::new(ChildFeed { scope: self.watches.scope.clone(), kind });
+        let feed = SharedFeed::<ForeignPolicies>::new(ChildFeed::new(self.watches.scope.clone(), kind));
         self.run(kind.as_str(), move || well_formed(watcher(api.clone(), config())), feed);
     }
 
@@ -242,6 +242,7 @@ async fn follow<F, S>(
         let (requeue, first_list) = match event {
             // it comes before each attempt, and says nothing about it
             Event::Init => {
+                feed.list_begins(context);
                 seen.clear();
                 relist = None;
                 continue;
