@@ -1,7 +1,7 @@
 //! Which Secrets of a database were deleted.
 //!
 //! The operator may not read Secrets, nor list or watch them, for each of these rights discloses the passwords. A pod that cannot
-//! start for want of one reports it. Whether it is missing still is what a creation tells that changes nothing (a dry run):
+//! start for want of one reports it. Whether it is still missing is found out by a creation that changes nothing (a dry run):
 //! it is refused when there is one.
 
 use std::collections::BTreeSet;

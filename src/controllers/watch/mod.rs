@@ -57,8 +57,8 @@ const PAGE: u32 = 200;
 /// Between two attempts at a watch that is refused; doubled each time. (The watch's own pauses begin anew with each attempt.)
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
-/// Every watch lists anew so often, or up to a third sooner, so that not all do at once: the net under a change that it was never
-/// told of. Where nothing differs, nothing is requeued.
+/// Every watch lists anew so often, or up to a third sooner, so that not all do at once: this finds a change that was never
+/// delivered to it. Where nothing differs, nothing is requeued.
 const RELIST: Duration = Duration::from_mins(30);
 /// Watches that have not delivered their first list by then are reported.
 const SLOW_START: Duration = Duration::from_secs(30);
