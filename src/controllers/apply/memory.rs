@@ -22,7 +22,7 @@ use crate::{
     domain::version::short_hash,
 };
 
-/// What this process applied or took over, by owner.
+/// What this process applied, or found applied when it started, by owner.
 #[derive(Debug, Default)]
 pub struct Memory(Mutex<Remembered>);
 
