@@ -46,7 +46,7 @@ demo: ## A cluster, the operator, two services, their relays, a saga at work; sa
 demo-down: ## Take away whatever the demo made
 	hack/demo --down
 
-test: ## Every test there is, the end-to-end ones on a cluster of their own; about 15 minutes once all is built
+test: ## Every test there is, the end-to-end ones on a cluster of their own; about 20 minutes once all is built
 	hack/test
 
 unit: ## Tests that need nothing but the code
