@@ -15,7 +15,7 @@ use super::{
     config_maps::ConfigMaps,
     events::Events,
     metrics::OperatorMetrics,
-    pace::StatusPace,
+    pace::{News, StatusPace},
     queue::{Priority, Queue},
     settling::Settling,
 };
@@ -134,8 +134,10 @@ impl Context {
     /// Reconciles each object whose status waited for the budget of all, when its turn has come. Never ends.
     pub(super) async fn grant_turns(&self) {
         loop {
-            let key = self.pace.turn().await;
-            self.queue.add(key, Instant::now(), Priority::Event);
+            let (key, news) = self.pace.turn().await;
+            // whoever edited the object waits for it, whatever the backlog is
+            let priority = if news == News::Answer { Priority::SpecChange } else { Priority::Event };
+            self.queue.add(key, Instant::now(), priority);
         }
     }
 

@@ -126,13 +126,13 @@ impl StatusPace {
         }
     }
 
-    /// The next object whose turn has come: it is to be reconciled, and may then enter.
-    pub async fn turn(&self) -> Key {
+    /// The next object whose turn has come, and what it has to write: it is to be reconciled, and may then enter.
+    pub async fn turn(&self) -> (Key, News) {
         loop {
             let changed = self.changed.notified();
             let granted = self.lock().grant(Instant::now());
             match granted {
-                Ok(key) => return key,
+                Ok(turn) => return turn,
                 Err(Some(at)) => tokio::select! { () = changed => {} () = tokio::time::sleep_until(at) => {} },
                 Err(None) => changed.await,
             }
@@ -176,16 +176,16 @@ impl State {
     }
 
     /// Whose turn it is now, or when somebody's will be.
-    fn grant(&mut self, now: Instant) -> Result<Key, Option<Instant>> {
+    fn grant(&mut self, now: Instant) -> Result<(Key, News), Option<Instant>> {
         if self.line.is_empty() {
             return Err(None);
         }
         if !self.budget.take(now) {
             return Err(Some(self.budget.next(now)));
         }
-        let Some(key) = self.line.first() else { return Err(None) };
+        let Some((key, news)) = self.line.first() else { return Err(None) };
         self.granted.insert(key.clone());
-        Ok(key)
+        Ok((key, news))
     }
 }
 
@@ -259,10 +259,10 @@ impl Line {
         }
     }
 
-    fn first(&mut self) -> Option<Key> {
-        let (_, key) = self.order.pop_first()?;
+    fn first(&mut self) -> Option<(Key, News)> {
+        let ((news, _), key) = self.order.pop_first()?;
         self.places.remove(&key);
-        Some(key)
+        Some((key, news))
     }
 
     fn holds(&self, key: &Key) -> bool {
@@ -350,7 +350,7 @@ mod tests {
         loop {
             let next = later.front().map_or(end, |(at, _)| *at);
             let key = tokio::select! {
-                turn = pace.turn() => turn,
+                (turn, _) = pace.turn() => turn,
                 () = tokio::time::sleep_until(next.min(end)) => match later.pop_front() {
                     Some((_, key)) if Instant::now() < end => key,
                     _ => return written,
@@ -392,8 +392,8 @@ mod tests {
         assert_eq!(pace.enter(&key("both"), News::Numbers, now), Err(Wait::Turn));
         assert_eq!(pace.enter(&key("both"), News::Condition, now), Err(Wait::Turn));
         for expected in ["answer", "condition", "both", "progress", &format!("first-{number}"), "numbers"] {
-            let turn = pace.turn().await;
-            assert_eq!(turn.id.name, expected);
+            let (turn, news) = pace.turn().await;
+            assert_eq!((turn.id.name.as_ref(), news == News::Answer), (expected, expected == "answer"));
             assert_eq!(pace.enter(&turn, News::Condition, Instant::now()), Ok(()), "{expected}");
         }
     }
@@ -406,10 +406,10 @@ mod tests {
             number += 1;
         }
         assert_eq!(pace.enter(&key("next"), News::Numbers, Instant::now()), Err(Wait::Turn));
-        let turn = pace.turn().await;
+        let (turn, _) = pace.turn().await;
         let at = Instant::now();
         pace.withdraw(&turn);
-        assert_eq!((pace.turn().await, Instant::now()), (key("next"), at));
+        assert_eq!((pace.turn().await.0, Instant::now()), (key("next"), at));
         pace.forget(&key("next"));
         assert!(tokio::time::timeout(PACE, pace.turn()).await.is_err(), "nobody waits");
     }

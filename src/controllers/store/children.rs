@@ -12,7 +12,7 @@ use crate::{
         child::{ChildKind, ChildRef},
         key::{Key, ObjectId, ObjectKind},
         labels::{Component, SECRETS_ANNOTATION, SET_UP_ANNOTATION},
-        observed::{DatabaseObserved, JobState, Problem, SecretsObserved, Workload},
+        observed::{DatabaseObserved, JobOutcome, JobState, Problem, SecretsObserved, Workload},
         reason::Reason,
     },
     domain::names,
@@ -131,7 +131,12 @@ impl Store {
                 let missing_images = self.missing_images(owner, of_job);
                 let mut problems = self.problems(owner, of_job);
                 problems.extend(self.refused_pods(owner, child));
-                (child.name.clone(), JobState { missing_images, report, ..seen.job(problems, last_failure) })
+                let mut state = JobState { missing_images, report, ..seen.job(problems, last_failure) };
+                // the Job's own status follows
+                if state.outcome == JobOutcome::Running && pods().any(|pod| pod.succeeded) {
+                    state.outcome = JobOutcome::Succeeded;
+                }
+                (child.name.clone(), state)
             })
             .collect()
     }
@@ -197,5 +202,24 @@ impl Store {
         let relays = self.relays_of(&owner.id);
         let relays = relays.iter().map(|relay| Key::of(ObjectKind::OutboxRelay, &super::id_of(relay.as_ref())));
         Requeue::now(std::iter::once(owner.clone()).chain(relays))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controllers::store::live_pod::PodSeen;
+
+    #[test]
+    fn a_job_whose_pod_succeeded_has_succeeded_before_its_own_status_says_so() {
+        let (mut store, owner) = (Store::default(), Key::new(ObjectKind::Microservice, "shop", "orders"));
+        let job = ChildRef::new(ChildKind::Job, "orders-db-setup-1");
+        store.set_child(&owner, job.clone(), ChildSeen { uid: "1".to_owned(), version: 1, ..ChildSeen::default() });
+        for (succeeded, expected) in [(false, JobOutcome::Running), (true, JobOutcome::Succeeded)] {
+            let pod = PodSeen { job: Some(job.name.clone()), succeeded, ..PodSeen::default() };
+            let requeue = store.set_pod(&owner, "orders-db-setup-1-a".to_owned(), pod);
+            assert_eq!(requeue.now.is_empty(), !succeeded, "it is reconciled once that is so");
+            assert_eq!(store.jobs(&owner)[&job.name].outcome, expected);
+        }
     }
 }

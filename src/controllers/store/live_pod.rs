@@ -149,6 +149,8 @@ pub struct PodSeen {
     pub last_failure: Option<LastFailure>,
     /// Of a set-up's pod: what its own container reported at its success, whatever other containers do.
     pub report: Option<Box<Outcome>>,
+    /// It succeeded, with all its containers.
+    pub succeeded: bool,
 }
 
 impl From<LivePod> for PodSeen {
@@ -180,6 +182,7 @@ impl From<LivePod> for PodSeen {
             missing_images: if lives { status.missing_images() } else { Vec::new() },
             last_failure,
             report: job.as_ref().and_then(|_| status.report()),
+            succeeded: status.phase == "Succeeded",
             job,
         }
     }

@@ -33,6 +33,7 @@ impl Store {
         if known.problems == seen.problems
             && known.last_failure == seen.last_failure
             && known.report == seen.report
+            && known.succeeded == seen.succeeded
             && known.waiting == seen.waiting
             && known.claim == seen.claim
             && known.admin_address.is_some() == seen.admin_address.is_some()

@@ -17,7 +17,7 @@ declare -A PACKAGES=(
   [volumes]=./volumes
   [nats-server]=github.com/nats-io/nats-server/v2
   [untt]=github.com/helm-unittest/helm-unittest/cmd/helm-unittest
-  [kwok]=sigs.k8s.io/kwok/cmd/kwok
+  [kwok]=sigs.k8s.io/kwok/cmd/kwok@v0.8.0 # it does not compile with this Kubernetes: by its own go.mod
   [pause]=pause.c
 )
 # What a cluster needs. The others are for some tests alone, and are built when they are named.
@@ -30,7 +30,7 @@ BUILD_SECONDS_local=820 BUILD_SECONDS_kind=350
 
 # build [PROGRAM…]: builds what is missing (of the named programs, or of what a cluster needs).
 build() {
-  local name missing packages=()
+  local name missing packages=() alone=()
   for name; do [ -n "${PACKAGES[$name]:-}" ] || die "build: there is no program '$name'; there are: ${!PACKAGES[*]}"; done
   mapfile -t missing < <(programs_missing "$@")
   [ ${#missing[@]} -gt 0 ] || return 0
@@ -42,12 +42,15 @@ build() {
   need_go
   rm -rf "$PROGRAMS/.new"
   mkdir -p "$PROGRAMS/.new" "$PROGRAMS/bin"
-  for name in "${missing[@]}"; do [ "$name" = pause ] || packages+=("${PACKAGES[$name]}"); done
+  for name in "${missing[@]}"; do
+    case ${PACKAGES[$name]} in *@*) alone+=("${PACKAGES[$name]}") ;; *.c) ;; *) packages+=("${PACKAGES[$name]}") ;; esac
+  done
   if [ ${#packages[@]} -gt 0 ]; then
     stages 2
     stage 'Go modules' go_download "${packages[@]}"
     stage "${#packages[@]} programs" go_build "${packages[@]}"
   fi
+  [ ${#alone[@]} = 0 ] || CGO_ENABLED=0 GOFLAGS='' GOWORK=off GOBIN=$PROGRAMS/.new go install -trimpath -ldflags '-s -w' "${alone[@]}"
   for name in "${missing[@]}"; do
     [ "$name" != pause ] || gcc -Os -static -s -o "$PROGRAMS/.new/pause" "$HERE/programs/pause.c"
     mv -T "$PROGRAMS/.new/$(go_name "${PACKAGES[$name]}")" "$PROGRAMS/bin/$name"
@@ -110,7 +113,7 @@ need_go() {
 go_here() { (cd "$HERE/programs" && CGO_ENABLED=0 GOFLAGS='' GOWORK=off go "$@"); }
 
 # go_name PACKAGE: the file that `go build` writes.
-go_name() { sed -E 's#/v[0-9]+$##; s#.*/##; s#\.c$##' <<<"$1"; }
+go_name() { sed -E 's#@.*##; s#/v[0-9]+$##; s#.*/##; s#\.c$##' <<<"$1"; }
 
 # Hundreds of small downloads: one that fails is tried again.
 go_download() {
