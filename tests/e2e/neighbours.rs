@@ -1,5 +1,5 @@
 //! Weft beside what other people have in a namespace: policies that deny by default, quotas and limits, policies that change what
-//! is written, and an autoscaler that nobody told of Weft.
+//! is written, and an autoscaler that knows nothing of Weft.
 
 use std::time::Duration;
 

@@ -26,21 +26,25 @@ pub fn credentials_file() -> PathBuf {
     Path::new(VOLUME.1).join(FILE)
 }
 
-/// `NAME-broker-HASH`; `None` where no broker is installed with Weft.
-pub fn secret_name(owner: &str, namespace: &str, access: Access, settings: &Settings) -> Option<String> {
+/// The name of a Secret with credentials, `NAME-broker-HASH`, and the credentials. `None` where no broker is installed with Weft.
+fn credentials(owner: &str, namespace: &str, access: Access, settings: &Settings) -> Option<(String, String)> {
     let credentials = settings.broker.as_ref()?.accounts.credentials(namespace, owner, access);
-    Some(names::broker_secret(owner, &accounts::fingerprint(&credentials)))
+    Some((names::broker_secret(owner, &accounts::fingerprint(&credentials)), credentials))
 }
 
-/// The Secret of that name, for the pods of `owner`; `metadata` gives it its lifetime.
+/// The name of [`secret`]; it costs as much.
+pub fn secret_name(owner: &str, namespace: &str, access: Access, settings: &Settings) -> Option<String> {
+    credentials(owner, namespace, access, settings).map(|(name, _)| name)
+}
+
+/// For the pods of `owner`; `metadata` gives it its lifetime.
 pub fn secret(
     owner: &Owner,
     access: Access,
     settings: &Settings,
     metadata: impl FnOnce(String) -> ObjectMeta,
 ) -> Option<Secret> {
-    let credentials = settings.broker.as_ref()?.accounts.credentials(&owner.namespace, &owner.name, access);
-    let name = names::broker_secret(&owner.name, &accounts::fingerprint(&credentials));
+    let (name, credentials) = credentials(&owner.name, &owner.namespace, access, settings)?;
     Some(Secret {
         metadata: metadata(name),
         string_data: Some([(FILE.to_owned(), credentials)].into()),
@@ -48,10 +52,11 @@ pub fn secret(
     })
 }
 
-pub fn volume(owner: &Owner, access: Access, settings: &Settings) -> Option<Volume> {
-    let secret_name = Some(secret_name(&owner.name, &owner.namespace, access, settings)?);
+/// The volume with a [`secret`].
+pub fn volume(secret: &Secret) -> Volume {
+    let secret_name = secret.metadata.name.clone();
     let secret = Some(SecretVolumeSource { secret_name, ..SecretVolumeSource::default() });
-    Some(Volume { name: VOLUME.0.to_owned(), secret, ..Volume::default() })
+    Volume { name: VOLUME.0.to_owned(), secret, ..Volume::default() }
 }
 
 pub fn volume_mount(settings: &Settings) -> Option<VolumeMount> {

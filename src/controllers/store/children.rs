@@ -163,8 +163,17 @@ impl Store {
     /// A pod of `owner` reports that it misses this Secret.
     pub fn misses_secret(&self, owner: &Key, secret: &str) -> bool {
         let quoted = format!("\"{secret}\"");
-        let mut problems = self.pods_of(owner).flat_map(|(name, pod)| self.problems_of(owner, name, pod));
-        problems.any(|problem| problem.reason == Reason::SecretMissing && problem.message.contains(&quoted))
+        self.missing_secrets(owner).any(|problem| problem.message.contains(&quoted))
+    }
+
+    /// A pod of `owner` reports that it misses some Secret.
+    pub fn misses_secrets(&self, owner: &Key) -> bool {
+        self.missing_secrets(owner).next().is_some()
+    }
+
+    fn missing_secrets(&self, owner: &Key) -> impl Iterator<Item = &Problem> {
+        let problems = self.pods_of(owner).flat_map(|(name, pod)| self.problems_of(owner, name, pod));
+        problems.filter(|problem| problem.reason == Reason::SecretMissing)
     }
 
     fn missing_images(&self, owner: &Key, is_ours: impl Fn(&str, Option<&str>) -> bool) -> Vec<String> {

@@ -195,7 +195,7 @@ impl Server {
         self.change(|objects| drop(objects.remove(&id(namespace, path)).expect("an object to delete")));
     }
 
-    /// No watch is told of the next change of an object of this kind.
+    /// No watch reports the next change of an object of this kind.
     pub fn lose_next(&self, plural: &str) {
         self.lock().objects.loses = Some(plural.to_owned());
     }

@@ -48,10 +48,9 @@ pub fn plan(object: &Microservice, observed: &Observed, settings: &Settings) -> 
     plan.children.extend(network::service(object, &owner).map(Child::Service));
     plan.children.extend(scaling::autoscaler(object, &owner).map(Child::HorizontalPodAutoscaler));
     plan.children.extend(network::policy(object, observed, &owner, settings).map(Child::NetworkPolicy));
-    if relay::of(object, observed).is_some() {
-        plan.children.extend(relay::credentials(&owner, settings).map(Child::Secret));
-    }
-    let deployment = deployment::deployment(object, &owner, observed, settings)?;
+    let credentials = relay::of(object, observed).and_then(|_| relay::credentials(&owner, settings));
+    let deployment = deployment::deployment(object, &owner, observed, credentials.as_ref(), settings)?;
+    plan.children.extend(credentials.map(Child::Secret));
     match object.spec.database.as_ref().map(|database| wanted(object, &owner, database)) {
         None => plan.children.push(Child::Deployment(deployment)),
         Some(wanted) => {

@@ -6,8 +6,8 @@ use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec},
         core::v1::{
-            Container, ContainerPort, GRPCAction, PodSpec, PodTemplateSpec, Probe, SecretVolumeSource, TCPSocketAction,
-            Volume,
+            Container, ContainerPort, GRPCAction, PodSpec, PodTemplateSpec, Probe, Secret, SecretVolumeSource,
+            TCPSocketAction, Volume,
         },
     },
     apimachinery::pkg::util::intstr::IntOrString,
@@ -45,10 +45,12 @@ pub const CONTAINER: &str = "service";
 /// Name of the volume with the database's binding, and of its folder under [`BINDING_ROOT`].
 const BINDING: &str = "db";
 
+/// `credentials`: those of the broker, for the relay.
 pub fn deployment(
     object: &Microservice,
     owner: &Owner,
     observed: &Observed,
+    credentials: Option<&Secret>,
     settings: &Settings,
 ) -> Result<Deployment, Rejection> {
     reaches_its_own_only(object, &owner.name)?;
@@ -64,7 +66,7 @@ pub fn deployment(
         annotate(&mut template, replaced.clone());
         if let Some((relay, spec)) = relay.as_ref().zip(template.spec.as_mut()) {
             spec.init_containers = Some(vec![relay::sidecar(defaults, settings)]);
-            spec.volumes.get_or_insert_default().extend(relay::volumes(owner, relay, settings));
+            spec.volumes.get_or_insert_default().extend(relay::volumes(owner, relay, credentials));
         }
         overlay::apply(template, object.spec.pod_template.as_ref())
     })?;

@@ -61,10 +61,10 @@ pub fn sidecar(defaults: &Defaults, settings: &Settings) -> Container {
 }
 
 /// What the sidecar mounts; the relay role's password and the broker's credentials are in no other container.
-pub fn volumes(owner: &Owner, relay: &str, settings: &Settings) -> Vec<Volume> {
+pub fn volumes(owner: &Owner, relay: &str, credentials: Option<&Secret>) -> Vec<Volume> {
     let contract = config_map_volume(VOLUME, names::relay(relay));
     let password = password_volume(RELAY_PASSWORD.0, names::relay_secret(&owner.name));
-    [contract, password].into_iter().chain(broker::volume(owner, Access::Publish, settings)).collect()
+    [contract, password].into_iter().chain(credentials.map(broker::volume)).collect()
 }
 
 /// The Secret with the broker's credentials, whichever broker the relay uses: that may be edited while its pods run.

@@ -81,7 +81,8 @@ pub fn orchestrator(
     let storage = storage.unwrap_or_else(|| settings.orchestrator_storage.clone());
     let (owner, postgres) = (owner(object), Postgres { storage, ..Postgres::default() });
     let wanted = Wanted { upgrade: upgrade(object), ..wanted(&owner, &postgres) };
-    let deployment = deployment(object, &owner, observed, settings)?;
+    let credentials = credentials(&owner, settings);
+    let deployment = deployment(object, &owner, observed, credentials.as_ref(), settings)?;
     let account = owner.metadata(owner.name.clone(), Component::Orchestrator);
     let mut plan =
         Plan { children: vec![Child::ServiceAccount(service_account(account, settings))], ..Plan::default() };
@@ -90,7 +91,7 @@ pub fn orchestrator(
     } else {
         plan.children.push(Child::ConfigMap(config_map(object, &owner, settings)?));
     }
-    plan.children.extend(credentials(&owner, settings).map(Child::Secret));
+    plan.children.extend(credentials.map(Child::Secret));
     plan.children.push(Child::NetworkPolicy(network_policy(&owner, settings)));
     plan.children.push(Child::Service(service(&owner)));
     let Plan { children, retained, recheck_in } = database::plan(&wanted, &observed.database, deployment, settings)?;
@@ -224,11 +225,13 @@ fn deployment(
     object: &Orchestrator,
     owner: &Owner,
     observed: &OrchestratorObserved,
+    credentials: Option<&Secret>,
     settings: &Settings,
 ) -> Result<Deployment, Rejection> {
     let live = observed.deployment.as_ref();
     let newest = settings.defaults(&settings.resources.orchestrator);
-    let pinned = pin(live, newest, upgrade(object), |defaults| Ok(template(owner, defaults, observed, settings)))?;
+    let template = |defaults: &Defaults| Ok(template(owner, defaults, observed, credentials, settings));
+    let pinned = pin(live, newest, upgrade(object), template)?;
     Ok(Deployment {
         metadata: ObjectMeta {
             annotations: Some(pinned.annotations),
@@ -250,6 +253,7 @@ fn template(
     owner: &Owner,
     defaults: &Defaults,
     observed: &OrchestratorObserved,
+    credentials: Option<&Secret>,
     settings: &Settings,
 ) -> PodTemplateSpec {
     let volumes = [
@@ -270,7 +274,7 @@ fn template(
             enable_service_links: Some(false),
             security_context: Some(pod_security()),
             containers: vec![container(defaults, settings)],
-            volumes: Some(volumes.into_iter().chain(broker::volume(owner, Access::Consume, settings)).collect()),
+            volumes: Some(volumes.into_iter().chain(credentials.map(broker::volume)).collect()),
             ..PodSpec::default()
         }),
     }
