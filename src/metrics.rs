@@ -9,7 +9,7 @@ pub mod relay {
     pub const PUBLISH_DURATION: &str = "weft_relay_publish_duration_seconds";
     pub const PENDING: &str = "weft_relay_pending";
     pub const INFLIGHT: &str = "weft_relay_inflight";
-    pub const PARKED: &str = "weft_relay_parked";
+    pub const HELD: &str = "weft_relay_held";
     pub const LAG_SECONDS: &str = "weft_relay_lag_seconds";
     pub const LAG_BYTES: &str = "weft_relay_lag_bytes";
     pub const LEADING: &str = "weft_relay_leading";

@@ -54,6 +54,7 @@ reasons! {
         DefinitionsNotStored,
         EventRefused,
         InstanceUnreadable,
+        PublicationInvalid,
         PublishFailing,
         RecoveryFailed,
         SlotAtRisk,

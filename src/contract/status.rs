@@ -26,6 +26,9 @@ pub struct RelayStatus {
     pub published: u64,
     /// Rows in the outbox that are not yet acknowledged.
     pub pending: u64,
+    /// Events that the broker refuses, and those that wait behind them; part of `pending`.
+    #[serde(default)]
+    pub held: u64,
     pub lag_seconds: f64,
     /// WAL between the server's position and the slot's `confirmed_flush_lsn`; `None` when polling.
     #[serde(default, skip_serializing_if = "Option::is_none")]

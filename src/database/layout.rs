@@ -13,7 +13,7 @@ use crate::contract::database_setup::Purpose;
 type Part = (&'static str, &'static [&'static str]);
 
 const BASE: Part = ("base", &[include_str!("sql/base.sql")]);
-const SERVICE: Part = ("service", &[include_str!("sql/service.sql"), include_str!("sql/service_2.sql")]);
+const SERVICE: Part = ("service", &[include_str!("sql/service.sql")]);
 const ORCHESTRATOR: Part = ("orchestrator", &[include_str!("sql/orchestrator.sql")]);
 
 /// Which version of each part is here. Changes nothing when it exists.

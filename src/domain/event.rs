@@ -153,6 +153,15 @@ impl Event {
             + self.kind.0.len()
     }
 
+    /// Hash of what the event belongs to: events of one aggregate are published in order, others beside each other. It is
+    /// kept in databases, so it is the same in every version: FNV-1a, 64 bits
+    /// (<http://www.isthe.com/chongo/tech/comp/fnv/>).
+    pub fn key(&self) -> u64 {
+        let separator = std::iter::once(&0xff);
+        let bytes = self.aggregate_type.0.iter().chain(separator).chain(self.aggregate_id.0.iter());
+        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    }
+
     /// The CloudEvents attributes as header names and encoded values; `source` is the relay's.
     pub fn attributes<'a>(&'a self, source: &'a str) -> impl Iterator<Item = (Cow<'a, str>, Cow<'a, str>)> {
         let (kind, id) = (self.aggregate_type.as_str(), self.aggregate_id.as_str());

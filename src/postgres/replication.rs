@@ -75,6 +75,19 @@ impl ReplicationError {
         }
     }
 
+    /// The slot, or what it still has to send, cannot be read, and will not be when it is tried again: the publication did
+    /// not exist when it was written, the log is gone, what it has cannot be decoded.
+    pub fn is_of_the_slot(&self) -> bool {
+        match self {
+            // 08, 53, 57: connection, resources, operator intervention; 28: login; 55006: in use
+            Self::Server { code, .. } => {
+                code != OBJECT_IN_USE && !["08", "28", "53", "57"].iter().any(|class| code.starts_with(class))
+            }
+            Self::Protocol(_) => true,
+            Self::Login(_) | Self::Connect { .. } | Self::Io(_) | Self::Timeout(_) | Self::Closed => false,
+        }
+    }
+
     /// Another process streams from the slot.
     pub fn is_slot_in_use(&self) -> bool {
         matches!(self, Self::Server { code, .. } if code == OBJECT_IN_USE)
@@ -163,10 +176,10 @@ impl Replication {
         Ok(())
     }
 
-    /// Starts streaming from the slot's confirmed position.
-    pub async fn stream(mut self, slot: &str, publication: &str) -> Result<WalStream, ReplicationError> {
+    /// Starts streaming from `start`, or from the slot's confirmed position if that is later.
+    pub async fn stream(mut self, slot: &str, publication: &str, start: Lsn) -> Result<WalStream, ReplicationError> {
         let command = format!(
-            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names '{}', binary 'true')",
+            "START_REPLICATION SLOT {} LOGICAL {start} (proto_version '1', publication_names '{}', binary 'true')",
             quote(slot),
             quote(publication).replace('\'', "''"),
         );

@@ -1,24 +1,25 @@
 //! `weft relay`: publishes the rows of a service's outbox.
 //!
 //! ```text
-//!   source (WAL or snapshot windows) ──batches──► publisher ──► sink (NATS JetStream)
-//!      ▲                                            │ window    │
-//!      │ recorded marks                             ◄──answers──┘
-//!      └──────────── recorder (deletes rows, checkpoint) ◄── acknowledged
+//!   source (log, or windows of the table) ──batches──► publisher ──► sink (NATS JetStream)
+//!      ▲                                                │ window │
+//!      │ recorded marks                                 │        ◄──answers──┘
+//!      └─────────── recorder (ledger, deletes rows) ◄───┘ published, held
+//!                        └── held events, again ──► publisher
 //! ```
-//! One process leads ([`control`]). A term of leadership ([`term`]) consists of the four parts above and ends when any
+//! One process leads ([`leader`]). A term of leadership ([`term`]) consists of the four parts above and ends when any
 //! of them fails; the next term restarts from what is recorded. Nothing is lost, because nothing is recorded before the
-//! broker has stored it; nothing is reordered, because of the rule in [`window`].
+//! broker has stored it; nothing is reordered, because of the rule in [`window`]. An event that the broker refuses is
+//! *held* with those behind it in its key, which is recorded too, so that it stops nothing else.
 
-mod checkpoint;
-mod control;
+mod held;
+mod leader;
 pub mod problem;
 mod publisher;
 mod reporter;
 #[cfg(test)]
 mod simulation;
 pub mod sink;
-mod slot;
 pub mod source;
 mod term;
 pub mod window;
@@ -35,13 +36,9 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep},
 };
+use tokio_util::sync::CancellationToken;
 
-use self::{
-    control::{Control, LOCK_RETRY},
-    problem::RelayProblem,
-    reporter::Reporter,
-    term::TermError,
-};
+use self::{leader::Leadership, problem::RelayProblem, reporter::Reporter, term::TermError};
 use crate::{
     admin::{self, Admin},
     contract::{ADMIN_PORT, Contract, problem::ProblemReason, relay::Relay},
@@ -52,6 +49,8 @@ use crate::{
 const RELOAD: Duration = Duration::from_secs(1);
 /// Wait between two terms: the shortest, and the longest after repeated failures.
 const BETWEEN_TERMS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// Another process leads when the lock is not free within this time.
+const STANDBY: Duration = Duration::from_millis(300);
 /// After a term of at least this length the wait between terms starts again at the shortest.
 const STABLE_TERM: Duration = Duration::from_secs(30);
 
@@ -78,11 +77,12 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
         registry: Arc::new(registry),
     };
     let (contracts, current) = watch::channel(contract);
+    // the endpoints serve until the last term has ended
+    let (serving, stop) = (Shutdown::default(), shutdown.token().clone());
     tokio::select! {
-        served = admin::serve(endpoints.router(), admin, shutdown.clone()) => Ok(served?),
+        served = admin::serve(endpoints.router(), admin, serving) => Ok(served?),
         () = reload(&config, &contracts, &reporter) => Ok(()),
-        () = Box::pin(run_terms(current, &reporter)) => Ok(()),
-        () = shutdown.requested() => Ok(()),
+        () = Box::pin(run_terms(current, &reporter, stop)) => Ok(()),
     }
 }
 
@@ -110,53 +110,52 @@ async fn reload(path: &Path, contracts: &watch::Sender<Relay>, reporter: &Report
     }
 }
 
-/// Runs one term after the other, forever.
-async fn run_terms(mut contracts: watch::Receiver<Relay>, reporter: &Arc<Reporter>) {
+/// Runs one term after the other, until it is asked to stop.
+async fn run_terms(mut contracts: watch::Receiver<Relay>, reporter: &Arc<Reporter>, stop: CancellationToken) {
     let mut wait = BETWEEN_TERMS.0;
     let (pause, paused) = watch::channel(false);
-    loop {
+    while !stop.is_cancelled() {
         let contract = contracts.borrow_and_update().clone();
         pause.send_replace(contract.paused);
         reporter.contract(&contract);
         let started = Instant::now();
+        let end = stop.child_token();
+        let mut term = Box::pin(lead_once(&contract, paused.clone(), reporter, end.clone()));
         let ended = tokio::select! {
-            ended = Box::pin(lead_once(&contract, paused.clone(), reporter)) => Some(ended),
-            () = contract_replaced(&contract, &mut contracts, &pause, reporter) => None,
+            ended = &mut term => ended,
+            () = contract_replaced(&contract, &mut contracts, &pause, reporter) => {
+                end.cancel();
+                term.await
+            }
         };
         reporter.ended();
-        let Some(Err(error)) = ended else { continue };
+        let Err(error) = ended else { continue };
         reporter.report(RelayProblem::term(&error, &contract.source));
         if started.elapsed() > STABLE_TERM {
             wait = BETWEEN_TERMS.0;
         }
-        sleep(wait).await;
+        tokio::select! { () = sleep(wait) => {} () = stop.cancelled() => {} }
         wait = (wait * 2).min(BETWEEN_TERMS.1);
     }
 }
 
-/// Waits for the leader's lock, then leads until an error ends the term.
-async fn lead_once(contract: &Relay, paused: watch::Receiver<bool>, reporter: &Arc<Reporter>) -> Result<(), TermError> {
-    let control = Control::connect(&contract.source, &term::application(&contract.name)).await?;
-    tokio::select! {
-        ended = Box::pin(lead_when_free(contract, &control, paused, reporter)) => ended,
-        () = control.watch(&contract.source, reporter) => Err(TermError::LockLost),
-    }
-}
-
-async fn lead_when_free(
+/// Waits until no other process leads, then leads until an error, or until `stop`.
+async fn lead_once(
     contract: &Relay,
-    control: &Control,
     paused: watch::Receiver<bool>,
     reporter: &Arc<Reporter>,
+    stop: CancellationToken,
 ) -> Result<(), TermError> {
-    while !control.try_lead().await? {
-        reporter.leading(false);
-        tokio::select! {
-            () = sleep(LOCK_RETRY) => {}
-            () = control.lost.cancelled() => return Err(TermError::LockLost),
-        }
+    let application = term::application(&contract.name);
+    let leadership = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        leadership = Leadership::acquire(&contract.source, &application, || reporter.leading(false)) => leadership?,
+    };
+    tokio::select! {
+        ended = Box::pin(term::lead(contract, paused, reporter, stop)) => ended,
+        () = leadership.lost().cancelled() => Err(TermError::LockLost),
     }
-    term::lead(contract, control, paused, reporter).await
 }
 
 /// Returns when the contract has changed in anything but `paused`; a change of `paused` alone is applied to the running

@@ -3,7 +3,6 @@
 use std::{fmt, time::Duration};
 
 use jiff::Timestamp;
-use uuid::Uuid;
 
 use super::{source::SourceError, term::TermError};
 use crate::{
@@ -14,12 +13,11 @@ use crate::{
 };
 
 /// Problems with which no event can be published at all; the relay is not ready while one of them exists.
-pub(crate) const BLOCKING: [ProblemReason; 6] = [
+pub(crate) const BLOCKING: [ProblemReason; 5] = [
     ProblemReason::BrokerUnreachable,
     ProblemReason::DatabaseNotReady,
     ProblemReason::DatabaseUnreachable,
     ProblemReason::PublishFailing,
-    ProblemReason::SlotPending,
     ProblemReason::StreamMissing,
 ];
 
@@ -46,9 +44,9 @@ pub enum RelayProblem {
     },
     /// The broker refuses `event`, and `others`; `waiting` events wait behind them.
     EventRefused {
-        event: Uuid,
-        others: usize,
-        waiting: usize,
+        event: String,
+        others: u64,
+        waiting: u64,
         cause: String,
     },
     /// The server will remove WAL that the slot needs after `bytes` more.
@@ -56,6 +54,10 @@ pub enum RelayProblem {
         bytes: u64,
     },
     SlotLost,
+    /// The publication has other tables than the outbox, or none: `tables` are those that it has.
+    PublicationInvalid {
+        tables: String,
+    },
     /// The server creates the slot only after older transactions have ended.
     SlotPending {
         blocker: String,
@@ -75,6 +77,7 @@ impl RelayProblem {
             Self::SlotAtRisk { .. } => ProblemReason::SlotAtRisk,
             Self::SlotLost => ProblemReason::SlotLost,
             Self::SlotPending { .. } => ProblemReason::SlotPending,
+            Self::PublicationInvalid { .. } => ProblemReason::PublicationInvalid,
         }
     }
 
@@ -97,9 +100,6 @@ impl RelayProblem {
     pub(crate) fn term(error: &TermError, login: &DatabaseLogin) -> Self {
         let source = match error {
             TermError::Sink(error) => return error.problem(),
-            TermError::Source(SourceError::SlotPending(blocker)) => {
-                return Self::SlotPending { blocker: blocker.clone() };
-            }
             TermError::Source(error) => Some(error),
             TermError::LockLost => None,
         };
@@ -149,21 +149,28 @@ impl fmt::Display for RelayProblem {
                 f,
                 "PostgreSQL has removed log that was not read yet; the relay publishes what is in the outbox, then continues with a new replication slot"
             ),
-            Self::SlotPending { blocker } => {
-                write!(f, "PostgreSQL creates the replication slot when all older transactions have ended: {blocker}")
-            }
+            Self::SlotPending { blocker } => write!(
+                f,
+                "the relay polls the outbox until PostgreSQL has made its replication slot, for which all older transactions must have ended: {blocker}"
+            ),
+            Self::PublicationInvalid { tables } => write!(
+                f,
+                "the relay polls the outbox, because the publication {name} has {}: `drop publication if exists {name}; create publication {name} for table weft.outbox with (publish = 'insert')` makes it right",
+                if tables.is_empty() { "no table" } else { tables },
+                name = names::PUBLICATION,
+            ),
         }
     }
 }
 
-fn events(count: usize) -> String {
+fn events(count: u64) -> String {
     if count == 1 { "1 event".to_owned() } else { format!("{count} events") }
 }
 
-fn verb(count: usize) -> &'static str {
+fn verb(count: u64) -> &'static str {
     if count == 1 { "waits" } else { "wait" }
 }
 
-fn and_more(count: usize) -> String {
+fn and_more(count: u64) -> String {
     if count == 0 { String::new() } else { format!(" and {count} more") }
 }

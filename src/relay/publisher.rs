@@ -1,89 +1,90 @@
-//! The publisher: moves events from the source's batches through the window to the broker, and hands what is
-//! acknowledged to the recorder.
+//! The publisher: moves events from the source's batches through the window to the broker, and hands over what is
+//! published or held to be recorded. It waits for nothing but its sockets.
 
-use std::{
-    collections::{HashMap, VecDeque, hash_map::DefaultHasher},
-    hash::{Hash, Hasher},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
-use uuid::Uuid;
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    checkpoint::{Done, INVISIBLE_GRACE},
+    held::HeldKeys,
     problem::RelayProblem,
     reporter::{Reporter, Waiting},
     sink::{Answer, Reply, Session, Sink, SinkError},
-    source::{Batch, Item, Mark, SourceError},
+    source::{Again, Batch, Done, Held, Item, Mark, Row, SourceError},
     window::{Entry, Limits, Ticket, Window},
 };
-use crate::{contract::problem::ProblemReason, domain::event::Event};
+use crate::contract::problem::ProblemReason;
 
 pub(crate) const LIMITS: Limits = Limits {
     events: 8192,
     bytes: 8 * 1024 * 1024,
     in_flight: 4096,
-    parked_events: 16_384,
-    parked_bytes: 16 * 1024 * 1024,
     backoff: (Duration::from_millis(100), Duration::from_secs(5)),
-    refused: Duration::from_secs(15),
 };
 /// An event without an answer after this long is sent again.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// An event that has failed this often, while the broker stored others within `HOLD_WHILE`, is held like a refused one.
+const HOLD_AFTER: u32 = 6;
+const HOLD_WHILE: Duration = Duration::from_secs(5);
 /// How often back-off times, deadlines and the status are checked.
 const TICK: Duration = Duration::from_millis(200);
-/// How often the outbox is queried for the rows of refused events, because a person may have deleted one. A row that is
-/// absent twice in a row is deleted; a row that is absent once may belong to a transaction that is not visible to other
-/// sessions yet (see [`super::checkpoint`]).
-const PRESENCE_CHECK: Duration = INVISIBLE_GRACE;
 /// How often the status is updated while there is no connection.
 const REPORT_WAITING: Duration = Duration::from_secs(1);
 /// Shortest and longest wait before the next connection.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-
-/// The rows of the outbox table.
-pub(crate) trait Rows {
-    fn present(&self, ids: &[Uuid]) -> impl Future<Output = Result<Vec<Uuid>, SourceError>> + Send;
-}
+/// Most events that are done and wait to be recorded; beyond it nothing more is admitted.
+const UNRECORDED: usize = 500_000;
+/// How long an end that was asked for waits for answers.
+const DRAIN: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(crate) struct Pending {
-    event: Event,
+    row: Row,
+    /// Recorded as held, and tried again.
+    held: bool,
     sent: Instant,
 }
 
 impl Entry for Pending {
     fn key(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        self.event.aggregate_type.as_str().hash(&mut hasher);
-        self.event.aggregate_id.as_str().hash(&mut hasher);
-        hasher.finish()
+        self.row.event.key()
     }
 
     fn size(&self) -> usize {
-        self.event.size()
+        self.row.event.size()
     }
 }
 
+/// The publisher's ends of the queues to the other parts.
 #[derive(Debug)]
-pub(crate) struct Publisher<'a, S, R> {
+pub(crate) struct Queues {
+    pub(crate) batches: mpsc::Receiver<Batch>,
+    pub(crate) again: mpsc::Receiver<Vec<Again>>,
+    pub(crate) done: mpsc::Sender<Done>,
+    pub(crate) paused: watch::Receiver<bool>,
+    /// Asks to end: what is sent is waited for, nothing more is sent.
+    pub(crate) stop: CancellationToken,
+}
+
+#[derive(Debug)]
+pub(crate) struct Publisher<'a, S> {
     sink: &'a S,
-    rows: R,
-    batches: mpsc::Receiver<Batch>,
-    done: mpsc::Sender<Done>,
-    paused: watch::Receiver<bool>,
+    queues: Queues,
     reporter: &'a Arc<Reporter>,
     window: Window<Pending, Mark>,
+    held: HeldKeys,
+    /// What is to be handed over as soon as there is room in the queue.
+    unrecorded: Done,
     started: Instant,
     /// Attempts in the order in which they were sent, with the time.
     sent: VecDeque<(Instant, Ticket)>,
     last_answer: Instant,
+    last_stored: Option<Instant>,
     /// Wait before the next connection. It is reset only when the connection proves useful (an acknowledgement, or a
     /// long life): a broker that accepts connections and closes each of them as soon as an event is sent would
     /// otherwise be connected to ten times a second, forever.
@@ -91,68 +92,70 @@ pub(crate) struct Publisher<'a, S, R> {
     failing: bool,
     /// Of the broker, for messages.
     address: String,
-    /// Refused events by their ids.
-    refused: HashMap<Uuid, Refused>,
-    check_presence_at: Instant,
 }
 
-#[derive(Debug)]
-struct Refused {
-    ticket: Ticket,
-    why: String,
-    /// Its row was not in the table at the last query.
-    absent: bool,
+/// Why publishing over a connection ended.
+enum Ended {
+    Stopped,
+    Source(SourceError),
+    Connection(SinkError),
 }
 
-impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
-    pub(crate) fn new(
-        sink: &'a S,
-        rows: R,
-        batches: mpsc::Receiver<Batch>,
-        done: mpsc::Sender<Done>,
-        paused: watch::Receiver<bool>,
-        reporter: &'a Arc<Reporter>,
-    ) -> Self {
+impl From<SinkError> for Ended {
+    fn from(error: SinkError) -> Self {
+        Self::Connection(error)
+    }
+}
+
+impl<'a, S: Sink> Publisher<'a, S> {
+    pub(crate) fn new(sink: &'a S, queues: Queues, held: HeldKeys, reporter: &'a Arc<Reporter>) -> Self {
         let now = Instant::now();
         Self {
             sink,
-            rows,
-            batches,
-            done,
-            paused,
+            queues,
             reporter,
             window: Window::new(LIMITS),
+            held,
+            unrecorded: Done::default(),
             started: now,
             sent: VecDeque::new(),
             last_answer: now,
+            last_stored: None,
             reconnect: RECONNECT.0,
             failing: false,
             address: String::new(),
-            refused: HashMap::new(),
-            check_presence_at: now,
         }
     }
 
-    /// Publishes until the source ends, and reconnects to the broker whenever the connection is lost.
-    pub(crate) async fn run(mut self) -> Result<(), SourceError> {
+    /// Publishes until the source ends or it is to stop, and reconnects to the broker whenever the connection is lost.
+    /// After a stop the queue of batches is given back: a source must not take its end for an error.
+    pub(crate) async fn run(mut self) -> Result<mpsc::Receiver<Batch>, SourceError> {
         loop {
             let sink = self.sink;
-            let error = match Box::pin(self.admit_while(sink.connect())).await? {
-                Err(error) => error,
-                Ok(mut session) => {
+            let ended = match Box::pin(self.admit_while(sink.connect())).await {
+                Err(ended) => ended,
+                Ok(Err(error)) => Ended::Connection(error),
+                Ok(Ok(mut session)) => {
                     session.address().clone_into(&mut self.address);
                     self.reporter.broker(true);
                     let connected = Instant::now();
-                    match self.publish_until_lost(&mut session).await {
-                        Ok(ended) => return ended,
-                        Err(error) => {
-                            if connected.elapsed() > ANSWER_TIMEOUT {
-                                self.reconnect = RECONNECT.0;
-                            }
-                            error
+                    let ended = self.publish_until_lost(&mut session).await;
+                    if connected.elapsed() > ANSWER_TIMEOUT {
+                        self.reconnect = RECONNECT.0;
+                    }
+                    match ended {
+                        Ended::Stopped => {
+                            let _ = timeout(DRAIN, self.drain(&mut session)).await;
+                            Ended::Stopped
                         }
+                        ended => ended,
                     }
                 }
+            };
+            let error = match ended {
+                Ended::Stopped => return self.end().await,
+                Ended::Source(error) => return Err(error),
+                Ended::Connection(error) => error,
             };
             self.window.connection_lost();
             self.window.wake_all();
@@ -160,136 +163,207 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
             self.reporter.broker(false);
             self.reporter.report(error.problem());
             self.report_waiting();
-            self.admit_while(sleep(self.reconnect)).await?;
+            match self.admit_while(sleep(self.reconnect)).await {
+                Ok(()) => {}
+                Err(Ended::Source(error)) => return Err(error),
+                Err(Ended::Stopped | Ended::Connection(_)) => return self.end().await,
+            }
             self.reconnect = (self.reconnect * 2).min(RECONNECT.1);
         }
     }
 
+    /// Hands over the rest; the end of the queue is the end of what is to be recorded.
+    async fn end(mut self) -> Result<mpsc::Receiver<Batch>, SourceError> {
+        let rest = std::mem::take(&mut self.unrecorded);
+        let Queues { batches, again: _, done, .. } = self.queues;
+        done.send(rest).await.map_err(|_closed| SourceError::Ended)?;
+        Ok(batches)
+    }
+
+    fn has_room(&self) -> bool {
+        self.window.has_room() && self.unrecorded.published.len() + self.unrecorded.held.len() < UNRECORDED
+    }
+
     /// Awaits `future`, and meanwhile admits batches while there is room, so that the status has what waits.
-    async fn admit_while<T>(&mut self, future: impl Future<Output = T>) -> Result<T, SourceError> {
+    async fn admit_while<T>(&mut self, future: impl Future<Output = T>) -> Result<T, Ended> {
         let mut future = std::pin::pin!(future);
+        let mut report_at = Instant::now() + REPORT_WAITING;
+        let recorder = self.queues.done.clone();
         loop {
             tokio::select! {
                 biased;
+                () = self.queues.stop.cancelled() => return Err(Ended::Stopped),
                 done = &mut future => return Ok(done),
-                batch = self.batches.recv(), if self.window.has_room() => {
-                    self.admit(batch.ok_or(SourceError::Ended)?);
-                    // a mark may have no unacknowledged event in front of it
-                    self.handle_replies(&mut Vec::new()).await?;
+                permit = recorder.reserve(), if !self.unrecorded.is_empty() => {
+                    permit.map_err(|_closed| Ended::Source(SourceError::Ended))?.send(std::mem::take(&mut self.unrecorded));
                 }
-                () = sleep(REPORT_WAITING) => self.report_waiting(),
+                again = self.queues.again.recv() => self.admit_again(again)?,
+                batch = self.queues.batches.recv(), if self.has_room() => self.admit(batch)?,
+                () = sleep_until(report_at) => {
+                    self.report_waiting();
+                    report_at = Instant::now() + REPORT_WAITING;
+                }
             }
         }
     }
 
-    /// Publishes over one connection. The outer error is the connection's, the inner one the end of the source.
-    async fn publish_until_lost(&mut self, session: &mut S::Session) -> Result<Result<(), SourceError>, SinkError> {
+    async fn publish_until_lost(&mut self, session: &mut S::Session) -> Ended {
+        let recorder = self.queues.done.clone();
         let mut replies = Vec::new();
         let mut tick = Instant::now();
         self.last_answer = tick;
         loop {
-            self.send(session).await?;
-            tokio::select! {
+            if let Err(error) = self.send(session).await {
+                return error.into();
+            }
+            let ended = tokio::select! {
                 answered = session.replies(&mut replies) => {
-                    if let Err(ended) = self.handle_replies(&mut replies).await {
-                        return Ok(Err(ended));
-                    }
-                    answered?;
+                    self.handle_replies(&mut replies);
+                    answered.map_err(Ended::Connection)
                 }
-                batch = self.batches.recv(), if self.window.has_room() => match batch {
-                    Some(batch) => {
-                        self.admit(batch);
-                        // a mark may have no unacknowledged event in front of it
-                        if let Err(ended) = self.handle_replies(&mut replies).await {
-                            return Ok(Err(ended));
-                        }
+                permit = recorder.reserve(), if !self.unrecorded.is_empty() => match permit {
+                    Ok(permit) => {
+                        permit.send(std::mem::take(&mut self.unrecorded));
+                        Ok(())
                     }
-                    None => return Ok(Err(SourceError::Ended)),
+                    Err(_closed) => Err(Ended::Source(SourceError::Ended)),
                 },
-                changed = self.paused.changed() => {
-                    if changed.is_err() {
-                        return Ok(Err(SourceError::Ended));
-                    }
+                batch = self.queues.batches.recv(), if self.has_room() => self.admit(batch),
+                again = self.queues.again.recv() => self.admit_again(again),
+                changed = self.queues.paused.changed() => {
+                    changed.map_err(|_closed| Ended::Source(SourceError::Ended))
                 }
-                () = sleep_until(tick) => {
-                    let next = self.check_timeouts(session).await?;
-                    tick = next;
-                    // a skipped event may have been the last one in front of a mark
-                    if let Err(ended) = self.handle_replies(&mut replies).await {
-                        return Ok(Err(ended));
+                () = self.queues.stop.cancelled() => Err(Ended::Stopped),
+                () = sleep_until(tick) => match self.check_timeouts(session) {
+                    Ok(next) => {
+                        tick = next;
+                        Ok(())
                     }
-                }
+                    Err(error) => Err(error.into()),
+                },
+            };
+            if let Err(ended) = ended {
+                return ended;
             }
         }
     }
 
-    fn admit(&mut self, batch: Batch) {
+    /// Waits for the answers to what is on the way.
+    async fn drain(&mut self, session: &mut S::Session) {
+        let mut replies = Vec::new();
+        while self.window.in_flight() > 0 {
+            let answered = session.replies(&mut replies).await;
+            self.handle_replies(&mut replies);
+            if answered.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn admit(&mut self, batch: Option<Batch>) -> Result<(), Ended> {
         let sent = self.started;
-        for item in batch {
+        for item in batch.ok_or(Ended::Source(SourceError::Ended))? {
             match item {
-                Item::Event(event) => self.window.admit(Pending { event, sent }),
+                Item::Event(row) => {
+                    let key = row.event.key();
+                    if self.held.has(key) {
+                        self.hold(key, row, None);
+                    } else {
+                        self.window.admit(Pending { row, held: false, sent });
+                    }
+                }
                 Item::Mark(mark) => self.window.mark(mark),
             }
         }
+        // a mark may have no unacknowledged event in front of it
+        self.pass();
+        Ok(())
     }
 
-    async fn send(&mut self, session: &mut S::Session) -> Result<(), SinkError> {
-        if *self.paused.borrow() {
-            return Ok(());
-        }
-        let now = Instant::now();
-        while let Some((ticket, pending)) = self.window.take() {
-            pending.sent = now;
-            let answer = session.publish(ticket, &pending.event).await?;
-            self.sent.push_back((now, ticket));
-            if let Some(Answer::Refused(why)) = answer {
-                let id = pending.event.id;
-                self.refuse(id, ticket, why);
+    fn admit_again(&mut self, again: Option<Vec<Again>>) -> Result<(), Ended> {
+        let sent = self.started;
+        for again in again.ok_or(Ended::Source(SourceError::Ended))? {
+            match again {
+                Again::Event(row) => self.window.admit_recorded(Pending { row, held: true, sent }),
+                Again::Free { key, handed } => {
+                    self.held.free(key, handed);
+                }
             }
         }
         Ok(())
     }
 
-    /// Applies the broker's answers to the window, and hands acknowledged rows and passed marks to the recorder.
-    async fn handle_replies(&mut self, replies: &mut Vec<Reply>) -> Result<(), SourceError> {
+    /// Hands an event over to be held.
+    fn hold(&mut self, key: u64, row: Row, cause: Option<String>) {
+        let Row { event, place } = row;
+        self.held.hand_over(key, 1);
+        self.unrecorded.held.push(Held { place, key, position: event.position, cause });
+    }
+
+    fn pass(&mut self) {
+        if let Some(mark) = self.window.passed() {
+            self.unrecorded.mark = Some(mark);
+        }
+    }
+
+    async fn send(&mut self, session: &mut S::Session) -> Result<(), SinkError> {
+        if *self.queues.paused.borrow() {
+            return Ok(());
+        }
         let now = Instant::now();
-        let mut done = Done::default();
-        let mut failed = None;
+        while let Some((ticket, pending)) = self.window.take() {
+            pending.sent = now;
+            let answer = session.publish(ticket, &pending.row.event).await?;
+            self.sent.push_back((now, ticket));
+            if let Some(Answer::Refused(why)) = answer {
+                self.refuse(ticket, why);
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies the broker's answers to the window, and hands over what they end.
+    fn handle_replies(&mut self, replies: &mut Vec<Reply>) {
+        let now = Instant::now();
+        let (mut stored, mut failed) = (0, None);
         for Reply { ticket, answer } in replies.drain(..) {
             self.last_answer = now;
             match answer {
                 Answer::Stored => {
                     self.reconnect = RECONNECT.0;
-                    if let Some(Pending { event, sent }) = self.window.acknowledged(ticket) {
+                    if let Some(Pending { row, held, sent }) = self.window.acknowledged(ticket) {
+                        stored += 1;
                         self.reporter.acknowledged_after(now - sent);
-                        self.refused.remove(&event.id);
-                        done.rows.push(event.id);
+                        self.unrecorded.published.push(row.place);
+                        if held {
+                            self.unrecorded.freed.push((row.event.key(), row.place.seq));
+                        }
                     }
                 }
+                Answer::Failed(why) if self.only_it_fails(ticket, now) => self.refuse(ticket, why),
                 Answer::Failed(why) => {
                     self.window.failed(ticket, now - self.started);
                     self.reporter.retried();
                     failed = Some(why);
                 }
-                Answer::Refused(why) => {
-                    if let Some(id) = self.window.get(ticket).map(|pending| pending.event.id) {
-                        self.refuse(id, ticket, why);
-                    }
-                }
+                Answer::Refused(why) => self.refuse(ticket, why),
             }
         }
         while self.sent.front().is_some_and(|&(_, ticket)| !self.window.is_in_flight(ticket)) {
             self.sent.pop_front();
         }
-        self.report_failing(failed, !done.rows.is_empty());
-        if !done.rows.is_empty() {
-            self.reporter.acknowledged(done.rows.len());
+        if stored > 0 {
+            self.last_stored = Some(now);
+            self.reporter.acknowledged(stored);
         }
-        done.mark = self.window.passed();
-        if done.rows.is_empty() && done.mark.is_none() {
-            return Ok(());
-        }
-        self.done.send(done).await.map_err(|_closed| SourceError::Ended)
+        self.report_failing(failed, stored > 0);
+        self.pass();
+    }
+
+    /// The broker stores others meanwhile: waiting in the window would hold them up some day.
+    fn only_it_fails(&self, ticket: Ticket, now: Instant) -> bool {
+        let others = self.last_stored.is_some_and(|stored| now - stored < HOLD_WHILE);
+        others && self.window.failures(ticket) >= HOLD_AFTER
     }
 
     fn report_failing(&mut self, failed: Option<String>, progress: bool) {
@@ -302,30 +376,23 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
         }
     }
 
-    fn refuse(&mut self, id: Uuid, ticket: Ticket, why: String) {
-        self.window.refused(ticket, self.started.elapsed());
-        let absent = self.refused.get(&id).is_some_and(|refused| refused.absent);
-        self.refused.insert(id, Refused { ticket, why, absent });
-        self.report_refused();
+    /// The event leaves the window with all that wait behind it.
+    fn refuse(&mut self, ticket: Ticket, why: String) {
+        let mut cause = Some(why);
+        for Pending { row, held, .. } in self.window.hold(ticket) {
+            let cause = cause.take();
+            if !held {
+                self.hold(row.event.key(), row, cause);
+            } else if let Some(cause) = cause {
+                // those behind it are recorded, and come again after it
+                self.unrecorded.refused.push((row.place.seq, cause));
+            }
+        }
+        self.pass();
     }
 
-    fn report_refused(&self) {
-        let first = self.refused.iter().min_by_key(|(_, refused)| refused.ticket);
-        let Some((id, Refused { why, .. })) = first else {
-            self.reporter.resolve(ProblemReason::EventRefused);
-            return;
-        };
-        self.reporter.report(RelayProblem::EventRefused {
-            event: *id,
-            others: self.refused.len() - 1,
-            waiting: self.window.parked().saturating_sub(self.refused.len()),
-            cause: why.clone(),
-        });
-    }
-
-    /// Checks everything that depends on time (answers that are overdue, back-off, deleted rows) and returns when to
-    /// check again.
-    async fn check_timeouts(&mut self, session: &S::Session) -> Result<Instant, SinkError> {
+    /// Checks everything that depends on time (answers that are overdue, back-off) and returns when to check again.
+    fn check_timeouts(&mut self, session: &S::Session) -> Result<Instant, SinkError> {
         let now = Instant::now();
         while let Some(&(sent, ticket)) = self.sent.front() {
             if self.window.is_in_flight(ticket) {
@@ -341,43 +408,17 @@ impl<'a, S: Sink, R: Rows> Publisher<'a, S, R> {
             }
             self.sent.pop_front();
         }
-        if !self.refused.is_empty() && now >= self.check_presence_at {
-            self.check_presence_at = now + PRESENCE_CHECK;
-            self.skip_deleted().await;
-        }
         let due = self.window.wake(now - self.started).map(|due| self.started + due);
         self.report_waiting();
         Ok(due.map_or(now + TICK, |due| due.min(now + TICK)))
-    }
-
-    /// Skips refused events whose rows a person has deleted. The deletion may be older than this term, so the row need
-    /// not have been seen present before.
-    async fn skip_deleted(&mut self) {
-        let ids: Vec<Uuid> = self.refused.keys().copied().collect();
-        let Ok(present) = self.rows.present(&ids).await else { return };
-        for id in ids {
-            let Some(refused) = self.refused.get_mut(&id) else { continue };
-            let absent = !present.contains(&id);
-            if std::mem::replace(&mut refused.absent, absent) && absent {
-                tracing::warn!(event = %id, "the refused event is skipped, because its row was deleted");
-                let ticket = refused.ticket;
-                self.refused.remove(&id);
-                self.window.acknowledged(ticket);
-            }
-        }
-        self.report_refused();
     }
 
     fn report_waiting(&self) {
         self.reporter.waiting(Waiting {
             events: self.window.len(),
             in_flight: self.window.in_flight(),
-            parked: self.window.parked(),
-            oldest: self.window.oldest().map(|pending| pending.event.created_at),
+            oldest: self.window.oldest().map(|pending| pending.row.event.created_at),
         });
-        if self.refused.is_empty() {
-            self.reporter.resolve(ProblemReason::EventRefused);
-        }
     }
 }
 
@@ -388,6 +429,7 @@ mod tests {
     use prometheus_client::registry::Registry;
 
     use super::*;
+    use crate::domain::event::Event;
     use crate::outage::{Failure, Outage};
 
     /// A broker that accepts every connection and closes it at once.
@@ -433,21 +475,15 @@ mod tests {
         }
     }
 
-    struct Nothing;
-
-    impl Rows for Nothing {
-        async fn present(&self, _: &[Uuid]) -> Result<Vec<Uuid>, SourceError> {
-            Ok(Vec::new())
-        }
-    }
-
     #[tokio::test(start_paused = true)]
     async fn connections_that_end_at_once_are_made_ever_less_often() {
         let (broker, reporter) = (ClosingBroker::default(), Reporter::new("r", &mut Registry::default()));
-        let (_batches, received) = mpsc::channel(1);
+        let (_batches, batches) = mpsc::channel(1);
+        let (_again, again) = mpsc::channel(1);
         let (done, _finished) = mpsc::channel(1);
         let (_pause, paused) = watch::channel(false);
-        let publisher = Publisher::new(&broker, Nothing, received, done, paused, &reporter);
+        let queues = Queues { batches, again, done, paused, stop: CancellationToken::new() };
+        let publisher = Publisher::new(&broker, queues, HeldKeys::default(), &reporter);
         let minute = tokio::time::timeout(Duration::from_mins(1), publisher.run()).await;
         assert!(minute.is_err());
         let connections = broker.0.load(Ordering::Relaxed);

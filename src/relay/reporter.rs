@@ -18,8 +18,10 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     problem::{BLOCKING, RelayProblem},
-    slot::Slot,
-    source::{Point, wal::Tail},
+    source::{
+        Point,
+        postgres::{ledger::HeldEvents, slot::Slot, tail::Tail},
+    },
 };
 use crate::{
     contract::{
@@ -54,11 +56,14 @@ struct State {
     /// Since when the database and the broker cannot be used, if they cannot.
     database_outage: Option<Timestamp>,
     broker_outage: Option<Timestamp>,
-    /// Published events according to the checkpoint, and those acknowledged since but not recorded yet.
+    /// Published events according to the ledger, and those acknowledged since but not recorded yet.
     recorded: u64,
     unrecorded: u64,
     /// Rows of the outbox: the last count, less what was deleted since.
     rows: u64,
+    /// When the oldest of them was made, by the clock of this process.
+    oldest: Option<Timestamp>,
+    held: u64,
     /// Whether an event was published or waited since the rows were last counted, so that counting again is worthwhile.
     busy: bool,
     waiting: Waiting,
@@ -75,9 +80,17 @@ struct State {
 pub(crate) struct Waiting {
     pub(crate) events: usize,
     pub(crate) in_flight: usize,
-    pub(crate) parked: usize,
     /// `created_at` of the oldest, in microseconds since 1970.
     pub(crate) oldest: Option<i64>,
+}
+
+/// What is in the outbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Counted {
+    /// Counted up to a million.
+    pub(crate) rows: u64,
+    /// Age of the oldest of them.
+    pub(crate) oldest: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -87,7 +100,7 @@ struct Metrics {
     duration: Histogram,
     pending: Gauge,
     inflight: Gauge,
-    parked: Gauge,
+    held: Gauge,
     lag_seconds: Gauge<f64, AtomicU64>,
     lag_bytes: Gauge<i64, AtomicI64>,
     leading: Gauge,
@@ -103,19 +116,18 @@ impl Metrics {
             duration: Histogram::new(buckets),
             pending: Gauge::default(),
             inflight: Gauge::default(),
-            parked: Gauge::default(),
+            held: Gauge::default(),
             lag_seconds: Gauge::default(),
             lag_bytes: Gauge::default(),
             leading: Gauge::default(),
         };
-        let Self { published, retries, duration, pending, inflight, parked, lag_seconds, lag_bytes, leading } =
-            &metrics;
+        let Self { published, retries, duration, pending, inflight, held, lag_seconds, lag_bytes, leading } = &metrics;
         registry.register(names::PUBLISHED, "Events that the broker acknowledged to this process", published.clone());
         registry.register(names::RETRIES, "Publishes that failed and are repeated", retries.clone());
         registry.register(names::PUBLISH_DURATION, "From publish to acknowledgement", duration.clone());
         registry.register(names::PENDING, "Rows of the outbox that are not acknowledged", pending.clone());
         registry.register(names::INFLIGHT, "Events on the way to the broker", inflight.clone());
-        registry.register(names::PARKED, "Events that wait behind one that the broker refuses", parked.clone());
+        registry.register(names::HELD, "Events that the broker refuses, and those that wait behind them", held.clone());
         registry.register(names::LAG_SECONDS, "Age of the oldest event that waits", lag_seconds.clone());
         registry.register(names::LAG_BYTES, "WAL behind the slot's confirmed position", lag_bytes.clone());
         registry.register(names::LEADING, "1 when this process publishes, 0 when it is a standby", leading.clone());
@@ -139,6 +151,8 @@ impl Reporter {
                 recorded: 0,
                 unrecorded: 0,
                 rows: 0,
+                oldest: None,
+                held: 0,
                 busy: true,
                 waiting: Waiting::default(),
                 tail: None,
@@ -159,8 +173,7 @@ impl Reporter {
     /// An error when only a restart of the process can help, as far as the relay can know.
     pub(crate) fn live(&self) -> Result<(), String> {
         let state = self.lock();
-        let stuck =
-            state.progressed.elapsed() > STUCK && state.is_publishing() && state.waiting.events > state.waiting.parked;
+        let stuck = state.progressed.elapsed() > STUCK && state.is_publishing() && state.waiting.events > 0;
         if !stuck {
             return Ok(());
         }
@@ -203,7 +216,7 @@ impl Reporter {
         });
     }
 
-    /// A term ended: forgets everything but the checkpoint's count.
+    /// A term ended: forgets everything but the ledger's count.
     pub(crate) fn ended(&self) {
         self.change(|state| {
             state.leading = false;
@@ -216,12 +229,14 @@ impl Reporter {
             state.slot_lag = None;
             for resolved in [
                 ProblemReason::EventRefused,
+                ProblemReason::PublicationInvalid,
                 ProblemReason::PublishFailing,
                 ProblemReason::SlotAtRisk,
                 ProblemReason::SlotLost,
             ] {
                 state.problems.remove(&resolved);
             }
+            state.held = 0;
             for resolved in [ProblemReason::BrokerUnreachable, ProblemReason::StreamMissing, ProblemReason::SlotPending]
             {
                 state.problems.remove(&resolved);
@@ -272,8 +287,8 @@ impl Reporter {
         }
     }
 
-    /// Sets the count of published events from the checkpoint, at the start of a term.
-    pub(crate) fn checkpoint(&self, published: u64) {
+    /// Sets the count of published events from the ledger, at the start of a term.
+    pub(crate) fn ledger(&self, published: u64) {
         self.change(|state| state.recorded = published);
     }
 
@@ -325,8 +340,31 @@ impl Reporter {
         std::mem::take(&mut self.lock().busy)
     }
 
-    pub(crate) fn counted(&self, rows: u64) {
-        self.change(|state| state.rows = rows);
+    pub(crate) fn counted(&self, Counted { rows, oldest }: Counted) {
+        self.change(|state| {
+            state.rows = rows;
+            state.oldest = oldest.map(|age| Timestamp::now() - age);
+            // nothing is left to count, or it is to be counted again
+            state.busy |= rows > 0;
+        });
+    }
+
+    pub(crate) fn held(&self, held: Option<HeldEvents>) {
+        self.change(|state| {
+            state.held = held.as_ref().map_or(0, |held| held.events);
+            state.progressed = Instant::now();
+        });
+        match held {
+            Some(HeldEvents { events, refused, first, cause }) if refused > 0 && !cause.is_empty() => {
+                self.report(RelayProblem::EventRefused {
+                    event: first,
+                    others: refused.saturating_sub(1),
+                    waiting: events.saturating_sub(refused),
+                    cause,
+                });
+            }
+            _ => self.resolve(ProblemReason::EventRefused),
+        }
     }
 
     pub(crate) fn slot(&self, slot: Option<&Slot>) {
@@ -344,11 +382,11 @@ impl Reporter {
     fn change(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.lock();
         change(&mut state);
-        let Metrics { pending, inflight, parked, lag_seconds, lag_bytes, leading, .. } = &self.metrics;
+        let Metrics { pending, inflight, held, lag_seconds, lag_bytes, leading, .. } = &self.metrics;
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         pending.set(gauge(state.pending()));
         inflight.set(gauge(state.waiting.in_flight as u64));
-        parked.set(gauge(state.waiting.parked as u64));
+        held.set(gauge(state.held));
         lag_seconds.set(state.lag_seconds());
         lag_bytes.set(gauge(state.lag_bytes().unwrap_or_default()));
         leading.set(i64::from(state.leading));
@@ -385,20 +423,23 @@ impl State {
     }
 
     fn pending(&self) -> u64 {
-        self.rows.saturating_sub(self.unrecorded).max(self.waiting.events as u64)
+        self.rows.saturating_sub(self.unrecorded).max(self.waiting.events as u64 + self.held)
     }
 
     #[allow(clippy::cast_precision_loss, reason = "microseconds of a lag fit 52 bits")]
     fn lag_seconds(&self) -> f64 {
+        let counted = self.oldest.filter(|_| self.pending() > 0).map(Timestamp::as_microsecond);
+        let oldest = self.waiting.oldest.into_iter().chain(counted).min();
         let age = |oldest: i64| (Timestamp::now().as_microsecond() - oldest).max(0) as f64 / 1e6;
         // rounded to tenths of a second, so that the status does not change more often than a person can read
-        (self.waiting.oldest.map_or(0.0, age) * 10.0).round() / 10.0
+        (oldest.map_or(0.0, age) * 10.0).round() / 10.0
     }
 
+    /// Zero when everything that was read is recorded: what is written besides needs no one's attention.
     fn lag_bytes(&self) -> Option<u64> {
         let tail = self.tail?;
         let behind = tail.wal_end.0.saturating_sub(tail.confirmed.0);
-        Some(if self.waiting.events == 0 { 0 } else { behind.max(self.slot_lag.unwrap_or_default()) })
+        Some(if tail.idle && self.pending() == 0 { 0 } else { behind.max(self.slot_lag.unwrap_or_default()) })
     }
 
     fn status(&self, relay: &str) -> RelayStatus {
@@ -410,6 +451,7 @@ impl State {
             paused: self.paused,
             published: self.recorded + self.unrecorded,
             pending: self.pending(),
+            held: self.held,
             lag_seconds: self.lag_seconds(),
             lag_bytes: self.lag_bytes(),
             position: self.position.clone(),

@@ -1,4 +1,9 @@
-//! A seeded simulation of source, window, broker and checkpoint, in which everything goes wrong.
+//! A seeded simulation of source, window, broker, ledger and held events, in which everything goes wrong.
+//!
+//! A transaction commits in two steps: first it is in the log, later it is visible to others (as with a synchronous
+//! standby). The simulation's relay follows the rules of [`super::source::postgres`]: the log leaves out what the ledger's
+//! snapshot sees; a new slot's snapshot is read when everything that it sees is visible; a row is gone only when its
+//! transaction is visible and the row is not.
 //!
 //! The broker and the network are worse than any real one: what was sent may arrive late, twice, in any order, after
 //! the connection ended, after its sender died; the broker forgets which ids it has seen; answers get lost, duplicated,
@@ -15,7 +20,8 @@ use std::{
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
-    source::snapshot::Snapshot,
+    held::HeldKeys,
+    source::postgres::snapshot::Snapshot,
     window::{Entry, Limits, Ticket, Window},
 };
 
@@ -23,15 +29,8 @@ const KEYS: u64 = 6;
 const STEPS: usize = 250;
 /// After the faults everything must be published and recorded within this many steps.
 const QUIET_STEPS: usize = 20_000;
-const LIMITS: Limits = Limits {
-    events: 12,
-    bytes: 1 << 20,
-    in_flight: 5,
-    parked_events: 40,
-    parked_bytes: 1 << 20,
-    backoff: (Duration::from_secs(1), Duration::from_secs(8)),
-    refused: Duration::from_secs(5),
-};
+const LIMITS: Limits =
+    Limits { events: 12, bytes: 1 << 20, in_flight: 5, backoff: (Duration::from_secs(1), Duration::from_secs(8)) };
 
 /// A row `id`; `number` counts the events of its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,30 +42,22 @@ struct Row {
     sequence: (u64, u64),
 }
 
-impl Entry for Row {
-    fn key(&self) -> u64 {
-        self.key
-    }
-
-    fn size(&self) -> usize {
-        1
-    }
-}
-
 #[derive(Clone, Debug)]
 enum Mark {
-    Copied(usize),
+    Slot(usize),
     Committed(usize),
-    Seen(Snapshot),
+    Seen(Snapshot, u64),
 }
 
-/// A database with overlapping transactions; a transaction locks the keys that it writes until it ends.
+/// A database with overlapping transactions; a transaction locks the keys that it writes until it is visible.
 #[derive(Default)]
 struct Database {
     rows: Vec<TableRow>,
     open: Vec<(u64, Vec<usize>)>,
-    /// The rows of each transaction, in commit order, as in the WAL.
-    commits: Vec<Vec<usize>>,
+    /// In the log, and not visible yet.
+    committing: Vec<(u64, Vec<usize>)>,
+    /// The transactions and their rows in the order of the log.
+    log: Vec<(u64, Vec<usize>)>,
     next_transaction: u64,
     committed: BTreeMap<u64, u64>,
 }
@@ -82,6 +73,7 @@ struct TableRow {
 enum RowState {
     Open,
     Aborted,
+    Committing,
     Committed,
     Deleted,
 }
@@ -99,7 +91,8 @@ impl Database {
         let writer = random.random_range(0..self.open.len());
         let key = random.random_range(0..KEYS);
         let holds = |rows: &[usize]| rows.iter().any(|&row| self.rows[row].key == key);
-        if self.open.iter().enumerate().any(|(other, (_, rows))| other != writer && holds(rows)) {
+        let others = self.open.iter().enumerate().filter(|&(other, _)| other != writer).map(|(_, open)| open);
+        if others.chain(&self.committing).any(|(_, rows)| holds(rows)) {
             return;
         }
         let own = self.open[writer].1.iter().filter(|&&row| self.rows[row].key == key).count() as u64;
@@ -109,140 +102,254 @@ impl Database {
         self.rows.push(TableRow { key, number, transaction, state: RowState::Open });
     }
 
+    /// Writes the end of a transaction to the log.
     fn end(&mut self, which: usize, commit: bool) {
-        let (_, rows) = self.open.swap_remove(which);
+        let (transaction, rows) = self.open.swap_remove(which);
         for &row in &rows {
-            self.rows[row].state = if commit { RowState::Committed } else { RowState::Aborted };
+            self.rows[row].state = if commit { RowState::Committing } else { RowState::Aborted };
             if commit {
                 let number = self.rows[row].number;
                 self.committed.insert(self.rows[row].key, number);
             }
         }
         if commit {
-            self.commits.push(rows);
+            self.log.push((transaction, rows.clone()));
+            self.committing.push((transaction, rows));
         }
+    }
+
+    fn make_visible(&mut self, which: usize) {
+        let (_, rows) = self.committing.swap_remove(which);
+        for row in rows {
+            self.rows[row].state = RowState::Committed;
+        }
+    }
+
+    fn snapshot_without(&self, running: impl Iterator<Item = u64>) -> Snapshot {
+        let running: BTreeSet<u64> = running.collect();
+        let xmax = self.next_transaction + 1;
+        let xmin = running.first().copied().unwrap_or(xmax);
+        let xip: Vec<String> = running.iter().map(u64::to_string).collect();
+        format!("{xmin}:{xmax}:{}", xip.join(",")).parse().unwrap()
     }
 
     /// As `pg_current_snapshot()`.
     fn snapshot(&self) -> Snapshot {
-        let open: BTreeSet<u64> = self.open.iter().map(|&(transaction, _)| transaction).collect();
-        let xmax = self.next_transaction + 1;
-        let xmin = open.first().copied().unwrap_or(xmax);
-        let xip: Vec<String> = open.iter().map(u64::to_string).collect();
-        format!("{xmin}:{xmax}:{}", xip.join(",")).parse().unwrap()
+        self.snapshot_without(self.open.iter().chain(&self.committing).map(|&(transaction, _)| transaction))
     }
 
-    /// Rows that one snapshot sees and the other does not, in the order of their ids (`seq`).
-    fn between(&self, previous: &Snapshot, current: &Snapshot) -> Vec<usize> {
-        let visible = |row: &&TableRow| {
-            row.state == RowState::Committed && !previous.sees(row.transaction) && current.sees(row.transaction)
+    /// As a new slot exports it: made from the log.
+    fn slot_snapshot(&self) -> Snapshot {
+        self.snapshot_without(self.open.iter().map(|&(transaction, _)| transaction))
+    }
+
+    /// Rows of the table that one snapshot sees and the other does not, in the order of their ids (`seq`).
+    fn between(&self, previous: &Snapshot, current: &Snapshot, held: &[Row]) -> Vec<usize> {
+        let is_new = |&(id, row): &(usize, &TableRow)| {
+            row.state == RowState::Committed
+                && !previous.sees(row.transaction)
+                && current.sees(row.transaction)
+                && !held.iter().any(|held| held.id == id)
         };
-        self.rows.iter().enumerate().filter(|(_, row)| visible(row)).map(|(id, _)| id).collect()
+        self.rows.iter().enumerate().filter(is_new).map(|(id, _)| id).collect()
     }
 }
 
 /// What survives a crash of the relay.
-struct Checkpoint {
-    /// Commits before this one are confirmed to the slot; `None` when there is no slot, or not all rows older than it
-    /// are copied.
-    confirmed: Option<usize>,
+struct Ledger {
+    /// What is before this in the log is settled; `None` when no slot belongs to it.
+    log: Option<usize>,
+    /// What it sees is settled.
+    snapshot: Snapshot,
+    /// No later event has a lower position.
+    floor: u64,
+    held: Vec<Row>,
+    /// Published and not deleted yet.
+    undeleted: BTreeSet<usize>,
 }
 
 /// A process that believes that it is the leader.
 struct Relay {
-    window: Window<Row, Mark>,
+    window: Window<Item, Mark>,
+    keys: HeldKeys,
     session: u32,
     source: Source,
-    acknowledged: Vec<usize>,
-    passed: Option<Mark>,
+    unrecorded: Done,
     in_flight: Vec<Ticket>,
+    /// Held events that are in the window again.
+    loaded: BTreeSet<usize>,
+    handed: HashMap<u64, u64>,
 }
 
-enum Source {
-    Wal { next: usize, queue: Vec<Item> },
-    Poll { previous: Snapshot, queue: Vec<Item> },
+#[derive(Default)]
+struct Done {
+    published: Vec<usize>,
+    freed: Vec<Row>,
+    held: Vec<Row>,
+    refused: Vec<usize>,
+    mark: Option<Mark>,
 }
 
-enum Item {
+/// An event in the window.
+#[derive(Clone, Copy, Debug)]
+struct Item {
+    row: Row,
+    held: bool,
+}
+
+impl Entry for Item {
+    fn key(&self) -> u64 {
+        self.row.key
+    }
+
+    fn size(&self) -> usize {
+        1
+    }
+}
+
+struct Source {
+    queue: Vec<Read>,
+    floor: u64,
+    seen: Snapshot,
+    next: Next,
+}
+
+enum Next {
+    Log(usize),
+    Poll,
+    /// The slot is made: where it begins, and what it sees.
+    Copy(usize, Snapshot),
+}
+
+enum Read {
     Row(Row),
     Mark(Mark),
 }
 
 impl Relay {
-    fn start(database: &mut Database, checkpoint: &mut Checkpoint, polling: bool, session: u32) -> Self {
-        let source = if polling {
-            checkpoint.confirmed = None;
-            Source::Poll { previous: Snapshot::nothing(), queue: Vec::new() }
-        } else if let Some(next) = checkpoint.confirmed {
-            Source::Wal { next, queue: Vec::new() }
-        } else {
-            // a new slot: first the rows that are older, then the commits after it
-            let next = database.commits.len();
-            let rows = database.between(&Snapshot::nothing(), &database.snapshot());
-            let lsn = 2 * next as u64 + 1;
-            let mut queue: Vec<Item> =
-                rows.into_iter().map(|id| Item::Row(row(database, id, lsn, id as u64))).collect();
-            queue.push(Item::Mark(Mark::Copied(next)));
-            queue.reverse();
-            Source::Wal { next, queue }
+    fn start(database: &Database, ledger: &mut Ledger, polling: bool, session: u32, random: &mut StdRng) -> Self {
+        let next = match ledger.log {
+            Some(next) if !polling => Next::Log(next),
+            _ => {
+                ledger.log = None;
+                Next::Poll
+            }
         };
-        let window = Window::new(LIMITS);
-        Self { window, session, source, acknowledged: Vec::new(), passed: None, in_flight: Vec::new() }
+        let (seen, floor) = (ledger.snapshot.clone(), ledger.floor);
+        let mut relay = Self {
+            window: Window::new(LIMITS),
+            keys: HeldKeys::new(ledger.held.iter().map(|row| row.key)),
+            session,
+            source: Source { queue: Vec::new(), floor, seen, next },
+            unrecorded: Done::default(),
+            in_flight: Vec::new(),
+            loaded: BTreeSet::new(),
+            handed: HashMap::new(),
+        };
+        if !polling && matches!(relay.source.next, Next::Poll) && random.random_bool(0.5) {
+            relay.make_slot(database);
+        }
+        relay
+    }
+
+    fn make_slot(&mut self, database: &Database) {
+        self.source.next = Next::Copy(database.log.len(), database.slot_snapshot());
     }
 
     /// Reads one item into the window.
-    fn read(&mut self, database: &Database) {
+    fn read(&mut self, database: &Database, ledger: &Ledger) {
         if !self.window.has_room() {
             return;
         }
-        match &mut self.source {
-            Source::Wal { next, queue } => {
-                if queue.is_empty() && *next < database.commits.len() {
-                    let lsn = 2 * *next as u64 + 2;
-                    let rows = database.commits[*next].iter().zip(0..);
-                    queue.extend(rows.map(|(&id, index)| Item::Row(row(database, id, lsn, index))));
-                    *next += 1;
-                    queue.push(Item::Mark(Mark::Committed(*next)));
-                    queue.reverse();
-                }
-                admit(&mut self.window, queue.pop());
-            }
-            Source::Poll { previous, queue } => {
-                if queue.is_empty() {
-                    let current = database.snapshot();
-                    let lsn = 2 * database.commits.len() as u64 + 1;
-                    let rows = database.between(previous, &current).into_iter();
-                    queue.extend(rows.map(|id| Item::Row(row(database, id, lsn, id as u64))));
-                    queue.push(Item::Mark(Mark::Seen(current.clone())));
-                    queue.reverse();
-                    *previous = current;
-                }
-                admit(&mut self.window, queue.pop());
-            }
+        let source = &mut self.source;
+        if source.queue.is_empty() {
+            source.fill(database, &ledger.held);
         }
+        match source.queue.pop() {
+            Some(Read::Row(row)) if self.keys.has(row.key) => self.hold(row),
+            Some(Read::Row(row)) => self.window.admit(Item { row, held: false }),
+            Some(Read::Mark(mark)) => self.window.mark(mark),
+            None => {}
+        }
+        self.pass();
+    }
+
+    fn hold(&mut self, row: Row) {
+        self.keys.hand_over(row.key, 1);
+        self.unrecorded.held.push(row);
+    }
+
+    fn pass(&mut self) {
+        self.unrecorded.mark = self.window.passed().or(self.unrecorded.mark.take());
     }
 
     fn acknowledge(&mut self, ticket: Ticket) {
-        if let Some(row) = self.window.acknowledged(ticket) {
-            self.acknowledged.push(row.id);
+        if let Some(Item { row, held }) = self.window.acknowledged(ticket) {
+            self.unrecorded.published.push(row.id);
+            if held {
+                self.unrecorded.freed.push(row);
+            }
         }
-        if let Some(mark) = self.window.passed() {
-            self.passed = Some(mark);
+        self.pass();
+    }
+
+    fn refuse(&mut self, ticket: Ticket) {
+        for (place, Item { row, held }) in self.window.hold(ticket).into_iter().enumerate() {
+            if !held {
+                self.hold(row);
+            } else if place == 0 {
+                self.unrecorded.refused.push(row.id);
+            }
         }
+        self.pass();
+    }
+}
+
+impl Source {
+    fn fill(&mut self, database: &Database, held: &[Row]) {
+        match &self.next {
+            Next::Log(next) => {
+                let Some((transaction, rows)) = database.log.get(*next) else { return };
+                if !self.seen.sees(*transaction) {
+                    let lsn = 2 * *next as u64 + 2;
+                    let (lsn, first) = if lsn > self.floor { (lsn, 0) } else { (self.floor, lsn << 32) };
+                    let rows = rows.iter().zip(first..);
+                    self.queue.extend(rows.map(|(&id, index)| Read::Row(row(database, id, lsn, index))));
+                }
+                self.queue.push(Read::Mark(Mark::Committed(*next + 1)));
+                self.next = Next::Log(*next + 1);
+            }
+            Next::Poll => {
+                let current = database.snapshot();
+                let seen = std::mem::replace(&mut self.seen, current.clone());
+                self.window(database, &seen, &current, held);
+                self.queue.push(Read::Mark(Mark::Seen(current, self.floor)));
+            }
+            Next::Copy(begins, snapshot) => {
+                if database.committing.iter().any(|&(transaction, _)| snapshot.sees(transaction)) {
+                    return;
+                }
+                let (begins, snapshot) = (*begins, snapshot.clone());
+                let seen = self.seen.clone();
+                self.window(database, &seen, &snapshot, held);
+                self.queue.push(Read::Mark(Mark::Seen(seen, self.floor)));
+                self.queue.push(Read::Mark(Mark::Slot(begins)));
+                self.next = Next::Log(begins);
+            }
+        }
+        self.queue.reverse();
+    }
+
+    fn window(&mut self, database: &Database, seen: &Snapshot, current: &Snapshot, held: &[Row]) {
+        self.floor = (2 * database.log.len() as u64 + 1).max(self.floor + 1);
+        let rows = database.between(seen, current, held);
+        self.queue.extend(rows.into_iter().map(|id| Read::Row(row(database, id, self.floor, id as u64))));
     }
 }
 
 fn row(database: &Database, id: usize, lsn: u64, index: u64) -> Row {
     let TableRow { key, number, .. } = database.rows[id];
     Row { id, key, number, sequence: (lsn, index) }
-}
-
-fn admit(window: &mut Window<Row, Mark>, item: Option<Item>) {
-    match item {
-        Some(Item::Row(row)) => window.admit(row),
-        Some(Item::Mark(mark)) => window.mark(mark),
-        None => {}
-    }
 }
 
 #[derive(Clone, Copy)]
@@ -264,7 +371,7 @@ struct World {
     random: StdRng,
     now: Duration,
     database: Database,
-    checkpoint: Checkpoint,
+    ledger: Ledger,
     leader: Relay,
     /// A former leader that does not know yet that it lost the leadership.
     former: Option<Relay>,
@@ -287,14 +394,15 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         let polling = random.random_bool(0.5);
-        let mut database = Database::default();
-        let mut checkpoint = Checkpoint { confirmed: None };
-        let leader = Relay::start(&mut database, &mut checkpoint, polling, 0);
+        let database = Database::default();
+        let mut ledger =
+            Ledger { log: None, snapshot: Snapshot::nothing(), floor: 0, held: Vec::new(), undeleted: BTreeSet::new() };
+        let leader = Relay::start(&database, &mut ledger, polling, 0, &mut random);
         Self {
             random,
             now: Duration::ZERO,
             database,
-            checkpoint,
+            ledger,
             leader,
             former: None,
             two_leaders: false,
@@ -316,12 +424,14 @@ impl World {
         match dice {
             0..10 => self.database.begin(),
             10..30 => self.database.insert(&mut self.random),
-            30..40 => self.end_transaction(),
-            40..52 => self.leader.read(&self.database),
-            52..64 => self.send(),
+            30..37 => self.end_transaction(),
+            37..44 => self.make_visible(),
+            44..54 => self.leader.read(&self.database, &self.ledger),
+            54..64 => self.send(),
             64..78 => self.arrive(),
             78..90 => self.answer(),
-            90..94 => self.record(),
+            90..93 => self.record(),
+            93..94 => self.try_held(),
             94..96 => self.lose_connection(),
             96..97 => self.time_out(),
             97..98 => self.change_leader(),
@@ -339,12 +449,22 @@ impl World {
         }
     }
 
+    fn make_visible(&mut self) {
+        if !self.database.committing.is_empty() {
+            let which = self.random.random_range(0..self.database.committing.len());
+            self.database.make_visible(which);
+        }
+        if !self.polling && matches!(self.leader.source.next, Next::Poll) && self.random.random_bool(0.3) {
+            self.leader.make_slot(&self.database);
+        }
+    }
+
     fn send(&mut self) {
         let publishes = &mut self.publishes;
         for relay in std::iter::once(&mut self.leader).chain(&mut self.former) {
             let session = relay.session;
-            if let Some((ticket, row)) = relay.window.take() {
-                publishes.push(Publish { session, ticket, row: *row });
+            if let Some((ticket, item)) = relay.window.take() {
+                publishes.push(Publish { session, ticket, row: item.row });
                 relay.in_flight.push(ticket);
             }
         }
@@ -372,7 +492,7 @@ impl World {
     /// Checks one arrival at the broker.
     fn store(&mut self, row: Row) {
         assert!(
-            matches!(self.database.rows[row.id].state, RowState::Committed | RowState::Deleted),
+            !matches!(self.database.rows[row.id].state, RowState::Open | RowState::Aborted),
             "{row:?} was never committed"
         );
         if !self.remembered.insert(row.id) {
@@ -406,33 +526,90 @@ impl World {
                 match answer {
                     Answer::Stored => relay.acknowledge(ticket),
                     Answer::Failed => relay.window.failed(ticket, now),
-                    Answer::Refused => relay.window.refused(ticket, now),
+                    Answer::Refused => relay.refuse(ticket),
                 }
             }
         }
     }
 
-    /// The leader deletes what is acknowledged and writes its checkpoint; a former leader cannot.
+    /// The leader writes the ledger, and deletes what it can; a former leader cannot.
     fn record(&mut self) {
-        for id in std::mem::take(&mut self.leader.acknowledged) {
-            assert!(self.stored.contains(&id), "row {id} is deleted and the broker does not have it");
-            self.database.rows[id].state = RowState::Deleted;
+        let Done { published, freed, held, refused, mark } = std::mem::take(&mut self.leader.unrecorded);
+        for &id in &published {
+            assert!(self.stored.contains(&id), "row {id} is recorded and the broker does not have it");
         }
-        match self.leader.passed.take() {
-            Some(Mark::Copied(next) | Mark::Committed(next)) => {
-                let confirmed = self.database.commits.iter().take(next).flatten();
-                for id in confirmed {
-                    assert!(self.stored.contains(id), "row {id} is confirmed and the broker does not have it");
-                }
-                self.checkpoint.confirmed = Some(next);
+        self.ledger.undeleted.extend(published);
+        for row in held {
+            *self.leader.handed.entry(row.key).or_default() += 1;
+            if !self.ledger.held.iter().any(|held| held.id == row.id) {
+                self.ledger.held.push(row);
             }
-            Some(Mark::Seen(snapshot)) => {
-                for (id, row) in self.database.rows.iter().enumerate() {
-                    let done = row.state == RowState::Committed && snapshot.sees(row.transaction);
-                    assert!(!done || self.stored.contains(&id), "row {id} is behind the checkpoint and was not stored");
+        }
+        for row in &freed {
+            self.ledger.held.retain(|held| held.id != row.id);
+            self.leader.loaded.remove(&row.id);
+        }
+        for id in refused {
+            let key = self.database.rows[id].key;
+            self.leader.loaded.retain(|&loaded| self.database.rows[loaded].key != key);
+        }
+        let settled =
+            |world: &Self, id: usize| world.stored.contains(&id) || world.ledger.held.iter().any(|held| held.id == id);
+        match mark {
+            Some(Mark::Slot(next) | Mark::Committed(next)) => {
+                let before: Vec<usize> =
+                    self.database.log.iter().take(next).flat_map(|(_, rows)| rows.clone()).collect();
+                for id in before {
+                    assert!(settled(self, id), "row {id} is confirmed and neither stored nor held");
                 }
+                self.ledger.log = Some(next);
+            }
+            Some(Mark::Seen(snapshot, floor)) => {
+                for (id, row) in self.database.rows.iter().enumerate() {
+                    let done = matches!(row.state, RowState::Committed | RowState::Committing)
+                        && snapshot.sees(row.transaction);
+                    assert!(!done || settled(self, id), "row {id} is behind the ledger and neither stored nor held");
+                }
+                (self.ledger.snapshot, self.ledger.floor) = (snapshot, floor.max(self.ledger.floor));
             }
             None => {}
+        }
+        let visible = self.database.snapshot();
+        self.ledger.undeleted.retain(|&id| {
+            let row = &mut self.database.rows[id];
+            if row.state == RowState::Committed {
+                row.state = RowState::Deleted;
+            }
+            !visible.sees(row.transaction)
+        });
+        for key in freed.into_iter().map(|row| row.key).collect::<BTreeSet<_>>() {
+            self.go_on(key);
+        }
+    }
+
+    /// After an event of a key is held no more: the next ones of the key, or none is held.
+    fn go_on(&mut self, key: u64) {
+        let leader = &mut self.leader;
+        if leader.loaded.iter().any(|&id| self.database.rows[id].key == key) {
+            return;
+        }
+        let left: Vec<Row> = self.ledger.held.iter().copied().filter(|held| held.key == key).collect();
+        if left.is_empty() {
+            leader.keys.free(key, leader.handed.remove(&key).unwrap_or_default());
+        }
+        for row in left.into_iter().take(3) {
+            leader.loaded.insert(row.id);
+            leader.window.admit_recorded(Item { row, held: true });
+        }
+    }
+
+    /// The first held event of a key is tried again.
+    fn try_held(&mut self) {
+        let busy: BTreeSet<u64> = self.leader.loaded.iter().map(|&id| self.database.rows[id].key).collect();
+        let first = self.ledger.held.iter().find(|held| !busy.contains(&held.key)).copied();
+        if let Some(row) = first {
+            self.leader.loaded.insert(row.id);
+            self.leader.window.admit_recorded(Item { row, held: true });
         }
     }
 
@@ -463,9 +640,9 @@ impl World {
             self.polling = !self.polling;
         }
         if self.random.random_bool(0.2) {
-            self.checkpoint.confirmed = None;
+            self.ledger.log = None;
         }
-        let leader = Relay::start(&mut self.database, &mut self.checkpoint, self.polling, self.sessions);
+        let leader = Relay::start(&self.database, &mut self.ledger, self.polling, self.sessions, &mut self.random);
         let former = std::mem::replace(&mut self.leader, leader);
         if self.random.random_bool(0.5) {
             self.former = Some(former);
@@ -485,10 +662,14 @@ impl World {
         while !self.database.open.is_empty() {
             self.database.end(0, true);
         }
+        while !self.database.committing.is_empty() {
+            self.database.make_visible(0);
+        }
         for _ in 0..QUIET_STEPS {
             self.now += Duration::from_secs(1);
             self.leader.window.wake(self.now);
-            self.leader.read(&self.database);
+            self.leader.read(&self.database, &self.ledger);
+            self.try_held();
             self.send();
             self.arrive();
             self.answer();
@@ -508,7 +689,8 @@ impl World {
         let held: BTreeMap<u64, u64> = self.held.iter().map(|(&key, row)| (key, row.number)).collect();
         assert_eq!(held, self.database.committed, "lost");
         assert!(self.leader.window.is_empty());
-        assert_eq!((self.leader.window.in_flight(), self.leader.window.parked()), (0, 0));
+        assert_eq!(self.leader.window.in_flight(), 0);
+        assert_eq!((self.ledger.held.len(), self.ledger.undeleted.len()), (0, 0));
     }
 }
 

@@ -1,38 +1,33 @@
 //! One term of leadership: from acquiring the lock to losing it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
-use tokio_postgres::Client;
-use uuid::Uuid;
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    checkpoint::{self, Checkpoint, Recorder},
-    control::{Control, DEADLINE},
-    problem::RelayProblem,
-    publisher::{Publisher, Rows},
+    held::HeldKeys,
+    publisher::{Publisher, Queues},
     reporter::Reporter,
     sink::{SinkError, nats::Nats},
-    slot::Slot,
     source::{
-        Batch, Item, Mark, Point, SourceError, poll,
-        table::Reader,
-        wal::{Tail, Tailer},
-        within,
+        SourceError,
+        postgres::{
+            Postgres, ledger,
+            recorder::{Ends, Recorder},
+            session::Session,
+        },
     },
 };
 use crate::{
-    contract::{
-        problem::ProblemReason,
-        relay::{Mode, Relay, Retention, Sink},
-    },
+    contract::relay::{Mode, Relay, Retention, Sink},
     domain::names,
-    postgres::replication::{Lsn, Replication},
 };
 
-/// Capacity of the queues between source and publisher (batches), and between publisher and recorder.
+/// Capacity of the queue between source and publisher, in batches.
 const BATCH_QUEUE: usize = 2;
-const DONE_QUEUE: usize = 64;
+/// How long a term that is asked to end may take to publish, record and confirm what is on the way.
+const END: std::time::Duration = std::time::Duration::from_secs(8);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TermError {
@@ -44,140 +39,59 @@ pub(crate) enum TermError {
     LockLost,
 }
 
-/// Publishes as the leader. Returns only with an error; dropping the future stops all parts at once.
+/// Publishes as the leader, until an error or until `stop`. Then what is sent is waited for, recorded and confirmed, so
+/// that the next leader begins where this one ended.
 pub(crate) async fn lead(
     contract: &Relay,
-    control: &Control,
     paused: watch::Receiver<bool>,
     reporter: &Arc<Reporter>,
+    stop: CancellationToken,
 ) -> Result<(), TermError> {
-    let Relay { name, namespace, service, mode, source: _, sink, retention, paused: _, version: _ } = contract;
+    let Relay { name, namespace, service, mode, source, sink, retention, paused: _, version: _ } = contract;
     // `AfterPublish` is the only retention; the recorder deletes the rows
     let Retention::AfterPublish = retention;
     let Sink::Nats(nats) = sink;
     let sink = Nats::new(nats, &names::event_source(namespace, service), application(name))?;
-    let checkpoint = checkpoint::open(&control.client, name).await?;
-    reporter.checkpoint(checkpoint.published);
+    let session = Session::connect(source, &application(name)).await?;
+    let ledger = ledger::open(&session.client, name).await?;
+    let held = ledger::held_keys(&session.client).await?;
+    reporter.ledger(ledger.published);
     reporter.leading(true);
-    tracing::info!(relay = name, ?mode, published = checkpoint.published, "leading");
+    tracing::info!(relay = name, ?mode, published = ledger.published, "leading");
 
     let (batches, received) = mpsc::channel(BATCH_QUEUE);
-    let (done, finished) = mpsc::channel(DONE_QUEUE);
-    let (progress, progressed) = watch::channel(None);
-    let publisher = Publisher::new(&sink, OutboxTable(&control.client), received, done, paused, reporter);
-    let recorder = Recorder {
-        client: &control.client,
-        relay: name,
-        done: finished,
-        recorded: progress,
+    let (done, finished) = mpsc::channel(1);
+    let (again, again_received) = mpsc::channel(1);
+    let (progress, recorded) = watch::channel(None);
+    let ends = Ends { done: finished, again, recorded: progress };
+    let slot = *mode == Mode::LogTailing;
+    let recorder = Recorder::new(&session.client, &ledger, slot, !held.is_empty(), ends, reporter).await?;
+    let queues = Queues { batches: received, again: again_received, done, paused, stop: stop.clone() };
+    let publisher = Publisher::new(&sink, queues, HeldKeys::new(held), reporter);
+    let source_of_events = Postgres {
+        contract,
+        application: application(name),
+        client: &session.client,
+        ledger,
         reporter,
-        slot: *mode == Mode::LogTailing,
-        copied: false,
-        not_visible: HashMap::new(),
-        withheld: None,
+        batches,
+        recorded,
     };
-    let source = Source { contract, control, reporter, batches };
+    let parts = async {
+        let ended =
+            tokio::try_join!(Box::pin(source_of_events.run()), Box::pin(publisher.run()), Box::pin(recorder.run()),);
+        ended.map(|((), _batches, ())| ())
+    };
     tokio::select! {
         biased;
-        () = control.lost.cancelled() => Err(TermError::LockLost),
-        ended = Box::pin(source.run(checkpoint, progressed)) => Ok(ended?),
-        ended = Box::pin(publisher.run()) => Ok(ended?),
-        ended = Box::pin(recorder.run()) => Ok(ended?),
+        () = session.lost.cancelled() => Err(TermError::LockLost),
+        ended = parts => Ok(ended?),
+        () = session.watch(source, reporter) => Err(TermError::LockLost),
+        () = async { stop.cancelled().await; tokio::time::sleep(END).await } => Ok(()),
     }
 }
 
 /// The name that the relay's connections have in `pg_stat_activity` and in the broker's list of connections.
 pub(crate) fn application(relay: &str) -> String {
     format!("weft relay {relay}")
-}
-
-struct OutboxTable<'a>(&'a Client);
-
-impl Rows for OutboxTable<'_> {
-    async fn present(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, SourceError> {
-        let action = "querying the rows of refused events";
-        let statement = "select id from weft.outbox where id = any ($1)";
-        let rows = within(DEADLINE, action, self.0.query(statement, &[&ids])).await?;
-        rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(SourceError::query(action))
-    }
-}
-
-struct Source<'a> {
-    contract: &'a Relay,
-    control: &'a Control,
-    reporter: &'a Arc<Reporter>,
-    batches: mpsc::Sender<Batch>,
-}
-
-impl Source<'_> {
-    async fn run(self, checkpoint: Checkpoint, recorded: watch::Receiver<Option<Mark>>) -> Result<(), SourceError> {
-        match self.contract.mode {
-            Mode::LogTailing => self.tail(checkpoint.copied, recorded).await,
-            Mode::Polling => self.poll().await,
-        }
-    }
-
-    async fn poll(&self) -> Result<(), SourceError> {
-        let Self { contract, control, reporter, batches } = self;
-        reporter.resolve(ProblemReason::SlotPending);
-        // a slot that nobody reads would make the server keep its WAL forever; when the mode changes back, a new slot
-        // is created
-        Slot::remove(&control.client).await?;
-        control.listen().await?;
-        let reader = Reader::connect(&contract.source, &application(&contract.name)).await?;
-        poll::poll(&reader, control.notified.clone(), batches).await
-    }
-
-    async fn tail(&self, copied: bool, recorded: watch::Receiver<Option<Mark>>) -> Result<(), SourceError> {
-        let Self { contract, control, reporter, batches } = self;
-        control.set_notifications(false).await?;
-        let connect = async || Replication::connect(&contract.source, &application(&contract.name)).await;
-        let slot = Slot::find(&control.client).await?;
-        let (stream, serial) = match slot {
-            Some(Slot { usable: true, .. }) if copied => (Slot::stream(&control.client, connect).await?, 0),
-            slot => {
-                if slot.is_some_and(|slot| !slot.usable) {
-                    reporter.report(RelayProblem::SlotLost);
-                }
-                let mut replication = connect().await?;
-                self.copy(&mut replication).await?;
-                reporter.resolve(ProblemReason::SlotLost);
-                (replication.stream(names::SLOT, names::PUBLICATION).await?, 1)
-            }
-        };
-        let (tail, tails) = watch::channel(Tail::default());
-        let tailer = Tailer::new(stream, serial, recorded, tail);
-        tokio::select! {
-            ended = tailer.run(batches) => ended,
-            () = report_tail(tails, reporter) => Err(SourceError::Ended),
-        }
-    }
-
-    /// Creates the slot again and sends the rows that are older than it. Every row that is not acknowledged is still in
-    /// the table (rows are deleted only after the acknowledgement), so nothing is skipped, whatever happened to the
-    /// former slot.
-    async fn copy(&self, replication: &mut Replication) -> Result<(), SourceError> {
-        let Self { contract, control, reporter, batches } = self;
-        checkpoint::begin_copy(&control.client).await?;
-        Slot::remove(&control.client).await?;
-        let slot = Slot::create(&control.client, replication, reporter).await?;
-        let reader = Reader::connect(&contract.source, &application(&contract.name)).await?;
-        let snapshot = reader.import(&slot.snapshot).await?;
-        // the copy may take as long as the broker is unreachable or the relay is paused, and an exported snapshot would
-        // keep the server from removing dead rows for all that time
-        replication.release_snapshot().await?;
-        tracing::info!(consistent_point = %slot.consistent_point, "made the slot; publishing the rows from before it");
-        let before = Lsn(slot.consistent_point.0.saturating_sub(1));
-        reader.rows(None, &snapshot, before, batches).await?;
-        let mark = Mark { serial: 1, point: Point::Copied(slot.consistent_point) };
-        super::source::send(batches, vec![Item::Mark(mark)]).await
-    }
-}
-
-/// Reports the slot's position in the status.
-async fn report_tail(mut tails: watch::Receiver<Tail>, reporter: &Arc<Reporter>) {
-    while tails.changed().await.is_ok() {
-        let tail = *tails.borrow_and_update();
-        reporter.tail(tail);
-    }
 }

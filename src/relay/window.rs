@@ -20,8 +20,8 @@
 //! blocked for hours costs no memory for the events that overtake it.
 //!
 //! # Refusals
-//! A refused event and the events behind it in its key are *parked*: they have limits of their own, so that the other
-//! keys keep the whole window.
+//! A refused event leaves the window together with the events that wait behind it in its key: they are *held*, which the
+//! caller records ([`super::held`]). So it occupies nothing, and no mark waits for it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -32,19 +32,14 @@ use std::{
 /// Limits of the window, and back-off between attempts.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Events in the window, sent or not, without the parked ones.
+    /// Events in the window, sent or not.
     pub events: usize,
     /// Their bytes. The limits are checked before a batch is admitted, so one batch may exceed them.
     pub bytes: usize,
     /// Events in flight to the broker.
     pub in_flight: usize,
-    /// Parked events, and their bytes; when they are exceeded nothing more is admitted.
-    pub parked_events: usize,
-    pub parked_bytes: usize,
     /// Shortest and longest wait before an event is sent again.
     pub backoff: (Duration, Duration),
-    /// Wait before a refused event is sent again, in case its cause was removed.
-    pub refused: Duration,
 }
 
 /// Identifies one attempt to send one event.
@@ -80,8 +75,6 @@ pub struct Window<E, M> {
     waiting: BTreeSet<(Duration, u64)>,
     in_flight: usize,
     bytes: usize,
-    parked: usize,
-    parked_bytes: usize,
     /// Each stretch counts the unacknowledged events between a mark and the one before it; the last stretch has no mark
     /// yet.
     stretches: BTreeMap<u64, Stretch<M>>,
@@ -94,7 +87,8 @@ struct Slot<E> {
     event: E,
     key: u64,
     size: usize,
-    stretch: u64,
+    /// `None`: no mark waits for the event.
+    stretch: Option<u64>,
     state: State,
     attempt: u32,
     failures: u32,
@@ -106,8 +100,6 @@ struct Slot<E> {
 struct Key {
     tail: u64,
     events: usize,
-    bytes: usize,
-    parked: bool,
 }
 
 #[derive(Debug)]
@@ -125,7 +117,6 @@ enum State {
     /// Waits for its next attempt.
     Waiting {
         until: Duration,
-        refused: bool,
     },
 }
 
@@ -140,8 +131,6 @@ impl<E: Entry, M> Window<E, M> {
             waiting: BTreeSet::new(),
             in_flight: 0,
             bytes: 0,
-            parked: 0,
-            parked_bytes: 0,
             stretches: BTreeMap::new(),
             open: 0,
             passed: None,
@@ -150,25 +139,28 @@ impl<E: Entry, M> Window<E, M> {
 
     /// Whether another batch may be admitted.
     pub fn has_room(&self) -> bool {
-        self.slots.len() - self.parked < self.limits.events
-            && self.bytes - self.parked_bytes < self.limits.bytes
-            && self.parked < self.limits.parked_events
-            && self.parked_bytes < self.limits.parked_bytes
+        self.slots.len() < self.limits.events && self.bytes < self.limits.bytes
     }
 
-    /// Appends an event.
+    /// Appends an event; the next mark waits for it.
     pub fn admit(&mut self, event: E) {
+        let stretch = self.open;
+        self.stretches.entry(stretch).or_insert(Stretch { unacknowledged: 0, mark: None }).unacknowledged += 1;
+        self.append(event, Some(stretch));
+    }
+
+    /// Appends an event that is recorded elsewhere already, so that no mark waits for it.
+    pub fn admit_recorded(&mut self, event: E) {
+        self.append(event, None);
+    }
+
+    fn append(&mut self, event: E, stretch: Option<u64>) {
         let number = self.next;
         self.next += 1;
         let (hash, size) = (event.key(), event.size());
-        let key = self.keys.entry(hash).or_insert(Key { tail: number, events: 0, bytes: 0, parked: false });
+        let key = self.keys.entry(hash).or_insert(Key { tail: number, events: 0 });
         let before = std::mem::replace(&mut key.tail, number);
         key.events += 1;
-        key.bytes += size;
-        if key.parked {
-            self.parked += 1;
-            self.parked_bytes += size;
-        }
         let state = if key.events == 1 { State::Ready } else { State::Queued };
         if state == State::Ready {
             self.ready.push_back(number);
@@ -176,8 +168,6 @@ impl<E: Entry, M> Window<E, M> {
             slot.next = Some(number);
         }
         self.bytes += size;
-        self.stretches.entry(self.open).or_insert(Stretch { unacknowledged: 0, mark: None }).unacknowledged += 1;
-        let stretch = self.open;
         self.slots.insert(number, Slot { event, key: hash, size, stretch, state, attempt: 0, failures: 0, next: None });
     }
 
@@ -214,20 +204,48 @@ impl<E: Entry, M> Window<E, M> {
             }
             State::InFlight => self.in_flight -= 1,
             State::Ready => self.ready.retain(|&ready| ready != number),
-            State::Waiting { until, .. } => {
+            State::Waiting { until } => {
                 self.waiting.remove(&(until, number));
             }
         }
-        self.bytes -= slot.size;
-        self.release(&slot);
         if let Some(next) = slot.next {
             self.make_ready(next);
         }
-        if let Some(stretch) = self.stretches.get_mut(&slot.stretch) {
-            stretch.unacknowledged -= 1;
-            self.settle(slot.stretch);
+        Some(self.leave(slot))
+    }
+
+    /// Removes an event and all behind it in its key, in their order: they are recorded as held. Nothing when the
+    /// attempt is not the current one.
+    pub fn hold(&mut self, ticket: Ticket) -> Vec<E> {
+        let mut held = Vec::new();
+        if !self.is_in_flight(ticket) {
+            return held;
         }
-        Some(slot.event)
+        self.in_flight -= 1;
+        let mut next = Some(ticket.number);
+        while let Some(slot) = next.and_then(|number| self.slots.remove(&number)) {
+            next = slot.next;
+            held.push(self.leave(slot));
+        }
+        held
+    }
+
+    /// The rest of an event's removal: its key, its bytes, and the mark that waits for it.
+    fn leave(&mut self, slot: Slot<E>) -> E {
+        self.bytes -= slot.size;
+        if let Some(key) = self.keys.get_mut(&slot.key) {
+            key.events -= 1;
+            if key.events == 0 {
+                self.keys.remove(&slot.key);
+            }
+        }
+        if let Some(id) = slot.stretch
+            && let Some(stretch) = self.stretches.get_mut(&id)
+        {
+            stretch.unacknowledged -= 1;
+            self.settle(id);
+        }
+        slot.event
     }
 
     /// The attempt failed, or its outcome is unknown: the event is sent again after a back-off, and its key waits with
@@ -237,20 +255,15 @@ impl<E: Entry, M> Window<E, M> {
         let Some(slot) = self.attempt(ticket) else { return };
         slot.failures += 1;
         let wait = shortest.saturating_mul(1 << slot.failures.saturating_sub(1).min(16)).min(longest);
-        self.wait(ticket.number, now + wait, false);
+        let until = now + wait;
+        slot.state = State::Waiting { until };
+        self.in_flight -= 1;
+        self.waiting.insert((until, ticket.number));
     }
 
-    /// The broker refuses the event, and only a person can change that. Its key waits and is parked.
-    pub fn refused(&mut self, ticket: Ticket, now: Duration) {
-        let Some(slot) = self.attempt(ticket) else { return };
-        let hash = slot.key;
-        self.wait(ticket.number, now + self.limits.refused, true);
-        if let Some(key) = self.keys.get_mut(&hash)
-            && !std::mem::replace(&mut key.parked, true)
-        {
-            self.parked += key.events;
-            self.parked_bytes += key.bytes;
-        }
+    /// How often the event has failed.
+    pub fn failures(&self, ticket: Ticket) -> u32 {
+        self.slots.get(&ticket.number).map_or(0, |slot| slot.failures)
     }
 
     /// The connection is lost: events in flight may have arrived or not, and are sent again, the oldest first.
@@ -299,11 +312,6 @@ impl<E: Entry, M> Window<E, M> {
         self.slots.get(&ticket.number).is_some_and(current)
     }
 
-    /// The event of a ticket, while it is unacknowledged.
-    pub fn get(&self, ticket: Ticket) -> Option<&E> {
-        self.slots.get(&ticket.number).map(|slot| &slot.event)
-    }
-
     /// The oldest unacknowledged event. Iterates over all of them.
     pub fn oldest(&self) -> Option<&E> {
         self.slots.iter().min_by_key(|&(&number, _)| number).map(|(_, slot)| &slot.event)
@@ -320,34 +328,6 @@ impl<E: Entry, M> Window<E, M> {
 
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()
-    }
-
-    /// How many of these are parked, the refused events included.
-    pub fn parked(&self) -> usize {
-        self.parked
-    }
-
-    /// Refused events that wait for their next attempt.
-    pub fn refusals(&self) -> impl Iterator<Item = (Ticket, &E)> {
-        self.waiting.iter().filter_map(|&(_, number)| {
-            let slot = self.slots.get(&number)?;
-            let refused = matches!(slot.state, State::Waiting { refused: true, .. });
-            refused.then_some((Ticket { number, attempt: slot.attempt }, &slot.event))
-        })
-    }
-
-    /// Removes the acknowledged event from its key; the events behind it are no longer parked.
-    fn release(&mut self, slot: &Slot<E>) {
-        let Some(key) = self.keys.get_mut(&slot.key) else { return };
-        if std::mem::replace(&mut key.parked, false) {
-            self.parked -= key.events;
-            self.parked_bytes -= key.bytes;
-        }
-        key.events -= 1;
-        key.bytes -= slot.size;
-        if key.events == 0 {
-            self.keys.remove(&slot.key);
-        }
     }
 
     /// A stretch with a mark and without unacknowledged events is passed if it is the first one, else merged into the
@@ -367,14 +347,6 @@ impl<E: Entry, M> Window<E, M> {
     fn attempt(&mut self, ticket: Ticket) -> Option<&mut Slot<E>> {
         let slot = self.slots.get_mut(&ticket.number)?;
         (slot.state == State::InFlight && slot.attempt == ticket.attempt).then_some(slot)
-    }
-
-    fn wait(&mut self, number: u64, until: Duration, refused: bool) {
-        self.in_flight -= 1;
-        self.waiting.insert((until, number));
-        if let Some(slot) = self.slots.get_mut(&number) {
-            slot.state = State::Waiting { until, refused };
-        }
     }
 
     fn make_ready(&mut self, number: u64) {

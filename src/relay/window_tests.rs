@@ -15,15 +15,7 @@ impl Entry for Row {
 
 const SECOND: Duration = Duration::from_secs(1);
 
-const LIMITS: Limits = Limits {
-    events: 4,
-    bytes: 10,
-    in_flight: 3,
-    parked_events: 5,
-    parked_bytes: 100,
-    backoff: (SECOND, Duration::from_secs(8)),
-    refused: Duration::from_secs(30),
-};
+const LIMITS: Limits = Limits { events: 4, bytes: 10, in_flight: 3, backoff: (SECOND, Duration::from_secs(8)) };
 
 fn window() -> Window<Row, u32> {
     Window::new(LIMITS)
@@ -162,46 +154,50 @@ fn the_window_is_bounded_by_count_and_by_bytes() {
 }
 
 #[test]
-fn a_refusal_is_shown_until_it_is_acknowledged_and_tried_again() {
+fn what_is_held_leaves_the_window_with_all_behind_it_in_its_key() {
     let mut window = window();
-    window.admit(Row(1, "a"));
-    let (ticket, _) = sent(&mut window)[0];
-    window.refused(ticket, Duration::ZERO);
-    assert_eq!(window.refusals().map(|(_, row)| row.1).collect::<Vec<_>>(), ["a"]);
-    window.wake_all();
-    assert_eq!(window.refusals().count(), 0);
-    let (ticket, _) = sent(&mut window)[0];
-    window.acknowledged(ticket);
+    for row in [Row(1, "a1"), Row(2, "b1"), Row(1, "a2"), Row(1, "a3")] {
+        window.admit(row);
+    }
+    window.mark(1);
+    let tickets = sent(&mut window);
+    let held: Vec<_> = window.hold(tickets[0].0).into_iter().map(|row| row.1).collect();
+    assert_eq!(held, ["a1", "a2", "a3"]);
+    assert_eq!(window.hold(tickets[0].0), [], "only once");
+    assert_eq!(window.passed(), None, "the mark waits for b1");
+    window.acknowledged(tickets[1].0);
+    assert_eq!(window.passed(), Some(1));
+    assert!(window.is_empty());
+    assert_eq!((window.in_flight(), window.bytes, window.keys.len(), window.stretches.len()), (0, 0, 0, 0));
+}
+
+#[test]
+fn no_mark_waits_for_an_event_that_is_recorded_elsewhere() {
+    let mut window = window();
+    window.admit_recorded(Row(1, "a"));
+    window.admit(Row(2, "b"));
+    window.mark(1);
+    let tickets = sent(&mut window);
+    assert_eq!(tickets.len(), 2);
+    window.acknowledged(tickets[1].0);
+    assert_eq!(window.passed(), Some(1));
+    assert_eq!(window.acknowledged(tickets[0].0), Some(Row(1, "a")));
     assert!(window.is_empty());
 }
 
 #[test]
-fn what_a_refusal_holds_up_does_not_fill_the_window() {
+fn marks_that_wait_for_the_same_event_are_merged() {
     let mut window = window();
-    for _ in 0..3 {
-        window.admit(Row(1, "a"));
-    }
-    let (ticket, _) = sent(&mut window)[0];
-    window.refused(ticket, Duration::ZERO);
-    assert_eq!(window.parked(), 3);
     window.admit(Row(1, "a"));
+    let (first, _) = sent(&mut window)[0];
     for number in 0..1000 {
-        assert!(window.has_room());
         window.admit(Row(2, "b"));
         window.mark(number);
         let (ticket, _) = sent(&mut window)[0];
         window.acknowledged(ticket);
     }
-    assert!(window.stretches.len() <= 2, "marks are merged");
+    assert!(window.stretches.len() <= 2);
     assert_eq!(window.passed(), None);
-    window.admit(Row(1, "a"));
-    assert!(!window.has_room(), "five parked");
-    window.acknowledged(ticket);
-    assert_eq!((window.parked(), window.parked_bytes), (0, 0));
-    for _ in 0..4 {
-        let (ticket, _) = sent(&mut window)[0];
-        window.acknowledged(ticket);
-    }
+    window.acknowledged(first);
     assert_eq!(window.passed(), Some(999));
-    assert_eq!((window.bytes, window.keys.len(), window.stretches.len()), (0, 0, 1));
 }

@@ -147,7 +147,7 @@ async fn a_relay_is_notified_of_rows_while_it_wants_to_be() {
     listener.batch_execute("listen weft_outbox").await.unwrap();
     let app = database.app().await;
     for wanted in [true, false, false, true] {
-        listener.execute("update weft.relay_wake set polling = $1", &[&wanted]).await.unwrap();
+        listener.execute("update weft.relay_wake set asleep = $1", &[&wanted]).await.unwrap();
         app.batch_execute(
             "insert into outbox (aggregate_type, aggregate_id, type, payload) values ('order', '1', 'OrderCreated', '{}')",
         )

@@ -151,7 +151,7 @@ async fn a_set_up_with_nothing_to_do_waits_for_no_table() {
     database.set_up_well();
     let busy = database.superuser().await;
     busy.batch_execute(
-        "begin; lock table orders, weft.outbox, weft.inbox, weft.saga_barrier, weft.relay_checkpoint, weft.relay_wake in access exclusive mode",
+        "begin; lock table orders, weft.outbox, weft.inbox, weft.saga_barrier, weft.relay_ledger, weft.relay_wake in access exclusive mode",
     )
     .await
     .unwrap();

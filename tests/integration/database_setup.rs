@@ -351,9 +351,9 @@ async fn the_app_can_use_what_migrations_make_and_nothing_more() {
     .await
     .unwrap();
     for sql in [
-        "select * from weft.relay_checkpoint",
-        "insert into weft.relay_checkpoint (relay) values ('x')",
-        "update weft.relay_wake set polling = false",
+        "select * from weft.relay_ledger",
+        "insert into weft.relay_ledger (relay, system, timeline) values ('x', '1', 1)",
+        "update weft.relay_wake set asleep = true",
         "delete from weft.outbox",
         "update weft.outbox set type = 'x'",
         "insert into weft.outbox (aggregate_type, aggregate_id, type, payload, txid) values ('order', '1', 'x', '{}', '3')",
@@ -373,7 +373,7 @@ async fn the_app_can_use_what_migrations_make_and_nothing_more() {
         denied(&app, sql).await;
     }
     let relay = database.relay().await;
-    relay.batch_execute("select * from weft.outbox; delete from weft.outbox; insert into weft.relay_checkpoint (relay) values ('r')").await.unwrap();
+    relay.batch_execute("select * from weft.outbox; delete from weft.outbox; insert into weft.relay_ledger (relay, system, timeline) values ('r', '1', 1)").await.unwrap();
     denied(&relay, "select * from public.orders").await;
     denied(
         &relay,

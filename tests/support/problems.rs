@@ -110,11 +110,12 @@ pub fn relay_variant(problem: &RelayProblem) -> usize {
         RelayProblem::SlotAtRisk { .. } => 7,
         RelayProblem::SlotLost => 8,
         RelayProblem::SlotPending { .. } => 9,
+        RelayProblem::PublicationInvalid { .. } => 10,
     }
 }
 
 /// The number of variants of [`RelayProblem`].
-pub const RELAY_VARIANTS: usize = 10;
+pub const RELAY_VARIANTS: usize = 11;
 
 /// The variant's number.
 pub fn saga_variant(problem: &SagaProblem) -> usize {

@@ -1,11 +1,12 @@
--- A service's database, version 1: outbox, inbox, and the barrier that makes saga steps take effect once.
+-- A service's database: outbox, inbox, and the barrier that makes saga steps take effect once.
 --
 -- Everything belongs to the superuser, so that a migration cannot break it by accident. Functions that write where the
 -- app may not are `security definer` with a pinned search_path and no dynamic SQL.
 
 -- ------------------------------------------------------------------------------------------------ transactional outbox
 create table weft.outbox (
-    id             uuid primary key default gen_random_uuid(),
+    -- of the event. Only indexed by a service that wants that: it costs each insert a page somewhere in an index
+    id             uuid not null default gen_random_uuid(),
     aggregate_type text not null,
     aggregate_id   text not null,
     type           text not null,
@@ -13,7 +14,7 @@ create table weft.outbox (
     headers        jsonb not null default '{}',
     created_at     timestamptz not null default now(),
     -- order within a transaction, and the transaction: what a relay goes by, so the app may not set them
-    seq            bigint generated always as identity,
+    seq            bigint generated always as identity primary key,
     txid           xid8 not null default pg_current_xact_id()
 );
 create index outbox_txid_seq on weft.outbox (txid, seq);
@@ -21,33 +22,82 @@ create index outbox_txid_seq on weft.outbox (txid, seq);
 grant insert (id, aggregate_type, aggregate_id, type, payload, headers, created_at) on weft.outbox to {app}, {owner};
 -- for `insert … returning`, which ORMs like to say
 grant select on weft.outbox to {app}, {owner};
-grant select, delete on weft.outbox to {relay};
+-- update: only so that the relay may skip rows that somebody has locked (`for update skip locked`)
+grant select, delete, update (seq) on weft.outbox to {relay};
 
+create publication weft_outbox for table weft.outbox with (publish = 'insert');
+
+-- What is published. Belongs to the outbox and not to a relay: one that replaces another goes on where that one ended.
+create table weft.relay_ledger (
+    one        boolean primary key default true check (one),
+    -- the OutboxRelay that has published last, and how many events since it is the one
+    relay      text not null,
+    published  bigint not null default 0,
+    -- the server that positions and transaction ids are of (pg_control_system), and its timeline
+    system     text not null,
+    timeline   bigint not null,
+    -- every transaction that committed before it is published or held. Null: no slot belongs to it
+    lsn        pg_lsn,
+    -- every row that it sees is published or held. Null: none
+    snapshot   pg_snapshot,
+    -- no later event may have a lower position than this one
+    floor      pg_lsn not null default '0/0',
+    updated_at timestamptz not null default now()
+);
+
+-- Events that the broker refuses, and events that wait behind one of their aggregate.
+create table weft.relay_held (
+    -- order in which they are to be published
+    place    bigint generated always as identity primary key,
+    seq      bigint not null unique,
+    -- hash of the aggregate's type and id
+    key      bigint not null,
+    txid     xid8 not null,
+    lsn      pg_lsn not null,
+    index    bigint not null,
+    attempts integer not null default 0,
+    held_at  timestamptz not null default now(),
+    -- of the first one of its key: why it was refused, and when it is tried again
+    cause    text,
+    retry_at timestamptz
+);
+create index relay_held_key on weft.relay_held (key, place);
+create index relay_held_retry on weft.relay_held (retry_at) where retry_at is not null;
+
+-- Locked by the process that leads; the others wait for the lock.
+create table weft.relay_leader ();
+
+grant usage on schema weft to {relay};
+grant select, insert, update on weft.relay_ledger to {relay};
+grant select, insert, update, delete on weft.relay_held to {relay};
+grant usage on sequence weft.relay_held_place_seq to {relay};
+grant update on weft.relay_leader to {relay};
+
+-- Whether a relay sleeps and wants to be woken by a notification. A commit that notifies holds a lock of the whole
+-- server from before its record is written until after it is flushed (PreCommit_Notify), so that two of them never share
+-- a flush: with 32 writers a quarter of the throughput or less. So only a polling relay that has nothing to do asks for it.
+create table weft.relay_wake (
+    one    boolean primary key default true check (one),
+    asleep boolean not null default false
+);
+insert into weft.relay_wake default values;
+grant select, update on weft.relay_wake to {relay};
+
+-- A transaction that notified cannot be prepared. Where transactions can be, none notifies, and the relay asks more often.
 create function weft.wake_relay() returns trigger
     language plpgsql
+    security definer
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    perform pg_notify('weft_outbox', '');
+    if (select w.asleep from weft.relay_wake as w) and current_setting('max_prepared_transactions') = '0' then
+        perform pg_notify('weft_outbox', '');
+    end if;
     return null;
 end
 $$;
 
 create trigger wake_relay after insert on weft.outbox for each statement execute function weft.wake_relay();
-
-create publication weft_outbox for table weft.outbox with (publish = 'insert');
-
-create table weft.relay_checkpoint (
-    relay      text primary key,
-    -- the last acknowledged position: log tailing, everything that committed before is published
-    lsn        pg_lsn,
-    -- log tailing: every row from before the slot is published
-    copied     boolean not null default false,
-    published  bigint not null default 0,
-    updated_at timestamptz not null default now()
-);
-grant usage on schema weft to {relay};
-grant select, insert, update on weft.relay_checkpoint to {relay};
 
 -- ------------------------------------------------------------------------------------------------- idempotent consumer
 create table weft.inbox (

@@ -14,6 +14,8 @@ pub enum Message {
         commit_lsn: Lsn,
         /// Microseconds since 1970.
         committed_at: i64,
+        /// The low half of the transaction's id.
+        transaction: u32,
     },
     Commit {
         /// The end of the transaction; confirming it confirms the transaction and everything before it.
@@ -70,7 +72,7 @@ impl Message {
             b'B' => {
                 let commit_lsn = Lsn(u64(&mut bytes)?);
                 let committed_at = bytes.try_get_i64().map_err(|_| SHORT)?.saturating_add(POSTGRES_EPOCH);
-                Ok(Self::Begin { commit_lsn, committed_at })
+                Ok(Self::Begin { commit_lsn, committed_at, transaction: u32(&mut bytes)? })
             }
             b'C' => {
                 let (_flags, _commit_lsn) = (u8(&mut bytes)?, u64(&mut bytes)?);

@@ -2,26 +2,28 @@
 //!
 //! # The contract
 //! - Events come in the order in which their transactions became visible, and within a transaction in the order of
-//!   `seq`.
-//! - A mark is a position that may be recorded once every event before it is acknowledged, and not earlier.
-//! - After a restart the source starts at the last *recorded* mark or earlier, so an event that was not acknowledged
-//!   comes again, under the same id.
+//!   their rows.
+//! - A mark is a position that may be recorded once every event before it is settled (published or held), and not
+//!   earlier. It is opaque to everyone but its source.
+//! - After a restart the source starts at the last *recorded* mark or earlier, so an event that was not settled comes
+//!   again, under the same id.
+//! - A held event is not read again by the source but from the record ([`Again`]), until it is published.
 
-pub mod poll;
-pub mod row;
-pub mod snapshot;
-pub mod table;
-pub mod wal;
+pub mod postgres;
 
 use std::time::Duration;
 
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
 
+use self::postgres::snapshot::Snapshot;
 use crate::{
-    domain::event::Event,
+    domain::event::{Event, Position},
     outage::Failure,
     postgres::{
-        self,
+        self as server,
         replication::{Lsn, ReplicationError},
     },
 };
@@ -30,9 +32,24 @@ use crate::{
 pub const BATCH_EVENTS: usize = 256;
 pub const BATCH_BYTES: usize = 256 * 1024;
 
+/// An event and where its row is.
+#[derive(Debug)]
+pub struct Row {
+    pub event: Event,
+    pub place: Place,
+}
+
+/// The row of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub seq: i64,
+    /// The transaction that has inserted it; `None` when the row was visible as it was read.
+    pub transaction: Option<u64>,
+}
+
 #[derive(Debug)]
 pub enum Item {
-    Event(Event),
+    Event(Row),
     Mark(Mark),
 }
 
@@ -45,23 +62,63 @@ pub struct Mark {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Point {
-    /// All rows that are older than the slot; the LSN is the slot's consistent point.
-    Copied(Lsn),
+    /// Everything from before the slot, which begins here.
+    Slot(Lsn),
     /// The end of a transaction; the LSN is the end of its commit record.
     Committed(Lsn),
-    /// A window of rows that were polled; the LSN is the WAL's insert position at that time.
-    Seen(Lsn),
+    /// All rows that the snapshot sees; no later event may have a lower position than `floor`.
+    Seen { snapshot: Snapshot, floor: Lsn },
 }
 
 impl Point {
     pub fn lsn(&self) -> Lsn {
         match self {
-            Self::Copied(lsn) | Self::Committed(lsn) | Self::Seen(lsn) => *lsn,
+            Self::Slot(lsn) | Self::Committed(lsn) | Self::Seen { floor: lsn, .. } => *lsn,
         }
     }
 }
 
 pub type Batch = Vec<Item>;
+
+/// What the publisher hands over to be recorded: what has become of events, and the last mark before which all are
+/// settled.
+#[derive(Debug, Default)]
+pub struct Done {
+    /// Acknowledged by the broker.
+    pub published: Vec<Place>,
+    /// Of these, the ones that were held, with their keys.
+    pub freed: Vec<(u64, i64)>,
+    /// Newly held, in the order in which they are to be published.
+    pub held: Vec<Held>,
+    /// Held, published again, and refused again: `seq` and why.
+    pub refused: Vec<(i64, String)>,
+    pub mark: Option<Mark>,
+}
+
+impl Done {
+    pub fn is_empty(&self) -> bool {
+        self.published.is_empty() && self.held.is_empty() && self.refused.is_empty() && self.mark.is_none()
+    }
+}
+
+/// An event that leaves the window unpublished.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub place: Place,
+    pub key: u64,
+    pub position: Position,
+    /// Why it is refused; `None`: it waits behind another one of its key.
+    pub cause: Option<String>,
+}
+
+/// What comes back from the record of held events.
+#[derive(Debug)]
+pub enum Again {
+    /// To be published now. Events of one key come in their order.
+    Event(Row),
+    /// No event of `key` is held any more, when the publisher has handed over this many of it.
+    Free { key: u64, handed: u64 },
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
@@ -77,10 +134,15 @@ pub enum SourceError {
     Login(#[from] crate::postgres::login::LoginError),
     #[error("weft.outbox is not as `weft database setup` creates it: {0}")]
     Layout(&'static str),
+    #[error(
+        "the publication {publication} has the table {table}, which is not the outbox: take it out with `alter publication`",
+        publication = crate::domain::names::PUBLICATION
+    )]
+    NotTheOutbox { table: String },
+    #[error("weft.relay_ledger is another server's, or another relay writes it")]
+    LedgerReplaced,
     #[error("the database did not answer within {0} s")]
     Timeout(u64),
-    #[error("the database creates the replication slot when all older transactions have ended: {0}")]
-    SlotPending(String),
     #[error("the publisher has ended")]
     Ended,
 }
@@ -89,10 +151,11 @@ impl SourceError {
     /// How the database failed: it refused, is silent, or there is no connection.
     pub(crate) fn failure(&self) -> Failure {
         let failure = match self {
-            Self::Query { source, .. } => postgres::failure(source),
+            Self::Query { source, .. } => server::failure(source),
             Self::Login(error) => error.failure(),
             Self::Replication(error) => error.failure(),
-            Self::Layout(_) | Self::SlotPending(_) => Failure::Refused(self.to_string()),
+            Self::Layout(_) | Self::NotTheOutbox { .. } => Failure::Refused(self.to_string()),
+            Self::LedgerReplaced => Failure::Disconnected(self.to_string()),
             Self::Timeout(_) => Failure::Silent,
             Self::Ended => Failure::Disconnected(self.to_string()),
         };
@@ -100,6 +163,15 @@ impl SourceError {
             (Self::Query { action, .. }, Failure::Refused(cause)) => Failure::Refused(format!("{action}: {cause}")),
             (Self::Replication(_), Failure::Refused(cause)) => Failure::Refused(format!("{self}: {cause}")),
             (_, failure) => failure,
+        }
+    }
+
+    /// The slot, or what it still has to send, cannot be read, and will not be when it is tried again.
+    pub(crate) fn is_of_the_slot(&self) -> bool {
+        match self {
+            Self::Replication(error) => error.is_of_the_slot(),
+            Self::Layout(_) | Self::NotTheOutbox { .. } => true,
+            _ => false,
         }
     }
 
@@ -113,6 +185,22 @@ pub(crate) async fn send(batches: &mpsc::Sender<Batch>, batch: Batch) -> Result<
         return Ok(());
     }
     batches.send(batch).await.map_err(|_closed| SourceError::Ended)
+}
+
+/// Runs a source until an error, or until nothing is recorded any more.
+pub(crate) async fn stopped(
+    recorded: watch::Receiver<Option<Mark>>,
+    source: impl Future<Output = Result<(), SourceError>>,
+) -> Result<(), SourceError> {
+    tokio::select! {
+        ended = source => ended,
+        () = ended(recorded) => Ok(()),
+    }
+}
+
+/// Returns when nothing is recorded any more.
+pub(crate) async fn ended(mut recorded: watch::Receiver<Option<Mark>>) {
+    while recorded.changed().await.is_ok() {}
 }
 
 /// Awaits a query's result, for `deadline` at the longest. `action` names the query in the error.

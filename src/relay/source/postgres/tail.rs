@@ -1,7 +1,7 @@
 //! The log-tailing source: reads the outbox's inserts from the WAL, and confirms positions to the slot.
 //!
 //! `confirmed_flush` is the end of the last transaction of which every event, and every event before it, is
-//! acknowledged by the broker *and recorded*. Nothing else moves it, except the **idle rule**: when everything that was
+//! published or held *and recorded*. Nothing else moves it, except the **idle rule**: when everything that was
 //! read is recorded and no transaction is open in the stream, the WAL end of a keepalive is confirmed, since everything
 //! before it was sent. So an idle outbox in a busy database does not make the server keep WAL.
 
@@ -13,13 +13,14 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{BATCH_BYTES, BATCH_EVENTS, Batch, Item, Mark, Point, SourceError, row::Layout};
+use super::{row::Layout, snapshot::Snapshot};
 use crate::{
     domain::event::Position,
     postgres::replication::{
         Frame, Lsn, WalStream,
         pgoutput::{Insert, Message},
     },
+    relay::source::{BATCH_BYTES, BATCH_EVENTS, Batch, Item, Mark, Place, Point, Row, SourceError},
 };
 
 /// Progress is confirmed to the slot at most this often…
@@ -35,6 +36,21 @@ const MAX_SILENCE: Duration = Duration::from_secs(90);
 pub(crate) struct Tail {
     pub(crate) confirmed: Lsn,
     pub(crate) wal_end: Lsn,
+    /// Everything that was read is recorded.
+    pub(crate) idle: bool,
+}
+
+/// Where a stream begins.
+#[derive(Debug)]
+pub(crate) struct Start {
+    /// Transactions that it sees were settled before, and are left out.
+    pub(crate) seen: Option<Snapshot>,
+    /// No event gets a lower position.
+    pub(crate) floor: Lsn,
+    /// The serial of the last mark that was sent before.
+    pub(crate) serial: u64,
+    /// A transaction id of about now.
+    pub(crate) transaction: u64,
 }
 
 #[derive(Debug)]
@@ -52,17 +68,16 @@ pub(crate) struct Tailer {
 }
 
 impl Tailer {
-    /// `serial` is the serial of the last mark that was sent before.
     pub(crate) fn new(
         stream: WalStream,
-        serial: u64,
+        start: Start,
         recorded: watch::Receiver<Option<Mark>>,
         tail: watch::Sender<Tail>,
     ) -> Self {
         let now = Instant::now();
         Self {
             stream,
-            decoder: Decoder::new(serial),
+            decoder: Decoder::new(start),
             recorded,
             tail,
             confirmed: Lsn(0),
@@ -72,7 +87,7 @@ impl Tailer {
         }
     }
 
-    /// Streams until an error.
+    /// Streams until an error, or until nothing is recorded any more, and confirms what was.
     pub(crate) async fn run(mut self, batches: &mpsc::Sender<Batch>) -> Result<(), SourceError> {
         loop {
             let due = if self.confirmed > self.confirm_sent { CONFIRM } else { STATUS_UPDATE };
@@ -94,8 +109,10 @@ impl Tailer {
                     }
                 }
                 changed = self.recorded.changed() => {
-                    changed.map_err(|_closed| SourceError::Ended)?;
                     self.progress();
+                    if changed.is_err() {
+                        return self.confirm().await;
+                    }
                 }
                 () = sleep_until(self.confirm_sent_at + due) => self.confirm().await?,
                 () = sleep_until(self.received_at + MAX_SILENCE), if !full => return Err(SourceError::Timeout(MAX_SILENCE.as_secs())),
@@ -108,17 +125,19 @@ impl Tailer {
             Frame::Data(bytes) => self.decoder.message(bytes),
             Frame::Keepalive { wal_end, reply_requested } => {
                 self.progress();
-                if self.is_idle() {
+                let idle = self.is_idle();
+                if idle {
                     self.confirmed = self.confirmed.max(wal_end);
                 }
-                self.tail.send_modify(|tail| tail.wal_end = wal_end);
+                self.tail.send_modify(|tail| (tail.wal_end, tail.idle) = (wal_end, idle));
                 if reply_requested { self.confirm().await } else { Ok(()) }
             }
         }
     }
 
     fn progress(&mut self) {
-        if let Some(Mark { point: Point::Committed(lsn), .. }) = &*self.recorded.borrow_and_update() {
+        if let Some(Mark { point: Point::Committed(lsn) | Point::Slot(lsn), .. }) = &*self.recorded.borrow_and_update()
+        {
             self.confirmed = self.confirmed.max(*lsn);
         }
     }
@@ -135,7 +154,8 @@ impl Tailer {
         // acknowledge last: the broker has stored every event before `confirmed`, and that is recorded
         let quiet = self.received_at.elapsed() >= MAX_SILENCE / 3;
         self.stream.confirm(self.confirmed, quiet).await?;
-        self.tail.send_modify(|tail| tail.confirmed = self.confirmed);
+        let idle = self.is_idle();
+        self.tail.send_modify(|tail| (tail.confirmed, tail.idle) = (self.confirmed, idle));
         Ok(())
     }
 }
@@ -145,15 +165,30 @@ impl Tailer {
 struct Decoder {
     batch: Batch,
     bytes: usize,
+    start: Start,
     serial: u64,
-    /// The open transaction: its commit position and the index of its next row.
-    open: Option<Position>,
-    layouts: HashMap<u32, Option<Layout>>,
+    open: Option<Open>,
+    layouts: HashMap<u32, Layout>,
 }
 
+/// A transaction that is being received.
+#[derive(Debug)]
+struct Open {
+    transaction: u64,
+    /// Position of its next row.
+    position: Position,
+    /// It was published or held before.
+    settled: bool,
+}
+
+/// Events of transactions that committed before the floor follow those that have the floor as their position, whose
+/// indexes are below this one.
+const AFTER_FLOOR: u64 = 1 << 63;
+
 impl Decoder {
-    fn new(serial: u64) -> Self {
-        Self { batch: Vec::new(), bytes: 0, serial, open: None, layouts: HashMap::new() }
+    fn new(start: Start) -> Self {
+        let serial = start.serial;
+        Self { batch: Vec::new(), bytes: 0, start, serial, open: None, layouts: HashMap::new() }
     }
 
     fn is_open(&self) -> bool {
@@ -171,7 +206,7 @@ impl Decoder {
 
     fn message(&mut self, bytes: Bytes) -> Result<(), SourceError> {
         match Message::decode(bytes)? {
-            Message::Begin { commit_lsn, .. } => self.open = Some(Position { lsn: commit_lsn.0, index: 0 }),
+            Message::Begin { commit_lsn, transaction, .. } => self.begin(commit_lsn, transaction),
             Message::Commit { end_lsn } => {
                 self.open = None;
                 self.serial += 1;
@@ -186,6 +221,19 @@ impl Decoder {
         Ok(())
     }
 
+    fn begin(&mut self, commit_lsn: Lsn, low: u32) {
+        let transaction = whole(low, self.start.transaction);
+        let floor = self.start.floor;
+        let position = if commit_lsn > floor {
+            Position { lsn: commit_lsn.0, index: 0 }
+        } else {
+            // positions in the log are below the floor: half of the indexes for the position, half for its rows
+            Position { lsn: floor.0, index: AFTER_FLOOR | (commit_lsn.0 << 16 & (AFTER_FLOOR - 1)) }
+        };
+        let settled = self.start.seen.as_ref().is_some_and(|seen| seen.sees(transaction));
+        self.open = Some(Open { transaction, position, settled });
+    }
+
     /// Appends a mark. Of two marks without an event between them only the later one is kept.
     fn mark(&mut self, end_lsn: Lsn) {
         let mark = Mark { serial: self.serial, point: Point::Committed(end_lsn) };
@@ -198,14 +246,43 @@ impl Decoder {
 
     fn insert(&mut self, insert: Insert) -> Result<(), SourceError> {
         let unknown = || SourceError::Layout("a row was sent before its table's relation message");
-        let Some(layout) = self.layouts.get(&insert.relation).ok_or_else(unknown)? else { return Ok(()) };
-        let Some(position) = &mut self.open else {
+        let layout = self.layouts.get(&insert.relation).ok_or_else(unknown)?;
+        let Some(open) = &mut self.open else {
             return Err(SourceError::Layout("a row was sent outside of a transaction"));
         };
-        let event = layout.event(insert.columns, *position)?;
-        position.index += 1;
+        if open.settled {
+            return Ok(());
+        }
+        let (event, seq) = layout.event(insert.columns, open.position)?;
+        open.position.index += 1;
         self.bytes += event.size();
-        self.batch.push(Item::Event(event));
+        let place = Place { seq, transaction: Some(open.transaction) };
+        self.batch.push(Item::Event(Row { event, place }));
         Ok(())
+    }
+}
+
+/// The transaction id of which `low` is the low half, next to another one.
+fn whole(low: u32, near: u64) -> u64 {
+    let distance = low.wrapping_sub(near as u32).cast_signed();
+    near.saturating_add_signed(i64::from(distance))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transaction_id_is_completed_from_one_next_to_it() {
+        const EPOCH: u64 = 1 << 32;
+        for (low, near, expected) in [
+            (7, 9, 7),
+            (9, 7, 9),
+            (7, EPOCH + 9, EPOCH + 7),
+            (u32::MAX, EPOCH + 9, EPOCH - 1),
+            (3, EPOCH - 5, EPOCH + 3),
+        ] {
+            assert_eq!(whole(low, near), expected);
+        }
     }
 }

@@ -5,28 +5,17 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Client;
 
-use super::{
-    control::DEADLINE,
-    problem::RelayProblem,
-    reporter::Reporter,
-    source::{SourceError, within},
-};
+use super::DEADLINE;
 use crate::{
-    contract::problem::ProblemReason,
     domain::names,
-    postgres::replication::{CreatedSlot, Lsn, Replication, ReplicationError, WalStream},
+    postgres::replication::{Lsn, Replication, ReplicationError, WalStream},
+    relay::source::{SourceError, within},
 };
 
 /// The walsender of a former leader is terminated when it still uses the slot after this long. This process holds the
 /// leader's lock, so no living leader can own that walsender.
 const TERMINATE_AFTER: Duration = Duration::from_secs(5);
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// The server creates a slot only after older transactions have ended; how often the transaction that it waits for is
-/// reported.
-const REPORT_PENDING: Duration = Duration::from_secs(5);
-/// After this long the creation is started again, in case the connection is dead.
-const CREATE_DEADLINE: Duration = Duration::from_mins(10);
-
 /// A row of `pg_replication_slots`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Slot {
@@ -82,35 +71,9 @@ impl Slot {
         }
     }
 
-    /// Creates the slot, which must not exist. The server first waits for the end of every older transaction that has
-    /// written something. Nothing is published until then, so the wait is reported.
-    pub(crate) async fn create(
-        client: &Client,
-        replication: &mut Replication,
-        reporter: &Reporter,
-    ) -> Result<CreatedSlot, SourceError> {
-        let process = replication.process();
-        let started = Instant::now();
-        let mut creating = std::pin::pin!(replication.create_slot(names::SLOT));
-        let created = loop {
-            match timeout(REPORT_PENDING, &mut creating).await {
-                Ok(created) => break created?,
-                Err(_elapsed) if started.elapsed() > CREATE_DEADLINE => {
-                    return Err(SourceError::SlotPending(Self::blocker(client, process).await?));
-                }
-                Err(_elapsed) => {
-                    let blocker = Self::blocker(client, process).await?;
-                    reporter.report(RelayProblem::SlotPending { blocker });
-                }
-            }
-        };
-        reporter.resolve(ProblemReason::SlotPending);
-        Ok(created)
-    }
-
     /// Describes the transaction that blocks the creation of the slot, as far as a role without privileges can see
     /// other sessions.
-    async fn blocker(client: &Client, process: i32) -> Result<String, SourceError> {
+    pub(crate) async fn blocker(client: &Client, process: i32) -> Result<String, SourceError> {
         let statement = "select a.pid, coalesce(a.usename, ''), coalesce(a.application_name, '') \
              from unnest(pg_blocking_pids($1)) as blocking (pid) join pg_stat_activity a using (pid) limit 1";
         let action = "finding the transaction that the replication slot waits for";
@@ -129,10 +92,11 @@ impl Slot {
     pub(crate) async fn stream(
         client: &Client,
         connect: impl AsyncFn() -> Result<Replication, ReplicationError>,
+        start: Lsn,
     ) -> Result<WalStream, SourceError> {
         let mut wait = Wait::start();
         loop {
-            match connect().await?.stream(names::SLOT, names::PUBLICATION).await {
+            match connect().await?.stream(names::SLOT, names::PUBLICATION, start).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) if error.is_slot_in_use() => wait.for_slot(client).await?,
                 Err(error) => return Err(error.into()),

@@ -7,7 +7,6 @@ use tokio_postgres::{
 };
 use uuid::Uuid;
 
-use super::SourceError;
 use crate::{
     domain::{
         event::{Event, Position, Text},
@@ -17,6 +16,7 @@ use crate::{
         POSTGRES_EPOCH,
         pgoutput::{Columns, Relation, Value},
     },
+    relay::source::SourceError,
 };
 
 /// Columns of the event with their type OIDs, in the order of [`SELECT_COLUMNS`].
@@ -33,6 +33,7 @@ const COLUMNS: [(&str, u32); 8] = [
 const JSONB: u32 = 3802;
 /// First byte of a jsonb value's binary form; the text follows.
 const JSONB_VERSION: u8 = 1;
+pub(crate) const COLUMN_COUNT: usize = COLUMNS.len();
 pub(crate) const SELECT_COLUMNS: &str = "id, aggregate_type, aggregate_id, type, payload, headers, created_at, seq";
 
 /// Maps the table's columns to [`COLUMNS`].
@@ -43,10 +44,10 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// `None` when the relation is not the outbox.
-    pub(crate) fn of(relation: &Relation) -> Result<Option<Self>, SourceError> {
+    /// An error when the relation is not the outbox.
+    pub(crate) fn of(relation: &Relation) -> Result<Self, SourceError> {
         if relation.schema != names::SCHEMA || relation.table != "outbox" {
-            return Ok(None);
+            return Err(SourceError::NotTheOutbox { table: format!("{}.{}", relation.schema, relation.table) });
         }
         let field = |name: &str| COLUMNS.iter().position(|&(column, _)| column == name);
         let fields: Vec<Option<usize>> = relation.columns.iter().map(|column| field(&column.name)).collect();
@@ -59,11 +60,11 @@ impl Layout {
                 Some(_) => {}
             }
         }
-        Ok(Some(Self { fields }))
+        Ok(Self { fields })
     }
 
-    /// The event of an inserted row.
-    pub(crate) fn event(&self, columns: Columns, position: Position) -> Result<Event, SourceError> {
+    /// The event of an inserted row, and its `seq`.
+    pub(crate) fn event(&self, columns: Columns, position: Position) -> Result<(Event, i64), SourceError> {
         let mut values: [Bytes; COLUMNS.len()] = Default::default();
         for (value, field) in columns.zip(&self.fields) {
             let value = value?;
@@ -74,7 +75,10 @@ impl Layout {
                 Value::Null => return Err(SourceError::Layout("a value is null")),
             };
         }
-        event_of(owned(values.each_ref().map(|value| &value[..])), position)
+        let values = owned(values.each_ref().map(|value| &value[..]));
+        let [.., seq] = &values;
+        let seq = number(seq.clone())?;
+        Ok((event_of(values, position)?, seq))
     }
 }
 
@@ -131,6 +135,11 @@ impl<'a> FromSql<'a> for Raw<'a> {
     }
 }
 
+/// Whether there is a row, and not only the nulls of an outer join.
+pub(crate) fn is_some(row: &Row) -> bool {
+    row.try_get::<_, Option<Raw<'_>>>(0).is_ok_and(|id| id.is_some())
+}
+
 /// Builds the event from a row of [`SELECT_COLUMNS`] and returns it with the row's `seq`. `lsn` is the WAL position at
 /// which the row was read.
 pub(crate) fn event(row: &Row, lsn: u64) -> Result<(Event, i64), SourceError> {
@@ -161,7 +170,7 @@ mod tests {
         let mut columns = COLUMNS.to_vec();
         columns.reverse();
         columns.insert(3, ("tenant", 25));
-        assert!(Layout::of(&relation(&columns)).unwrap().is_some());
+        assert!(Layout::of(&relation(&columns)).is_ok());
     }
 
     #[test]
@@ -183,17 +192,19 @@ mod tests {
             message.put_slice(value);
         }
         let chunk = message.freeze();
-        let layout = Layout::of(&relation(&COLUMNS)).unwrap().unwrap();
+        let layout = Layout::of(&relation(&COLUMNS)).unwrap();
         let Message::Insert(insert) = Message::decode(chunk.clone()).unwrap() else { panic!("an insert") };
-        let event = layout.event(insert.columns, Position { lsn: 1, index: 0 }).unwrap();
+        let (event, _seq) = layout.event(insert.columns, Position { lsn: 1, index: 0 }).unwrap();
         assert_eq!((event.aggregate_id.as_str(), &event.payload[..]), ("42", &b"{\"n\": 1}"[..]));
         assert!(chunk.is_unique());
     }
 
     #[test]
-    fn another_table_is_not_the_outbox() {
+    fn another_table_is_said_not_to_be_the_outbox() {
         let mut relation = relation(&COLUMNS);
         relation.table = "orders".to_owned();
-        assert!(Layout::of(&relation).unwrap().is_none());
+        assert!(
+            Layout::of(&relation).unwrap_err().to_string().contains("the table weft.orders, which is not the outbox")
+        );
     }
 }

@@ -7,6 +7,11 @@
 
 use std::{fmt, str::FromStr};
 
+use tokio_postgres::Client;
+
+use super::DEADLINE;
+use crate::relay::source::{SourceError, within};
+
 /// `XMIN:XMAX:XIP,…` as PostgreSQL writes it. Every id below `xmax` and not in `xip` is seen, if it committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
@@ -24,6 +29,30 @@ impl Snapshot {
     /// The snapshot that sees no transaction.
     pub fn nothing() -> Self {
         Self { xmin: 1, xmax: 1, xip: Vec::new() }
+    }
+
+    /// Reads a snapshot that another connection has exported.
+    pub(crate) async fn import(client: &Client, name: &str) -> Result<Self, SourceError> {
+        let name = name.replace('\'', "''");
+        let begin = format!("begin isolation level repeatable read read only; set transaction snapshot '{name}'");
+        let query = async {
+            client.batch_execute(&begin).await?;
+            let row = client.query_one("select pg_current_snapshot()::text", &[]).await?;
+            client.batch_execute("commit").await?;
+            row.try_get::<_, String>(0)
+        };
+        let text = within(DEADLINE, "importing the slot's snapshot", query).await?;
+        text.parse().map_err(|_| SourceError::Layout("a snapshot cannot be read"))
+    }
+
+    /// It sees none from here on.
+    pub fn xmax(&self) -> u64 {
+        self.xmax
+    }
+
+    /// The transactions below `xmax` that it does not see, in their order.
+    pub fn running(&self) -> &[u64] {
+        &self.xip
     }
 
     pub fn sees(&self, txid: u64) -> bool {
