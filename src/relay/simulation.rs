@@ -26,6 +26,8 @@ use super::{
 };
 
 const KEYS: u64 = 6;
+/// Bytes of log that a commit takes at least: fewer windows than that are polled between two of them.
+const RECORD: u64 = 32;
 const STEPS: usize = 250;
 /// After the faults everything must be published and recorded within this many steps.
 const QUIET_STEPS: usize = 20_000;
@@ -44,7 +46,7 @@ struct Row {
 
 #[derive(Clone, Debug)]
 enum Mark {
-    Slot(usize),
+    Slot(usize, Snapshot, u64),
     Committed(usize),
     Seen(Snapshot, u64),
 }
@@ -58,6 +60,9 @@ struct Database {
     committing: Vec<(u64, Vec<usize>)>,
     /// The transactions and their rows in the order of the log.
     log: Vec<(u64, Vec<usize>)>,
+    /// Where each of them is in the log, and where it ends.
+    positions: Vec<u64>,
+    end_of_log: u64,
     next_transaction: u64,
     committed: BTreeMap<u64, u64>,
 }
@@ -114,6 +119,8 @@ impl Database {
         }
         if commit {
             self.log.push((transaction, rows.clone()));
+            self.end_of_log += RECORD;
+            self.positions.push(self.end_of_log);
             self.committing.push((transaction, rows));
         }
     }
@@ -263,7 +270,7 @@ impl Relay {
         }
         let source = &mut self.source;
         if source.queue.is_empty() {
-            source.fill(database, &ledger.held);
+            source.fill(database, ledger);
         }
         match source.queue.pop() {
             Some(Read::Row(row)) if self.keys.has(row.key) => self.hold(row),
@@ -306,12 +313,15 @@ impl Relay {
 }
 
 impl Source {
-    fn fill(&mut self, database: &Database, held: &[Row]) {
+    fn fill(&mut self, database: &Database, ledger: &Ledger) {
+        let held = &ledger.held;
         match &self.next {
+            // the floor must be recorded before it is the position of anything that the log has
+            Next::Log(_) if ledger.log.is_none() => {}
             Next::Log(next) => {
                 let Some((transaction, rows)) = database.log.get(*next) else { return };
                 if !self.seen.sees(*transaction) {
-                    let lsn = 2 * *next as u64 + 2;
+                    let lsn = database.positions[*next];
                     let (lsn, first) = if lsn > self.floor { (lsn, 0) } else { (self.floor, lsn << 32) };
                     let rows = rows.iter().zip(first..);
                     self.queue.extend(rows.map(|(&id, index)| Read::Row(row(database, id, lsn, index))));
@@ -332,8 +342,7 @@ impl Source {
                 let (begins, snapshot) = (*begins, snapshot.clone());
                 let seen = self.seen.clone();
                 self.window(database, &seen, &snapshot, held);
-                self.queue.push(Read::Mark(Mark::Seen(seen, self.floor)));
-                self.queue.push(Read::Mark(Mark::Slot(begins)));
+                self.queue.push(Read::Mark(Mark::Slot(begins, seen, self.floor)));
                 self.next = Next::Log(begins);
             }
         }
@@ -341,8 +350,11 @@ impl Source {
     }
 
     fn window(&mut self, database: &Database, seen: &Snapshot, current: &Snapshot, held: &[Row]) {
-        self.floor = (2 * database.log.len() as u64 + 1).max(self.floor + 1);
         let rows = database.between(seen, current, held);
+        if rows.is_empty() {
+            return;
+        }
+        self.floor = (database.end_of_log + 1).max(self.floor + 1);
         self.queue.extend(rows.into_iter().map(|id| Read::Row(row(database, id, self.floor, id as u64))));
     }
 }
@@ -555,24 +567,26 @@ impl World {
         }
         let settled =
             |world: &Self, id: usize| world.stored.contains(&id) || world.ledger.held.iter().any(|held| held.id == id);
-        match mark {
-            Some(Mark::Slot(next) | Mark::Committed(next)) => {
-                let before: Vec<usize> =
-                    self.database.log.iter().take(next).flat_map(|(_, rows)| rows.clone()).collect();
-                for id in before {
-                    assert!(settled(self, id), "row {id} is confirmed and neither stored nor held");
-                }
-                self.ledger.log = Some(next);
+        let (log, seen) = match mark {
+            None => (None, None),
+            Some(Mark::Slot(next, snapshot, floor)) => (Some(next), Some((snapshot, floor))),
+            Some(Mark::Committed(next)) => (Some(next), None),
+            Some(Mark::Seen(snapshot, floor)) => (None, Some((snapshot, floor))),
+        };
+        if let Some(next) = log {
+            let before: Vec<usize> = self.database.log.iter().take(next).flat_map(|(_, rows)| rows.clone()).collect();
+            for id in before {
+                assert!(settled(self, id), "row {id} is confirmed and neither stored nor held");
             }
-            Some(Mark::Seen(snapshot, floor)) => {
-                for (id, row) in self.database.rows.iter().enumerate() {
-                    let done = matches!(row.state, RowState::Committed | RowState::Committing)
-                        && snapshot.sees(row.transaction);
-                    assert!(!done || settled(self, id), "row {id} is behind the ledger and neither stored nor held");
-                }
-                (self.ledger.snapshot, self.ledger.floor) = (snapshot, floor.max(self.ledger.floor));
+            self.ledger.log = Some(next);
+        }
+        if let Some((snapshot, floor)) = seen {
+            for (id, row) in self.database.rows.iter().enumerate() {
+                let done =
+                    matches!(row.state, RowState::Committed | RowState::Committing) && snapshot.sees(row.transaction);
+                assert!(!done || settled(self, id), "row {id} is behind the ledger and neither stored nor held");
             }
-            None => {}
+            (self.ledger.snapshot, self.ledger.floor) = (snapshot, floor.max(self.ledger.floor));
         }
         let visible = self.database.snapshot();
         self.ledger.undeleted.retain(|&id| {
@@ -642,6 +656,8 @@ impl World {
         if self.random.random_bool(0.2) {
             self.ledger.log = None;
         }
+        // a term begins by writing the ledger
+        self.database.end_of_log += RECORD;
         let leader = Relay::start(&self.database, &mut self.ledger, self.polling, self.sessions, &mut self.random);
         let former = std::mem::replace(&mut self.leader, leader);
         if self.random.random_bool(0.5) {

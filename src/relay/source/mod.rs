@@ -53,7 +53,8 @@ pub enum Item {
     Mark(Mark),
 }
 
-/// A position between events. Serials of a source grow by one from mark to mark.
+/// A position between events. Serials of a source grow by one from mark to mark. Only the last one of several that are
+/// passed is recorded, so each says all that there is to record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mark {
     pub serial: u64,
@@ -62,8 +63,8 @@ pub struct Mark {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Point {
-    /// Everything from before the slot, which begins here.
-    Slot(Lsn),
+    /// Everything from before the slot, which begins here, and all rows that the snapshot sees; for `floor` see `Seen`.
+    Slot { begins: Lsn, snapshot: Option<Snapshot>, floor: Lsn },
     /// The end of a transaction; the LSN is the end of its commit record.
     Committed(Lsn),
     /// All rows that the snapshot sees; no later event may have a lower position than `floor`.
@@ -73,7 +74,7 @@ pub enum Point {
 impl Point {
     pub fn lsn(&self) -> Lsn {
         match self {
-            Self::Slot(lsn) | Self::Committed(lsn) | Self::Seen { floor: lsn, .. } => *lsn,
+            Self::Slot { begins: lsn, .. } | Self::Committed(lsn) | Self::Seen { floor: lsn, .. } => *lsn,
         }
     }
 }

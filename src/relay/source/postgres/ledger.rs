@@ -328,7 +328,10 @@ impl<'a> Entry<'a> {
     /// Adds a mark's position.
     pub(crate) fn at(&mut self, point: &'a Point) {
         match point {
-            Point::Slot(lsn) | Point::Committed(lsn) => self.lsn = Some(*lsn),
+            Point::Slot { begins, snapshot, floor } => {
+                (self.lsn, self.seen) = (Some(*begins), snapshot.as_ref().map(|snapshot| (snapshot, *floor)));
+            }
+            Point::Committed(lsn) => self.lsn = Some(*lsn),
             Point::Seen { snapshot, floor } => self.seen = Some((snapshot, *floor)),
         }
     }

@@ -105,6 +105,10 @@ impl Postgres<'_> {
                 };
                 reporter.resolve(ProblemReason::SlotLost);
                 let copy::Copied { replication, consistent_point, seen, floor, serial } = copied;
+                // the floor must be recorded before it is the position of anything that the log has
+                if !reached(recorded.clone(), serial).await {
+                    return Ok(());
+                }
                 (replication.stream(names::SLOT, names::PUBLICATION, consistent_point).await?, seen, floor, serial)
             }
         };
@@ -122,6 +126,11 @@ impl Postgres<'_> {
         }
         ended
     }
+}
+
+/// Waits until the mark with this serial is recorded; `false` when nothing is recorded any more.
+async fn reached(mut recorded: watch::Receiver<Option<Mark>>, serial: u64) -> bool {
+    recorded.wait_for(|mark| mark.as_ref().is_some_and(|mark| mark.serial >= serial)).await.is_ok()
 }
 
 /// Reports the slot's position in the status.

@@ -136,7 +136,8 @@ impl Tailer {
     }
 
     fn progress(&mut self) {
-        if let Some(Mark { point: Point::Committed(lsn) | Point::Slot(lsn), .. }) = &*self.recorded.borrow_and_update()
+        if let Some(Mark { point: Point::Committed(lsn) | Point::Slot { begins: lsn, .. }, .. }) =
+            &*self.recorded.borrow_and_update()
         {
             self.confirmed = self.confirmed.max(*lsn);
         }

@@ -78,12 +78,9 @@ impl<'a> Windows<'a> {
         let (_, lsn) = self.reader.now().await?;
         self.floor = lsn.max(Lsn(self.floor.0 + 1));
         self.reader.pages(self.seen.as_ref(), snapshot, i64::MIN, self.floor, self.batches).await?;
-        if let Some(snapshot) = self.seen.clone() {
-            // the same snapshot, and the new floor
-            self.pass(snapshot, self.floor).await?;
-        }
         self.serial += 1;
-        let mark = Mark { serial: self.serial, point: Point::Slot(begins) };
+        let point = Point::Slot { begins, snapshot: self.seen.clone(), floor: self.floor };
+        let mark = Mark { serial: self.serial, point };
         send(self.batches, vec![Item::Mark(mark)]).await
     }
 
