@@ -30,8 +30,8 @@ use tokio_postgres::NoTls;
 pub use self::{nats::Nats, postgres::Postgres, process::send, proxy::Proxy};
 
 /// A server that isn't up by then is broken.
-const START_DEADLINE: Duration = Duration::from_mins(1);
-const POLL: Duration = Duration::from_millis(10);
+pub const START_DEADLINE: Duration = Duration::from_mins(1);
+pub const POLL: Duration = Duration::from_millis(10);
 
 /// The superuser of every test server, and its password.
 pub const SUPERUSER: &str = "postgres";
@@ -45,8 +45,13 @@ pub async fn connect(url: &str) -> Result<tokio_postgres::Client, tokio_postgres
 }
 
 /// Polls until the condition holds; a test that waits in vain fails with `what`.
-pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + START_DEADLINE;
+pub async fn until(what: &str, holds: impl AsyncFnMut() -> bool) {
+    within(START_DEADLINE, what, holds).await;
+}
+
+/// As [`until`], with a deadline of the test's.
+pub async fn within(limit: Duration, what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + limit;
     while !holds().await {
         assert!(Instant::now() < deadline, "in vain: {what}");
         tokio::time::sleep(POLL).await;

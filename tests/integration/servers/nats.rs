@@ -62,6 +62,10 @@ impl Nats {
         weft::outage::address(self.host, self.port)
     }
 
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Stops the process (`-STOP`), so that it is silent, or continues it (`-CONT`).
     pub fn signal(&self, signal: &str) {
         self.process.as_ref().expect("the server runs").signal(signal);
