@@ -74,21 +74,23 @@ async fn a_relay_that_is_killed_again_and_again_gets_on() {
             // it dies so soon after it got on
             tokio::time::sleep(Duration::from_millis(random.random_range(50..1500))).await;
             relay.kill9();
-            let killed = Instant::now();
+            // what it sent last has passed by then
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            let begun = Instant::now();
             relay = setting.start_relay();
-            pauses.push(tap.next_new(killed).await.at - killed);
+            pauses.push(tap.next_new(begun).await.at - begun);
         }
         writers.stop().await;
         setting.drained().await;
         let verdict = check(&setting.committed().await, &setting.delivered().await);
-        println!("{mode:?}: from a kill to the next new event {pauses:?}; {verdict}");
+        println!("{mode:?}: from a start to the next new event {pauses:?}; {verdict}");
         assert!(verdict.is_kept(), "{mode:?}, WEFT_SEED={seed}: {verdict}");
         let (first, last) = (median(&pauses[..KILLS / 2]), median(&pauses[KILLS / 2..]));
         assert!(
             last < first * 2 + Duration::from_millis(200),
             "{mode:?}: it grows from {first:?} to {last:?}: {pauses:?}"
         );
-        assert!(median(&pauses) < Duration::from_millis(700), "{mode:?}: {pauses:?}");
-        assert!(pauses.iter().max().unwrap() < &Duration::from_millis(2500), "{mode:?}: {pauses:?}");
+        assert!(median(&pauses) < Duration::from_millis(500), "{mode:?}: {pauses:?}");
+        assert!(pauses.iter().max().unwrap() < &Duration::from_secs(2), "{mode:?}: {pauses:?}");
     }
 }

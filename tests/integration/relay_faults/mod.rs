@@ -49,6 +49,13 @@ async fn streaming(superuser: &Client) {
     database::until(superuser, "select exists (select from pg_replication_slots where active)").await;
 }
 
+/// Waits until all that was inserted is published and recorded, so that the relay continues after it whatever happens.
+async fn settled(setting: &Setting, superuser: &Client) {
+    let written = wal_position(superuser).await;
+    setting.drained().await;
+    confirmed(superuser, SOON * 2, &written).await;
+}
+
 /// Waits until nothing streams from the slot.
 async fn not_streaming(superuser: &Client) {
     database::until(superuser, "select not exists (select from pg_replication_slots where active)").await;

@@ -4,20 +4,20 @@ use std::time::Duration;
 
 use weft::contract::{relay::Mode, status::RelayStatus};
 
-use super::{SOON, drop_slot, insert, not_streaming, numbers, started, stored, streaming};
-use crate::{database::Database, relay_harness::Setting, servers};
+use super::{drop_slot, insert, not_streaming, numbers, settled, started, streaming};
+use crate::{
+    database::Database,
+    relay_harness::{RelayProcess, Setting},
+    servers,
+};
 
 const HEALS: Duration = Duration::from_secs(30);
 
-async fn heals(setting: &Setting, relay: &crate::relay_harness::RelayProcess, aggregate: &str, expected: &[u64]) {
-    let count = expected.len();
-    servers::within(HEALS, &format!("{count} events of {aggregate} are published"), async || {
-        numbers(setting, aggregate).await.len() >= count
-    })
-    .await;
-    assert_eq!(numbers(setting, aggregate).await, expected);
+/// Waits until the outbox is empty and no problem is left; the stream then has exactly these events of the aggregate.
+async fn heals(setting: &Setting, relay: &RelayProcess, aggregate: &str, expected: &[u64]) {
     setting.drained().await;
-    relay.until("no problem is left", |status| status.ready && status.problems.is_empty()).await;
+    assert_eq!(numbers(setting, aggregate).await, expected);
+    relay.within(HEALS, "no problem is left", |status| status.ready && status.problems.is_empty()).await;
 }
 
 #[tokio::test]
@@ -26,7 +26,7 @@ async fn a_publication_that_was_dropped_and_made_again_heals() {
     let superuser = setting.database.superuser().await;
     let relay = started(&setting).await;
     insert(&superuser, "order", "a", [1]).await;
-    stored(&setting, SOON, 1).await;
+    settled(&setting, &superuser).await;
     superuser.batch_execute("drop publication weft_outbox").await.unwrap();
     insert(&superuser, "order", "a", [2]).await;
     relay.within(HEALS, "an error or an event", |status| !status.problems.is_empty() || status.published > 1).await;
@@ -44,7 +44,7 @@ async fn a_slot_that_is_dropped_under_a_running_relay_is_made_again() {
     let superuser = setting.database.superuser().await;
     let relay = started(&setting).await;
     insert(&superuser, "order", "a", [1]).await;
-    stored(&setting, SOON, 1).await;
+    settled(&setting, &superuser).await;
     let end = "select pg_terminate_backend(active_pid), pg_drop_replication_slot(slot_name) from pg_replication_slots";
     servers::until("the slot is dropped", async || {
         let _in_use = superuser.execute(end, &[]).await;
@@ -63,7 +63,7 @@ async fn a_slot_that_somebody_made_by_hand_skips_no_row() {
     let superuser = setting.database.superuser().await;
     let mut relay = started(&setting).await;
     insert(&superuser, "order", "a", [1]).await;
-    setting.drained().await;
+    settled(&setting, &superuser).await;
     relay.kill9();
     not_streaming(&superuser).await;
     insert(&superuser, "order", "a", [2]).await;
@@ -80,7 +80,7 @@ async fn a_slot_that_was_advanced_by_hand_skips_no_row() {
     let superuser = setting.database.superuser().await;
     let mut relay = started(&setting).await;
     insert(&superuser, "order", "a", [1]).await;
-    setting.drained().await;
+    settled(&setting, &superuser).await;
     relay.kill9();
     not_streaming(&superuser).await;
     insert(&superuser, "order", "a", [2]).await;
@@ -99,7 +99,7 @@ async fn a_slot_whose_log_was_removed_heals() {
     let superuser = setting.database.superuser().await;
     let mut relay = started(&setting).await;
     insert(&superuser, "order", "a", [1]).await;
-    setting.drained().await;
+    settled(&setting, &superuser).await;
     relay.kill9();
     not_streaming(&superuser).await;
     insert(&superuser, "order", "a", [2]).await;
@@ -150,7 +150,13 @@ async fn a_table_that_somebody_added_to_the_publication_is_an_error_and_no_silen
 #[tokio::test]
 async fn a_dump_that_is_restored_into_a_fresh_database_is_published() {
     let old = Setting::new(Mode::LogTailing).await;
-    insert(&old.database.superuser().await, "order", "restored", [1, 2, 3]).await;
+    let superuser = old.database.superuser().await;
+    // a relay has been there, and then rows wait
+    let mut relay = started(&old).await;
+    insert(&superuser, "order", "published", [1]).await;
+    settled(&old, &superuser).await;
+    relay.kill9();
+    insert(&superuser, "order", "restored", [1, 2, 3]).await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("dump");
     let dump =
@@ -160,8 +166,12 @@ async fn a_dump_that_is_restored_into_a_fresh_database_is_published() {
     for mode in super::MODES {
         let setting = Setting::new(mode).await;
         let relay = started(&setting).await;
-        insert(&setting.database.superuser().await, "order", "before", [1]).await;
-        setting.drained().await;
+        let superuser = setting.database.superuser().await;
+        insert(&superuser, "order", "before", [1]).await;
+        match mode {
+            Mode::LogTailing => settled(&setting, &superuser).await,
+            Mode::Polling => setting.drained().await,
+        }
         let mut restore = setting.database.server.tool("pg_restore");
         restore.args(["--clean", "--if-exists", "--dbname", crate::database::DATABASE]);
         restore.stdin(std::fs::File::open(&file).unwrap());
@@ -169,7 +179,7 @@ async fn a_dump_that_is_restored_into_a_fresh_database_is_published() {
         let output = tokio::process::Command::from(restore).output().await.unwrap();
         println!("{mode:?}: {}", String::from_utf8_lossy(&output.stderr));
         heals(&setting, &relay, "restored", &[1, 2, 3]).await;
-        insert(&setting.database.superuser().await, "order", "after", [1]).await;
+        insert(&superuser, "order", "after", [1]).await;
         heals(&setting, &relay, "after", &[1]).await;
     }
 }

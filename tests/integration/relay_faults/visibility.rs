@@ -154,6 +154,7 @@ async fn a_synchronous_standby_that_is_slow_does_not_keep_the_slot_from_moving_o
         })
         .await;
     }
+    println!("{:?}", relay.status().await);
     writers.shutdown().await;
     setting.drained().await;
 }
