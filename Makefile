@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build lint fmt crds image cluster cluster-down install load demo demo-down test unit integration e2e bench simulate clean
+.PHONY: help build lint fmt crds image cluster cluster-down install load demo demo-down test unit integration e2e bench simulate fuzz soak clean
 
 CACHE := $(or $(WEFT_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/weft)
 CLUSTER := tests/e2e/cluster/cluster
@@ -65,6 +65,14 @@ bench: ## Measure; ONLY=NAME runs one benchmark (fleet: of FLEET objects, 1000 u
 
 simulate: ## Drive the saga and the relay through SEEDS random schedules (default 100000)
 	WEFT_SEEDS=$(or $(SEEDS),100000) cargo test --release --locked --lib simulation -- --nocapture
+
+fuzz: ## Give the decoder of the replication stream SEEDS messages that no server sends (default 10000000)
+	WEFT_SEEDS=$(or $(SEEDS),10000000) cargo test --release --locked --lib replication::fuzz -- --nocapture
+
+soak: ## RUNS faults (default 1000) in each mode of the relay, under load, in an order that SEED repeats; nothing may be lost
+	hack/prerequisites test
+	$(CLUSTER) build nats-server
+	WEFT_SOAK_RUNS=$(or $(RUNS),1000) WEFT_SEED=$(SEED) cargo test --release --locked --test integration relay_soak -- --nocapture --test-threads=1
 
 clean: ## Remove what was built in the checkout (the cache outside of it stays)
 	cargo clean

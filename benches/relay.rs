@@ -24,7 +24,7 @@ mod checker;
 mod database;
 #[path = "../tests/integration/relay_harness.rs"]
 mod relay_harness;
-#[path = "../tests/integration/servers.rs"]
+#[path = "../tests/integration/servers/mod.rs"]
 mod servers;
 
 use std::{

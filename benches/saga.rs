@@ -18,7 +18,7 @@
 
 #[path = "../tests/integration/database.rs"]
 mod database;
-#[path = "../tests/integration/servers.rs"]
+#[path = "../tests/integration/servers/mod.rs"]
 mod servers;
 
 use std::{

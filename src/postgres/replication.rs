@@ -4,6 +4,8 @@
 //! on `postgres-protocol`. Data is returned as slices of the receive buffer; a caller that keeps data copies it.
 //! Source: PostgreSQL documentation, "Streaming Replication Protocol" and "Logical Streaming Replication Protocol".
 
+#[cfg(test)]
+mod fuzz;
 pub mod pgoutput;
 
 use std::{fmt, io, str::FromStr, time::Duration};
@@ -13,7 +15,7 @@ use fallible_iterator::FallibleIterator;
 use postgres_protocol::{
     authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256},
     message::{
-        backend::{DataRowBody, ErrorResponseBody, Message},
+        backend::{DataRowBody, ErrorResponseBody, Header, Message},
         frontend,
     },
 };
@@ -32,6 +34,8 @@ const CHUNK: usize = 64 * 1024;
 /// Deadline of a command's answer.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest message that a server sends (`MaxAllocSize` of PostgreSQL).
+const MAX_MESSAGE: usize = 1 << 30;
 /// `CopyBothResponse`, which `postgres-protocol` does not know.
 const COPY_BOTH_RESPONSE: u8 = b'W';
 /// SQLSTATE `object_in_use`: another process streams from the slot.
@@ -219,7 +223,7 @@ impl WalStream {
     /// The next frame, if it has been received already.
     pub fn buffered(&mut self) -> Result<Option<Frame>, ReplicationError> {
         loop {
-            match Message::parse(&mut self.wire.input)? {
+            match self.wire.parse()? {
                 None => return Ok(None),
                 Some(Message::CopyData(body)) => return frame(body.into_bytes()).map(Some),
                 Some(Message::ErrorResponse(body)) => return Err(refused(&body)),
@@ -289,6 +293,18 @@ struct Wire {
 }
 
 impl Wire {
+    /// The next message, if it has been received as a whole. `Message::parse` alone would reserve what the server says that a
+    /// message has, before a byte of it is there.
+    fn parse(&mut self) -> Result<Option<Message>, ReplicationError> {
+        let Some(header) = Header::parse(&self.input)? else { return Ok(None) };
+        let length = usize::try_from(header.len()).ok().filter(|&length| length <= MAX_MESSAGE);
+        let length = length.ok_or(ReplicationError::Protocol("a message longer than 1 GiB"))?;
+        if self.input.len() <= length {
+            return Ok(None);
+        }
+        Ok(Message::parse(&mut self.input)?)
+    }
+
     async fn fill(&mut self) -> Result<(), ReplicationError> {
         if self.input.capacity() - self.input.len() < 4096 {
             self.input.reserve(CHUNK);
@@ -308,7 +324,7 @@ impl Wire {
 
     async fn receive(&mut self) -> Result<Message, ReplicationError> {
         loop {
-            match Message::parse(&mut self.input)? {
+            match self.parse()? {
                 Some(Message::ErrorResponse(body)) => return Err(refused(&body)),
                 Some(Message::NoticeResponse(_) | Message::ParameterStatus(_)) => {}
                 Some(message) => return Ok(message),
@@ -402,7 +418,7 @@ impl Wire {
                 self.fill().await?;
                 continue;
             }
-            match Message::parse(&mut self.input)? {
+            match self.parse()? {
                 Some(Message::ErrorResponse(body)) => return Err(refused(&body)),
                 Some(_) => {}
                 None => self.fill().await?,

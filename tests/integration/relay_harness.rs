@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test uses what it needs")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fs,
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -11,13 +11,14 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_nats::jetstream::{self, consumer::pull};
 use futures::StreamExt;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tempfile::TempDir;
+use tokio::{sync::watch, time::MissedTickBehavior};
 use weft::{
     contract::{
         Contract,
@@ -30,7 +31,7 @@ use weft::{
 use crate::{
     checker::Delivered,
     database::Database,
-    servers::{self, Nats},
+    servers::{self, Nats, Proxy, SUPERUSER, SUPERUSER_PASSWORD},
 };
 
 pub const STREAM: &str = "events";
@@ -87,6 +88,32 @@ impl Setting {
         let new = self.folder.path().join("relay.yaml.new");
         fs::write(&new, self.contract.clone().seal().to_yaml().unwrap()).unwrap();
         fs::rename(new, self.contract_file()).unwrap();
+    }
+
+    /// Puts a proxy between the relay and the database, and another one between it and the broker.
+    pub fn add_proxies(&mut self) -> (Proxy, Proxy) {
+        let database = Proxy::before(self.database.server.port());
+        let broker = Proxy::before(self.nats.port());
+        self.contract.source.port = database.port();
+        self.nats_sink().url = format!("nats://127.0.0.1:{}", broker.port());
+        self.write_contract();
+        (database, broker)
+    }
+
+    #[allow(irrefutable_let_patterns, reason = "there will be other sinks")]
+    pub fn nats_sink(&mut self) -> &mut NatsSink {
+        let Sink::Nats(sink) = &mut self.contract.sink else { panic!("the harness publishes to NATS") };
+        sink
+    }
+
+    /// A connection to the broker, as an administrator's.
+    pub async fn jetstream(&self) -> jetstream::Context {
+        jetstream::new(async_nats::connect(self.nats.url()).await.unwrap())
+    }
+
+    /// The superuser's URL, for writers.
+    pub fn url(&self) -> String {
+        self.database.server.url(SUPERUSER, SUPERUSER_PASSWORD, crate::database::DATABASE)
     }
 
     pub fn start_relay(&self) -> RelayProcess {
@@ -190,6 +217,13 @@ impl RelayProcess {
         let _ = self.child.wait();
     }
 
+    /// Asks it to end (SIGTERM), as a pod that is deleted is, and waits until it has.
+    pub async fn terminate(&mut self) {
+        servers::send("-TERM", self.pid());
+        servers::until("the relay ends when it is asked to", async || matches!(self.child.try_wait(), Ok(Some(_))))
+            .await;
+    }
+
     pub async fn get(&self, path: &str) -> Option<(u16, String)> {
         let answer = reqwest::get(format!("http://127.0.0.1:{}{path}", self.port)).await.ok()?;
         let status = answer.status().as_u16();
@@ -202,19 +236,99 @@ impl RelayProcess {
 
     /// Waits until the status fulfils a condition.
     pub async fn until(&self, what: &str, holds: impl Fn(&RelayStatus) -> bool) -> RelayStatus {
-        let mut found = None;
-        servers::until(what, async || {
-            found = self.status().await.filter(&holds);
-            found.is_some()
-        })
-        .await;
+        self.within(servers::START_DEADLINE, what, holds).await
+    }
+
+    /// As [`RelayProcess::until`], with a deadline of the test's.
+    pub async fn within(&self, limit: Duration, what: &str, holds: impl Fn(&RelayStatus) -> bool) -> RelayStatus {
+        let (mut found, mut last) = (None, None);
+        let deadline = Instant::now() + limit;
+        while found.is_none() {
+            assert!(Instant::now() < deadline, "in vain: {what}; the last status is {last:?}");
+            tokio::time::sleep(servers::POLL).await;
+            last = self.status().await;
+            found = last.clone().filter(&holds);
+        }
         found.unwrap()
+    }
+
+    /// The value of a metric without labels.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let text = self.get("/metrics").await?.1;
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
     }
 }
 
 impl Drop for RelayProcess {
     fn drop(&mut self) {
         self.kill9();
+    }
+}
+
+/// Everything that is published, as it passes, also what the stream drops as a duplicate.
+#[derive(Debug)]
+pub struct Tap {
+    passed: watch::Receiver<Vec<Passed>>,
+    reader: tokio::task::JoinHandle<()>,
+}
+
+/// A publish that passed.
+#[derive(Clone, Debug)]
+pub struct Passed {
+    pub at: Instant,
+    pub event: Delivered,
+    /// Whether an event with this id passed before.
+    pub again: bool,
+}
+
+impl Tap {
+    /// Begins to watch what `setting`'s broker is sent.
+    pub async fn start(setting: &Setting) -> Self {
+        let client = async_nats::connect(setting.nats.url()).await.unwrap();
+        let mut messages = client.subscribe("events.>").await.unwrap();
+        client.flush().await.unwrap();
+        let (sender, passed) = watch::channel(Vec::new());
+        let reader = tokio::spawn(async move {
+            let _connected = client;
+            let mut ids = HashSet::new();
+            while let Some(message) = messages.next().await {
+                let event = delivered(&message);
+                let again = !ids.insert(event.id.clone());
+                sender.send_modify(|passed: &mut Vec<Passed>| passed.push(Passed { at: Instant::now(), event, again }));
+            }
+        });
+        Self { passed, reader }
+    }
+
+    pub fn all(&self) -> Vec<Passed> {
+        self.passed.borrow().clone()
+    }
+
+    pub fn count(&self) -> usize {
+        self.passed.borrow().len()
+    }
+
+    /// Publishes of an event that had been published before.
+    pub fn duplicates(&self) -> usize {
+        self.passed.borrow().iter().filter(|passed| passed.again).count()
+    }
+
+    /// Waits for the first event after this moment that had not passed before.
+    pub async fn next_new(&self, after: Instant) -> Passed {
+        let mut passed = self.passed.clone();
+        let find = |all: &[Passed]| {
+            let later = all.iter().rev().take_while(|passed| passed.at > after);
+            later.filter(|passed| !passed.again).last().cloned()
+        };
+        let found = passed.wait_for(|all| find(all).is_some());
+        let found = tokio::time::timeout(servers::START_DEADLINE, found).await.expect("an event is published").unwrap();
+        find(&found).unwrap()
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        self.reader.abort();
     }
 }
 
@@ -228,10 +342,19 @@ pub struct Writers {
 impl Writers {
     /// `count` writers over 200 aggregates; each makes `transactions` transactions.
     pub fn start(url: &str, seed: u64, count: u64, transactions: usize) -> Self {
+        Self::spawn(url, seed, count, transactions, Duration::ZERO)
+    }
+
+    /// As [`Writers::start`] without an end; each begins a transaction every `interval`.
+    pub fn paced(url: &str, seed: u64, count: u64, interval: Duration) -> Self {
+        Self::spawn(url, seed, count, usize::MAX, interval)
+    }
+
+    fn spawn(url: &str, seed: u64, count: u64, transactions: usize, interval: Duration) -> Self {
         let ended = Arc::new(AtomicBool::new(false));
         let task = |writer| {
             let (url, ended) = (url.to_owned(), ended.clone());
-            tokio::spawn(async move { write(&url, seed ^ (writer << 32), transactions, &ended).await })
+            tokio::spawn(async move { write(&url, seed ^ (writer << 32), transactions, interval, &ended).await })
         };
         Self { tasks: (0..count).map(task).collect(), ended: ended.clone() }
     }
@@ -253,7 +376,12 @@ impl Writers {
     }
 }
 
-async fn write(url: &str, seed: u64, transactions: usize, ended: &AtomicBool) {
+async fn write(url: &str, seed: u64, transactions: usize, interval: Duration, ended: &AtomicBool) {
+    let mut pace = (!interval.is_zero()).then(|| {
+        let mut pace = tokio::time::interval(interval);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        pace
+    });
     let mut random = StdRng::seed_from_u64(seed);
     let mut client = None;
     let mut left = transactions;
@@ -265,6 +393,9 @@ async fn write(url: &str, seed: u64, transactions: usize, ended: &AtomicBool) {
             }
             continue;
         };
+        if let Some(pace) = &mut pace {
+            pace.tick().await;
+        }
         match transaction(connected, &mut random).await {
             Ok(()) => left -= 1,
             Err(_) => client = None,
