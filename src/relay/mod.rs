@@ -49,8 +49,6 @@ use crate::{
 const RELOAD: Duration = Duration::from_secs(1);
 /// Wait between two terms: the shortest, and the longest after repeated failures.
 const BETWEEN_TERMS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// Another process leads when the lock is not free within this time.
-const STANDBY: Duration = Duration::from_millis(300);
 /// After a term of at least this length the wait between terms starts again at the shortest.
 const STABLE_TERM: Duration = Duration::from_secs(30);
 

@@ -530,7 +530,7 @@ async fn a_backlog_is_copied_in_one_term_whatever_timeouts_the_database_sets() {
     superuser.batch_execute(timeouts).await.unwrap();
     let relay = setting.start_relay();
     relay.until("leading", |status| status.leading).await;
-    let leader = "select pid from pg_locks where relation = 'weft.relay_leader'::regclass and granted";
+    let leader = "select pid from pg_locks where locktype = 'advisory' and granted";
     let leader = async || superuser.query_one(leader, &[]).await.unwrap().get::<_, i32>(0);
     let first = leader().await;
     setting.drained().await;

@@ -64,14 +64,10 @@ create table weft.relay_held (
 create index relay_held_key on weft.relay_held (key, place);
 create index relay_held_retry on weft.relay_held (retry_at) where retry_at is not null;
 
--- Locked by the process that leads; the others wait for the lock.
-create table weft.relay_leader ();
-
 grant usage on schema weft to {relay};
 grant select, insert, update on weft.relay_ledger to {relay};
 grant select, insert, update, delete on weft.relay_held to {relay};
 grant usage on sequence weft.relay_held_place_seq to {relay};
-grant update on weft.relay_leader to {relay};
 
 -- Whether a relay sleeps and wants to be woken by a notification. A commit that notifies holds a lock of the whole
 -- server from before its record is written until after it is flushed (PreCommit_Notify), so that two of them never share

@@ -19,7 +19,7 @@ async fn a_backlog_is_read_without_being_sorted_and_without_an_old_snapshot() {
         let mut setting = Setting::with(mode, Database::on(server, Purpose::Service).await);
         let superuser = setting.database.superuser().await;
         let rows = format!(
-            "insert into weft.outbox (aggregate_type, aggregate_id, type, payload) \
+            "set work_mem = '16MB'; insert into weft.outbox (aggregate_type, aggregate_id, type, payload) \
              select 'order', (n % 100)::text, 'Changed', jsonb_build_object('n', n, 'x', repeat('x', 200)) \
                from generate_series(1, {ROWS}) n"
         );

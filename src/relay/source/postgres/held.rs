@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Most events that are read at once, and about how many bytes of payload.
-const EVENTS: i64 = 256;
+pub(super) const EVENTS: usize = 256;
 const BYTES: i64 = 4 * 1024 * 1024;
 
 /// A held event.

@@ -13,8 +13,9 @@ use crate::{
 
 /// Deadline of one deletion.
 const RECORD_DEADLINE: std::time::Duration = std::time::Duration::from_mins(1);
-/// How long a deletion waits for somebody who has locked a row.
-const LOCK_TIMEOUT: &str = "set lock_timeout = '1s'";
+/// How long a deletion waits for somebody who has locked a row; and room for the rows of one deletion, whatever the
+/// database sets.
+const SETTINGS: &str = "set lock_timeout = '1s'; set work_mem = '4MB'";
 
 /// What earlier terms recorded, and the server as it is now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +42,7 @@ pub(crate) const LOST: &str = "the server has removed log that the slot needs";
 /// Reads the ledger, and makes it this relay's and this server's.
 pub(crate) async fn open(client: &Client, relay: &str) -> Result<Ledger, SourceError> {
     let action = "reading weft.relay_ledger";
-    let statement = format!("{LOCK_TIMEOUT}; update weft.relay_held set retry_at = now() where retry_at > now()");
+    let statement = format!("{SETTINGS}; update weft.relay_held set retry_at = now() where retry_at > now()");
     within(DEADLINE, action, client.batch_execute(&statement)).await?;
     let former = "select system, timeline from weft.relay_ledger";
     let former = within(DEADLINE, action, client.query_opt(former, &[])).await?;

@@ -130,8 +130,9 @@ impl<'a> Recorder<'a> {
                 () = sleep_until(held_due), if self.any_held => {
                     let busy: Vec<u64> = self.loaded.keys().copied().collect();
                     let found = held::due(self.records.client, &busy).await?;
+                    let all = found.len() < held::EVENTS;
                     self.give_again(found).await?;
-                    held_due = Instant::now() + HELD_INTERVAL;
+                    held_due = Instant::now() + if all { HELD_INTERVAL } else { RECORD };
                 }
             }
         }
@@ -300,7 +301,9 @@ impl<'a> Recorder<'a> {
             self.report_held().await?;
         }
         if self.slot {
-            self.reporter.slot(Slot::find(self.records.client).await?.as_ref());
+            let slot = Slot::find(self.records.client).await?;
+            self.reporter.slot(slot.as_ref());
+            self.advance(slot.as_ref()).await?;
         }
         if !self.reporter.take_busy() {
             return Ok(());
@@ -317,6 +320,19 @@ impl<'a> Recorder<'a> {
             let snapshot = text(0)?.parse().map_err(|_| SourceError::Layout("a snapshot cannot be read"))?;
             self.newer = Some((snapshot, text(1)?.parse()?));
         }
+        Ok(())
+    }
+
+    /// Records the newer snapshot when the slot is beyond its position, as it is once the outbox is idle.
+    async fn advance(&mut self, slot: Option<&Slot>) -> Result<(), SourceError> {
+        let Some((snapshot, _)) =
+            self.newer.take_if(|(_, lsn)| slot.is_some_and(|slot| slot.usable && slot.confirmed >= *lsn))
+        else {
+            return Ok(());
+        };
+        let entry = Entry { seen: Some((&snapshot, Lsn(0))), ..Entry::default() };
+        self.records.record(&entry, true).await?;
+        self.snapshot = Some(snapshot);
         Ok(())
     }
 

@@ -65,7 +65,7 @@ impl Reader {
         tokio::spawn(connection);
         let prepared = SourceError::query("preparing to read the outbox");
         // both statements use an index, however many dead rows the table has, and a page is never sorted
-        let settings = "set enable_seqscan = off; set jit = off";
+        let settings = "set enable_seqscan = off; set jit = off; set work_mem = '4MB'";
         client.batch_execute(settings).await.map_err(&prepared)?;
         // a page: rows that `$2` sees and the ledger's snapshot `$1` does not, in the order of the primary key. A row whose
         // transaction id was not assigned yet on this server was restored from another server's backup
