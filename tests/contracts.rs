@@ -147,6 +147,7 @@ fn the_status_documents_of_the_data_plane() {
         paused: false,
         published: 41,
         pending: 2,
+        held: 2,
         lag_seconds: 1.5,
         lag_bytes: Some(4096),
         position: Some("0/16B3748".into()),

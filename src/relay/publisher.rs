@@ -284,7 +284,7 @@ impl<'a, S: Sink> Publisher<'a, S> {
         let sent = self.started;
         for again in again.ok_or(Ended::Source(SourceError::Ended))? {
             match again {
-                Again::Event(row) => self.window.admit_recorded(Pending { row, held: true, sent }),
+                Again::Event(row) => self.window.admit_recorded(Pending { row: *row, held: true, sent }),
                 Again::Free { key, handed } => {
                     self.held.free(key, handed);
                 }

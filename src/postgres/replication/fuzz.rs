@@ -187,8 +187,7 @@ fn decode(bytes: &[u8]) -> Result<Expected, ReplicationError> {
 /// Runs a round; when it fails, prints with what.
 fn try_round(what: &str, bytes: &[u8], round: impl FnOnce() + panic::UnwindSafe) {
     if let Err(error) = panic::catch_unwind(round) {
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        println!("{what} fails with the message {hex}");
+        println!("{what} fails with the message {bytes:02x?}");
         panic::resume_unwind(error);
     }
 }

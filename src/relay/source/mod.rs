@@ -116,7 +116,7 @@ pub struct Held {
 #[derive(Debug)]
 pub enum Again {
     /// To be published now. Events of one key come in their order.
-    Event(Row),
+    Event(Box<Row>),
     /// No event of `key` is held any more, when the publisher has handed over this many of it.
     Free { key: u64, handed: u64 },
 }
@@ -156,9 +156,8 @@ impl SourceError {
             Self::Login(error) => error.failure(),
             Self::Replication(error) => error.failure(),
             Self::Layout(_) | Self::NotTheOutbox { .. } => Failure::Refused(self.to_string()),
-            Self::LedgerReplaced => Failure::Disconnected(self.to_string()),
             Self::Timeout(_) => Failure::Silent,
-            Self::Ended => Failure::Disconnected(self.to_string()),
+            Self::LedgerReplaced | Self::Ended => Failure::Disconnected(self.to_string()),
         };
         match (self, failure) {
             (Self::Query { action, .. }, Failure::Refused(cause)) => Failure::Refused(format!("{action}: {cause}")),

@@ -27,6 +27,7 @@ use std::{
 
 use tokio_postgres::NoTls;
 
+#[allow(unused_imports, reason = "each test binary and benchmark uses what it needs")]
 pub use self::{nats::Nats, postgres::Postgres, process::send, proxy::Proxy};
 
 /// A server that isn't up by then is broken.

@@ -265,7 +265,8 @@ impl Decoder {
 
 /// The transaction id of which `low` is the low half, next to another one.
 fn whole(low: u32, near: u64) -> u64 {
-    let distance = low.wrapping_sub(near as u32).cast_signed();
+    let half = u32::try_from(near & u64::from(u32::MAX)).unwrap_or_default();
+    let distance = low.wrapping_sub(half).cast_signed();
     near.saturating_add_signed(i64::from(distance))
 }
 
