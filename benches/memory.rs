@@ -240,13 +240,19 @@ fn play_controllers(object: &mut Value) {
     let conditions = match kind.as_str() {
         "Deployment" => json!([
             condition("Available", "MinimumReplicasAvailable", "Deployment has minimum availability.".to_owned()),
-            condition("Progressing", "NewReplicaSetAvailable",
-                format!("ReplicaSet \"{name}-{}\" has successfully progressed.", &uid[..8])),
+            condition(
+                "Progressing",
+                "NewReplicaSetAvailable",
+                format!("ReplicaSet \"{name}-{}\" has successfully progressed.", &uid[..8])
+            ),
         ]),
         "StatefulSet" => json!([]),
         "Job" => {
             let message = "Reached expected number of succeeded pods".to_owned();
-            json!([condition("SuccessCriteriaMet", "CompletionsReached", message.clone()), condition("Complete", "CompletionsReached", message)])
+            json!([
+                condition("SuccessCriteriaMet", "CompletionsReached", message.clone()),
+                condition("Complete", "CompletionsReached", message)
+            ])
         }
         _ => Value::Null,
     };

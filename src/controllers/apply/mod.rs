@@ -343,7 +343,7 @@ mod tests {
 
     #[test]
     fn what_is_retained_or_not_ours_is_not_pruned() {
-        let child = |kind, name: &str| ChildRef { kind, name: name.to_owned() };
+        let child = |kind, name: &str| ChildRef::new(kind, name);
         let present: BTreeMap<_, _> =
             [child(ChildKind::Deployment, "orders"), child(ChildKind::Job, "old"), child(ChildKind::Service, "gone")]
                 .into_iter()

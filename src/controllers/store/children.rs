@@ -244,7 +244,7 @@ mod tests {
             let pod = PodSeen { job: Some(job.name.clone()), succeeded, ..PodSeen::default() };
             let requeue = store.set_pod(&owner, "orders-db-setup-1-a".to_owned(), pod);
             assert_eq!(requeue.now.is_empty(), !succeeded, "it is reconciled once that is so");
-            assert_eq!(store.jobs(&owner)[&job.name].outcome, expected);
+            assert_eq!(store.jobs(&owner)[job.name.as_str()].outcome, expected);
         }
     }
 }

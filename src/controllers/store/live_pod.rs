@@ -458,7 +458,7 @@ mod tests {
         assert_eq!(waiting.problems, running.problems);
         let failure =
             LastFailure { finished_at: "2026-01-01T00:00:00Z".to_owned(), exit_code: 3, message: "boom".to_owned() };
-        assert_eq!(waiting.last_failure, Some(failure));
+        assert_eq!(waiting.last_failure.as_deref(), Some(&failure));
         assert_eq!(waiting.admin_address.as_deref(), Some("10.0.0.1"));
         let ready =
             pod(json!({"phase": "Running", "containerStatuses": [{"name": "service", "restartCount": 4, "ready": true,

@@ -118,7 +118,9 @@ impl Store {
             (ObjectKind::OutboxRelay, ObjectKind::Microservice) => {
                 self.carried_relay(owner).is_some_and(|relay| relay == key.id.name)
             }
-            (ObjectKind::Saga, ObjectKind::Orchestrator) => self.defined_sagas(owner).iter().any(|name| *name == key.id.name),
+            (ObjectKind::Saga, ObjectKind::Orchestrator) => {
+                self.defined_sagas(owner).iter().any(|name| *name == key.id.name)
+            }
             _ => false,
         };
         let neighbours = self.children.keys().filter(|owner| owner.id.namespace == key.id.namespace);

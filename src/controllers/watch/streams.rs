@@ -273,12 +273,12 @@ mod tests {
     }
 
     fn wanted(count: usize) -> BTreeMap<ObjectId, (ObjectKind, SmolStr)> {
-        (0..count).map(|number| (pod(number), (ObjectKind::Microservice, format!("10.0.0.{number}")))).collect()
+        (0..count).map(|number| (pod(number), (ObjectKind::Microservice, format!("10.0.0.{number}").into()))).collect()
     }
 
     fn ended(number: usize, heard: bool, silent: bool) -> Ended {
         let heard = heard.then(Instant::now);
-        Ended { pod: pod(number), address: format!("10.0.0.{number}"), heard, silent }
+        Ended { pod: pod(number), address: format!("10.0.0.{number}").into(), heard, silent }
     }
 
     #[tokio::test(start_paused = true)]
@@ -307,11 +307,14 @@ mod tests {
         let task = tokio::spawn(std::future::pending::<()>());
         readers.started(&first, task.abort_handle());
         let mut moved = wanted(1);
-        moved.get_mut(&pod(0)).unwrap().1 = "10.0.0.9".to_owned();
+        moved.get_mut(&pod(0)).unwrap().1 = SmolStr::new("10.0.0.9");
         readers.compare(moved, now);
         assert!(task.await.unwrap_err().is_cancelled());
         assert_eq!(readers.ended(ended(0, true, false), false, now, 0.5), None, "of the old address");
-        assert_eq!(readers.start(now).map(|(pod, _, address)| (pod, address)), Some((pod(0), "10.0.0.9".to_owned())));
+        assert_eq!(
+            readers.start(now).map(|(pod, _, address)| (pod, address)),
+            Some((pod(0), SmolStr::new("10.0.0.9")))
+        );
         assert_eq!(readers.start(now), None);
         assert_eq!(readers.next_due(), None, "the other pod is gone");
     }
