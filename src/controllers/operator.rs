@@ -9,7 +9,7 @@ use k8s_openapi::{
 };
 use kube::{Api, Client, Config, client::ClientBuilder};
 use prometheus_client::registry::Registry;
-use rand::{Rng, distr::Alphanumeric, rngs::OsRng};
+use rand::{Rng, distr::Alphanumeric};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -374,10 +374,9 @@ async fn gauges(context: Arc<Context>, term: CancellationToken) {
     }
 }
 
-/// 32 letters and digits: 190 bits from the OS.
+/// 32 letters and digits: 190 bits from a cryptographic generator that the OS seeds. Each plan has some, and most are not used.
 fn password() -> String {
-    use rand::TryRngCore;
-    OsRng.unwrap_err().sample_iter(Alphanumeric).take(32).map(char::from).collect()
+    rand::rng().sample_iter(Alphanumeric).take(32).map(char::from).collect()
 }
 
 #[cfg(test)]

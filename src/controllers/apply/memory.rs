@@ -4,10 +4,12 @@
 //! leader, continues where the last one ended: children that are just as they were left need no request.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     fmt::Write as _,
     sync::{Mutex, MutexGuard, PoisonError},
 };
+
+use smol_str::SmolStr;
 
 use super::contest::Contest;
 use crate::{
@@ -19,7 +21,7 @@ use crate::{
         },
         store::{SmallMap, live::ChildSeen},
     },
-    domain::version::short_hash,
+    domain::version::{hash64, short_hash},
 };
 
 /// What this process applied, or found applied when it started, by owner.
@@ -28,18 +30,41 @@ pub struct Memory(Mutex<Remembered>);
 
 #[derive(Debug, Default)]
 pub(super) struct Remembered {
-    applied: HashMap<Key, SmallMap<ChildRef, Record>>,
-    secrets: HashSet<(Key, ChildRef)>,
+    owners: HashMap<Key, Made>,
     pub(super) contests: HashMap<Key, BTreeMap<ChildRef, Contest>>,
 }
 
-/// How a child was just after our write.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What one owner has.
+#[derive(Debug, Default)]
+struct Made {
+    /// `None`: nothing was applied, nor taken over.
+    applied: Option<SmallMap<ChildRef, Record>>,
+    /// Secrets that exist, by name.
+    secrets: SmallMap<SmolStr, ()>,
+}
+
+/// How a child was just after our write, in two hashes: there are many of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Record {
-    pub(super) hash: String,
-    pub(super) uid: String,
-    /// [`ChildSeen::ours`].
-    pub(super) ours: u64,
+    applied: u64,
+    left: u64,
+}
+
+impl Record {
+    /// `hash`: of what was applied. `uid` and `ours`: [`ChildSeen`]'s.
+    pub(super) fn new(hash: &str, uid: &str, ours: u64) -> Self {
+        Self { applied: hash64(hash.as_bytes()), left: hash64(format!("{uid} {ours:016x}").as_bytes()) }
+    }
+
+    /// Another plan was applied.
+    pub(super) fn differs_from(&self, hash: &str) -> bool {
+        self.applied != hash64(hash.as_bytes())
+    }
+
+    /// It is the same child, and what was applied to it is still on it.
+    pub(super) fn describes(&self, seen: &ChildSeen) -> bool {
+        seen.applied_hash.as_deref().is_some_and(|hash| *self == Self::new(hash, &seen.uid, seen.ours))
+    }
 }
 
 impl Memory {
@@ -53,20 +78,20 @@ impl Memory {
         plan: &Plan,
         is_recorded: impl Fn(&str) -> bool,
     ) {
-        if self.lock().applied.contains_key(owner) {
+        if self.lock().owners.get(owner).is_some_and(|made| made.applied.is_some()) {
             return;
         }
         let records: Option<SmallMap<_, _>> = applied_children(plan)
             .map(|child| {
                 let seen = present.get(&child).filter(|seen| !seen.deleting)?;
-                let record = Record { hash: seen.applied_hash.clone()?, uid: seen.uid.clone(), ours: seen.ours };
-                Some((child, record))
+                Some((child, Record::new(seen.applied_hash.as_deref()?, &seen.uid, seen.ours)))
             })
             .collect();
         let Some(records) = records.filter(|records| is_recorded(&digest(records, plan))) else { return };
         let mut remembered = self.lock();
-        remembered.secrets.extend(secrets(plan).map(|secret| (owner.clone(), secret)));
-        remembered.applied.insert(owner.clone(), records);
+        let made = remembered.made(owner);
+        made.secrets = secrets(plan).map(|secret| (secret.name, ())).collect();
+        made.applied = Some(records);
     }
 
     /// Digest of everything that was applied for `owner`, for its status. To be asked once all of `plan` was applied. `None`: not
@@ -77,52 +102,63 @@ impl Memory {
         if contests.any(|(_, contest)| contest.rewritten().is_some()) {
             return None;
         }
-        let known = remembered.applied.get(owner);
+        let known = remembered.applied(owner);
         let planned = applied_children(plan).filter_map(|child| {
-            let record = known?.get(&child)?.clone();
+            let record = *known?.get(&child)?;
             Some((child, record))
         });
         Some(digest(&planned.collect(), plan))
     }
 
     pub(super) fn record(&self, owner: &Key, child: &ChildRef) -> Option<Record> {
-        self.lock().applied.get(owner)?.get(child).cloned()
+        self.lock().applied(owner)?.get(child).copied()
     }
 
     pub(super) fn remember(&self, owner: &Key, child: ChildRef, record: Record) {
-        self.lock().applied.entry(owner.clone()).or_default().insert(child, record);
+        self.lock().made(owner).applied.get_or_insert_default().insert(child, record);
     }
 
     pub(super) fn forget_child(&self, owner: &Key, child: &ChildRef) {
-        if let Some(children) = self.lock().applied.get_mut(owner) {
+        if let Some(children) = self.lock().owners.get_mut(owner).and_then(|made| made.applied.as_mut()) {
             children.remove(child);
         }
         self.forget_contest(owner, child);
     }
 
     pub(super) fn knows_secret(&self, owner: &Key, secret: &ChildRef) -> bool {
-        self.lock().secrets.contains(&(owner.clone(), secret.clone()))
+        self.lock().owners.get(owner).is_some_and(|made| made.secrets.get(&secret.name).is_some())
     }
 
     pub(super) fn remember_secret(&self, owner: &Key, secret: ChildRef) {
-        self.lock().secrets.insert((owner.clone(), secret));
+        self.lock().made(owner).secrets.insert(secret.name, ());
     }
 
     /// The Secret is gone.
     pub fn forget_secret(&self, owner: &Key, secret: &ChildRef) {
-        self.lock().secrets.remove(&(owner.clone(), secret.clone()));
+        if let Some(made) = self.lock().owners.get_mut(owner) {
+            made.secrets.remove(&secret.name);
+        }
     }
 
     /// The object is gone.
     pub fn forget(&self, owner: &Key) {
         let mut remembered = self.lock();
         remembered.contests.remove(owner);
-        remembered.applied.remove(owner);
-        remembered.secrets.retain(|(known, _)| known != owner);
+        remembered.owners.remove(owner);
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Remembered> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Remembered {
+    fn applied(&self, owner: &Key) -> Option<&SmallMap<ChildRef, Record>> {
+        self.owners.get(owner)?.applied.as_ref()
+    }
+
+    fn made(&mut self, owner: &Key) -> &mut Made {
+        self.owners.entry(owner.clone()).or_default()
     }
 }
 
@@ -139,9 +175,9 @@ fn secrets(plan: &Plan) -> impl Iterator<Item = ChildRef> {
 /// First 16 hex digits of the SHA-256 of a line for each child and each Secret.
 fn digest(records: &SmallMap<ChildRef, Record>, plan: &Plan) -> String {
     let mut text = String::new();
-    for (child, Record { hash, uid, ours }) in records.iter() {
+    for (child, Record { applied, left }) in records.iter() {
         // writing to a String cannot fail
-        let _ = writeln!(text, "{child} {uid} {hash} {ours:016x}");
+        let _ = writeln!(text, "{child} {applied:016x} {left:016x}");
     }
     for secret in secrets(plan) {
         let _ = writeln!(text, "{secret}");
@@ -178,7 +214,7 @@ mod tests {
     /// As it is after a pass: what the process remembers, and what it sees.
     fn applied() -> (Memory, BTreeMap<ChildRef, ChildSeen>) {
         let memory = Memory::default();
-        memory.remember(&orders(), service(), Record { hash: "a".to_owned(), uid: "1".to_owned(), ours: 7 });
+        memory.remember(&orders(), service(), Record::new("a", "1", 7));
         memory.remember_secret(&orders(), ChildRef::new(ChildKind::Secret, "orders-db"));
         let seen =
             ChildSeen { uid: "1".to_owned(), ours: 7, applied_hash: Some("a".to_owned()), ..ChildSeen::default() };

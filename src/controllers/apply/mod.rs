@@ -187,7 +187,7 @@ async fn apply_difference(
     if step == Step::Repair && known.is_none_or(|known| known.version != seen.version) {
         outcome.drifted.push((reference.clone(), change));
     }
-    memory.remember(owner, reference, Record { hash, uid: seen.uid.clone(), ours: seen.ours });
+    memory.remember(owner, reference, Record::new(&hash, &seen.uid, seen.ours));
     Ok(Some(seen))
 }
 
@@ -195,16 +195,9 @@ async fn apply_difference(
 fn step(hash: &str, known: Option<&ChildSeen>, record: Option<&Record>) -> Step {
     match (known, record) {
         (None, None) => Step::Make,
-        (Some(known), Some(record))
-            if record.hash == hash
-                && known.applied_hash.as_deref() == Some(hash)
-                && known.ours == record.ours
-                && known.uid == record.uid =>
-        {
-            Step::Nothing
-        }
         // the plan changed
-        (Some(_), Some(record)) if record.hash != hash => Step::Update,
+        (Some(_), Some(record)) if record.differs_from(hash) => Step::Update,
+        (Some(known), Some(record)) if record.describes(known) => Step::Nothing,
         (Some(known), None) if known.applied_hash.as_deref() != Some(hash) => Step::Update,
         // we applied it and it is not so: it was changed, replaced or deleted. Nothing remembered means a restart, and that it
         // may have drifted while nobody watched
@@ -327,7 +320,7 @@ mod tests {
     }
 
     fn record(hash: &str, uid: &str, ours: u64) -> Record {
-        Record { hash: hash.to_owned(), uid: uid.to_owned(), ours }
+        Record::new(hash, uid, ours)
     }
 
     #[test]
@@ -350,7 +343,7 @@ mod tests {
 
     #[test]
     fn what_is_retained_or_not_ours_is_not_pruned() {
-        let child = |kind, name: &str| ChildRef { kind, name: name.to_owned() };
+        let child = |kind, name: &str| ChildRef::new(kind, name);
         let present: BTreeMap<_, _> =
             [child(ChildKind::Deployment, "orders"), child(ChildKind::Job, "old"), child(ChildKind::Service, "gone")]
                 .into_iter()

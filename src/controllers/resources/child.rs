@@ -12,6 +12,8 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::api::ApiResource;
+use serde::{Deserialize, Serialize};
+use smol_str::SmolStr;
 
 /// How a child is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +53,7 @@ macro_rules! children {
         }
 
         /// The kinds of [`Child`].
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         pub enum ChildKind {
             $($kind,)+
         }
@@ -117,20 +119,20 @@ children! {
 impl Child {
     /// Its kind and name.
     pub fn reference(&self) -> ChildRef {
-        ChildRef { kind: self.kind(), name: self.metadata().name.clone().unwrap_or_default() }
+        ChildRef::new(self.kind(), self.metadata().name.as_deref().unwrap_or_default())
     }
 }
 
 /// Names a child within its namespace.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ChildRef {
     pub kind: ChildKind,
-    pub name: String,
+    pub name: SmolStr,
 }
 
 impl ChildRef {
-    pub fn new(kind: ChildKind, name: impl Into<String>) -> Self {
-        Self { kind, name: name.into() }
+    pub fn new(kind: ChildKind, name: impl AsRef<str>) -> Self {
+        Self { kind, name: SmolStr::new(name) }
     }
 }
 

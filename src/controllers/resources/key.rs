@@ -2,19 +2,21 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use smol_str::SmolStr;
+
 use super::labels::{OWNER_KIND_LABEL, OWNER_NAME_LABEL};
 use crate::domain::names;
 
-/// An object's identity within its kind.
+/// An object's identity within its kind. It is kept in many places, and names are short: those are in it, and not on the heap.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectId {
-    pub namespace: String,
-    pub name: String,
+    pub namespace: SmolStr,
+    pub name: SmolStr,
 }
 
 impl ObjectId {
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+    pub fn new(namespace: impl AsRef<str>, name: impl AsRef<str>) -> Self {
+        Self { namespace: SmolStr::new(namespace), name: SmolStr::new(name) }
     }
 }
 
@@ -50,7 +52,7 @@ pub struct Key {
 }
 
 impl Key {
-    pub fn new(kind: ObjectKind, namespace: impl Into<String>, name: impl Into<String>) -> Self {
+    pub fn new(kind: ObjectKind, namespace: impl AsRef<str>, name: impl AsRef<str>) -> Self {
         Self { kind, id: ObjectId::new(namespace, name) }
     }
 

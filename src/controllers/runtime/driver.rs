@@ -240,11 +240,11 @@ fn report_drift(
 ) {
     let kind = child.kind.as_str();
     context.metrics.drift_corrected(kind);
-    tracing::info!(child = kind, name = child.name, "drift corrected");
+    tracing::info!(child = kind, name = %child.name, "drift corrected");
     let related = ObjectReference {
         kind: Some(kind.to_owned()),
-        name: Some(child.name.clone()),
-        namespace: Some(key.id.namespace.clone()),
+        name: Some(child.name.to_string()),
+        namespace: Some(key.id.namespace.to_string()),
         ..ObjectReference::default()
     };
     let notice = Notice {

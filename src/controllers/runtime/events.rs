@@ -14,6 +14,8 @@ use crate::controllers::status::events::Notice;
 
 /// Events that wait to be written; more are dropped, for the conditions hold the same.
 const CAPACITY: usize = 256;
+/// Events after which it is forgotten what was written: until then, the same one again is counted, and not written anew.
+const REMEMBERED: usize = 256;
 const DEADLINE: Duration = Duration::from_secs(10);
 /// The API's limit, in bytes.
 const MAX_NOTE: usize = 1024;
@@ -28,7 +30,8 @@ impl Events {
     pub fn new(client: Client, instance: String, stop: CancellationToken) -> (Self, impl Future<Output = ()> + Send) {
         let (sender, receiver) = mpsc::channel(CAPACITY);
         let reporter = Reporter { controller: CONTROLLER.to_owned(), instance: Some(instance) };
-        (Self(sender), write(Recorder::new(client, reporter), receiver, stop))
+        let recorder = move || Recorder::new(client.clone(), reporter.clone());
+        (Self(sender), write(recorder, receiver, stop))
     }
 
     pub fn publish(&self, notice: Notice, about: ObjectReference) {
@@ -38,8 +41,17 @@ impl Events {
     }
 }
 
-async fn write(recorder: Recorder, mut notices: mpsc::Receiver<(Notice, ObjectReference)>, stop: CancellationToken) {
+async fn write(
+    new_recorder: impl Fn() -> Recorder,
+    mut notices: mpsc::Receiver<(Notice, ObjectReference)>,
+    stop: CancellationToken,
+) {
+    let (mut recorder, mut written) = (new_recorder(), 0);
     loop {
+        if written == REMEMBERED {
+            (recorder, written) = (new_recorder(), 0);
+        }
+        written += 1;
         let next = tokio::select! { () = stop.cancelled() => None, next = notices.recv() => next };
         let Some((Notice { warning, reason, message, related }, about)) = next else { return };
         let event = Event {

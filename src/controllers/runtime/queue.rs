@@ -186,7 +186,7 @@ mod tests {
     async fn next(queue: &Queue) -> String {
         let key = queue.next().await;
         queue.done(&key);
-        key.id.name
+        key.id.name.to_string()
     }
 
     #[tokio::test(start_paused = true)]

@@ -49,8 +49,8 @@ pub async fn run(
         let span = tracing::info_span!(
             "reconcile",
             kind = key.kind.as_str(),
-            namespace = key.id.namespace,
-            name = key.id.name
+            namespace = %key.id.namespace,
+            name = %key.id.name
         );
         let work = async move {
             let verdict = tokio::select! {

@@ -1,12 +1,10 @@
 //! Children in the store, grouped by their owner.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::{
-    Requeue, Scope, Store,
-    live::ChildSeen,
-    packed::{Packed, SmallMap},
-};
+use serde_json::value::{RawValue, to_raw_value};
+
+use super::{Requeue, Scope, Store, live::ChildSeen, packed::Packed};
 use crate::{
     controllers::resources::{
         child::{ChildKind, ChildRef},
@@ -18,21 +16,20 @@ use crate::{
     domain::names,
 };
 
-/// A child as the store keeps it.
-#[derive(Debug)]
-pub struct KeptChild {
-    version: u64,
-    seen: Packed<ChildSeen>,
+/// The children of one owner as the store keeps them, sorted. Each is parsed by itself.
+type Entries = Vec<(ChildRef, Box<RawValue>)>;
+
+/// All children, by owner.
+pub(super) type Children = HashMap<Key, Packed<Entries>>;
+
+fn parse(entry: &RawValue) -> Option<ChildSeen> {
+    // it is the JSON of one
+    serde_json::from_str(entry.get()).ok()
 }
 
-impl KeptChild {
-    fn new(seen: &ChildSeen) -> Self {
-        Self { version: seen.version, seen: Packed::new(seen) }
-    }
-
-    fn seen(&self) -> Option<ChildSeen> {
-        Some(ChildSeen { version: self.version, ..self.seen.unpack()? })
-    }
+fn get(entries: &Entries, child: &ChildRef) -> Option<ChildSeen> {
+    let place = entries.binary_search_by(|(known, _)| known.cmp(child)).ok()?;
+    parse(&entries.get(place)?.1)
 }
 
 impl Store {
@@ -41,15 +38,21 @@ impl Store {
         if self.removed.has(&seen.uid, seen.version) {
             return Requeue::default();
         }
-        let children = self.children.entry(owner.clone()).or_default();
         self.newest_child = self.newest_child.max(seen.version);
-        let (known, new) = (children.get(&child), KeptChild::new(&seen));
-        if known.is_some_and(|known| known.version > new.version) {
+        let mut entries = self.entries(owner);
+        let known = get(&entries, &child);
+        if known.as_ref().is_some_and(|known| known.version > seen.version || *known == seen) {
             return Requeue::default();
         }
-        let same = known.is_some_and(|known| known.seen == new.seen);
+        // a struct of strings, numbers and lists always has a form in JSON
+        let Ok(json) = to_raw_value(&seen) else { return Requeue::default() };
         let kind = child.kind;
-        children.insert(child, new);
+        match entries.binary_search_by(|(known, _)| known.cmp(&child)) {
+            Ok(place) => entries.splice(place..=place, [(child, json)]).for_each(drop),
+            Err(place) => entries.insert(place, (child, json)),
+        }
+        self.keep(owner, &entries);
+        let same = known.is_some_and(|known| ChildSeen { version: seen.version, ..known } == seen);
         if same { Requeue::default() } else { self.affected_by_child(owner, kind) }
     }
 
@@ -57,15 +60,29 @@ impl Store {
     /// versions that counts no more.
     pub fn remove_child(&mut self, owner: &Key, child: &ChildRef, uid: &str, version: u64) -> Requeue {
         self.removed.add(uid, version);
-        let Some(children) = self.children.get_mut(owner) else { return Requeue::default() };
-        if children.get(child).and_then(KeptChild::seen).is_none_or(|known| known.uid != uid) {
+        let mut entries = self.entries(owner);
+        if get(&entries, child).is_none_or(|known| known.uid != uid) {
             return Requeue::default();
         }
-        children.remove(child);
-        if children.is_empty() {
-            self.children.remove(owner);
-        }
+        entries.retain(|(known, _)| known != child);
+        self.keep(owner, &entries);
         self.affected_by_child(owner, child.kind)
+    }
+
+    pub(super) fn entries(&self, owner: &Key) -> Entries {
+        self.children.get(owner).and_then(|children| children.unpack(&self.dictionary)).unwrap_or_default()
+    }
+
+    fn keep(&mut self, owner: &Key, entries: &Entries) {
+        if entries.is_empty() {
+            self.children.remove(owner);
+            return;
+        }
+        let packed = Packed::new(entries, &mut self.dictionary);
+        match self.children.get_mut(owner) {
+            Some(children) => *children = packed,
+            None => drop(self.children.insert(owner.clone(), packed)),
+        }
     }
 
     /// The newest version of any child that is known.
@@ -83,12 +100,12 @@ impl Store {
         newest: u64,
     ) -> Requeue {
         let mut gone = Vec::new();
-        for (owner, children) in self.children.iter().filter(|(owner, _)| scope.holds(&owner.id)) {
-            let judged = children.iter().filter(|(child, known)| child.kind == kind && known.version <= newest);
-            for (child, known) in judged {
-                if !seen.contains(&ObjectId::new(&owner.id.namespace, &child.name)) {
-                    let uid = known.seen().map(|seen| seen.uid).unwrap_or_default();
-                    gone.push((owner.clone(), child.clone(), uid, known.version.saturating_sub(1)));
+        for owner in self.children.keys().filter(|owner| scope.holds(&owner.id)) {
+            for (child, _) in self.entries(owner).iter().filter(|(child, _)| child.kind == kind) {
+                if !seen.contains(&ObjectId::new(&owner.id.namespace, &child.name))
+                    && let Some(known) = self.child(owner, child).filter(|known| known.version <= newest)
+                {
+                    gone.push((owner.clone(), child.clone(), known.uid, known.version.saturating_sub(1)));
                 }
             }
         }
@@ -96,12 +113,11 @@ impl Store {
     }
 
     pub fn children(&self, owner: &Key) -> BTreeMap<ChildRef, ChildSeen> {
-        let children = self.children.get(owner).into_iter().flat_map(SmallMap::iter);
-        children.filter_map(|(child, known)| Some((child.clone(), known.seen()?))).collect()
+        self.entries(owner).into_iter().filter_map(|(child, entry)| Some((child, parse(&entry)?))).collect()
     }
 
     pub fn child(&self, owner: &Key, child: &ChildRef) -> Option<ChildSeen> {
-        self.children.get(owner)?.get(child)?.seen()
+        get(&self.entries(owner), child)
     }
 
     /// A Deployment or StatefulSet and what is wrong with its pods.
@@ -119,24 +135,24 @@ impl Store {
 
     /// The Jobs of an owner, by name.
     fn jobs(&self, owner: &Key) -> BTreeMap<String, JobState> {
-        let children = self.children.get(owner).into_iter().flat_map(SmallMap::iter);
-        children
+        self.entries(owner)
+            .into_iter()
             .filter(|(child, _)| child.kind == ChildKind::Job)
-            .filter_map(|(child, known)| Some((child, known.seen()?)))
+            .filter_map(|(child, entry)| Some((child, parse(&entry)?)))
             .map(|(child, seen)| {
                 let of_job = |_: &str, job: Option<&str>| job == Some(child.name.as_str());
                 let pods = || self.pods_of(owner).map(|(_, pod)| pod).filter(|pod| of_job("", pod.job.as_deref()));
-                let last_failure = pods().filter_map(|pod| pod.last_failure.clone()).max();
+                let last_failure = pods().filter_map(|pod| pod.last_failure.as_deref().cloned()).max();
                 let report = pods().find_map(|pod| pod.report.as_deref().cloned());
                 let missing_images = self.missing_images(owner, of_job);
                 let mut problems = self.problems(owner, of_job);
-                problems.extend(self.refused_pods(owner, child));
+                problems.extend(self.refused_pods(owner, &child));
                 let mut state = JobState { missing_images, report, ..seen.job(problems, last_failure) };
                 // the Job's own status follows
                 if state.outcome == JobOutcome::Running && pods().any(|pod| pod.succeeded) {
                     state.outcome = JobOutcome::Succeeded;
                 }
-                (child.name.clone(), state)
+                (child.name.to_string(), state)
             })
             .collect()
     }
@@ -228,7 +244,7 @@ mod tests {
             let pod = PodSeen { job: Some(job.name.clone()), succeeded, ..PodSeen::default() };
             let requeue = store.set_pod(&owner, "orders-db-setup-1-a".to_owned(), pod);
             assert_eq!(requeue.now.is_empty(), !succeeded, "it is reconciled once that is so");
-            assert_eq!(store.jobs(&owner)[&job.name].outcome, expected);
+            assert_eq!(store.jobs(&owner)[job.name.as_str()].outcome, expected);
         }
     }
 }

@@ -17,7 +17,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{
     ReadyCounts, Requeue, Scope, Store,
     live::version,
-    packed::Packed,
+    packed::{Dictionary, Packed},
     references::{Named, of_microservice, of_relay, of_saga},
 };
 use crate::{
@@ -91,7 +91,8 @@ custom!(Saga, sagas, of_saga);
 #[derive(Debug)]
 pub struct Kept<K> {
     object: Packed<K>,
-    uid: Option<Box<str>>,
+    /// Hash of the uid.
+    uid: u64,
     version: u64,
     /// Hash of everything but the status and bookkeeping.
     intent: u64,
@@ -99,11 +100,11 @@ pub struct Kept<K> {
 }
 
 impl<K: Custom> Kept<K> {
-    pub(super) fn new(object: &K) -> Self {
+    pub(super) fn new(object: &K, dictionary: &mut Dictionary) -> Self {
         let conditions = object.status().map(K::conditions).unwrap_or_default();
         Self {
-            object: Packed::new(object),
-            uid: object.meta().uid.as_deref().map(Into::into),
+            object: Packed::new(object, dictionary),
+            uid: hash(&object.meta().uid),
             version: version(object.meta()),
             intent: intent(object.meta()),
             ready: match status_of(conditions, READY) {
@@ -123,11 +124,14 @@ impl<K> Kept<K> {
 
 fn intent(metadata: &ObjectMeta) -> u64 {
     let ObjectMeta { uid, generation, deletion_timestamp, annotations, .. } = metadata;
-    let mut hasher = DefaultHasher::new();
     let deleted = deletion_timestamp.as_ref().map(|time| time.0);
-    (uid, generation, deleted).hash(&mut hasher);
     // an empty list is as good as none
-    annotations.iter().flatten().for_each(|annotation| annotation.hash(&mut hasher));
+    hash(&(uid, generation, deleted, annotations.iter().flatten().collect::<Vec<_>>()))
+}
+
+fn hash(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
     hasher.finish()
 }
 
@@ -138,7 +142,7 @@ pub fn id_of(object: &impl ResourceExt) -> ObjectId {
 
 impl Store {
     pub fn get<K: Custom>(&self, id: &ObjectId) -> Option<Arc<K>> {
-        K::objects(self).get(id)?.object.unpack().map(Arc::new)
+        K::objects(self).get(id)?.object.unpack(&self.dictionary).map(Arc::new)
     }
 
     /// A new or changed object, from a watch or as the answer to a write of our own. An older one than is known is ignored.
@@ -148,7 +152,8 @@ impl Store {
         if object.uid().is_some_and(|uid| self.removed.has(&uid, version(object.meta()))) {
             return Requeue::default();
         }
-        let (known, new) = (K::objects(self).get(&id), Kept::new(&object));
+        let new = Kept::new(&object, &mut self.dictionary);
+        let known = K::objects(self).get(&id);
         if known.is_some_and(|known| known.version > new.version && known.uid == new.uid) {
             return Requeue::default();
         }
@@ -167,7 +172,7 @@ impl Store {
     pub fn remove<K: Custom>(&mut self, id: &ObjectId, version: u64) -> Requeue {
         let key = Key::of(K::KIND, id);
         let malformed = self.malformed.remove(&key);
-        let uid = K::objects(self).get(id).and_then(|known| known.uid.as_deref().map(str::to_owned));
+        let uid = self.get::<K>(id).and_then(|known| known.uid());
         if let Some(uid) = uid.or_else(|| malformed.as_ref().map(|malformed| malformed.uid.clone())) {
             self.removed.add(&uid, version);
         }

@@ -6,7 +6,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, api::ApiResource, core::DynamicResourceScope};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use crate::{
     contract::database_setup::EXIT_DEFINITE,
@@ -16,6 +15,7 @@ use crate::{
         observed::{JobOutcome, JobState, Problem, Workload},
         reason::Reason,
     },
+    domain::version::hash64,
 };
 
 /// Any child: its metadata, and of its spec and status the few numbers that conditions are made of.
@@ -98,9 +98,7 @@ impl Resource for Live {
 #[serde(default)]
 pub struct ChildSeen {
     pub uid: String,
-    /// `metadata.resourceVersion`, which API servers hand out in ascending order (KEP-5504). Packed apart from the rest: it
-    /// moves when nothing else does.
-    #[serde(skip)]
+    /// `metadata.resourceVersion`, which API servers hand out in ascending order (KEP-5504).
     pub version: u64,
     #[serde(skip_serializing_if = "is_default")]
     pub deleting: bool,
@@ -271,8 +269,7 @@ fn owned_fields(metadata: &ObjectMeta) -> u64 {
     // what was created and never applied since is owned by that creation
     let ours = by("Apply").or_else(|| by("Update"));
     let fields = ours.and_then(|entry| entry.fields_v1.as_ref()).map(|fields| fields.0.to_string());
-    let digest = fields.map(Sha256::digest);
-    digest.and_then(|digest| digest.first_chunk().copied()).map_or(0, u64::from_be_bytes)
+    fields.map_or(0, |fields| hash64(fields.as_bytes()))
 }
 
 #[cfg(test)]

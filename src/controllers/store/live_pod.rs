@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{api::ApiResource, core::Object};
 use serde::Deserialize;
+use smol_str::SmolStr;
 
 use super::live::{LastFailure, null_is_default, version};
 use crate::{
@@ -133,20 +134,20 @@ const NO_IMAGE: [&str; 5] =
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodSeen {
     pub version: u64,
-    pub component: String,
+    pub component: SmolStr,
     /// The Job that it is an attempt of.
-    pub job: Option<String>,
+    pub job: Option<SmolStr>,
     pub deleting: bool,
     /// Its uid, while it is not ready and its status does not say why: its volumes, an image or a probe may be the cause.
     pub waiting: Option<String>,
     /// The claim of a database's pod, while no node is found for it: that may be the cause.
     pub claim: Option<String>,
     /// Where its `/status` is, while it runs.
-    pub admin_address: Option<String>,
+    pub admin_address: Option<SmolStr>,
     pub problems: Vec<Problem>,
     /// Images that cannot be pulled.
     pub missing_images: Vec<String>,
-    pub last_failure: Option<LastFailure>,
+    pub last_failure: Option<Box<LastFailure>>,
     /// Of a set-up's pod: what its own container reported at its success, whatever other containers do.
     pub report: Option<Box<Outcome>>,
     /// It succeeded, with all its containers.
@@ -176,11 +177,11 @@ impl From<LivePod> for PodSeen {
             deleting,
             waiting: metadata.uid.clone().filter(|_| waits),
             claim: metadata.name.as_deref().filter(|_| nowhere).map(database::claim),
-            admin_address: status.pod_ip.clone().filter(|_| has_admin && lives),
+            admin_address: status.pod_ip.as_deref().filter(|_| has_admin && lives).map(SmolStr::new),
             problems,
             component,
             missing_images: if lives { status.missing_images() } else { Vec::new() },
-            last_failure,
+            last_failure: last_failure.map(Box::new),
             report: job.as_ref().and_then(|_| status.report()),
             succeeded: status.phase == "Succeeded",
             job,
@@ -188,8 +189,8 @@ impl From<LivePod> for PodSeen {
     }
 }
 
-fn label(labels: Option<&BTreeMap<String, String>>, name: &str) -> Option<String> {
-    labels?.get(name).cloned()
+fn label(labels: Option<&BTreeMap<String, String>>, name: &str) -> Option<SmolStr> {
+    labels?.get(name).map(SmolStr::new)
 }
 
 impl PodStatus {
@@ -457,7 +458,7 @@ mod tests {
         assert_eq!(waiting.problems, running.problems);
         let failure =
             LastFailure { finished_at: "2026-01-01T00:00:00Z".to_owned(), exit_code: 3, message: "boom".to_owned() };
-        assert_eq!(waiting.last_failure, Some(failure));
+        assert_eq!(waiting.last_failure.as_deref(), Some(&failure));
         assert_eq!(waiting.admin_address.as_deref(), Some("10.0.0.1"));
         let ready =
             pod(json!({"phase": "Running", "containerStatuses": [{"name": "service", "restartCount": 4, "ready": true,

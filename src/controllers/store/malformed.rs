@@ -50,7 +50,8 @@ impl Store {
                 prune(&mut metadata);
                 let mut object = Arc::unwrap_or_clone(known);
                 *object.meta_mut() = metadata;
-                K::objects_mut(self).insert(id, Kept::new(&object));
+                let kept = Kept::new(&object, &mut self.dictionary);
+                K::objects_mut(self).insert(id, kept);
             }
             Some(_) => replaced = self.forget::<K>(&id),
             None => {}
@@ -71,7 +72,8 @@ impl Store {
         if let Some(known) = self.get::<K>(id) {
             let mut object = Arc::unwrap_or_clone(known);
             *object.status_mut() = Some(status);
-            K::objects_mut(self).insert(id.clone(), Kept::new(&object));
+            let kept = Kept::new(&object, &mut self.dictionary);
+            K::objects_mut(self).insert(id.clone(), kept);
         }
     }
 
@@ -114,9 +116,11 @@ impl Store {
     pub(super) fn carriers_of(&self, key: &Key) -> Vec<Key> {
         let carries = |owner: &&Key| match (key.kind, owner.kind) {
             (ObjectKind::OutboxRelay, ObjectKind::Microservice) => {
-                self.carried_relay(owner).as_ref() == Some(&key.id.name)
+                self.carried_relay(owner).is_some_and(|relay| relay == key.id.name)
             }
-            (ObjectKind::Saga, ObjectKind::Orchestrator) => self.defined_sagas(owner).contains(&key.id.name),
+            (ObjectKind::Saga, ObjectKind::Orchestrator) => {
+                self.defined_sagas(owner).iter().any(|name| *name == key.id.name)
+            }
             _ => false,
         };
         let neighbours = self.children.keys().filter(|owner| owner.id.namespace == key.id.namespace);

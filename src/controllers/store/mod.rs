@@ -21,6 +21,8 @@ use std::{
     sync::Arc,
 };
 
+use smol_str::SmolStr;
+
 pub use custom::{Custom, id_of};
 pub use malformed::Malformed;
 pub use packed::SmallMap;
@@ -33,12 +35,11 @@ use crate::{
     contract::status::{OrchestratorStatus, RelayStatus},
     controllers::{
         resources::{
-            child::ChildRef,
             key::{Key, ObjectId, ObjectKind},
             observed::Problem,
         },
         store::{
-            children::KeptChild,
+            children::Children,
             custom::Kept,
             live_pod::PodSeen,
             policies::ForeignPolicy,
@@ -46,6 +47,7 @@ use crate::{
         },
     },
 };
+use packed::Dictionary;
 use removed::Removed;
 use scopes::Scopes;
 
@@ -76,12 +78,14 @@ pub struct Store {
     microservices: HashMap<ObjectId, Kept<Microservice>>,
     relays: HashMap<ObjectId, Kept<OutboxRelay>>,
     sagas: HashMap<ObjectId, Kept<Saga>>,
+    /// By which objects and children are packed.
+    dictionary: Dictionary,
     malformed: HashMap<Key, Malformed>,
     references: References,
-    children: HashMap<Key, SmallMap<ChildRef, KeptChild>>,
+    children: Children,
     /// The newest version of any of them.
     newest_child: u64,
-    pods: HashMap<Arc<Key>, SmallMap<String, PodSeen>>,
+    pods: HashMap<Arc<Key>, SmallMap<SmolStr, PodSeen>>,
     /// Which pod is whose, for deletions seen only by a re-list.
     pod_owners: HashMap<ObjectId, Arc<Key>>,
     /// NetworkPolicies that are not ours.

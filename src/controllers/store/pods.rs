@@ -5,6 +5,8 @@ use std::{
     sync::Arc,
 };
 
+use smol_str::SmolStr;
+
 use super::{DataPlaneStatus, Requeue, Scope, Store, Waiting, live_pod::PodSeen, packed::SmallMap};
 use crate::{
     api::v1alpha1::OutboxRelay,
@@ -19,8 +21,9 @@ use crate::{
 };
 
 impl Store {
-    pub fn set_pod(&mut self, owner: &Key, name: String, seen: PodSeen) -> Requeue {
-        let id = ObjectId::new(&owner.id.namespace, &name);
+    pub fn set_pod(&mut self, owner: &Key, name: impl AsRef<str>, seen: PodSeen) -> Requeue {
+        let id = ObjectId::new(&owner.id.namespace, name);
+        let name = id.name.clone();
         // the object of a dead pod may stay for long
         if seen.admin_address.is_none() {
             self.statuses.remove(&id);
@@ -76,7 +79,7 @@ impl Store {
     }
 
     /// Pods with a `/status`, and their addresses.
-    pub fn admin_addresses(&self) -> BTreeMap<ObjectId, (ObjectKind, String)> {
+    pub fn admin_addresses(&self) -> BTreeMap<ObjectId, (ObjectKind, SmolStr)> {
         let mut addresses = BTreeMap::new();
         for (owner, pods) in &self.pods {
             for (name, pod) in pods.iter() {
@@ -163,11 +166,11 @@ impl Store {
     fn admin_pods(&self, owner: &Key) -> impl Iterator<Item = (String, Option<&DataPlaneStatus>)> {
         self.pods_of(owner).filter(|(_, pod)| pod.admin_address.is_some()).map(|(name, _)| {
             let status = self.statuses.get(&ObjectId::new(&owner.id.namespace, name));
-            (name.clone(), status)
+            (name.to_string(), status)
         })
     }
 
-    pub(super) fn pods_of(&self, owner: &Key) -> impl Iterator<Item = (&String, &PodSeen)> {
+    pub(super) fn pods_of(&self, owner: &Key) -> impl Iterator<Item = (&SmolStr, &PodSeen)> {
         self.pods.get(owner).into_iter().flat_map(SmallMap::iter)
     }
 

@@ -19,7 +19,8 @@ pub enum Named {
 #[derive(Debug, Default)]
 pub struct References {
     by_object: HashMap<Key, Vec<Named>>,
-    by_name: HashMap<Named, BTreeSet<Key>>,
+    /// Sorted. Most are one.
+    by_name: HashMap<Named, Vec<Key>>,
 }
 
 impl References {
@@ -27,14 +28,18 @@ impl References {
     pub fn set(&mut self, key: &Key, named: Vec<Named>) {
         for old in self.by_object.remove(key).unwrap_or_default() {
             if let Some(keys) = self.by_name.get_mut(&old) {
-                keys.remove(key);
+                keys.retain(|known| known != key);
                 if keys.is_empty() {
                     self.by_name.remove(&old);
                 }
             }
         }
         for new in &named {
-            self.by_name.entry(new.clone()).or_default().insert(key.clone());
+            let keys = self.by_name.entry(new.clone()).or_default();
+            if let Err(place) = keys.binary_search(key) {
+                keys.reserve_exact(1);
+                keys.insert(place, key.clone());
+            }
         }
         if !named.is_empty() {
             self.by_object.insert(key.clone(), named);

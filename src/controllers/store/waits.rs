@@ -40,8 +40,8 @@ impl Store {
             pod.waiting.clone().map(|uid| Waiting::Pod { pod: id, uid }).into_iter().chain(claim)
         });
         let controllers = self.children.iter().filter(|(owner, _)| !self.is_ready(owner));
-        let controllers = controllers.flat_map(|(owner, children)| {
-            children.iter().filter_map(move |(child, _)| self.without_pods(owner, child))
+        let controllers = controllers.flat_map(|(owner, _)| {
+            self.entries(owner).into_iter().filter_map(move |(child, _)| self.without_pods(owner, &child))
         });
         pods.chain(controllers).collect()
     }

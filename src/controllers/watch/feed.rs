@@ -230,7 +230,7 @@ impl Feed for NamespaceFeed {
     }
 
     fn set(&self, context: &Context, object: Live) -> Requeue {
-        context.store().opt_in(id(&object).name)
+        context.store().opt_in(id(&object).name.to_string())
     }
 
     fn remove(&self, context: &Context, object: Live) -> Requeue {

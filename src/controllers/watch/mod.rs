@@ -53,7 +53,7 @@ use crate::{
 };
 
 /// Objects per page of a first list: bounds the memory that one takes.
-const PAGE: u32 = 200;
+const PAGE: u32 = 50;
 /// Between two attempts at a watch that is refused; doubled each time. (The watch's own pauses begin anew with each attempt.)
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);

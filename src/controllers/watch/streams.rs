@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use smol_str::SmolStr;
 use tokio::{
     sync::watch,
     task::{AbortHandle, JoinSet},
@@ -120,7 +121,7 @@ async fn turn(
     mut crowded: watch::Receiver<bool>,
     pod: ObjectId,
     kind: ObjectKind,
-    address: String,
+    address: SmolStr,
 ) -> Ended {
     let (follow, mut heard) = (!*crowded.borrow(), None);
     let read = pod_status::read(&http, &address, kind, follow, |status| {
@@ -137,7 +138,7 @@ async fn turn(
         read.await
     };
     if let Err(error) = &result {
-        tracing::debug!(pod = pod.name, namespace = pod.namespace, error = %error, "cannot read a status");
+        tracing::debug!(pod = %pod.name, namespace = %pod.namespace, error = %error, "cannot read a status");
     }
     let silent = matches!(result, Err(StatusError::Silent));
     Ended { pod, address, heard, silent }
@@ -147,7 +148,7 @@ async fn turn(
 #[derive(Debug)]
 struct Ended {
     pod: ObjectId,
-    address: String,
+    address: SmolStr,
     /// When the last status came, if any did.
     heard: Option<Instant>,
     /// The connection was there, and nothing came for [`SILENCE`].
@@ -164,7 +165,7 @@ struct Readers {
 #[derive(Debug)]
 struct Reader {
     kind: ObjectKind,
-    address: String,
+    address: SmolStr,
     turn: Turn,
     pause: Duration,
     /// Since when it cannot be reached.
@@ -196,7 +197,7 @@ impl Readers {
     }
 
     /// Begins with pods that are new or have another address, ends with those that are gone.
-    fn compare(&mut self, wanted: BTreeMap<ObjectId, (ObjectKind, String)>, now: Instant) {
+    fn compare(&mut self, wanted: BTreeMap<ObjectId, (ObjectKind, SmolStr)>, now: Instant) {
         let gone: Vec<_> = self
             .readers
             .iter()
@@ -217,7 +218,7 @@ impl Readers {
     }
 
     /// The next pod whose turn has come.
-    fn start(&mut self, now: Instant) -> Option<(ObjectId, ObjectKind, String)> {
+    fn start(&mut self, now: Instant) -> Option<(ObjectId, ObjectKind, SmolStr)> {
         if self.next_due()? > now {
             return None;
         }
@@ -271,13 +272,13 @@ mod tests {
         ObjectId::new("shop", format!("orders-{number:05}"))
     }
 
-    fn wanted(count: usize) -> BTreeMap<ObjectId, (ObjectKind, String)> {
-        (0..count).map(|number| (pod(number), (ObjectKind::Microservice, format!("10.0.0.{number}")))).collect()
+    fn wanted(count: usize) -> BTreeMap<ObjectId, (ObjectKind, SmolStr)> {
+        (0..count).map(|number| (pod(number), (ObjectKind::Microservice, format!("10.0.0.{number}").into()))).collect()
     }
 
     fn ended(number: usize, heard: bool, silent: bool) -> Ended {
         let heard = heard.then(Instant::now);
-        Ended { pod: pod(number), address: format!("10.0.0.{number}"), heard, silent }
+        Ended { pod: pod(number), address: format!("10.0.0.{number}").into(), heard, silent }
     }
 
     #[tokio::test(start_paused = true)]
@@ -306,11 +307,14 @@ mod tests {
         let task = tokio::spawn(std::future::pending::<()>());
         readers.started(&first, task.abort_handle());
         let mut moved = wanted(1);
-        moved.get_mut(&pod(0)).unwrap().1 = "10.0.0.9".to_owned();
+        moved.get_mut(&pod(0)).unwrap().1 = SmolStr::new("10.0.0.9");
         readers.compare(moved, now);
         assert!(task.await.unwrap_err().is_cancelled());
         assert_eq!(readers.ended(ended(0, true, false), false, now, 0.5), None, "of the old address");
-        assert_eq!(readers.start(now).map(|(pod, _, address)| (pod, address)), Some((pod(0), "10.0.0.9".to_owned())));
+        assert_eq!(
+            readers.start(now).map(|(pod, _, address)| (pod, address)),
+            Some((pod(0), SmolStr::new("10.0.0.9")))
+        );
         assert_eq!(readers.start(now), None);
         assert_eq!(readers.next_due(), None, "the other pod is gone");
     }

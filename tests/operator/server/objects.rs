@@ -149,7 +149,8 @@ impl Objects {
         let first = selection.number("continue").unwrap_or_default();
         let most = selection.number("limit").into_iter().chain(most).min().unwrap_or(u64::MAX);
         let (skipped, limit) = (usize::try_from(first).unwrap(), usize::try_from(most).unwrap_or(usize::MAX));
-        let mut items: Vec<_> = selected.skip(skipped).map(|(_, object)| object.clone()).collect();
+        let page = selected.skip(skipped).take(limit.saturating_add(1));
+        let mut items: Vec<_> = page.map(|(_, object)| object.clone()).collect();
         let mut metadata = json!({"resourceVersion": self.version.to_string()});
         if items.len() > limit {
             items.truncate(limit);
@@ -160,7 +161,9 @@ impl Objects {
 
     /// Events of a watch, and the version up to which they are all of them.
     pub fn changes(&self, selection: &Selection, after: u64) -> (Vec<Value>, u64) {
-        let changes = self.history.iter().flatten().filter(|change| change.version > after);
+        let history = self.history.as_deref().unwrap_or_default();
+        let known = history.partition_point(|change| change.version <= after);
+        let changes = history.get(known..).unwrap_or_default().iter();
         let selected = changes.filter(|change| selection.has(&change.id, &change.object));
         let events = selected.map(|change| json!({"type": change.kind, "object": change.object}));
         (events.collect(), self.version.max(after))

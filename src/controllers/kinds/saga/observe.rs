@@ -52,7 +52,7 @@ pub fn orchestrator(store: &Store, id: &ObjectId) -> Option<Orchestrator> {
         let saga_id = id_of(saga.as_ref());
         let defined = plan::define(&saga, &observe(store, &saga_id, &saga, None));
         let unreadable = defined.as_ref().is_err_and(|rejection| rejection.reason.is_about_unreadable());
-        contract_stays |= unreadable && in_contract.contains(&saga_id.name);
+        contract_stays |= unreadable && in_contract.iter().any(|name| *name == saga_id.name);
         members.push(Member { saga, defined: defined.ok() });
     }
     let unreadable: Vec<_> =
@@ -60,8 +60,8 @@ pub fn orchestrator(store: &Store, id: &ObjectId) -> Option<Orchestrator> {
     contract_stays |= !unreadable.is_empty();
     let exists = !members.is_empty() || !unreadable.is_empty();
     exists.then(|| Orchestrator {
-        namespace: id.namespace.clone(),
-        name: id.name.clone(),
+        namespace: id.namespace.to_string(),
+        name: id.name.to_string(),
         members,
         unreadable,
         contract_stays,
