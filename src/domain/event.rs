@@ -3,7 +3,7 @@
 //! Attributes are `ce-…` headers; the row's `payload` is the message's data, unchanged. Consumers need the names below
 //! and [`decode`]; the relay needs the rest.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -43,6 +43,9 @@ pub const FIXED_HEADERS: [&str; 9] = [
     HEADER_SEQUENCE,
     HEADER_CONTENT_TYPE,
 ];
+
+/// The type of an event whose row has an empty one, which CloudEvents does not allow; it is also that of its subject.
+pub const NO_TYPE: &str = "_";
 
 /// Longest name of an extension attribute that is published. The specification recommends 20; longer names are in use.
 const MAX_EXTENSION_NAME: usize = 64;
@@ -90,6 +93,10 @@ impl Text {
     /// `None` when `bytes` is not UTF-8.
     pub fn new(bytes: Bytes) -> Option<Self> {
         std::str::from_utf8(&bytes).is_ok().then_some(Self(bytes))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     pub fn as_str(&self) -> &str {
@@ -169,43 +176,55 @@ impl Event {
             (HEADER_SPEC_VERSION, Cow::Borrowed(SPEC_VERSION)),
             (HEADER_ID, Cow::Owned(self.id.to_string())),
             (HEADER_SOURCE, encode(source)),
-            (HEADER_TYPE, encode(self.kind.as_str())),
+            (HEADER_TYPE, encode(if self.kind.is_empty() { NO_TYPE } else { self.kind.as_str() })),
             (HEADER_SUBJECT, encode(id)),
-            (HEADER_TIME, Cow::Owned(rfc3339(self.created_at))),
+            (HEADER_TIME, Cow::Owned(rfc3339(self.created_at).unwrap_or_default())),
             (HEADER_PARTITION_KEY, Cow::Owned(format!("{}/{}", encode(kind), encode(id)))),
             (HEADER_SEQUENCE, Cow::Owned(self.position.to_string())),
             (HEADER_CONTENT_TYPE, Cow::Borrowed(CONTENT_TYPE_JSON)),
         ];
-        let fixed = fixed.into_iter().map(|(name, value)| (Cow::Borrowed(name), value));
+        // an attribute without a value is left out
+        let fixed = fixed.into_iter().filter(|(_, value)| !value.is_empty());
+        let fixed = fixed.map(|(name, value)| (Cow::Borrowed(name), value));
         fixed.chain(extensions(&self.headers).map(|(name, value)| (Cow::Owned(name), Cow::Owned(value))))
     }
 }
 
-fn rfc3339(micros: i64) -> String {
-    jiff::Timestamp::from_microsecond(micros).map_or_else(|_| String::new(), |time| time.to_string())
+/// `None` for `infinity`, and for years that RFC 3339 cannot write.
+fn rfc3339(micros: i64) -> Option<String> {
+    let time = jiff::Timestamp::from_microsecond(micros).ok()?;
+    (1..=9999).contains(&time.to_zoned(jiff::tz::TimeZone::UTC).year()).then(|| time.to_string())
 }
 
-/// The extension attributes in a row's `headers`: keys that CloudEvents allows (`[a-z0-9]+`) with a string, number or
-/// boolean. Everything else is dropped, and so is an attribute that is set from a column.
+/// The extension attributes in a row's `headers`: names with a string, number or boolean. A name that CloudEvents does not
+/// allow (`[a-z0-9]+`) is mapped to one: lower case, without anything but letters and digits; of two that become the same
+/// the one that is written so counts. An attribute that is set from a column is left out.
 fn extensions(headers: &[u8]) -> impl Iterator<Item = (String, String)> {
     let object: serde_json::Map<String, serde_json::Value> =
         if headers.len() <= 2 { serde_json::Map::new() } else { serde_json::from_slice(headers).unwrap_or_default() };
-    object.into_iter().filter(|(name, _)| is_extension(name)).filter_map(|(name, value)| {
+    let mut attributes = BTreeMap::new();
+    for (name, value) in object {
         let text = match value {
             serde_json::Value::String(text) => text,
             serde_json::Value::Number(number) => number.to_string(),
             serde_json::Value::Bool(truth) => truth.to_string(),
-            serde_json::Value::Null | serde_json::Value::Array(_) | serde_json::Value::Object(_) => return None,
+            serde_json::Value::Null | serde_json::Value::Array(_) | serde_json::Value::Object(_) => continue,
         };
-        Some((format!("ce-{name}"), encode(&text).into_owned()))
-    })
+        let attribute = attribute(&name);
+        if is_extension(&attribute) && (attribute == name || !attributes.contains_key(&attribute)) {
+            attributes.insert(attribute, text);
+        }
+    }
+    attributes.into_iter().map(|(name, text)| (format!("ce-{name}"), encode(&text).into_owned()))
+}
+
+/// The attribute's name for the name of a header: `X-Tenant` becomes `xtenant`.
+fn attribute(name: &str) -> String {
+    name.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }
 
 fn is_extension(name: &str) -> bool {
-    !name.is_empty()
-        && name.len() <= MAX_EXTENSION_NAME
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
-        && !RESERVED.contains(&name)
+    !name.is_empty() && name.len() <= MAX_EXTENSION_NAME && !RESERVED.contains(&name)
 }
 
 /// Percent-encodes what a header cannot contain, as CloudEvents' HTTP and NATS bindings require: everything outside
@@ -281,11 +300,37 @@ mod tests {
 
     #[test]
     fn what_is_not_an_extension_is_dropped() {
-        let all = attributes(&event(r#"{"id": "x", "Not-Valid": "1", "nested": {}, "attempt": 3, "dry": true}"#));
+        let all = attributes(&event(r#"{"id": "x", "--": "1", "nested": {}, "attempt": 3, "dry": true}"#));
         assert_eq!(all.get("ce-id"), Some(&Uuid::from_u128(7).to_string()));
         assert_eq!(all.get("ce-attempt").map(String::as_str), Some("3"));
         assert_eq!(all.get("ce-dry").map(String::as_str), Some("true"));
         assert_eq!(all.len(), 11);
+    }
+
+    #[test]
+    fn names_that_cloud_events_does_not_allow_are_mapped() {
+        let headers = r#"{"correlationId": "1", "X-Tenant": "2", "trace_parent": "3", "a-b": "mapped", "ab": "exact", "aB": "too"}"#;
+        let all = attributes(&event(headers));
+        for (name, value) in
+            [("ce-correlationid", "1"), ("ce-xtenant", "2"), ("ce-traceparent", "3"), ("ce-ab", "exact")]
+        {
+            assert_eq!(all.get(name).map(String::as_str), Some(value), "{name}");
+        }
+        assert_eq!(all.len(), 13);
+    }
+
+    #[test]
+    fn no_attribute_is_empty() {
+        let mut event = event("{}");
+        (event.kind, event.aggregate_id) = ("".into(), "".into());
+        // `infinity`, `-infinity`, and a year before the first
+        for created_at in [i64::MAX, i64::MIN, -62_200_000_000_000_000] {
+            event.created_at = created_at;
+            let all = attributes(&event);
+            assert_eq!(all.get("ce-type").map(String::as_str), Some("_"));
+            assert_eq!((all.get("ce-subject"), all.get("ce-time")), (None, None));
+            assert!(all.values().all(|value| !value.is_empty()), "{all:?}");
+        }
     }
 
     #[test]

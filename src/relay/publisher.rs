@@ -313,7 +313,7 @@ impl<'a, S: Sink> Publisher<'a, S> {
         let now = Instant::now();
         while let Some((ticket, pending)) = self.window.take() {
             pending.sent = now;
-            let answer = session.publish(ticket, &pending.row.event).await?;
+            let answer = session.publish(ticket, &pending.row).await?;
             self.sent.push_back((now, ticket));
             if let Some(Answer::Refused(why)) = answer {
                 self.refuse(ticket, why);
@@ -429,7 +429,6 @@ mod tests {
     use prometheus_client::registry::Registry;
 
     use super::*;
-    use crate::domain::event::Event;
     use crate::outage::{Failure, Outage};
 
     /// A broker that accepts every connection and closes it at once.
@@ -458,7 +457,7 @@ mod tests {
     }
 
     impl Session for ClosedSession {
-        async fn publish(&mut self, _: Ticket, _: &Event) -> Result<Option<Answer>, SinkError> {
+        async fn publish(&mut self, _: Ticket, _: &Row) -> Result<Option<Answer>, SinkError> {
             Ok(None)
         }
 

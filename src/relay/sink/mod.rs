@@ -5,8 +5,9 @@
 //!   answer may come.
 //! - [`Answer::Stored`] comes only after the broker has stored the event as durably as it is configured to (a JetStream
 //!   stream: in its file, on a quorum of its replicas). It may come twice, late, or never.
-//! - An event may be published again under the same id. A sink may rely on the id to drop the duplicate; the relay does
-//!   not rely on that, and requires no order from the sink (see [`super::window`]).
+//! - An event may be published again. A sink may drop the duplicate by the event's id *and* the row's number, which stay
+//!   the same; an application may give one id twice, and both are published. The relay does not rely on that, and requires
+//!   no order from the sink (see [`super::window`]).
 //! - After an error the session is unusable, and the outcome of the events in flight is unknown.
 
 pub mod nats;
@@ -15,7 +16,10 @@ pub mod subject;
 use jiff::Timestamp;
 
 use super::problem::RelayProblem;
-use crate::{domain::event::Event, outage::Outage, relay::window::Ticket};
+use crate::{
+    outage::Outage,
+    relay::{source::Row, window::Ticket},
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
@@ -67,11 +71,7 @@ pub trait Sink: Send + Sync {
 /// One connection to the broker.
 pub trait Session: Send {
     /// Sends an event without waiting for its answer. An answer that does not need the broker is returned at once.
-    fn publish(
-        &mut self,
-        ticket: Ticket,
-        event: &Event,
-    ) -> impl Future<Output = Result<Option<Answer>, SinkError>> + Send;
+    fn publish(&mut self, ticket: Ticket, row: &Row) -> impl Future<Output = Result<Option<Answer>, SinkError>> + Send;
 
     /// Waits for answers and appends them to `replies`. Dropping the future loses nothing.
     fn replies(&mut self, replies: &mut Vec<Reply>) -> impl Future<Output = Result<(), SinkError>> + Send;

@@ -26,10 +26,10 @@ use super::{
 };
 use crate::{
     contract::relay::NatsSink,
-    domain::event::{self, Event},
+    domain::event,
     nats::{self, Connection, Server, accounts::RELAY_INBOX},
     outage::{Failure, Outage},
-    relay::window::Ticket,
+    relay::{source::Row, window::Ticket},
 };
 
 /// Duplicate window of a stream that the relay creates.
@@ -47,12 +47,38 @@ const MAX_HEADERS: usize = u16::MAX as usize;
 /// Bytes of a message's headers on the wire in addition to names and values: the version line and the last line.
 const HEADER_FRAME: usize = 14;
 
-/// JetStream's error codes (`server/errors.json` of nats-server) with which repeating cannot help.
-mod code {
-    pub(super) const MESSAGE_EXCEEDS_MAXIMUM: u64 = 10054;
-    pub(super) const STREAM_NOT_MATCH: u64 = 10060;
-    pub(super) const HEADER_EXCEEDS_MAXIMUM: u64 = 10097;
+/// What an error of JetStream means for an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    /// It passes by itself, or stops everybody: the event waits where it is.
+    Passing,
+    /// This event, or events like it, until a person changes something: it is held.
+    Refused,
 }
+
+/// Errors with which JetStream answers a publish (`server/errors.json` and `processJetStreamMsg` of nats-server 2.15), by
+/// their codes. Of any other one the status says whose it is: from 500 the server's, else the request's.
+const ERRORS: [(u64, Class); 13] = [
+    // of the account and the server: limits, leaders, load
+    (10002, Class::Passing), // resource limits exceeded for account
+    (10009, Class::Passing), // JetStream cluster can not handle request
+    (10023, Class::Passing), // insufficient resources
+    (10028, Class::Passing), // insufficient memory resources available
+    (10047, Class::Passing), // insufficient storage resources available
+    (10167, Class::Passing), // too many requests
+    // of the stream, for every event
+    (10059, Class::Passing), // stream not found: the relay makes it
+    (10109, Class::Passing), // invalid operation on sealed stream
+    (10158, Class::Passing), // duplicate message id is in process
+    // of the event
+    (10054, Class::Refused), // message size exceeds maximum allowed
+    (10060, Class::Refused), // expected stream does not match: the subject is another stream's
+    (10097, Class::Refused), // header size exceeds maximum allowed of 64k
+    (10169, Class::Refused), // message counter increment is missing
+];
+/// The store's error is in the text (`server/store.go`): the stream is full, or only this event does not fit.
+const STORE_FAILED: u64 = 10077;
+const STORE_REFUSES: [&str; 2] = ["maximum messages per subject exceeded", "message too large"];
 
 /// The stream that events go into.
 #[derive(Debug)]
@@ -166,9 +192,10 @@ pub struct NatsSession {
 }
 
 impl Session for NatsSession {
-    async fn publish(&mut self, ticket: Ticket, event: &Event) -> Result<Option<Answer>, SinkError> {
+    async fn publish(&mut self, ticket: Ticket, row: &Row) -> Result<Option<Answer>, SinkError> {
+        let event = &row.event;
         let subject = self.template.subject(event);
-        let (headers, length) = headers(event, &self.source, &self.stream);
+        let (headers, length) = headers(row, &self.source, &self.stream);
         if !self.accepts(&subject) && self.subjects_read.elapsed() >= SUBJECTS {
             self.read_subjects().await;
         }
@@ -290,10 +317,24 @@ struct PubAck<'a> {
 
 #[derive(Deserialize)]
 struct PubError<'a> {
+    /// As of HTTP.
+    #[serde(default)]
+    code: u64,
     #[serde(default)]
     err_code: u64,
     #[serde(borrow, default)]
     description: Cow<'a, str>,
+}
+
+fn class(error: &PubError<'_>) -> Class {
+    if error.err_code == STORE_FAILED {
+        let refuses = STORE_REFUSES.iter().any(|text| error.description.contains(text));
+        return if refuses { Class::Refused } else { Class::Passing };
+    }
+    let known = ERRORS.iter().find(|(code, _)| *code == error.err_code).map(|(_, class)| *class);
+    // 408, 429: a time-out, too many of something
+    let passing = error.code >= 500 || matches!(error.code, 0 | 408 | 429);
+    known.unwrap_or(if passing { Class::Passing } else { Class::Refused })
 }
 
 fn answer(payload: &[u8]) -> Answer {
@@ -301,11 +342,9 @@ fn answer(payload: &[u8]) -> Answer {
         Ok(PubAck { error: None, seq: Some(_) }) => Answer::Stored,
         Ok(PubAck { error: Some(error), .. }) => {
             let text = format!("{} (JetStream error {})", error.description, error.err_code);
-            match error.err_code {
-                code::MESSAGE_EXCEEDS_MAXIMUM | code::HEADER_EXCEEDS_MAXIMUM | code::STREAM_NOT_MATCH => {
-                    Answer::Refused(format!("{text}: change the stream"))
-                }
-                _ => Answer::Failed(text),
+            match class(&error) {
+                Class::Refused => Answer::Refused(format!("{text}: change the stream")),
+                Class::Passing => Answer::Failed(text),
             }
         }
         Ok(PubAck { error: None, seq: None }) | Err(_) => {
@@ -315,7 +354,7 @@ fn answer(payload: &[u8]) -> Answer {
 }
 
 /// The event's headers, and the bytes that they need on the wire.
-fn headers(event: &Event, source: &str, stream: &str) -> (HeaderMap, usize) {
+fn headers(row: &Row, source: &str, stream: &str) -> (HeaderMap, usize) {
     let mut headers = HeaderMap::new();
     let mut length = HEADER_FRAME;
     let mut put = |name: HeaderName, name_length: usize, value: &str| {
@@ -323,10 +362,12 @@ fn headers(event: &Event, source: &str, stream: &str) -> (HeaderMap, usize) {
         headers.insert(name, value);
     };
     put(NATS_EXPECTED_STREAM, "Nats-Expected-Stream".len(), stream);
-    for (name, value) in event.attributes(source) {
+    for (name, value) in row.event.attributes(source) {
         if name == event::HEADER_ID {
-            // ids are unique only within their source, and several sources may publish into one stream
-            put(NATS_MESSAGE_ID, "Nats-Msg-Id".len(), &format!("{} {value}", event::encode(source)));
+            // ids are unique only within their source, and several sources may publish into one stream; and an
+            // application may give one id twice
+            let id = format!("{} {value} {}", event::encode(source), row.place.seq);
+            put(NATS_MESSAGE_ID, "Nats-Msg-Id".len(), &id);
         }
         match name {
             Cow::Borrowed(_) => put(known(&name), name.len(), &value),
@@ -362,6 +403,22 @@ mod tests {
         assert!(matches!(answer(full), Answer::Failed(text) if text.contains("maximum bytes")));
         let large = br#"{"error":{"code":400,"err_code":10054,"description":"message size exceeds maximum allowed"}}"#;
         assert!(matches!(answer(large), Answer::Refused(_)));
+        for (code, err_code, description, refused) in [
+            (503, 10077, "maximum messages per subject exceeded", true),
+            (503, 10077, "maximum messages exceeded", false),
+            (503, 10077, "maximum bytes exceeded", false),
+            (400, 10109, "invalid operation on sealed stream", false),
+            (400, 10002, "resource limits exceeded for account", false),
+            (400, 10060, "expected stream does not match", true),
+            (400, 10097, "header size exceeds maximum allowed of 64k", true),
+            (400, 19999, "an error of a later version", true),
+            (503, 19999, "an error of a later version", false),
+            (429, 19999, "an error of a later version", false),
+        ] {
+            let error = serde_json::json!({"code": code, "err_code": err_code, "description": description});
+            let answer = answer(serde_json::json!({"error": error}).to_string().as_bytes());
+            assert_eq!(matches!(answer, Answer::Refused(_)), refused, "{err_code} {description}: {answer:?}");
+        }
         for nonsense in [&b""[..], b"{}", b"[]", b"+OK", b"{\"seq\":\"x\"}"] {
             assert!(matches!(answer(nonsense), Answer::Failed(_)));
         }

@@ -183,8 +183,6 @@ impl<'a> Recorder<'a> {
         if let Some((snapshot, _)) = entry.seen {
             self.snapshot = Some(snapshot.clone());
         }
-        let count = done.published.len() as u64;
-        self.reporter.recorded(count, recorded.published, done.mark.as_ref().map(|mark| &mark.point));
         if !recorded.missing.is_empty() {
             let missing: HashSet<i64> = recorded.missing.iter().copied().collect();
             let places = done.published.iter().filter(|place| missing.contains(&place.seq));
@@ -194,6 +192,10 @@ impl<'a> Recorder<'a> {
                     .map(|place| (place.seq, place.transaction)),
             );
         }
+        // the ledger counts rows as they are deleted
+        let published = recorded.published + self.undeleted.len() as u64;
+        let (count, point) = (done.published.len() as u64, done.mark.as_ref().map(|mark| &mark.point));
+        self.reporter.recorded(count, published, point);
         Ok(())
     }
 
@@ -207,7 +209,7 @@ impl<'a> Recorder<'a> {
         let recorded = self.records.record(&Entry { published, ..Entry::default() }, false).await?;
         let missing: HashSet<i64> = recorded.missing.iter().copied().collect();
         self.undeleted.retain(|seq, transaction| missing.contains(seq) && is_to_come(*transaction, &recorded));
-        self.reporter.recorded(0, recorded.published, None);
+        self.reporter.recorded(0, recorded.published + self.undeleted.len() as u64, None);
         Ok(())
     }
 
