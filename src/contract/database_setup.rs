@@ -47,7 +47,7 @@ impl Purpose {
     /// one: a data plane of this program needs it.
     pub fn layout(self) -> usize {
         match self {
-            Self::Service => 3,
+            Self::Service => 2,
             Self::Orchestrator => 2,
         }
     }
