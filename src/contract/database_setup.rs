@@ -47,8 +47,7 @@ impl Purpose {
     /// one: a data plane of this program needs it.
     pub fn layout(self) -> usize {
         match self {
-            Self::Service => 2,
-            Self::Orchestrator => 2,
+            Self::Service | Self::Orchestrator => 2,
         }
     }
 }
