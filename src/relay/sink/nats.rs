@@ -18,7 +18,10 @@ use async_nats::{
 use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use serde::Deserialize;
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 
 use super::{
     Answer, Reply, Session, Sink, SinkError,
@@ -35,8 +38,8 @@ use crate::{
 /// Duplicate window of a stream that the relay creates.
 const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
 /// How often the stream's subjects are read again when it does not accept an event's subject: a person may have added
-/// it.
-const SUBJECTS: Duration = Duration::from_secs(15);
+/// it. Less than the time after which a refused event is tried again.
+const SUBJECTS: Duration = Duration::from_secs(10);
 /// Maximum number of answers handled at once.
 const BATCH: usize = 512;
 /// A longer subject is not sent: the server closes a connection whose command line is longer than its
@@ -167,7 +170,7 @@ impl Sink for Nats {
             client,
             connection,
             stream: self.stream.clone(),
-            subjects,
+            subjects: watch::Sender::new(subjects),
             subjects_read: Instant::now(),
             inbox,
             answers,
@@ -183,7 +186,8 @@ pub struct NatsSession {
     client: Client,
     connection: Connection,
     stream: String,
-    subjects: Vec<String>,
+    /// The stream's, as they were read last.
+    subjects: watch::Sender<Vec<String>>,
     subjects_read: Instant,
     inbox: String,
     answers: Subscriber,
@@ -197,7 +201,7 @@ impl Session for NatsSession {
         let subject = self.template.subject(event);
         let (headers, length) = headers(row, &self.source, &self.stream);
         if !self.accepts(&subject) && self.subjects_read.elapsed() >= SUBJECTS {
-            self.read_subjects().await;
+            self.read_subjects();
         }
         if let Err(why) = self.check(&subject, length, event.payload.len()) {
             return Ok(Some(Answer::Refused(why)));
@@ -247,18 +251,21 @@ impl Session for NatsSession {
 
 impl NatsSession {
     fn accepts(&self, subject: &str) -> bool {
-        self.subjects.iter().any(|filter| subject::matches(filter, subject))
+        self.subjects.borrow().iter().any(|filter| subject::matches(filter, subject))
     }
 
-    /// Reads the stream's subjects again. Without an answer the known ones stay: a lost connection is detected
-    /// elsewhere.
-    async fn read_subjects(&mut self) {
+    /// Reads the stream's subjects again, beside the publishing: the event that they are read for is refused now, and
+    /// tried again later. Without an answer the known ones stay: a lost connection is detected elsewhere.
+    fn read_subjects(&mut self) {
+        self.subjects_read = Instant::now();
         let mut context = jetstream::new(self.client.clone());
         context.set_timeout(nats::TIMEOUT);
-        if let Ok(stream) = context.get_stream(&self.stream).await {
-            self.subjects.clone_from(&stream.cached_info().config.subjects);
-        }
-        self.subjects_read = Instant::now();
+        let (stream, subjects) = (self.stream.clone(), self.subjects.clone());
+        tokio::spawn(async move {
+            if let Ok(stream) = context.get_stream(&stream).await {
+                subjects.send_replace(stream.cached_info().config.subjects.clone());
+            }
+        });
     }
 
     /// Checks whether the event can be sent; the error is the sentence that explains why not. Events to which the
@@ -270,8 +277,10 @@ impl NatsSession {
             return Err(format!("its subject has {length} bytes: shorten type or aggregate_type"));
         }
         if !self.accepts(subject) {
+            // without the subject itself, which has values of the row
+            let filter = self.template.filter();
             return Err(format!(
-                "the stream {stream} does not accept the subject {subject}: add it to the stream's subjects"
+                "the stream {stream} does not accept its subject, which the template makes of its row: add {filter} to the stream's subjects"
             ));
         }
         if headers > MAX_HEADERS {

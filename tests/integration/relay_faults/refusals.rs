@@ -160,3 +160,26 @@ async fn the_position_moves_past_a_refused_event_and_a_restart_publishes_nothing
         relay.until("resolved", |status| status.problems.is_empty() && status.published == 59).await;
     }
 }
+
+#[tokio::test]
+async fn no_value_of_a_row_is_said_of_events_that_are_refused() {
+    let setting = Setting::new(Mode::LogTailing).await;
+    setting.jetstream().await.create_stream(taking(&["events.large.>"])).await.unwrap();
+    let relay = started(&setting).await;
+    let superuser = setting.database.superuser().await;
+    for (kind, bytes) in [("'secret-kind'", 1), ("'large'", 2_000_000)] {
+        let insert = format!(
+            "insert into weft.outbox (aggregate_type, aggregate_id, type, payload, headers) values \
+             ({kind}, 'secret-aggregate', 'secret-type', jsonb_build_object('secret-payload', repeat('x', {bytes})), \
+              '{{\"secretheader\": \"secret-value\"}}')"
+        );
+        superuser.batch_execute(&insert).await.unwrap();
+        relay.within(SOON, "refused", |status| has(status, ProblemReason::EventRefused)).await;
+        for path in ["/status", "/metrics", "/readyz", "/livez"] {
+            let (_, text) = relay.get(path).await.unwrap();
+            assert!(!text.contains("secret"), "{path}: {text}");
+        }
+        superuser.batch_execute("delete from weft.outbox").await.unwrap();
+        relay.until("skipped", |status| !has(status, ProblemReason::EventRefused)).await;
+    }
+}

@@ -41,7 +41,7 @@ const DELETE: usize = 4096;
 /// Longest time from an acknowledgement to its recording.
 const RECORD: Duration = Duration::from_millis(100);
 /// How often rows are counted (while there is work) and the slot's state is read.
-const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+const STATUS_INTERVAL: Duration = Duration::from_secs(6);
 /// How often held events are looked for that are due.
 const HELD_INTERVAL: Duration = Duration::from_secs(1);
 
