@@ -137,7 +137,7 @@ impl Measured {
         let (begun, cpu) = (Instant::now(), operator.cpu());
         let sent = self.quiet(operator).await;
         let objects = self.objects as f64;
-        println!("\n{name}, after {:.0} s", (begun.elapsed() - QUIET).as_secs_f64());
+        println!("\n{name}, after {:.0} s", begun.elapsed().saturating_sub(QUIET).as_secs_f64());
         for (kind, count) in &sent {
             println!("   {:6.2}  {kind}", *count as f64 / objects);
         }

@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_failure_names_the_child_and_the_remedy() {
-        let child = ChildRef::new(ChildKind::Service, "orders".to_owned());
+        let child = ChildRef::new(ChildKind::Service, "orders");
         let failure = refused(409, "conflict with \"helm\"").about("apply", &child);
         assert!(
             failure.message.starts_with("Service orders exists and is not Weft's: delete it"),

@@ -315,7 +315,7 @@ fn set_relay_pod_as(context: &Context, status: Value) {
         "status": status,
     }))
     .unwrap();
-    context.store().set_pod(&orders(), "orders-1".to_owned(), pod.into());
+    context.store().set_pod(&orders(), "orders-1", pod.into());
 }
 
 /// As after an eviction: the object stays for long.

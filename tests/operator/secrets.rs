@@ -55,7 +55,7 @@ async fn a_secret_that_a_pod_misses_is_made_again_and_the_roles_get_its_password
     };
     assert_eq!(jobs(&before).len(), 1, "{before:?}");
 
-    context.store().set_pod(&orders(), "orders-1".to_owned(), waits_for("orders-db").into());
+    context.store().set_pod(&orders(), "orders-1", waits_for("orders-db").into());
     reconcile(&context, &orders()).await;
     let asked = server.asked();
     let lines = written(&asked);
@@ -84,7 +84,7 @@ async fn the_server_restarts_with_a_new_password_of_its_superuser_before_the_rol
     reconcile(&context, &orders()).await;
     reconcile(&context, &orders()).await;
     server.lines();
-    context.store().set_pod(&orders(), "orders-1".to_owned(), waits_for("orders-db-admin").into());
+    context.store().set_pod(&orders(), "orders-1", waits_for("orders-db-admin").into());
     reconcile(&context, &orders()).await;
     let lines = written(&server.asked());
     assert!(lines.contains(&"POST secrets/orders-db-admin".to_owned()), "{lines:?}");

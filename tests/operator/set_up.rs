@@ -200,7 +200,7 @@ async fn an_injected_container_that_never_ends_does_not_hold_the_set_up() {
         ]},
     }))
     .unwrap();
-    let requeue = context.store().set_pod(&orders(), "setup-1".to_owned(), pod.into());
+    let requeue = context.store().set_pod(&orders(), "setup-1", pod.into());
     assert!(requeue.now.contains(&orders()));
     reconcile(&context, &orders()).await;
     let lines = server.lines();

@@ -242,7 +242,7 @@ mod tests {
         store.set_child(&owner, job.clone(), ChildSeen { uid: "1".to_owned(), version: 1, ..ChildSeen::default() });
         for (succeeded, expected) in [(false, JobOutcome::Running), (true, JobOutcome::Succeeded)] {
             let pod = PodSeen { job: Some(job.name.clone()), succeeded, ..PodSeen::default() };
-            let requeue = store.set_pod(&owner, "orders-db-setup-1-a".to_owned(), pod);
+            let requeue = store.set_pod(&owner, "orders-db-setup-1-a", pod);
             assert_eq!(requeue.now.is_empty(), !succeeded, "it is reconciled once that is so");
             assert_eq!(store.jobs(&owner)[job.name.as_str()].outcome, expected);
         }

@@ -195,7 +195,7 @@ fn a_rejected_object_is_not_accepted_and_stalls() {
 fn what_could_not_be_written_is_said_with_the_worst_first() {
     let mut case = Case::settled();
     let failure = |reason| Failure {
-        child: ChildRef::new(ChildKind::Service, "orders".to_owned()),
+        child: ChildRef::new(ChildKind::Service, "orders"),
         reason,
         message: format!("Service orders: {reason}"),
     };

@@ -264,7 +264,7 @@ fn the_orchestrator_waits_for_its_database() {
     let observed = OrchestratorObserved::default();
     let plan = orchestrator(&two_sagas(), &observed, &settings()).unwrap();
     assert!(!fixtures::names(&plan).contains(&"Deployment/default-orchestrator".to_owned()));
-    assert_eq!(plan.retained, [ChildRef::new(ChildKind::Deployment, "default-orchestrator".to_owned())]);
+    assert_eq!(plan.retained, [ChildRef::new(ChildKind::Deployment, "default-orchestrator")]);
 }
 
 #[test]
