@@ -172,8 +172,7 @@ mod tests {
         let plain = serde_json::to_vec(&alike(99)).unwrap();
         assert!(packed[99].bytes.len() * 4 < plain.len(), "{} of {}", packed[99].bytes.len(), plain.len());
         let odd = |number: u64| {
-            let texts = (0..400).map(|place| (place + number).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_string());
-            vec![texts.collect::<String>()]
+            (0..400).map(|place| (place + number).wrapping_mul(0x9E37_79B9_7F4A_7C15)).collect::<Vec<_>>()
         };
         let odd_ones: Vec<_> = (0..20).map(|number| Packed::new(&odd(number * 1000), &mut dictionary)).collect();
         assert!(dictionary.0.len() <= Dictionary::MOST);
