@@ -61,23 +61,24 @@ enum Class {
 
 /// Errors with which JetStream answers a publish (`server/errors.json` and `processJetStreamMsg` of nats-server 2.15), by
 /// their codes. Of any other one the status says whose it is: from 500 the server's, else the request's.
-const ERRORS: [(u64, Class); 13] = [
+const ERRORS: [(u64, Class); 14] = [
     // of the account and the server: limits, leaders, load
     (10002, Class::Passing), // resource limits exceeded for account
     (10009, Class::Passing), // JetStream cluster can not handle request
     (10023, Class::Passing), // insufficient resources
     (10028, Class::Passing), // insufficient memory resources available
     (10047, Class::Passing), // insufficient storage resources available
+    (10120, Class::Passing), // no JetStream default or applicable tiered limit present
     (10167, Class::Passing), // too many requests
     // of the stream, for every event
     (10059, Class::Passing), // stream not found: the relay makes it
     (10109, Class::Passing), // invalid operation on sealed stream
     (10158, Class::Passing), // duplicate message id is in process
+    (10169, Class::Passing), // message counter increment is missing: the stream has counters, not events
     // of the event
     (10054, Class::Refused), // message size exceeds maximum allowed
     (10060, Class::Refused), // expected stream does not match: the subject is another stream's
     (10097, Class::Refused), // header size exceeds maximum allowed of 64k
-    (10169, Class::Refused), // message counter increment is missing
 ];
 /// The store's error is in the text (`server/store.go`): the stream is full, or only this event does not fit.
 const STORE_FAILED: u64 = 10077;
@@ -418,6 +419,9 @@ mod tests {
             (503, 10077, "maximum bytes exceeded", false),
             (400, 10109, "invalid operation on sealed stream", false),
             (400, 10002, "resource limits exceeded for account", false),
+            (400, 10120, "no JetStream default or applicable tiered limit present", false),
+            (400, 10169, "message counter increment is missing", false),
+            (503, 10077, "message too large", true),
             (400, 10060, "expected stream does not match", true),
             (400, 10097, "header size exceeds maximum allowed of 64k", true),
             (400, 19999, "an error of a later version", true),
