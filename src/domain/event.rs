@@ -1,4 +1,5 @@
-//! The event envelope: an outbox row as a CloudEvent in binary mode (CloudEvents 1.0, NATS protocol binding).
+//! The event envelope: an outbox row as a CloudEvent in binary mode (CloudEvents 1.0; NATS protocol binding 1.0.3-wip, whose
+//! earlier versions have the structured mode only).
 //!
 //! Attributes are `ce-…` headers; the row's `payload` is the message's data, unchanged. Consumers need the names below
 //! and [`decode`]; the relay needs the rest.
@@ -11,7 +12,10 @@ use uuid::Uuid;
 pub const SPEC_VERSION: &str = "1.0";
 pub const CONTENT_TYPE_JSON: &str = "application/json";
 
+/// Not CloudEvents' (but `application/cloudevents` would be the structured mode): for consumers that know only this one.
 pub const HEADER_CONTENT_TYPE: &str = "content-type";
+/// The payload's media type.
+pub const HEADER_DATA_CONTENT_TYPE: &str = "ce-datacontenttype";
 pub const HEADER_SPEC_VERSION: &str = "ce-specversion";
 /// The outbox row's `id`; the same for every duplicate.
 pub const HEADER_ID: &str = "ce-id";
@@ -32,7 +36,7 @@ pub const HEADER_CORRELATION_ID: &str = "ce-correlationid";
 pub const HEADER_CAUSATION_ID: &str = "ce-causationid";
 
 /// The headers that every event has.
-pub const FIXED_HEADERS: [&str; 9] = [
+pub const FIXED_HEADERS: [&str; 10] = [
     HEADER_SPEC_VERSION,
     HEADER_ID,
     HEADER_SOURCE,
@@ -41,6 +45,7 @@ pub const FIXED_HEADERS: [&str; 9] = [
     HEADER_TIME,
     HEADER_PARTITION_KEY,
     HEADER_SEQUENCE,
+    HEADER_DATA_CONTENT_TYPE,
     HEADER_CONTENT_TYPE,
 ];
 
@@ -172,7 +177,7 @@ impl Event {
     /// The CloudEvents attributes as header names and encoded values; `source` is the relay's.
     pub fn attributes<'a>(&'a self, source: &'a str) -> impl Iterator<Item = (Cow<'a, str>, Cow<'a, str>)> {
         let (kind, id) = (self.aggregate_type.as_str(), self.aggregate_id.as_str());
-        let fixed: [(&str, Cow<'_, str>); 9] = [
+        let fixed: [(&str, Cow<'_, str>); 10] = [
             (HEADER_SPEC_VERSION, Cow::Borrowed(SPEC_VERSION)),
             (HEADER_ID, Cow::Owned(self.id.to_string())),
             (HEADER_SOURCE, encode(source)),
@@ -181,6 +186,7 @@ impl Event {
             (HEADER_TIME, Cow::Owned(rfc3339(self.created_at).unwrap_or_default())),
             (HEADER_PARTITION_KEY, Cow::Owned(format!("{}/{}", encode(kind), encode(id)))),
             (HEADER_SEQUENCE, Cow::Owned(self.position.to_string())),
+            (HEADER_DATA_CONTENT_TYPE, Cow::Borrowed(CONTENT_TYPE_JSON)),
             (HEADER_CONTENT_TYPE, Cow::Borrowed(CONTENT_TYPE_JSON)),
         ];
         // an attribute without a value is left out
@@ -304,7 +310,7 @@ mod tests {
         assert_eq!(all.get("ce-id"), Some(&Uuid::from_u128(7).to_string()));
         assert_eq!(all.get("ce-attempt").map(String::as_str), Some("3"));
         assert_eq!(all.get("ce-dry").map(String::as_str), Some("true"));
-        assert_eq!(all.len(), 11);
+        assert_eq!(all.len(), 12);
     }
 
     #[test]
@@ -316,7 +322,7 @@ mod tests {
         {
             assert_eq!(all.get(name).map(String::as_str), Some(value), "{name}");
         }
-        assert_eq!(all.len(), 13);
+        assert_eq!(all.len(), 14);
     }
 
     #[test]
@@ -335,7 +341,7 @@ mod tests {
 
     #[test]
     fn headers_that_are_not_an_object_are_ignored() {
-        assert_eq!(attributes(&event("[1]")).len(), 9);
+        assert_eq!(attributes(&event("[1]")).len(), 10);
     }
 
     #[test]

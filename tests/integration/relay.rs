@@ -43,6 +43,7 @@ async fn a_row_becomes_a_cloud_event_in_both_modes() {
             ("ce-partitionkey", "order/o%201"),
             ("ce-correlationid", "s-1"),
             ("ce-traceparent", "00-ab-cd-01"),
+            ("ce-datacontenttype", "application/json"),
             ("content-type", "application/json"),
         ] {
             assert_eq!(headers.get(name).map(async_nats::HeaderValue::as_str), Some(value), "{mode:?} {name}");
