@@ -17,7 +17,7 @@ use std::{
 use async_nats::jetstream::{self, consumer::pull};
 use futures::StreamExt;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 use tokio::{sync::watch, time::MissedTickBehavior};
 use weft::{
     contract::{
@@ -189,27 +189,33 @@ fn delivered(message: &async_nats::Message) -> Delivered {
 pub struct RelayProcess {
     child: Child,
     port: u16,
+    log: NamedTempFile,
 }
 
 impl RelayProcess {
     pub fn start(contract: &std::path::Path) -> Self {
         // for the HTTP client below; an error means that it is installed already
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let port = servers::free_port();
+        let (port, log) = (servers::free_port(), NamedTempFile::new().unwrap());
         // a benchmark may measure a binary that was built elsewhere
         let program = std::env::var_os("WEFT_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_weft").into());
         let child = Command::new(program)
             .args(["relay", "--admin", &format!("127.0.0.1:{port}"), "--config"])
             .arg(contract)
             .stdout(Stdio::null())
-            .stderr(std::env::var_os("WEFT_TEST_LOG").map_or_else(Stdio::null, |_| Stdio::inherit()))
+            .stderr(log.reopen().unwrap())
             .spawn()
             .unwrap();
-        Self { child, port }
+        Self { child, port, log }
     }
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log.path()).unwrap()
     }
 
     pub fn kill9(&mut self) {
@@ -262,6 +268,9 @@ impl RelayProcess {
 impl Drop for RelayProcess {
     fn drop(&mut self) {
         self.kill9();
+        if std::env::var_os("WEFT_TEST_LOG").is_some() {
+            eprintln!("{}", self.log());
+        }
     }
 }
 

@@ -167,11 +167,15 @@ async fn no_value_of_a_row_is_said_of_events_that_are_refused() {
     setting.jetstream().await.create_stream(taking(&["events.large.>"])).await.unwrap();
     let relay = started(&setting).await;
     let superuser = setting.database.superuser().await;
-    for (kind, bytes) in [("'secret-kind'", 1), ("'large'", 2_000_000)] {
+    // a subject that the stream does not accept, a long subject, long headers, a large payload
+    for (kind, name, header, payload) in
+        [("secret-kind", 1, 1, 1), ("large", 5000, 1, 1), ("large", 1, 70_000, 1), ("large", 1, 1, 2_000_000)]
+    {
         let insert = format!(
             "insert into weft.outbox (aggregate_type, aggregate_id, type, payload, headers) values \
-             ({kind}, 'secret-aggregate', 'secret-type', jsonb_build_object('secret-payload', repeat('x', {bytes})), \
-              '{{\"secretheader\": \"secret-value\"}}')"
+             ('{kind}', 'secret-aggregate', repeat('secret-type', {name}), \
+              jsonb_build_object('secret-payload', repeat('x', {payload})), \
+              jsonb_build_object('secretheader', repeat('secret-value', {header})))"
         );
         superuser.batch_execute(&insert).await.unwrap();
         relay.within(SOON, "refused", |status| has(status, ProblemReason::EventRefused)).await;
@@ -179,6 +183,8 @@ async fn no_value_of_a_row_is_said_of_events_that_are_refused() {
             let (_, text) = relay.get(path).await.unwrap();
             assert!(!text.contains("secret"), "{path}: {text}");
         }
+        let log = relay.log();
+        assert!(log.contains("EventRefused") && !log.contains("secret"), "{log}");
         superuser.batch_execute("delete from weft.outbox").await.unwrap();
         relay.until("skipped", |status| !has(status, ProblemReason::EventRefused)).await;
     }
