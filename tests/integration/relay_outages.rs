@@ -143,6 +143,10 @@ async fn with_locked_row(mode: Mode) -> (Setting, RelayProcess, tokio_postgres::
     let relay = setting.start_relay();
     relay.until("leading", |status| status.leading && status.ready && status.paused).await;
     let somebody = setting.database.superuser().await;
+    if mode == Mode::LogTailing {
+        // the making of the slot waits for older transactions, as the one below will be
+        database::until(&somebody, "select exists (select from pg_replication_slots where active)").await;
+    }
     somebody.batch_execute(INSERT).await.unwrap();
     somebody.batch_execute("begin; select from weft.outbox for update").await.unwrap();
     setting.contract.paused = false;

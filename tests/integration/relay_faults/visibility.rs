@@ -48,6 +48,11 @@ async fn waited_for(superuser: &Client, transaction: &str) {
     database::until(superuser, &waits).await;
 }
 
+async fn slot_made(superuser: &Client) {
+    database::until(superuser, "select exists (select from pg_replication_slots where confirmed_flush_lsn is not null)")
+        .await;
+}
+
 #[tokio::test]
 async fn a_row_that_was_committed_and_is_not_visible_when_the_slot_is_made_is_published() {
     let (setting, superuser) = setting().await;
@@ -61,11 +66,7 @@ async fn a_row_that_was_committed_and_is_not_visible_when_the_slot_is_made_is_pu
     // its commit comes before the slot's consistent point, so it is not streamed
     let inserted = hang(&setting, "order", "1").await;
     second.batch_execute("rollback").await.unwrap();
-    database::until(
-        &superuser,
-        "select exists (select from pg_replication_slots where confirmed_flush_lsn is not null)",
-    )
-    .await;
+    slot_made(&superuser).await;
     // either the relay goes on without the row, which is what must not happen, or it waits for it
     let active = "select exists (select from pg_replication_slots where active)";
     let begun = Instant::now();
@@ -214,4 +215,24 @@ async fn the_second_making_of_a_slot_misses_no_row_either() {
     setting.drained().await;
     assert_eq!(numbers(&setting, "1").await, [1]);
     assert_eq!((tap.count(), tap.duplicates()), (1, 0));
+}
+
+#[tokio::test]
+async fn rows_from_before_the_slot_that_wait_to_be_published_are_published_by_the_next_term() {
+    let mut setting = Setting::new(Mode::LogTailing).await;
+    let superuser = setting.database.superuser().await;
+    insert(&superuser, "order", "1", 1..=20).await;
+    setting.contract.paused = true;
+    setting.write_contract();
+    let mut relay = setting.start_relay();
+    slot_made(&superuser).await;
+    // every few seconds the relay reads a snapshot for its ledger: one sees these rows, and the slot is beyond it
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    relay.kill9();
+    setting.contract.paused = false;
+    setting.write_contract();
+    let relay = setting.start_relay();
+    relay.until("leading", |status| status.leading && status.ready).await;
+    setting.drained().await;
+    assert_eq!(numbers(&setting, "1").await, (1..=20).collect::<Vec<u64>>());
 }

@@ -129,7 +129,8 @@ pub(crate) struct Entry<'a> {
     pub(crate) held: &'a [Held],
     pub(crate) refused: &'a [(i64, String)],
     pub(crate) lsn: Option<Lsn>,
-    pub(crate) seen: Option<(&'a Snapshot, Lsn)>,
+    pub(crate) snapshot: Option<&'a Snapshot>,
+    pub(crate) floor: Option<Lsn>,
 }
 
 #[derive(Debug)]
@@ -196,8 +197,8 @@ impl<'a> Records<'a> {
             within(DEADLINE, ACTION, self.client.batch_execute("begin")).await?;
             within(RECORD_DEADLINE, ACTION, change_held(self.client, entry)).await?;
         }
-        let lsn = entry.lsn.map(|lsn| lsn.to_string());
-        let (snapshot, floor) = entry.seen.map(|(snapshot, floor)| (snapshot.to_string(), floor.to_string())).unzip();
+        let (lsn, floor) = (entry.lsn.map(|lsn| lsn.to_string()), entry.floor.map(|floor| floor.to_string()));
+        let snapshot = entry.snapshot.map(Snapshot::to_string);
         let parameters: [&(dyn ToSql + Sync); 5] = [&self.system, &entry.published, &lsn, &snapshot, &floor];
         let row = within(RECORD_DEADLINE, ACTION, self.client.query_opt(statement, &parameters)).await?;
         let row = row.ok_or(SourceError::LedgerReplaced)?;
@@ -330,10 +331,34 @@ impl<'a> Entry<'a> {
     pub(crate) fn at(&mut self, point: &'a Point) {
         match point {
             Point::Slot { begins, snapshot, floor } => {
-                (self.lsn, self.seen) = (Some(*begins), snapshot.as_ref().map(|snapshot| (snapshot, *floor)));
+                (self.lsn, self.snapshot, self.floor) = (Some(*begins), snapshot.as_ref(), Some(*floor));
             }
             Point::Committed(lsn) => self.lsn = Some(*lsn),
-            Point::Seen { snapshot, floor } => self.seen = Some((snapshot, *floor)),
+            Point::Seen { snapshot, floor } => (self.snapshot, self.floor) = (Some(snapshot), Some(*floor)),
         }
+    }
+
+    /// Adds a snapshot that was taken before everything up to `lsn` was recorded, unless the mark has a later one.
+    pub(crate) fn catch_up(&mut self, newer: &'a Snapshot) {
+        self.snapshot.get_or_insert(newer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newer_snapshot_changes_nothing_else_that_a_mark_records() {
+        let (earlier, newer): (Snapshot, Snapshot) = ("5:5:".parse().unwrap(), "9:9:".parse().unwrap());
+        let point = Point::Slot { begins: Lsn(7), snapshot: Some(earlier.clone()), floor: Lsn(8) };
+        let mut entry = Entry::default();
+        entry.at(&point);
+        entry.catch_up(&newer);
+        assert_eq!((entry.lsn, entry.snapshot, entry.floor), (Some(Lsn(7)), Some(&earlier), Some(Lsn(8))));
+        let mut entry = Entry::default();
+        entry.at(&Point::Committed(Lsn(7)));
+        entry.catch_up(&newer);
+        assert_eq!((entry.lsn, entry.snapshot, entry.floor), (Some(Lsn(7)), Some(&newer), None));
     }
 }

@@ -54,6 +54,9 @@ pub(crate) struct Recorder<'a> {
     again: mpsc::Sender<Vec<Again>>,
     reporter: &'a Arc<Reporter>,
     slot: bool,
+    /// This term has recorded a position in the log. Before, the slot's position proves nothing: rows from before the slot
+    /// may be unpublished.
+    streaming: bool,
     /// The ledger's snapshot.
     snapshot: Option<Snapshot>,
     /// A newer one, for when everything that committed before this position is recorded.
@@ -94,6 +97,7 @@ impl<'a> Recorder<'a> {
             again,
             reporter,
             slot,
+            streaming: false,
             snapshot: ledger.snapshot.clone(),
             newer: None,
             undeleted: HashMap::new(),
@@ -177,10 +181,11 @@ impl<'a> Recorder<'a> {
         }
         let newer = self.newer.take_if(|(_, lsn)| entry.lsn.is_some_and(|recorded| recorded >= *lsn));
         if let Some((snapshot, _)) = &newer {
-            entry.seen = Some((snapshot, Lsn(0)));
+            entry.catch_up(snapshot);
         }
         let recorded = self.records.record(&entry, true).await?;
-        if let Some((snapshot, _)) = entry.seen {
+        self.streaming |= entry.lsn.is_some();
+        if let Some(snapshot) = entry.snapshot {
             self.snapshot = Some(snapshot.clone());
         }
         if !recorded.missing.is_empty() {
@@ -314,7 +319,7 @@ impl<'a> Recorder<'a> {
             self.reporter.counted(counted);
             self.sweep(counted).await?;
         }
-        if self.slot && self.newer.is_none() {
+        if self.streaming && self.newer.is_none() {
             let action = "reading a snapshot";
             let statement = "select pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text";
             let row = within(DEADLINE, action, self.records.client.query_one(statement, &[])).await?;
@@ -332,7 +337,7 @@ impl<'a> Recorder<'a> {
         else {
             return Ok(());
         };
-        let entry = Entry { seen: Some((&snapshot, Lsn(0))), ..Entry::default() };
+        let entry = Entry { snapshot: Some(&snapshot), ..Entry::default() };
         self.records.record(&entry, true).await?;
         self.snapshot = Some(snapshot);
         Ok(())
