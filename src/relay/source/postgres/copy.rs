@@ -131,7 +131,7 @@ impl Copy<'_> {
         let mut report_at = Instant::now() + REPORT_PENDING;
         loop {
             let (now, _) = windows.reader.now().await?;
-            let Some(running) = now.running().iter().find(|transaction| snapshot.sees(**transaction)) else {
+            let Some(running) = now.lacks(snapshot) else {
                 self.reporter.resolve(ProblemReason::SlotPending);
                 return Ok(());
             };

@@ -58,6 +58,13 @@ impl Snapshot {
     pub fn sees(&self, txid: u64) -> bool {
         txid < self.xmax && self.xip.binary_search(&txid).is_err()
     }
+
+    /// A transaction that `other` sees and this one does not.
+    pub fn lacks(&self, other: &Self) -> Option<u64> {
+        // `xmax` follows the last transaction that has *ended*: one that runs may be beyond it
+        let mut unseen = self.xip.iter().copied().chain(self.xmax..other.xmax);
+        unseen.find(|&transaction| other.sees(transaction))
+    }
 }
 
 impl fmt::Display for Snapshot {
@@ -107,5 +114,15 @@ mod tests {
         let seen: Vec<u64> = (8..22).filter(|&id| snapshot.sees(id)).collect();
         assert_eq!(seen, [8, 9, 11, 12, 13, 15, 16, 17, 18, 19]);
         assert!(!Snapshot::nothing().sees(3));
+    }
+
+    #[test]
+    fn what_another_snapshot_sees_is_lacking_whether_it_runs_below_or_beyond_the_last_that_ended() {
+        let lacks = |now: &str, other: &str| now.parse::<Snapshot>().unwrap().lacks(&other.parse().unwrap());
+        assert_eq!(lacks("733:736:733", "734:738:734,735"), Some(736));
+        assert_eq!(lacks("733:736:733", "734:738:734,735,736"), Some(737));
+        assert_eq!(lacks("733:738:733", "734:738:734"), Some(733));
+        assert_eq!(lacks("733:738:733", "733:738:733,735"), None);
+        assert_eq!(lacks("733:736:", "733:738:736,737"), None);
     }
 }
