@@ -49,8 +49,11 @@ async fn waited_for(superuser: &Client, transaction: &str) {
 }
 
 async fn slot_made(superuser: &Client) {
-    database::until(superuser, "select exists (select from pg_replication_slots where confirmed_flush_lsn is not null)")
-        .await;
+    database::until(
+        superuser,
+        "select exists (select from pg_replication_slots where confirmed_flush_lsn is not null)",
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -110,7 +113,7 @@ async fn a_row_that_becomes_visible_long_after_its_event_was_published_is_delete
 #[tokio::test]
 async fn a_refused_event_whose_row_is_not_visible_yet_is_not_taken_for_one_that_was_deleted() {
     let (setting, superuser) = setting().await;
-    setting.jetstream().await.create_stream(taking(&["events.customer.>"])).await.unwrap();
+    setting.jetstream().await.create_stream(taking(&["events.*.*.customer.>"])).await.unwrap();
     let relay = started(&setting).await;
     let inserted = hang(&setting, "order", "1").await;
     relay.until("refused", |status| has(status, ProblemReason::EventRefused)).await;
@@ -122,7 +125,7 @@ async fn a_refused_event_whose_row_is_not_visible_yet_is_not_taken_for_one_that_
     }
     setting.database.server.set_synchronous_standbys("").await;
     inserted.await.unwrap();
-    let subjects = taking(&["events.customer.>", "events.order.>"]);
+    let subjects = taking(&["events.*.*.customer.>", "events.*.*.order.>"]);
     setting.jetstream().await.update_stream(subjects).await.unwrap();
     setting.drained().await;
     assert_eq!(numbers(&setting, "1").await, [1]);
