@@ -23,6 +23,8 @@ pub struct Relay {
     #[serde(with = "serde_yaml::with::singleton_map")]
     pub sink: Sink,
     #[serde(default)]
+    pub format: Format,
+    #[serde(default)]
     pub retention: Retention,
     /// Keep connections and leadership, publish nothing.
     #[serde(default)]
@@ -66,6 +68,18 @@ pub struct NatsSink {
 /// One week, the default of OutboxRelay.
 fn default_max_age() -> u64 {
     7 * 24 * 3600
+}
+
+/// How an event is written as a message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Format {
+    /// CloudEvents in binary mode: attributes in headers, the payload as the body.
+    #[default]
+    CloudEvents,
+    /// CloudEvents in structured mode: one JSON object.
+    CloudEventsStructured,
+    /// The payload as the body; `event-id`, `event-key` and `content-type` as headers.
+    Raw,
 }
 
 /// What happens to a row after the broker has acknowledged its event.

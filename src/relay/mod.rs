@@ -12,6 +12,7 @@
 //! broker has stored it; nothing is reordered, because of the rule in [`window`]. An event that the broker refuses is
 //! *held* with those behind it in its key, which is recorded too, so that it stops nothing else.
 
+pub mod encode;
 mod held;
 mod leader;
 pub mod problem;

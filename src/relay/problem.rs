@@ -100,6 +100,7 @@ impl RelayProblem {
     pub(crate) fn term(error: &TermError, login: &DatabaseLogin) -> Self {
         let source = match error {
             TermError::Sink(error) => return error.problem(),
+            TermError::Template(error) => return Self::ContractInvalid(error.to_string()),
             TermError::Source(error) => Some(error),
             TermError::LockLost => None,
         };

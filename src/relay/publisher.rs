@@ -11,6 +11,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    encode::{Encoder, Message},
     held::HeldKeys,
     problem::RelayProblem,
     reporter::{Reporter, Waiting},
@@ -74,6 +75,9 @@ pub(crate) struct Queues {
 #[derive(Debug)]
 pub(crate) struct Publisher<'a, S> {
     sink: &'a S,
+    encoder: Encoder,
+    /// Used again for each event.
+    message: Message,
     queues: Queues,
     reporter: &'a Arc<Reporter>,
     window: Window<Pending, Mark>,
@@ -108,10 +112,18 @@ impl From<SinkError> for Ended {
 }
 
 impl<'a, S: Sink> Publisher<'a, S> {
-    pub(crate) fn new(sink: &'a S, queues: Queues, held: HeldKeys, reporter: &'a Arc<Reporter>) -> Self {
+    pub(crate) fn new(
+        sink: &'a S,
+        encoder: Encoder,
+        queues: Queues,
+        held: HeldKeys,
+        reporter: &'a Arc<Reporter>,
+    ) -> Self {
         let now = Instant::now();
         Self {
             sink,
+            encoder,
+            message: Message::default(),
             queues,
             reporter,
             window: Window::new(LIMITS),
@@ -313,7 +325,8 @@ impl<'a, S: Sink> Publisher<'a, S> {
         let now = Instant::now();
         while let Some((ticket, pending)) = self.window.take() {
             pending.sent = now;
-            let answer = session.publish(ticket, &pending.row).await?;
+            self.encoder.encode(&pending.row, &mut self.message);
+            let answer = session.publish(ticket, &self.message).await?;
             self.sent.push_back((now, ticket));
             if let Some(Answer::Refused(why)) = answer {
                 self.refuse(ticket, why);
@@ -417,7 +430,7 @@ impl<'a, S: Sink> Publisher<'a, S> {
         self.reporter.waiting(Waiting {
             events: self.window.len(),
             in_flight: self.window.in_flight(),
-            oldest: self.window.oldest().map(|pending| pending.row.event.created_at),
+            oldest: self.window.oldest().and_then(|pending| pending.row.event.created_at),
         });
     }
 }
@@ -429,7 +442,11 @@ mod tests {
     use prometheus_client::registry::Registry;
 
     use super::*;
-    use crate::outage::{Failure, Outage};
+    use crate::{
+        contract::relay::Format,
+        domain::destination::Template,
+        outage::{Failure, Outage},
+    };
 
     /// A broker that accepts every connection and closes it at once.
     #[derive(Default)]
@@ -457,7 +474,7 @@ mod tests {
     }
 
     impl Session for ClosedSession {
-        async fn publish(&mut self, _: Ticket, _: &Row) -> Result<Option<Answer>, SinkError> {
+        async fn publish(&mut self, _: Ticket, _: &Message) -> Result<Option<Answer>, SinkError> {
             Ok(None)
         }
 
@@ -482,7 +499,9 @@ mod tests {
         let (done, _finished) = mpsc::channel(1);
         let (_pause, paused) = watch::channel(false);
         let queues = Queues { batches, again, done, paused, stop: CancellationToken::new() };
-        let publisher = Publisher::new(&broker, queues, HeldKeys::default(), &reporter);
+        let template = Template::parse("events.{type}", "shop", "orders").unwrap();
+        let encoder = Encoder::new(template, Format::CloudEvents, "/shop/orders".to_owned());
+        let publisher = Publisher::new(&broker, encoder, queues, HeldKeys::default(), &reporter);
         let minute = tokio::time::timeout(Duration::from_mins(1), publisher.run()).await;
         assert!(minute.is_err());
         let connections = broker.0.load(Ordering::Relaxed);

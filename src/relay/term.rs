@@ -6,6 +6,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    encode::Encoder,
     held::HeldKeys,
     publisher::{Publisher, Queues},
     reporter::Reporter,
@@ -19,7 +20,13 @@ use super::{
         },
     },
 };
-use crate::contract::relay::{Mode, Relay, Retention, Sink};
+use crate::{
+    contract::relay::{Mode, Relay, Retention, Sink},
+    domain::{
+        destination::{Template, TemplateError},
+        names,
+    },
+};
 
 /// Capacity of the queue between source and publisher, in batches.
 const BATCH_QUEUE: usize = 2;
@@ -32,6 +39,8 @@ pub(crate) enum TermError {
     Source(#[from] SourceError),
     #[error(transparent)]
     Sink(#[from] SinkError),
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     #[error("the connection that holds the leader's lock is lost")]
     LockLost,
 }
@@ -44,11 +53,13 @@ pub(crate) async fn lead(
     reporter: &Arc<Reporter>,
     stop: CancellationToken,
 ) -> Result<(), TermError> {
-    let Relay { name, namespace, service, mode, source, sink, retention, paused: _, version: _ } = contract;
+    let Relay { name, namespace, service, mode, source, sink, format, retention, paused: _, version: _ } = contract;
     // `AfterPublish` is the only retention; the recorder deletes the rows
     let Retention::AfterPublish = retention;
     let Sink::Nats(nats) = sink;
-    let sink = Nats::new(nats, namespace, service, application(name))?;
+    let template = Template::parse(&nats.subject, namespace, service)?;
+    let sink = Nats::new(nats, template.clone(), application(name));
+    let encoder = Encoder::new(template, *format, names::event_source(namespace, service));
     let session = Session::connect(source, &application(name)).await?;
     let ledger = ledger::open(&session.client, name).await?;
     let held = ledger::held_keys(&session.client).await?;
@@ -64,7 +75,7 @@ pub(crate) async fn lead(
     let slot = *mode == Mode::LogTailing;
     let recorder = Recorder::new(&session.client, &ledger, slot, !held.is_empty(), ends, reporter).await?;
     let queues = Queues { batches: received, again: again_received, done, paused, stop: stop.clone() };
-    let publisher = Publisher::new(&sink, queues, HeldKeys::new(held), reporter);
+    let publisher = Publisher::new(&sink, encoder, queues, HeldKeys::new(held), reporter);
     let source_of_events = Postgres {
         contract,
         application: application(name),

@@ -5,6 +5,7 @@
 //! Otherwise a Saga that is added to a system that has run for years would run for its whole past.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     error::Error,
     sync::{Arc, Mutex, PoisonError},
@@ -25,6 +26,8 @@ use async_nats::{
 };
 use futures::StreamExt;
 use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -36,7 +39,7 @@ use crate::{
         orchestrator::{Orchestrator, Start},
         relay::{NatsSink, Sink},
     },
-    domain::{destination::Template, names, saga::state::Json},
+    domain::{destination::Template, event, names, saga::state::Json},
     nats::{self, Connection},
     outage::{Failure, Outage},
 };
@@ -123,6 +126,34 @@ fn read_outage(address: &str, error: &MessagesError) -> Outage {
     }
     let since = now - 2 * HEARTBEAT;
     Outage { server: "JetStream on NATS", address: address.to_owned(), since, failure: Failure::Silent }
+}
+
+/// What a message says of its event, in either mode of CloudEvents; nothing when it is no CloudEvent.
+#[derive(Debug, Default, Deserialize)]
+struct Received<'a> {
+    #[serde(borrow)]
+    id: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    source: Option<Cow<'a, str>>,
+    #[serde(borrow, rename = "type")]
+    kind: Option<Cow<'a, str>>,
+    data: Option<Box<RawValue>>,
+}
+
+impl<'a> Received<'a> {
+    fn read(message: &'a Message) -> Self {
+        let header = |name: &str| message.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str);
+        if header(event::HEADER_CONTENT_TYPE).is_some_and(|kind| kind.starts_with(event::CONTENT_TYPE_STRUCTURED)) {
+            return serde_json::from_slice(&message.payload).unwrap_or_default();
+        }
+        let attribute = |name| header(name).map(event::decode);
+        Self {
+            id: attribute(event::HEADER_ID),
+            source: attribute(event::HEADER_SOURCE),
+            kind: attribute(event::HEADER_TYPE),
+            data: serde_json::from_slice(&message.payload).ok(),
+        }
+    }
 }
 
 struct Consumer {
@@ -245,26 +276,22 @@ impl Consumer {
 
     /// Handles an event; `None` when it is to be acknowledged.
     async fn handle(&self, message: &Message) -> Option<AckKind> {
-        let header = |name: &str| {
-            message.headers.as_ref().and_then(|headers| headers.get(name)).map(async_nats::HeaderValue::as_str)
-        };
-        let ours = header("ce-source") == Some(&self.event_source) && header("ce-type") == Some(&self.start.event_type);
+        let event = Received::read(message);
+        let ours = event.source.as_deref() == Some(&self.event_source)
+            && event.kind.as_deref() == Some(&self.start.event_type);
         if !ours || self.is_past(message) {
             return None;
         }
         let saga = &self.start.saga;
-        let Some(id) = header("ce-id") else {
-            tracing::error!(saga, "an event without the header ce-id cannot start its saga and is dropped");
+        let Some(id) = event.id else {
+            tracing::error!(saga, "an event without an id cannot start its saga and is dropped");
             return Some(AckKind::Term);
         };
-        let input = match serde_json::from_slice::<Box<serde_json::value::RawValue>>(&message.payload) {
-            Ok(input) => Json::from(input),
-            Err(error) => {
-                tracing::error!(saga, event = id, %error, "an event whose data is not JSON cannot start its saga and is dropped");
-                return Some(AckKind::Term);
-            }
+        let Some(data) = event.data else {
+            tracing::error!(saga, event = %id, "an event whose data is not JSON cannot start its saga and is dropped");
+            return Some(AckKind::Term);
         };
-        match self.engine.start(saga, input, Some(id)).await {
+        match self.engine.start(saga, Json::from(data), Some(&id)).await {
             Ok(_) => None,
             Err(error @ (EngineError::UnknownSaga(_) | EngineError::NotHeld)) => {
                 tracing::debug!(saga, %error, "an event cannot start its saga now and is redelivered");

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use weft::contract::{problem::ProblemReason, relay::Mode, status::RelayStatus};
+use weft::contract::{
+    problem::ProblemReason,
+    relay::{Format, Mode},
+    status::RelayStatus,
+};
 
 use crate::{
     checker::check,
@@ -58,6 +62,46 @@ async fn a_row_becomes_a_cloud_event_in_both_modes() {
         let metrics = relay.get("/metrics").await.unwrap().1;
         assert!(metrics.contains("weft_relay_published_total 1"), "{metrics}");
         assert!(metrics.contains("weft_relay_leading 1"), "{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn the_format_of_messages_can_be_chosen_and_changed() {
+    let mut setting = Setting::new(Mode::Polling).await;
+    let relay = setting.start_relay();
+    let formats = [Format::CloudEvents, Format::CloudEventsStructured, Format::Raw];
+    for format in formats {
+        setting.contract.format = format;
+        setting.write_contract();
+        let version = setting.contract.clone().seal().version;
+        relay.until("the contract", |status| status.leading && status.ready && status.contract == version).await;
+        let insert = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload) values ('order', '1', 'New', '{\"n\": 1}')";
+        setting.database.app().await.batch_execute(insert).await.unwrap();
+        setting.drained().await;
+    }
+    let messages = setting.messages().await;
+    assert_eq!(messages.len(), formats.len());
+    let header = |index: usize, name: &str| {
+        messages[index].headers.as_ref().unwrap().get(name).map(|value| value.as_str().to_owned())
+    };
+    assert_eq!((&messages[0].payload[..], &messages[2].payload[..]), (&b"{\"n\": 1}"[..], &b"{\"n\": 1}"[..]));
+    let structured: serde_json::Value = serde_json::from_slice(&messages[1].payload).unwrap();
+    assert_eq!(
+        (&structured["data"]["n"], &structured["source"], &structured["type"]),
+        (&1.into(), &"/shop/orders".into(), &"New".into())
+    );
+    let content_types: Vec<String> = (0..3).filter_map(|index| header(index, "content-type")).collect();
+    assert_eq!(content_types, ["application/json", "application/cloudevents+json", "application/json"]);
+    assert_eq!(
+        (header(1, "ce-id"), header(2, "ce-id"), header(2, "event-key")),
+        (None, None, Some("order/1".to_owned()))
+    );
+    for (index, id) in [header(0, "ce-id"), structured["id"].as_str().map(str::to_owned), header(2, "event-id")]
+        .into_iter()
+        .enumerate()
+    {
+        let identity = format!("/shop/orders {} {}", id.unwrap(), index + 1);
+        assert_eq!(header(index, "Nats-Msg-Id"), Some(identity));
     }
 }
 

@@ -22,7 +22,7 @@ use tokio::{sync::watch, time::MissedTickBehavior};
 use weft::{
     contract::{
         Contract,
-        relay::{Mode, NatsSink, Relay, Retention, Sink},
+        relay::{Format, Mode, NatsSink, Relay, Retention, Sink},
         status::RelayStatus,
     },
     domain::event::decode,
@@ -70,6 +70,7 @@ impl Setting {
                 subject: "events.{namespace}.{service}.{aggregate_type}.{type}".to_owned(),
                 max_age_seconds: 3600,
             }),
+            format: Format::CloudEvents,
             retention: Retention::AfterPublish,
             paused: false,
             version: String::new(),

@@ -147,7 +147,14 @@ async fn an_event_starts_one_saga_whatever_is_repeated() {
     publish(&stream, "/other/orders", "OrderCreated", "e-2", &order_data("o-2")).await;
     publish(&stream, "/shop/orders", "OrderCancelled", "e-3", &order_data("o-3")).await;
     publish(&stream, "/shop/orders", "OrderCreated", "e-4", "not json").await;
-    publish(&stream, "/shop/orders", "OrderCreated", "e-5", &order_data("o-5")).await;
+    let structured = json!({
+        "specversion": "1.0", "id": "e-5", "source": "/shop/orders", "type": "OrderCreated",
+        "data": {"orderId": "o-5", "total": 1},
+    });
+    let mut headers = HeaderMap::new();
+    headers.insert("content-type", "application/cloudevents+json");
+    let subject = "events.shop.orders.order.OrderCreated";
+    stream.publish_with_headers(subject, headers, structured.to_string().into()).await.unwrap().await.unwrap();
     orchestrator.until_counts("order", &[("completed", 2), ("running", 0)]).await;
     servers::until("the problem is resolved", async || orchestrator.status().await.get("problems").is_none()).await;
 

@@ -20,7 +20,7 @@ use weft::{
     contract::{
         Contract,
         orchestrator::Start,
-        relay::{Mode, NatsSink, Relay, Retention, Sink},
+        relay::{Format, Mode, NatsSink, Relay, Retention, Sink},
     },
     controllers::{
         kinds::saga,
@@ -126,6 +126,7 @@ impl System {
                 },
                 source: service.database.login("relay"),
                 sink: sink(Access::Publish),
+                format: Format::CloudEvents,
                 retention: Retention::AfterPublish,
                 paused: false,
                 version: String::new(),

@@ -142,6 +142,10 @@ pub enum EventFormat {
     /// CloudEvents 1.0 in binary mode: attributes in headers (`ce-id`, `ce-type`, …), the payload as the body.
     #[default]
     CloudEvents,
+    /// CloudEvents 1.0 in structured mode: the body is a JSON object with the attributes and the payload.
+    CloudEventsStructured,
+    /// The payload alone as the body, with the headers `event-id`, `event-key` and `content-type`.
+    Raw,
 }
 
 /// Where the relay runs.

@@ -46,6 +46,7 @@ reasons! {
         NameTooLong,
         NoBroker,
         NoDatabase,
+        NoEventType,
         NoHttpPort,
         NotItsOwn,
         OutboxRelayMalformed,

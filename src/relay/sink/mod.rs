@@ -5,9 +5,8 @@
 //!   answer may come.
 //! - [`Answer::Stored`] comes only after the broker has stored the event as durably as it is configured to (a JetStream
 //!   stream: in its file, on a quorum of its replicas). It may come twice, late, or never.
-//! - An event may be published again. A sink may drop the duplicate by the event's id *and* the row's number, which stay
-//!   the same; an application may give one id twice, and both are published. The relay does not rely on that, and requires
-//!   no order from the sink (see [`super::window`]).
+//! - An event may be published again. A sink may drop the duplicate by [`Message::identity`]. The relay does not rely on that,
+//!   and requires no order from the sink (see [`super::window`]).
 //! - After an error the session is unusable, and the outcome of the events in flight is unknown.
 
 pub mod nats;
@@ -16,15 +15,12 @@ use jiff::Timestamp;
 
 use super::problem::RelayProblem;
 use crate::{
-    domain::destination::TemplateError,
     outage::Outage,
-    relay::{source::Row, window::Ticket},
+    relay::{encode::Message, window::Ticket},
 };
 
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
-    #[error(transparent)]
-    Template(#[from] TemplateError),
     #[error("{0}")]
     Unreachable(Outage),
     #[error("the stream {stream} is missing on NATS at {address}")]
@@ -35,7 +31,6 @@ impl SinkError {
     /// The problem to report.
     pub fn problem(&self) -> RelayProblem {
         match self {
-            Self::Template(_) => RelayProblem::ContractInvalid(self.to_string()),
             Self::StreamMissing { address, stream } => {
                 RelayProblem::StreamMissing { address: address.clone(), stream: stream.clone() }
             }
@@ -71,7 +66,11 @@ pub trait Sink: Send + Sync {
 /// One connection to the broker.
 pub trait Session: Send {
     /// Sends an event without waiting for its answer. An answer that does not need the broker is returned at once.
-    fn publish(&mut self, ticket: Ticket, row: &Row) -> impl Future<Output = Result<Option<Answer>, SinkError>> + Send;
+    fn publish(
+        &mut self,
+        ticket: Ticket,
+        message: &Message,
+    ) -> impl Future<Output = Result<Option<Answer>, SinkError>> + Send;
 
     /// Waits for answers and appends them to `replies`. Dropping the future loses nothing.
     fn replies(&mut self, replies: &mut Vec<Reply>) -> impl Future<Output = Result<(), SinkError>> + Send;

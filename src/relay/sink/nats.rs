@@ -26,13 +26,10 @@ use tokio::{
 use super::{Answer, Reply, Session, Sink, SinkError};
 use crate::{
     contract::relay::NatsSink,
-    domain::{
-        destination::{self, Template},
-        event, names,
-    },
+    domain::destination::{self, Template},
     nats::{self, Connection, Server, accounts::RELAY_INBOX},
     outage::{Failure, Outage},
-    relay::{source::Row, window::Ticket},
+    relay::{encode::Message as Encoded, window::Ticket},
 };
 
 /// Duplicate window of a stream that the relay creates.
@@ -92,21 +89,19 @@ pub struct Nats {
     template: Arc<Template>,
     /// Of a stream that is created here; zero keeps events forever.
     max_age: Duration,
-    source: Arc<str>,
     name: String,
 }
 
 impl Nats {
-    /// The outbox is the one of `service`; `name` is shown in the server's list of connections.
-    pub fn new(sink: &NatsSink, namespace: &str, service: &str, name: String) -> Result<Self, SinkError> {
-        Ok(Self {
+    /// `template` is of the subjects; `name` is shown in the server's list of connections.
+    pub fn new(sink: &NatsSink, template: Template, name: String) -> Self {
+        Self {
             server: Server { inbox: sink.credentials_file.as_ref().map(|_| RELAY_INBOX), ..Server::from(sink) },
             stream: sink.stream.clone(),
-            template: Arc::new(Template::parse(&sink.subject, namespace, service)?),
+            template: Arc::new(template),
             max_age: Duration::from_secs(sink.max_age_seconds),
-            source: Arc::from(names::event_source(namespace, service)),
             name,
-        })
+        }
     }
 
     /// Returns the stream's subjects; creates the stream when it is missing, and never alters it.
@@ -177,7 +172,6 @@ impl Sink for Nats {
             inbox,
             answers,
             template: self.template.clone(),
-            source: self.source.clone(),
         })
     }
 }
@@ -194,22 +188,20 @@ pub struct NatsSession {
     inbox: String,
     answers: Subscriber,
     template: Arc<Template>,
-    source: Arc<str>,
 }
 
 impl Session for NatsSession {
-    async fn publish(&mut self, ticket: Ticket, row: &Row) -> Result<Option<Answer>, SinkError> {
-        let event = &row.event;
-        let subject = self.template.of(event);
-        let (headers, length) = headers(row, &self.source, &self.stream);
-        if !self.accepts(&subject) && self.subjects_read.elapsed() >= SUBJECTS {
+    async fn publish(&mut self, ticket: Ticket, message: &Encoded) -> Result<Option<Answer>, SinkError> {
+        let Encoded { destination, body, .. } = message;
+        let (headers, length) = headers(message, &self.stream);
+        if !self.accepts(destination) && self.subjects_read.elapsed() >= SUBJECTS {
             self.read_subjects();
         }
-        if let Err(why) = self.check(&subject, length, event.payload.len()) {
+        if let Err(why) = self.check(destination, length, body.len()) {
             return Ok(Some(Answer::Refused(why)));
         }
         let reply = format!("{}.{:x}.{:x}", self.inbox, ticket.number, ticket.attempt);
-        let sent = self.client.publish_with_reply_and_headers(subject, reply, headers, event.payload.clone());
+        let sent = self.client.publish_with_reply_and_headers(destination.clone(), reply, headers, body.clone());
         let sent = tokio::select! {
             biased; // nearly always at once, and then the other future costs nothing
             sent = timeout(nats::TIMEOUT, sent) => sent,
@@ -364,8 +356,8 @@ fn answer(payload: &[u8]) -> Answer {
     }
 }
 
-/// The event's headers, and the bytes that they need on the wire.
-fn headers(row: &Row, source: &str, stream: &str) -> (HeaderMap, usize) {
+/// The message's headers with NATS' own, and the bytes that they need on the wire.
+fn headers(message: &Encoded, stream: &str) -> (HeaderMap, usize) {
     let mut headers = HeaderMap::new();
     let mut length = HEADER_FRAME;
     let mut put = |name: HeaderName, name_length: usize, value: &str| {
@@ -373,33 +365,18 @@ fn headers(row: &Row, source: &str, stream: &str) -> (HeaderMap, usize) {
         headers.insert(name, value);
     };
     put(NATS_EXPECTED_STREAM, "Nats-Expected-Stream".len(), stream);
-    for (name, value) in row.event.attributes(source) {
-        if name == event::HEADER_ID {
-            // ids are unique only within their source, and several sources may publish into one stream; and an
-            // application may give one id twice
-            let id = format!("{} {value} {}", event::encode(source), row.place.seq);
-            put(NATS_MESSAGE_ID, "Nats-Msg-Id".len(), &id);
-        }
+    put(NATS_MESSAGE_ID, "Nats-Msg-Id".len(), &message.identity);
+    for (name, value) in message.headers() {
         match name {
-            Cow::Borrowed(_) => put(known(&name), name.len(), &value),
-            Cow::Owned(_) => {
-                if let Ok(custom) = name.parse() {
-                    put(custom, name.len(), &value);
+            Cow::Borrowed(known) => put(HeaderName::from_static(known), known.len(), value),
+            Cow::Owned(custom) => {
+                if let Ok(parsed) = custom.parse() {
+                    put(parsed, custom.len(), value);
                 }
             }
         }
     }
     (headers, length)
-}
-
-/// The name as a header name, without an allocation.
-fn known(name: &str) -> HeaderName {
-    for known in event::FIXED_HEADERS {
-        if name == known {
-            return HeaderName::from_static(known);
-        }
-    }
-    HeaderName::from_static("ce-unknown")
 }
 
 #[cfg(test)]

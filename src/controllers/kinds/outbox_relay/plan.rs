@@ -8,10 +8,10 @@ use kube::ResourceExt;
 
 use super::{Observed, Planned};
 use crate::{
-    api::v1alpha1::{DeleteWhen, NatsSink, OutboxRelay, RelayMode, RelaySink},
+    api::v1alpha1::{DeleteWhen, EventFormat, NatsSink, OutboxRelay, RelayMode, RelaySink},
     contract::{
         Contract, DatabaseLogin, Role,
-        relay::{self, Mode, Relay, Retention, Sink},
+        relay::{self, Format, Mode, Relay, Retention, Sink},
     },
     controllers::{
         database::{self, RELAY_PASSWORD},
@@ -101,6 +101,11 @@ fn contract(object: &OutboxRelay, settings: &Settings) -> Result<Relay, Rejectio
             },
         },
         sink: sink(&spec.sink, settings)?,
+        format: match spec.format {
+            EventFormat::CloudEvents => Format::CloudEvents,
+            EventFormat::CloudEventsStructured => Format::CloudEventsStructured,
+            EventFormat::Raw => Format::Raw,
+        },
         retention: match spec.retention.delete {
             DeleteWhen::AfterPublish => Retention::AfterPublish,
         },

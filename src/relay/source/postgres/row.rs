@@ -5,11 +5,10 @@ use tokio_postgres::{
     Row,
     types::{FromSql, Type},
 };
-use uuid::Uuid;
 
 use crate::{
     domain::{
-        event::{Event, Position, Text},
+        event::{CONTENT_TYPE_JSON, Event, Position, Text},
         names,
     },
     postgres::replication::{
@@ -96,15 +95,21 @@ fn owned(values: [&[u8]; COLUMNS.len()]) -> [Bytes; COLUMNS.len()] {
 fn event_of(values: [Bytes; COLUMNS.len()], position: Position) -> Result<Event, SourceError> {
     let [id, aggregate_type, aggregate_id, kind, payload, headers, created_at, _seq] = values;
     Ok(Event {
-        id: Uuid::from_slice(&id).map_err(|_| SourceError::Layout("an id is not a uuid"))?,
+        id: uuid(&id)?,
         aggregate_type: text(aggregate_type)?,
         aggregate_id: text(aggregate_id)?,
         kind: text(kind)?,
+        content_type: CONTENT_TYPE_JSON.into(),
         payload: json(payload)?,
         headers: json(headers)?,
-        created_at: number(created_at)?.saturating_add(POSTGRES_EPOCH),
+        created_at: Some(number(created_at)?.saturating_add(POSTGRES_EPOCH)),
         position,
     })
+}
+
+fn uuid(bytes: &[u8]) -> Result<Text, SourceError> {
+    let id = uuid::Uuid::from_slice(bytes).map_err(|_| SourceError::Layout("an id is not a uuid"))?;
+    Ok(Text::from(id.to_string()))
 }
 
 fn number(mut bytes: Bytes) -> Result<i64, SourceError> {

@@ -6,7 +6,8 @@ use kube::{ResourceExt, core::Duration};
 
 use crate::{
     api::v1alpha1::{
-        HttpCommand, HttpMethod, Microservice, Protocol, Retry, Saga, SagaCommand, SagaSpec, SagaStep, Undo,
+        EventFormat, HttpCommand, HttpMethod, Microservice, Protocol, Retry, Saga, SagaCommand, SagaSpec, SagaStep,
+        Undo,
     },
     controllers::{
         kinds::{
@@ -142,6 +143,15 @@ fn start(object: &Saga, participants: &Participants<'_>) -> Result<Option<Start>
             start.service
         ),
     })?;
+    if relay.spec.format == EventFormat::Raw {
+        return Err(Rejection {
+            reason: Reason::NoEventType,
+            message: format!(
+                "spec.startOn: the OutboxRelay of `{}` publishes in the format Raw, whose messages have no type to start a saga by: set its spec.format to CloudEvents or CloudEventsStructured",
+                start.service
+            ),
+        });
+    }
     Ok(Some(Start {
         service: start.service.clone(),
         event_type: start.event.clone(),

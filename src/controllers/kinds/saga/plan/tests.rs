@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::{check_broker, define, orchestrator};
 use crate::{
-    api::v1alpha1::Saga,
+    api::v1alpha1::{EventFormat, Saga},
     contract::Contract,
     controllers::{
         fixtures::{self, find, microservice, ready, relay, relay_of, saga, settings, settings_with_broker},
@@ -185,6 +185,11 @@ fn what_a_saga_names_and_does_not_exist_gets_a_sentence() {
     let (reason, message) = refused(&|_, observed| observed.relays.clear());
     assert_eq!(reason, Reason::OutboxRelayNotFound);
     assert!(message.starts_with("spec.startOn.service: no OutboxRelay publishes the events of `orders`"), "{message}");
+
+    let (reason, message) =
+        refused(&|_, observed| Arc::make_mut(&mut observed.relays[0]).spec.format = EventFormat::Raw);
+    assert_eq!(reason, Reason::NoEventType);
+    assert!(message.starts_with("spec.startOn: the OutboxRelay of `orders` publishes in the format Raw"), "{message}");
 
     let (reason, _) = refused(&|_, observed| {
         let mut customers = observed.services["customers"].as_ref().clone();
