@@ -355,12 +355,12 @@ impl Reporter {
             state.progressed = Instant::now();
         });
         match held {
-            Some(HeldEvents { events, refused, first, cause }) if refused > 0 && !cause.is_empty() => {
+            Some(HeldEvents { events, refused, first: Some(first) }) => {
                 self.report(RelayProblem::EventRefused {
-                    event: first,
+                    event: first.id,
                     others: refused.saturating_sub(1),
                     waiting: events.saturating_sub(refused),
-                    cause,
+                    cause: first.cause,
                 });
             }
             _ => self.resolve(ProblemReason::EventRefused),

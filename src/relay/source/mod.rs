@@ -48,7 +48,10 @@ pub struct Place {
 }
 
 #[derive(Debug)]
-#[allow(clippy::large_enum_variant, reason = "nearly all are events, and a box would be an allocation for each of them")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "nearly all are events, and a box would be an allocation for each of them"
+)]
 pub enum Item {
     Event(Row),
     Mark(Mark),

@@ -286,8 +286,14 @@ pub(crate) struct HeldEvents {
     pub(crate) events: u64,
     /// How many of them the broker refuses; the others wait behind them.
     pub(crate) refused: u64,
-    /// The id of the first one, and why it is refused.
-    pub(crate) first: String,
+    /// The first one of them.
+    pub(crate) first: Option<Refused>,
+}
+
+/// A refused event whose row was not deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refused {
+    pub(crate) id: String,
     pub(crate) cause: String,
 }
 
@@ -297,13 +303,18 @@ pub(crate) async fn held(client: &Client) -> Result<Option<HeldEvents>, SourceEr
     let statement = "
         select (select count(*) from (select from weft.relay_held limit 1000000) as counted),
                (select count(*) from (select from weft.relay_held where retry_at is not null limit 1000000) as counted),
-               (select id::text from weft.outbox where seq = h.seq), h.cause
-          from weft.relay_held as h where retry_at is not null order by cause is null, place limit 1";
+               coalesce(o.id::text, case when not pg_visible_in_snapshot(h.txid, pg_current_snapshot())
+                                         then '(its row is not visible yet)' end) as id,
+               h.cause
+          from weft.relay_held as h left join weft.outbox as o using (seq)
+         where h.retry_at is not null order by o.seq is null, h.cause is null, h.place limit 1";
     let Some(row) = within(DEADLINE, action, client.query_opt(statement, &[])).await? else { return Ok(None) };
     let failed = SourceError::query(action);
     let number = |index| row.try_get::<_, i64>(index).map_err(&failed).map(i64::unsigned_abs);
-    let text = |index| row.try_get::<_, Option<String>>(index).map_err(&failed).map(Option::unwrap_or_default);
-    Ok(Some(HeldEvents { events: number(0)?, refused: number(1)?, first: text(2)?, cause: text(3)? }))
+    let text = |index| row.try_get::<_, Option<String>>(index).map_err(&failed);
+    // when its row was deleted, the event is about to be skipped
+    let first = text(2)?.zip(text(3)?).map(|(id, cause)| Refused { id, cause });
+    Ok(Some(HeldEvents { events: number(0)?, refused: number(1)?, first }))
 }
 
 /// Keys with held events.
