@@ -49,8 +49,11 @@ async fn waited_for(superuser: &Client, transaction: &str) {
 }
 
 async fn slot_made(superuser: &Client) {
-    database::until(superuser, "select exists (select from pg_replication_slots where confirmed_flush_lsn is not null)")
-        .await;
+    database::until(
+        superuser,
+        "select exists (select from pg_replication_slots where confirmed_flush_lsn is not null)",
+    )
+    .await;
 }
 
 #[tokio::test]
