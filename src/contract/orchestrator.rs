@@ -27,8 +27,9 @@ pub struct Orchestrator {
 #[serde(rename_all = "camelCase")]
 pub struct Start {
     pub saga: String,
-    /// CloudEvents `source` that the event must have: `/NAMESPACE/SERVICE`.
-    pub event_source: String,
+    /// The `Microservice` that publishes the event, in the orchestrator's namespace; the event's CloudEvents `source` must
+    /// be `/NAMESPACE/SERVICE`.
+    pub service: String,
     /// CloudEvents `type`.
     pub event_type: String,
     /// Events that the broker stored earlier start nothing. This is the creation time of the `Saga` object, so that a

@@ -52,9 +52,11 @@ pub struct NatsSink {
     /// Path of the credentials file; read again for each new connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials_file: Option<PathBuf>,
-    /// JetStream stream; created when missing (file storage, subjects from [`NatsSink::subject`]), never altered.
+    /// JetStream stream; created when missing (file storage, subjects from [`NatsSink::subject`] with `*` for each
+    /// placeholder), never altered.
     pub stream: String,
-    /// Subject template; `{aggregate_type}` and `{type}` are replaced by the row's values.
+    /// Subject template. Placeholders: `{namespace}`, `{service}` (the outbox's), `{aggregate_type}`, `{aggregate_id}`, `{type}`,
+    /// `{header:NAME}` (the row's).
     pub subject: String,
     /// How long a stream that the relay creates keeps an event; 0 keeps it forever.
     #[serde(default = "default_max_age")]

@@ -7,6 +7,7 @@
 use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use bytes::Bytes;
+use serde_json::{Map, Value};
 use uuid::Uuid;
 
 pub const SPEC_VERSION: &str = "1.0";
@@ -174,6 +175,11 @@ impl Event {
         bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
     }
 
+    /// The value of a header of the row by its name, when it is a string, number or boolean.
+    pub fn header(&self, name: &str) -> Option<String> {
+        header_text(parsed(&self.headers).remove(name)?)
+    }
+
     /// The CloudEvents attributes as header names and encoded values; `source` is the relay's.
     pub fn attributes<'a>(&'a self, source: &'a str) -> impl Iterator<Item = (Cow<'a, str>, Cow<'a, str>)> {
         let (kind, id) = (self.aggregate_type.as_str(), self.aggregate_id.as_str());
@@ -206,22 +212,28 @@ fn rfc3339(micros: i64) -> Option<String> {
 /// allow (`[a-z0-9]+`) is mapped to one: lower case, without anything but letters and digits; of two that become the same
 /// the one that is written so counts. An attribute that is set from a column is left out.
 fn extensions(headers: &[u8]) -> impl Iterator<Item = (String, String)> {
-    let object: serde_json::Map<String, serde_json::Value> =
-        if headers.len() <= 2 { serde_json::Map::new() } else { serde_json::from_slice(headers).unwrap_or_default() };
     let mut attributes = BTreeMap::new();
-    for (name, value) in object {
-        let text = match value {
-            serde_json::Value::String(text) => text,
-            serde_json::Value::Number(number) => number.to_string(),
-            serde_json::Value::Bool(truth) => truth.to_string(),
-            serde_json::Value::Null | serde_json::Value::Array(_) | serde_json::Value::Object(_) => continue,
-        };
+    for (name, value) in parsed(headers) {
+        let Some(text) = header_text(value) else { continue };
         let attribute = attribute(&name);
         if is_extension(&attribute) && (attribute == name || !attributes.contains_key(&attribute)) {
             attributes.insert(attribute, text);
         }
     }
     attributes.into_iter().map(|(name, text)| (format!("ce-{name}"), encode(&text).into_owned()))
+}
+
+fn parsed(headers: &[u8]) -> Map<String, Value> {
+    if headers.len() <= 2 { Map::new() } else { serde_json::from_slice(headers).unwrap_or_default() }
+}
+
+fn header_text(value: Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Bool(truth) => Some(truth.to_string()),
+        Value::Null | Value::Array(_) | Value::Object(_) => None,
+    }
 }
 
 /// The attribute's name for the name of a header: `X-Tenant` becomes `xtenant`.

@@ -19,10 +19,7 @@ use super::{
         },
     },
 };
-use crate::{
-    contract::relay::{Mode, Relay, Retention, Sink},
-    domain::names,
-};
+use crate::contract::relay::{Mode, Relay, Retention, Sink};
 
 /// Capacity of the queue between source and publisher, in batches.
 const BATCH_QUEUE: usize = 2;
@@ -51,7 +48,7 @@ pub(crate) async fn lead(
     // `AfterPublish` is the only retention; the recorder deletes the rows
     let Retention::AfterPublish = retention;
     let Sink::Nats(nats) = sink;
-    let sink = Nats::new(nats, &names::event_source(namespace, service), application(name))?;
+    let sink = Nats::new(nats, namespace, service, application(name))?;
     let session = Session::connect(source, &application(name)).await?;
     let ledger = ledger::open(&session.client, name).await?;
     let held = ledger::held_keys(&session.client).await?;

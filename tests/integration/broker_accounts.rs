@@ -62,7 +62,7 @@ fn events() -> stream::Config {
 }
 
 async fn publish(context: &jetstream::Context, text: &'static str) {
-    context.publish("events.order.OrderCreated", text.into()).await.unwrap().await.unwrap();
+    context.publish("events.shop.orders.order.OrderCreated", text.into()).await.unwrap().await.unwrap();
 }
 
 async fn all(context: &jetstream::Context) -> Vec<String> {
@@ -114,7 +114,7 @@ async fn a_relay_publishes_and_neither_reads_nor_deletes_and_a_reader_reads() {
     let reader = broker.member("shop", Access::Consume).await;
     assert!(reader.delete_stream("events").await.is_err());
     assert!(reader.get_stream("events").await.unwrap().purge().await.is_err());
-    let forged = reader.publish("events.order.OrderCreated", "forged".into()).await.unwrap();
+    let forged = reader.publish("events.shop.orders.order.OrderCreated", "forged".into()).await.unwrap();
     assert!(tokio::time::timeout(Duration::from_secs(1), forged.into_future()).await.is_err());
     assert_eq!(all(&reader).await, ["one"]);
     broker.member("shop", Access::Administer).await.delete_stream("events").await.unwrap();

@@ -31,7 +31,7 @@ async fn a_row_becomes_a_cloud_event_in_both_modes() {
         let messages = setting.messages().await;
         assert_eq!(messages.len(), 1, "{mode:?}");
         let (message, headers) = (&messages[0], messages[0].headers.as_ref().unwrap());
-        assert_eq!(message.subject.as_str(), "events.order.Order%2ECreated");
+        assert_eq!(message.subject.as_str(), "events.shop.orders.order.Order%2ECreated");
         assert_eq!(&message.payload[..], b"{\"n\": 1}");
         for (name, value) in [
             ("Nats-Msg-Id", &*format!("/shop/orders {id} 1")),
@@ -62,22 +62,28 @@ async fn a_row_becomes_a_cloud_event_in_both_modes() {
 }
 
 #[tokio::test]
-async fn services_that_share_a_stream_may_give_the_same_id() {
-    let (orders, mut customers) = (Setting::new(Mode::LogTailing).await, Setting::new(Mode::Polling).await);
-    customers.contract.service = "customers".to_owned();
-    customers.contract.sink = orders.contract.sink.clone();
-    customers.write_contract();
+async fn services_of_one_name_in_two_namespaces_share_a_stream_but_no_event_and_may_give_the_same_id() {
+    let (shop, mut delivery) = (Setting::new(Mode::LogTailing).await, Setting::new(Mode::Polling).await);
+    delivery.contract.namespace = "delivery".to_owned();
+    delivery.contract.sink = shop.contract.sink.clone();
+    delivery.write_contract();
     let insert = "insert into weft.outbox (id, aggregate_type, aggregate_id, type, payload) \
          values ('5f0c3b1e-0000-4000-8000-000000000001', 'order', '1', 'Changed', '{\"n\": 1}')";
-    for setting in [&orders, &customers] {
+    for setting in [&shop, &delivery] {
         let _relay = setting.start_relay();
         setting.database.app().await.batch_execute(insert).await.unwrap();
         setting.drained().await;
     }
-    let source =
-        |message: &async_nats::Message| message.headers.as_ref().unwrap().get("ce-source").unwrap().to_string();
-    let sources: BTreeSet<String> = orders.messages().await.iter().map(source).collect();
-    assert_eq!(sources, BTreeSet::from(["/shop/customers".to_owned(), "/shop/orders".to_owned()]));
+    let sources = |messages: Vec<async_nats::Message>| -> Vec<String> {
+        let source =
+            |message: &async_nats::Message| message.headers.as_ref().unwrap().get("ce-source").unwrap().to_string();
+        messages.iter().map(source).collect()
+    };
+    assert_eq!(sources(shop.messages().await), ["/shop/orders", "/delivery/orders"]);
+    for (namespace, source) in [("shop", "/shop/orders"), ("delivery", "/delivery/orders")] {
+        let filter = format!("events.{namespace}.orders.order.Changed");
+        assert_eq!(sources(shop.messages_of(&filter).await), [source]);
+    }
 }
 
 #[tokio::test]
@@ -130,7 +136,7 @@ async fn a_row_that_would_break_the_connection_blocks_its_aggregate_only() {
     let insert = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload, headers) \
          select 'order', $1, repeat('x', $2), '{\"n\": 1}', jsonb_build_object('note', repeat('y', $3)) returning id::text";
     for (aggregate, kind, header, expected) in [
-        ("long type", 5000_i32, 1_i32, "its subject has 5013 bytes: shorten type or aggregate_type"),
+        ("long type", 5000_i32, 1_i32, "its subject has 5025 bytes: shorten the values that its template uses"),
         ("long header", 1, 70_000, "bytes and JetStream accepts 65535: shorten the row's headers"),
     ] {
         let id: String = app.query_one(insert, &[&aggregate, &kind, &header]).await.unwrap().get(0);
@@ -375,6 +381,8 @@ async fn a_lost_slot_is_recreated() {
     let mut relay = setting.start_relay();
     let writers = Writers::start(&url(&setting), 6, 4, 100);
     relay.until("published some", |status| status.published > 20).await;
+    // until it has its slot it polls
+    crate::database::until(&superuser, "select exists (select from pg_replication_slots where active)").await;
     relay.kill9();
     writers.finished().await;
     crate::database::until(&superuser, "select not exists (select from pg_replication_slots where active)").await;
@@ -503,14 +511,14 @@ async fn a_subject_that_is_added_to_the_stream_ends_a_refusal() {
         subjects: subjects.iter().map(|&subject| subject.to_owned()).collect(),
         ..stream::Config::default()
     };
-    context.create_stream(taking(&["events.customer.>"])).await.unwrap();
+    context.create_stream(taking(&["events.*.*.customer.>"])).await.unwrap();
     let relay = setting.start_relay();
     relay.until("leading", |status| status.leading && status.ready).await;
     let insert =
         "insert into weft.outbox (aggregate_type, aggregate_id, type, payload) values ('order', '1', 'x', '{}')";
     setting.database.app().await.batch_execute(insert).await.unwrap();
     relay.until("refused", is_refused).await;
-    context.update_stream(taking(&["events.customer.>", "events.order.>"])).await.unwrap();
+    context.update_stream(taking(&["events.*.*.customer.>", "events.*.*.order.>"])).await.unwrap();
     setting.drained().await;
     relay.until("resolved", |status| status.problems.is_empty() && status.published == 1).await;
 }

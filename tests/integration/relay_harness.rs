@@ -67,7 +67,7 @@ impl Setting {
                 url: nats.url(),
                 credentials_file: None,
                 stream: STREAM.to_owned(),
-                subject: "events.{aggregate_type}.{type}".to_owned(),
+                subject: "events.{namespace}.{service}.{aggregate_type}.{type}".to_owned(),
                 max_age_seconds: 3600,
             }),
             retention: Retention::AfterPublish,
@@ -154,11 +154,15 @@ impl Setting {
     }
 
     pub async fn messages(&self) -> Vec<async_nats::Message> {
-        let client = async_nats::connect(self.nats.url()).await.unwrap();
-        let context = jetstream::new(client);
-        let mut stream = context.get_stream(STREAM).await.unwrap();
-        let count = stream.info().await.unwrap().state.messages;
-        let consumer = stream.create_consumer(pull::OrderedConfig::default()).await.unwrap();
+        self.messages_of("").await
+    }
+
+    /// The messages whose subject matches `filter`, in their order.
+    pub async fn messages_of(&self, filter: &str) -> Vec<async_nats::Message> {
+        let stream = self.jetstream().await.get_stream(STREAM).await.unwrap();
+        let config = pull::OrderedConfig { filter_subject: filter.to_owned(), ..pull::OrderedConfig::default() };
+        let consumer = stream.create_consumer(config).await.unwrap();
+        let count = consumer.cached_info().num_pending;
         let mut messages = consumer.messages().await.unwrap();
         let mut all = Vec::new();
         while all.len() as u64 != count {

@@ -18,7 +18,7 @@ async fn publish(stream: &jetstream::Context, source: &str, kind: &str, id: &str
     headers.insert("ce-source", source);
     headers.insert("ce-type", kind);
     headers.insert("ce-id", id);
-    let subject = format!("events.order.{kind}");
+    let subject = format!("events{}.order.{kind}", source.replace('/', "."));
     stream.publish_with_headers(subject, headers, data.to_owned().into()).await.unwrap().await.unwrap();
 }
 
@@ -33,12 +33,12 @@ fn order_created(nats: &Nats, since: Option<jiff::Timestamp>) -> Start {
         url: nats.url(),
         credentials_file: None,
         stream: "events".into(),
-        subject: "events.{aggregate_type}.{type}".into(),
+        subject: "events.{namespace}.{service}.{aggregate_type}.{type}".into(),
         max_age_seconds: 0,
     };
     Start {
         saga: "order".into(),
-        event_source: "/shop/orders".into(),
+        service: "orders".into(),
         event_type: "OrderCreated".into(),
         since,
         from: Sink::Nats(sink),
@@ -72,13 +72,14 @@ async fn events_older_than_the_saga_start_nothing() {
     let contract = world.contract(vec![world.definition("order")], vec![order_created(&nats, Some(since))]);
     let orchestrator = world.run(contract).await;
     publish(&context, "/shop/orders", "OrderPaid", "p-1", &order_data("paid")).await;
+    publish(&context, "/delivery/orders", "OrderCreated", "d-1", &order_data("another namespace's")).await;
     publish(&context, "/shop/orders", "OrderCreated", "e-1", &order_data("o-1")).await;
     orchestrator.until_counts("order", &[("completed", 1), ("running", 0)]).await;
     publish(&context, "/shop/orders", "OrderCreated", "e-2", &order_data("o-2")).await;
     orchestrator.until_counts("order", &[("completed", 2), ("running", 0)]).await;
     assert_eq!(reserved(&world), ["o-1", "o-2"]);
     let info = stream.consumer_info(CONSUMER).await.unwrap();
-    assert_eq!(info.config.filter_subject, "events.*.OrderCreated");
+    assert_eq!(info.config.filter_subject, "events.shop.orders.*.OrderCreated");
     assert_eq!(info.delivered.consumer_sequence, 2, "nothing else was read");
 }
 
@@ -91,7 +92,7 @@ async fn an_existing_consumer_keeps_its_position_and_skips_past_events() {
     let stream = make_stream(&context).await;
     let config = jetstream::consumer::pull::Config {
         durable_name: Some(CONSUMER.into()),
-        filter_subject: "events.order.>".into(),
+        filter_subject: "events.*.*.order.>".into(),
         ..Default::default()
     };
     stream.create_consumer(config).await.unwrap();
@@ -112,7 +113,8 @@ async fn an_existing_consumer_keeps_its_position_and_skips_past_events() {
     orchestrator.kill9();
     orchestrator.start();
     orchestrator.until_ready().await;
-    servers::until("it reads its own events only", async || filter().await == "events.*.OrderCreated").await;
+    servers::until("it reads its own events only", async || filter().await == "events.shop.orders.*.OrderCreated")
+        .await;
     publish(&context, "/shop/orders", "OrderPaid", "p-1", &order_data("paid")).await;
     publish(&context, "/shop/orders", "OrderCreated", "e-2", &order_data("o-2")).await;
     orchestrator.until_counts("order", &[("completed", 2), ("running", 0)]).await;
@@ -124,7 +126,10 @@ async fn an_existing_consumer_keeps_its_position_and_skips_past_events() {
 async fn an_event_starts_one_saga_whatever_is_repeated() {
     let world = World::new().await;
     let mut nats = Nats::start();
-    let start = order_created(&nats, None);
+    let mut start = order_created(&nats, None);
+    // a subject without the namespace: events of others are delivered, and start nothing
+    let Sink::Nats(sink) = &mut start.from;
+    sink.subject = "events.{header:a}.{header:b}.{aggregate_type}.{type}".to_owned();
     let contract = world.contract(vec![world.definition("order")], vec![start]);
     let mut orchestrator = world.run(contract).await;
     servers::until("the missing stream is reported", async || {

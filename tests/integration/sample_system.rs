@@ -27,10 +27,7 @@ use weft::{
         resources::settings::{self, Settings},
         runtime::driver::Kind,
     },
-    domain::{
-        names,
-        saga::definition::{Call, Definition},
-    },
+    domain::saga::definition::{Call, Definition},
     nats::accounts::Access,
 };
 
@@ -141,13 +138,7 @@ impl System {
         let ports = BTreeMap::from([("customers", customers.listen().await), ("orders", orders.listen().await)]);
         let saga::Defined { definition, start } = definition(&broker, &ports);
         let saga::Start { service, event_type, since, sink: _ } = start.unwrap();
-        let start = Start {
-            saga: definition.name.clone(),
-            event_source: names::event_source("shop", &service),
-            event_type,
-            since,
-            from: sink(Access::Consume),
-        };
+        let start = Start { saga: definition.name.clone(), service, event_type, since, from: sink(Access::Consume) };
         let orchestrator = world.run(world.contract(vec![definition], vec![start])).await;
         Self { customers, orders, broker, relays, world, orchestrator, _folder: folder }
     }

@@ -108,11 +108,13 @@ pub struct NatsSink {
     #[serde(default = "default_stream")]
     #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9_-]+$"))]
     pub stream: String,
-    /// Subject of each event; `{aggregate_type}` and `{type}` are replaced by the row's values.
+    /// Subject of each event. `{namespace}` and `{service}` are replaced by those of the Microservice, `{aggregate_type}`, `{aggregate_id}`, `{type}` and `{header:NAME}` by the row's values.
     #[serde(default = "default_subject")]
     #[schemars(
         length(min = 1, max = 256),
-        regex(pattern = r"^[A-Za-z0-9_-]+(\.([A-Za-z0-9_-]|\{aggregate_type\}|\{type\})+)*$")
+        regex(
+            pattern = r"^[A-Za-z0-9_-]+(\.([A-Za-z0-9_-]|\{(namespace|service|aggregate_type|aggregate_id|type|header:[A-Za-z0-9_-]+)\})+)*$"
+        )
     )]
     pub subject: String,
     /// How long the stream keeps an event; `0s`: for ever, which some day fills the broker's volume. Used when the relay makes the stream; a stream that exists is left as it is.
@@ -131,7 +133,7 @@ fn default_stream() -> String {
 }
 
 fn default_subject() -> String {
-    "events.{aggregate_type}.{type}".to_owned()
+    "events.{namespace}.{service}.{aggregate_type}.{type}".to_owned()
 }
 
 /// Form of the published messages.

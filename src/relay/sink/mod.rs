@@ -11,20 +11,20 @@
 //! - After an error the session is unusable, and the outcome of the events in flight is unknown.
 
 pub mod nats;
-pub mod subject;
 
 use jiff::Timestamp;
 
 use super::problem::RelayProblem;
 use crate::{
+    domain::destination::TemplateError,
     outage::Outage,
     relay::{source::Row, window::Ticket},
 };
 
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
-    #[error("the subject template {template:?} is not usable: {why}")]
-    Template { template: String, why: &'static str },
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     #[error("{0}")]
     Unreachable(Outage),
     #[error("the stream {stream} is missing on NATS at {address}")]
@@ -35,7 +35,7 @@ impl SinkError {
     /// The problem to report.
     pub fn problem(&self) -> RelayProblem {
         match self {
-            Self::Template { .. } => RelayProblem::ContractInvalid(self.to_string()),
+            Self::Template(_) => RelayProblem::ContractInvalid(self.to_string()),
             Self::StreamMissing { address, stream } => {
                 RelayProblem::StreamMissing { address: address.clone(), stream: stream.clone() }
             }

@@ -23,13 +23,13 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{
-    Answer, Reply, Session, Sink, SinkError,
-    subject::{self, Template},
-};
+use super::{Answer, Reply, Session, Sink, SinkError};
 use crate::{
     contract::relay::NatsSink,
-    domain::event,
+    domain::{
+        destination::{self, Template},
+        event, names,
+    },
     nats::{self, Connection, Server, accounts::RELAY_INBOX},
     outage::{Failure, Outage},
     relay::{source::Row, window::Ticket},
@@ -97,14 +97,14 @@ pub struct Nats {
 }
 
 impl Nats {
-    /// `source` is the CloudEvents attribute; `name` is shown in the server's list of connections.
-    pub fn new(sink: &NatsSink, source: &str, name: String) -> Result<Self, SinkError> {
+    /// The outbox is the one of `service`; `name` is shown in the server's list of connections.
+    pub fn new(sink: &NatsSink, namespace: &str, service: &str, name: String) -> Result<Self, SinkError> {
         Ok(Self {
             server: Server { inbox: sink.credentials_file.as_ref().map(|_| RELAY_INBOX), ..Server::from(sink) },
             stream: sink.stream.clone(),
-            template: Arc::new(Template::parse(&sink.subject)?),
+            template: Arc::new(Template::parse(&sink.subject, namespace, service)?),
             max_age: Duration::from_secs(sink.max_age_seconds),
-            source: Arc::from(source),
+            source: Arc::from(names::event_source(namespace, service)),
             name,
         })
     }
@@ -134,7 +134,8 @@ impl Nats {
                 _ => return Err(failed(&error)),
             },
         }
-        let subjects = vec![self.template.filter().to_owned()];
+        // other services publish into the same stream
+        let subjects = vec![self.template.shared_filter().to_owned()];
         let config = Config {
             name: self.stream.clone(),
             subjects: subjects.clone(),
@@ -150,7 +151,7 @@ impl Nats {
             ..Config::default()
         };
         context.create_stream(config).await.map_err(|error| failed(&error))?;
-        tracing::info!(stream = self.stream, subjects = self.template.filter(), "created the stream");
+        tracing::info!(stream = self.stream, subjects = self.template.shared_filter(), "created the stream");
         Ok(subjects)
     }
 }
@@ -199,7 +200,7 @@ pub struct NatsSession {
 impl Session for NatsSession {
     async fn publish(&mut self, ticket: Ticket, row: &Row) -> Result<Option<Answer>, SinkError> {
         let event = &row.event;
-        let subject = self.template.subject(event);
+        let subject = self.template.of(event);
         let (headers, length) = headers(row, &self.source, &self.stream);
         if !self.accepts(&subject) && self.subjects_read.elapsed() >= SUBJECTS {
             self.read_subjects();
@@ -252,7 +253,7 @@ impl Session for NatsSession {
 
 impl NatsSession {
     fn accepts(&self, subject: &str) -> bool {
-        self.subjects.borrow().iter().any(|filter| subject::matches(filter, subject))
+        self.subjects.borrow().iter().any(|filter| destination::matches(filter, subject))
     }
 
     /// Reads the stream's subjects again, beside the publishing: the event that they are read for is refused now, and
@@ -275,11 +276,11 @@ impl NatsSession {
     fn check(&self, subject: &str, headers: usize, payload: usize) -> Result<(), String> {
         let (stream, length, most) = (&self.stream, subject.len(), self.client.max_payload());
         if length > MAX_SUBJECT {
-            return Err(format!("its subject has {length} bytes: shorten type or aggregate_type"));
+            return Err(format!("its subject has {length} bytes: shorten the values that its template uses"));
         }
         if !self.accepts(subject) {
             // without the subject itself, which has values of the row
-            let filter = self.template.filter();
+            let filter = self.template.filter(None);
             return Err(format!(
                 "the stream {stream} does not accept its subject, which the template makes of its row: add {filter} to the stream's subjects"
             ));

@@ -133,7 +133,7 @@ async fn a_stream_that_takes_nothing_any_more_makes_the_relay_not_ready() {
 async fn the_position_moves_past_a_refused_event_and_a_restart_publishes_nothing_again() {
     for mode in MODES {
         let setting = Setting::new(mode).await;
-        setting.jetstream().await.create_stream(taking(&["events.customer.>"])).await.unwrap();
+        setting.jetstream().await.create_stream(taking(&["events.*.*.customer.>"])).await.unwrap();
         let superuser = setting.database.superuser().await;
         let mut relay = started(&setting).await;
         insert(&superuser, "order", "1", 1..=3).await;
@@ -153,7 +153,7 @@ async fn the_position_moves_past_a_refused_event_and_a_restart_publishes_nothing
         relay.within(SOON, "still refused", |status| has(status, ProblemReason::EventRefused)).await;
         let again = tap.all().into_iter().filter(|passed| passed.event.aggregate == "c" && passed.event.number <= 50);
         assert_eq!(again.count(), 0, "{mode:?}: events that were published before the restart");
-        let subjects = taking(&["events.customer.>", "events.order.>"]);
+        let subjects = taking(&["events.*.*.customer.>", "events.*.*.order.>"]);
         setting.jetstream().await.update_stream(subjects).await.unwrap();
         setting.drained().await;
         assert_eq!(numbers(&setting, "1").await, [1, 2, 3, 4], "{mode:?}");
@@ -164,7 +164,7 @@ async fn the_position_moves_past_a_refused_event_and_a_restart_publishes_nothing
 #[tokio::test]
 async fn no_value_of_a_row_is_said_of_events_that_are_refused() {
     let setting = Setting::new(Mode::LogTailing).await;
-    setting.jetstream().await.create_stream(taking(&["events.large.>"])).await.unwrap();
+    setting.jetstream().await.create_stream(taking(&["events.*.*.large.>"])).await.unwrap();
     let relay = started(&setting).await;
     let superuser = setting.database.superuser().await;
     // a subject that the stream does not accept, a long subject, long headers, a large payload

@@ -113,7 +113,7 @@ async fn a_row_that_becomes_visible_long_after_its_event_was_published_is_delete
 #[tokio::test]
 async fn a_refused_event_whose_row_is_not_visible_yet_is_not_taken_for_one_that_was_deleted() {
     let (setting, superuser) = setting().await;
-    setting.jetstream().await.create_stream(taking(&["events.customer.>"])).await.unwrap();
+    setting.jetstream().await.create_stream(taking(&["events.*.*.customer.>"])).await.unwrap();
     let relay = started(&setting).await;
     let inserted = hang(&setting, "order", "1").await;
     relay.until("refused", |status| has(status, ProblemReason::EventRefused)).await;
@@ -125,7 +125,7 @@ async fn a_refused_event_whose_row_is_not_visible_yet_is_not_taken_for_one_that_
     }
     setting.database.server.set_synchronous_standbys("").await;
     inserted.await.unwrap();
-    let subjects = taking(&["events.customer.>", "events.order.>"]);
+    let subjects = taking(&["events.*.*.customer.>", "events.*.*.order.>"]);
     setting.jetstream().await.update_stream(subjects).await.unwrap();
     setting.drained().await;
     assert_eq!(numbers(&setting, "1").await, [1]);

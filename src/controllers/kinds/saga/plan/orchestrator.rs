@@ -151,16 +151,16 @@ fn contract(object: &Orchestrator, owner: &Owner, settings: &Settings) -> contra
             role: Role { name: names::APP_ROLE.to_owned(), password_file: Path::new(APP_PASSWORD.1).join(PASSWORD) },
         },
         sagas: defined().map(|defined| defined.definition.clone()).collect(),
-        starts: defined().filter_map(|defined| start(object, defined, settings)).collect(),
+        starts: defined().filter_map(|defined| start(defined, settings)).collect(),
     }
 }
 
 /// `None` as well when there is no broker: then the Saga is rejected by its own controller.
-fn start(object: &Orchestrator, defined: &Defined, settings: &Settings) -> Option<contract::Start> {
+fn start(defined: &Defined, settings: &Settings) -> Option<contract::Start> {
     let start = defined.start.as_ref()?;
     Some(contract::Start {
         saga: defined.definition.name.clone(),
-        event_source: names::event_source(&object.namespace, &start.service),
+        service: start.service.clone(),
         event_type: start.event_type.clone(),
         since: start.since,
         from: outbox_relay::sink(&start.sink, settings).ok()?,

@@ -1,0 +1,267 @@
+//! Where an event goes: a template such as `events.{namespace}.{service}.{aggregate_type}.{type}`, filled with its values.
+//!
+//! A destination is a list of tokens with dots between them, as the subjects of NATS are. Values are escaped, so that each
+//! stays within its token: everything but ASCII letters, digits and harmless punctuation is percent-encoded (`a.b c` →
+//! `a%2Eb%20c`).
+
+use std::borrow::Cow;
+
+use super::event::{Event, escape};
+
+/// Replaces an empty value, which would be an empty (invalid) token.
+const EMPTY: &str = "_";
+/// Matches one token.
+const WILDCARD: &str = "*";
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the subject template {template:?} is not usable: {why}")]
+pub struct TemplateError {
+    template: String,
+    why: &'static str,
+}
+
+/// A parsed template. The namespace and the service are those of the outbox, so they are filled in already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Template {
+    parts: Vec<Part>,
+    shared: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Part {
+    Literal(String),
+    AggregateType,
+    AggregateId,
+    Type,
+    Header(String),
+}
+
+impl Template {
+    pub fn parse(template: &str, namespace: &str, service: &str) -> Result<Self, TemplateError> {
+        let error = |why| TemplateError { template: template.to_owned(), why };
+        let mut parts = Vec::new();
+        let mut rest = template;
+        let forbidden = |c: char| !c.is_ascii_graphic() || matches!(c, '*' | '>' | '}');
+        let literal = |text: &str| {
+            if text.contains(forbidden) {
+                return Err(error("blanks, `*`, `>` and other than ASCII cannot be in a subject that is published to"));
+            }
+            Ok(Part::Literal(text.to_owned()))
+        };
+        while let Some((before, tail)) = rest.split_once('{') {
+            let (name, tail) = tail.split_once('}').ok_or_else(|| error("a `{` without its `}`"))?;
+            parts.push(literal(before)?);
+            parts.push(match name {
+                "namespace" => Part::Literal(value(namespace).into_owned()),
+                "service" => Part::Literal(value(service).into_owned()),
+                "aggregate_type" => Part::AggregateType,
+                "aggregate_id" => Part::AggregateId,
+                "type" => Part::Type,
+                _ => match name.strip_prefix("header:") {
+                    Some(header) if !header.is_empty() && !header.contains('.') => Part::Header(header.to_owned()),
+                    _ => {
+                        return Err(error(
+                            "placeholders are {namespace}, {service}, {aggregate_type}, {aggregate_id}, {type} and {header:NAME}, without dots",
+                        ));
+                    }
+                },
+            });
+            rest = tail;
+        }
+        parts.push(literal(rest)?);
+        let tokens = template.split('.').map(|token| if token.contains('{') { WILDCARD } else { token });
+        let shared = tokens.collect::<Vec<_>>().join(".");
+        if shared.split('.').any(str::is_empty) {
+            return Err(error("a part between two dots is empty"));
+        }
+        if template.starts_with('$') {
+            return Err(error("subjects that begin with `$` are the server's"));
+        }
+        Ok(Self { parts, shared })
+    }
+
+    /// The destination of one event.
+    pub fn of(&self, event: &Event) -> String {
+        let mut destination = String::with_capacity(64);
+        for part in &self.parts {
+            let found = match part {
+                Part::Literal(text) => {
+                    destination.push_str(text);
+                    continue;
+                }
+                Part::AggregateType => Cow::Borrowed(event.aggregate_type.as_str()),
+                Part::AggregateId => Cow::Borrowed(event.aggregate_id.as_str()),
+                Part::Type => Cow::Borrowed(event.kind.as_str()),
+                Part::Header(name) => Cow::Owned(event.header(name).unwrap_or_default()),
+            };
+            destination.push_str(&value(&found));
+        }
+        destination
+    }
+
+    /// The narrowest filter that matches every event of the outbox that has this type; `None`: of any type.
+    pub fn filter(&self, event_type: Option<&str>) -> String {
+        let mut filled = String::new();
+        for part in &self.parts {
+            match (part, event_type) {
+                (Part::Literal(text), _) => filled.push_str(text),
+                (Part::Type, Some(event_type)) => filled.push_str(&value(event_type)),
+                _ => filled.push_str(WILDCARD),
+            }
+        }
+        let tokens = filled.split('.').map(|token| if token.contains(WILDCARD) { WILDCARD } else { token });
+        tokens.collect::<Vec<_>>().join(".")
+    }
+
+    /// The filter that matches the events of every outbox with this template: `events.*.*.*.*`.
+    pub fn shared_filter(&self) -> &str {
+        &self.shared
+    }
+}
+
+fn value(value: &str) -> Cow<'_, str> {
+    escape(if value.is_empty() { EMPTY } else { value }, is_plain)
+}
+
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_graphic() && !matches!(byte, b'.' | b'*' | b'>' | b'%' | b'$')
+}
+
+/// Whether `filter` (with `*` and `>`) matches `destination`.
+pub fn matches(filter: &str, destination: &str) -> bool {
+    let mut tokens = destination.split('.');
+    for part in filter.split('.') {
+        match (part, tokens.next()) {
+            (">", Some(_)) => return true,
+            ("*", Some(_)) => {}
+            (part, Some(token)) if part == token => {}
+            _ => return false,
+        }
+    }
+    tokens.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::event::Position;
+
+    const DEFAULT: &str = "events.{namespace}.{service}.{aggregate_type}.{type}";
+
+    fn parse(template: &str) -> Template {
+        Template::parse(template, "shop", "orders").unwrap()
+    }
+
+    fn event(aggregate_type: &str, kind: &str) -> Event {
+        Event {
+            id: Uuid::nil(),
+            aggregate_type: aggregate_type.into(),
+            aggregate_id: "1".into(),
+            kind: kind.into(),
+            payload: Bytes::new(),
+            headers: Bytes::from_static(br#"{"X-Tenant": "a.b", "n": 7, "list": []}"#),
+            created_at: 0,
+            position: Position::default(),
+        }
+    }
+
+    #[test]
+    fn placeholders_are_replaced_by_values() {
+        for (template, destination, filter, shared) in [
+            (DEFAULT, "events.shop.orders.order.OrderCreated", "events.shop.orders.*.*", "events.*.*.*.*"),
+            ("{service}.{aggregate_type}.v1-{type}", "orders.order.v1-OrderCreated", "orders.*.*", "*.*.*"),
+            ("e.{namespace}-{service}.{aggregate_id}", "e.shop-orders.1", "e.shop-orders.*", "e.*.*"),
+            ("e.{header:X-Tenant}.{header:n}", "e.a%2Eb.7", "e.*.*", "e.*.*"),
+            ("e.{header:none}.{header:list}", "e._._", "e.*.*", "e.*.*"),
+            ("e.all", "e.all", "e.all", "e.all"),
+        ] {
+            let parsed = parse(template);
+            assert_eq!(parsed.of(&event("order", "OrderCreated")), destination, "{template}");
+            assert_eq!((parsed.filter(None).as_str(), parsed.shared_filter()), (filter, shared), "{template}");
+        }
+    }
+
+    #[test]
+    fn outboxes_of_one_template_have_destinations_of_their_own() {
+        for (namespace, service) in [("delivery", "orders"), ("shop", "customers"), ("shop.orders", "x")] {
+            let other = Template::parse(DEFAULT, namespace, service).unwrap().of(&event("order", "OrderCreated"));
+            assert!(!matches(&parse(DEFAULT).filter(None), &other), "{other}");
+            assert!(matches(parse(DEFAULT).shared_filter(), &other), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_filter_for_a_type_is_as_narrow_as_it_can_be() {
+        for (template, event_type, filter) in [
+            (DEFAULT, "OrderCreated", "events.shop.orders.*.OrderCreated"),
+            ("{type}", "OrderCreated", "OrderCreated"),
+            ("shop.v1-{type}.x", "Order_Created-2", "shop.v1-Order_Created-2.x"),
+            ("shop.{aggregate_type}-{type}", "OrderCreated", "shop.*"),
+            ("shop.{aggregate_type}", "OrderCreated", "shop.*"),
+            ("shop.all", "OrderCreated", "shop.all"),
+            ("shop.{type}", "Order.Created", "shop.Order%2ECreated"),
+            ("shop.{type}", "", "shop._"),
+        ] {
+            let template = parse(template);
+            assert_eq!(template.filter(Some(event_type)), filter, "{template:?} {event_type}");
+            assert!(matches(filter, &template.of(&event("order", event_type))), "{filter}");
+        }
+    }
+
+    #[test]
+    fn no_value_breaks_the_destination() {
+        for value in ["a.b", "*", ">", "a b", "a\tb", "a\r\nPUB x 0", "", "ü", "%", "$JS", "a.>", "."] {
+            let template = Template::parse(DEFAULT, value, value).unwrap();
+            let destination = template.of(&event(value, value));
+            assert_eq!(destination.split('.').count(), 5, "{destination}");
+            assert!(
+                destination.split('.').all(|token| !token.is_empty() && token != "*" && token != ">"),
+                "{destination}"
+            );
+            assert!(destination.bytes().all(|b| b.is_ascii_graphic()), "{destination}");
+            assert!(matches(&template.filter(None), &destination), "{destination}");
+        }
+        let template = parse(DEFAULT);
+        assert_ne!(template.of(&event("a.b", "t")), template.of(&event("a_b", "t")));
+    }
+
+    #[test]
+    fn a_template_that_cannot_work_is_refused() {
+        for template in [
+            "",
+            "events..x",
+            "events.{id}",
+            "events.{header:}",
+            "events.{header:a.b}",
+            "events.{type",
+            "a b",
+            "events.*",
+            "events.>",
+            ".a",
+            "a.",
+            "$JS.API",
+            "a}",
+        ] {
+            assert!(Template::parse(template, "shop", "orders").is_err(), "{template}");
+        }
+    }
+
+    #[test]
+    fn filters_match_as_the_server_matches() {
+        for (filter, subject, expected) in [
+            ("a.b", "a.b", true),
+            ("a.*", "a.b", true),
+            ("a.*", "a.b.c", false),
+            ("a.>", "a.b.c", true),
+            ("a.>", "a", false),
+            (">", "a", true),
+            ("a.b", "a", false),
+            ("a", "a.b", false),
+        ] {
+            assert_eq!(matches(filter, subject), expected, "{filter} {subject}");
+        }
+    }
+}
