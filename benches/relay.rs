@@ -80,7 +80,7 @@ async fn drain(setting: &Setting, mode: Mode, events: u64, aggregates: u64) {
         let relay = setting.start_relay();
         relay.until("ready", |status| status.leading && status.ready).await;
         if mode == Mode::LogTailing {
-            database::until(&client, "select exists (select from weft.relay_checkpoint where copied)").await;
+            database::until(&client, "select exists (select from weft.relay_ledger where lsn is not null)").await;
         }
     }
     let rows = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload) \

@@ -21,10 +21,10 @@ async fn saga_gets_stuck_loudly() {
             world.apply_service(&microservice(service)).await?;
         }
         let mut trip = saga("trip", "stock", "travel");
-        // Only of the step whose undo will fail, lest a slow machine exhausts another one's attempts. The pauses are long, so
-        // that a Service that is not everywhere known yet costs no second attempt, and that it is `retry` which mends it.
+        // Only of the step whose undo will fail. Its `do` has the same attempts: enough of them for a Service that is not
+        // everywhere known yet on a slow machine.
         let book = &mut trip["spec"]["steps"][1];
-        book["retry"] = json!({"maxAttempts": 2, "initialBackoff": "10s", "maxBackoff": "10m"});
+        book["retry"] = json!({"maxAttempts": 4, "initialBackoff": "4s", "maxBackoff": "10m"});
         world.apply(&trip).await?;
         world.ready::<Saga>("trip").await?;
         for service in ["stock", "travel"] {

@@ -228,7 +228,7 @@ async fn change_held(client: &Client, entry: &Entry<'_>) -> Result<(), tokio_pos
         let statement = "
             insert into weft.relay_held (seq, key, txid, lsn, index, cause, attempts, retry_at)
             select seq, key, txid::xid8, lsn::pg_lsn, index, cause, (cause is not null)::int,
-                   case when cause is not null then now() + interval '15 s' end
+                   case when cause is not null then now() + interval '1 s' end
               from unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::bigint[], $6::text[])
                    with ordinality as h (seq, key, txid, lsn, index, cause, place)
              order by place
@@ -246,7 +246,8 @@ async fn change_held(client: &Client, entry: &Entry<'_>) -> Result<(), tokio_pos
     if !entry.refused.is_empty() {
         let statement = "
             update weft.relay_held as h
-               set cause = r.cause, attempts = attempts + 1, retry_at = now() + interval '15 s'
+               set cause = r.cause, attempts = attempts + 1,
+                   retry_at = now() + least(interval '1 s' * (2 ^ least(attempts, 6)), interval '30 s')
               from unnest($1::bigint[], $2::text[]) as r (seq, cause) where h.seq = r.seq";
         let (seqs, causes): (Vec<i64>, Vec<&str>) =
             entry.refused.iter().map(|(seq, cause)| (*seq, cause.as_str())).unzip();
