@@ -71,11 +71,16 @@ pub(super) fn failure(code: &str, message: &str) -> Answer {
 
 /// Classifies the answer of `service`. 2xx is success; 4xx except 408, 425 and 429 is a definite failure; everything else is
 /// unknown.
-pub(super) fn classify(service: &str, raw: Raw) -> Answer {
+///
+/// `doubtful`: the command may have had its effect already, because the outcome of an earlier attempt is unknown, or because
+/// a 202 has accepted it. Then only a statement about the command itself, 409 or 422, is a definite failure. Any other 4xx
+/// may be the answer of a proxy, or of a pod that has never reached the handler, and says nothing about the earlier attempt.
+pub(super) fn classify(service: &str, raw: Raw, doubtful: bool) -> Answer {
     match raw.status {
         200..=201 | 203..=299 => Answer::Success(raw.body.as_deref().and_then(reply)),
         202 => unknown(&format!("{service} answered HTTP 202 without a Location to poll")),
         408 | 425 | 429 | 500..=599 => unknown_status(service, &raw),
+        400..=408 | 410..=421 | 423..=499 if doubtful => unknown_status(service, &raw),
         400..=499 => {
             let said = Explanation::of(&raw);
             let status = raw.status;
@@ -83,16 +88,6 @@ pub(super) fn classify(service: &str, raw: Raw) -> Answer {
             failure(&code, said.text.as_deref().unwrap_or(&format!("{service} answered HTTP {status}")))
         }
         status => unknown(&format!("{service} answered HTTP {status}, which is not a valid answer to a command")),
-    }
-}
-
-/// Classifies the answer from the `Location` of a 202. The command was accepted by then, so only a statement about the
-/// command itself, 409 or 422, is a definite failure. Any other 4xx means that the poll failed (the service forgot the job,
-/// or moved it); the command's outcome is unknown.
-pub(super) fn classify_accepted(service: &str, raw: Raw) -> Answer {
-    match raw.status {
-        400..=408 | 410..=421 | 423..=499 => unknown_status(service, &raw),
-        _ => classify(service, raw),
     }
 }
 
@@ -199,7 +194,7 @@ mod tests {
     }
 
     fn answer(status: u16, body: &str) -> Answer {
-        classify("customers", raw(status, body))
+        classify("customers", raw(status, body), false)
     }
 
     #[test]
@@ -216,15 +211,15 @@ mod tests {
     }
 
     #[test]
-    fn once_accepted_a_command_fails_only_by_409_and_422() {
-        let accepted = |status| classify_accepted("customers", raw(status, ""));
+    fn a_command_that_may_have_had_its_effect_fails_only_by_409_and_422() {
+        let repeated = |status| classify("customers", raw(status, r#"{"code": "NoRoute"}"#), true);
         for status in [409, 422] {
-            assert_eq!(accepted(status).outcome(), "failure", "{status}");
+            assert_eq!(repeated(status).outcome(), "failure", "{status}");
         }
-        for status in [400, 401, 403, 404, 405, 408, 410, 429, 500, 503] {
-            assert_eq!(accepted(status).outcome(), "unknown", "{status}");
+        for status in [400, 401, 403, 404, 405, 408, 410, 413, 421, 429, 451, 500, 503] {
+            assert_eq!(repeated(status).outcome(), "unknown", "{status}");
         }
-        assert_eq!(accepted(200), Answer::Success(None));
+        assert_eq!(repeated(200).outcome(), "success");
     }
 
     #[test]
@@ -271,7 +266,9 @@ mod tests {
             (raw(500, ""), None),
         ] {
             let body = raw.body.clone();
-            let Answer::Unknown { message, detail, retry_after_ms } = classify("customers", raw) else { panic!() };
+            let Answer::Unknown { message, detail, retry_after_ms } = classify("customers", raw, false) else {
+                panic!()
+            };
             assert_eq!((message.as_str(), detail.as_deref()), ("customers answered HTTP 500", text), "{body:?}");
             assert_eq!(retry_after_ms, Some(3_000));
         }
@@ -282,7 +279,7 @@ mod tests {
         let Answer::Success(Some(json)) = answer(200, r#"{"id": 1}"#) else { panic!() };
         assert_eq!(json.as_str(), r#"{"id": 1}"#);
         assert_eq!(answer(200, "fine"), Answer::Success(None));
-        assert_eq!(classify("customers", Raw { body: None, ..raw(200, "") }), Answer::Success(None));
+        assert_eq!(classify("customers", Raw { body: None, ..raw(200, "") }, false), Answer::Success(None));
     }
 
     #[test]

@@ -14,9 +14,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use super::{
-    answer,
+    answer::{self, Answer},
     catalogue::{Catalogue, Compiled, Facts},
     counts::Counted,
+    lease::Lease,
     log::{self, Acknowledge, CONGESTED, Entry, Queue, Recorded, Row, Unrecorded},
     meters::Meters,
     transport::{self, Permit, Transport},
@@ -130,7 +131,7 @@ struct Prepared {
     compiled: Arc<Compiled>,
     facts: Facts,
     /// A clone of [`Instance::calls`].
-    call_guard: Arc<()>,
+    _call_guard: Arc<()>,
 }
 
 /// The result of a start.
@@ -150,6 +151,7 @@ pub(super) struct Engine {
     pub(super) queue: Queue,
     pub(super) catalogue: Catalogue,
     transport: Transport,
+    pub(super) lease: Lease,
     pub(super) meters: Meters,
     pub(super) tasks: TaskTracker,
     /// When cancelled, no new call is sent.
@@ -168,6 +170,7 @@ impl Engine {
             queue: Queue::default(),
             catalogue: Catalogue::default(),
             transport: Transport::default(),
+            lease: Lease::default(),
             meters,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
@@ -398,32 +401,47 @@ impl Engine {
             let pause = tokio::time::sleep(Duration::from_millis(command.after_ms));
             tokio::select! { () = pause => {} () = self.stopping.cancelled() => return }
         }
-        let Some(permit) = self.acquire_permit(id, command).await else { return };
-        let Some(Prepared { compiled, facts, call_guard }) = self.prepare(id, command) else { return };
-        let Some((call, timeout_ms)) = command.at.call(&compiled.definition) else { return };
-        let began = Instant::now();
-        let answer = match compiled.body(command.at, &facts) {
-            Err(why) => answer::failure(codes::EXPRESSION, &why),
-            Ok(body) => {
-                let step = command.at.step(&compiled.definition).unwrap_or_default();
-                let operation = command.at.operation().unwrap_or_default();
-                let call = transport::Call {
-                    service: &call.service,
-                    method: &call.method,
-                    url: &call.url,
-                    body,
-                    idempotency_key: format!("{id}/{step}/{operation}"),
-                    traceparent: traceparent(id, command),
-                    correlation_id: id.to_string(),
-                    timeout: Duration::from_millis(timeout_ms),
-                };
-                self.transport.call(&call, permit).await
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stopping.cancelled() => return,
+                () = self.lease.until_young() => {}
             }
+            let Some(permit) = self.acquire_permit(id, command).await else { return };
+            let Some(prepared) = self.prepare(id, command) else { return };
+            let began = Instant::now();
+            // without an answer nothing was sent: another process may have this instance by the time the lease is young
+            if let Some(answer) = self.call(id, command, &prepared, permit).await {
+                self.meters.called(&prepared.compiled.definition.name, answer.outcome(), began.elapsed());
+                self.handle_event(id, &answer.into_event(command.at, command.attempt));
+                return;
+            }
+        }
+    }
+
+    /// `None`: the lease was too old, and nothing was sent.
+    async fn call(&self, id: Uuid, command: Command, prepared: &Prepared, permit: Permit) -> Option<Answer> {
+        let compiled = &prepared.compiled;
+        let (call, timeout_ms) = command.at.call(&compiled.definition)?;
+        let body = match compiled.body(command.at, &prepared.facts) {
+            Ok(body) => body,
+            Err(why) => return Some(answer::failure(codes::EXPRESSION, &why)),
         };
-        let definition = &compiled.definition;
-        self.meters.called(&definition.name, answer.outcome(), began.elapsed());
-        self.handle_event(id, &answer.into_event(command.at, command.attempt));
-        drop(call_guard);
+        let step = command.at.step(&compiled.definition).unwrap_or_default();
+        let operation = command.at.operation().unwrap_or_default();
+        let call = transport::Call {
+            service: &call.service,
+            method: &call.method,
+            url: &call.url,
+            body,
+            idempotency_key: format!("{id}/{step}/{operation}"),
+            traceparent: traceparent(id, command),
+            correlation_id: id.to_string(),
+            timeout: Duration::from_millis(timeout_ms),
+            doubtful: command.attempt > 1,
+            lease: &self.lease,
+        };
+        self.transport.call(&call, permit).await
     }
 
     /// Waits for a concurrency permit for the target service. `None` when the process is shutting down.
@@ -452,7 +470,7 @@ impl Engine {
         Some(Prepared {
             compiled: Arc::clone(&instance.compiled),
             facts: Facts::of(&instance.state),
-            call_guard: Arc::clone(&instance.calls),
+            _call_guard: Arc::clone(&instance.calls),
         })
     }
 

@@ -12,6 +12,7 @@ mod catalogue;
 mod cli;
 mod counts;
 mod engine;
+mod lease;
 mod liveness;
 mod log;
 mod meters;

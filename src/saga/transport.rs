@@ -23,7 +23,10 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
-use super::answer::{self, Answer, MAX_REPLY, Raw};
+use super::{
+    answer::{self, Answer, MAX_REPLY, Raw},
+    lease::Lease,
+};
 use crate::outage::with_causes;
 
 /// Maximum number of concurrent requests to one service; further ones wait for a [`Permit`] before their time-out
@@ -48,10 +51,16 @@ pub(super) struct Call<'a> {
     pub traceparent: String,
     pub correlation_id: String,
     pub timeout: Duration,
+    /// The outcome of an earlier attempt is unknown.
+    pub doubtful: bool,
+    /// Must be young when the command is sent.
+    pub lease: &'a Lease,
 }
 
 #[derive(Debug, thiserror::Error)]
 enum TransportError {
+    #[error("the lease is too old for a call")]
+    LeaseTooOld,
     #[error("`{0}` is not an absolute http:// URL")]
     Address(String),
     #[error("connecting to {0}")]
@@ -105,14 +114,16 @@ impl Transport {
         permit
     }
 
-    /// Makes the call and classifies its outcome; every error is an outcome too.
-    pub(super) async fn call(&self, call: &Call<'_>, permit: Permit) -> Answer {
+    /// Makes the call and classifies its outcome; every error is an outcome too. `None`: nothing was sent, because the
+    /// lease was too old.
+    pub(super) async fn call(&self, call: &Call<'_>, permit: Permit) -> Option<Answer> {
         match tokio::time::timeout(call.timeout, self.exchange(call, permit)).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => answer::unknown(&format!("calling {}: {}", call.service, with_causes(&error))),
+            Ok(Ok(answer)) => Some(answer),
+            Ok(Err(TransportError::LeaseTooOld)) => None,
+            Ok(Err(error)) => Some(answer::unknown(&format!("calling {}: {}", call.service, with_causes(&error)))),
             Err(_elapsed) => {
                 let milliseconds = call.timeout.as_millis();
-                answer::unknown(&format!("{} did not answer within {milliseconds} ms", call.service))
+                Some(answer::unknown(&format!("{} did not answer within {milliseconds} ms", call.service)))
             }
         }
     }
@@ -141,10 +152,10 @@ impl Transport {
                 .body(Full::new(Bytes::from(call.body.clone())))
                 .map_err(TransportError::Request)
         };
-        let raw = self.send(&host, request).await?;
+        let raw = self.send(&host, request, || call.lease.is_young()).await?;
         match raw.location.as_deref() {
             Some(location) if raw.status == 202 => self.poll(&url, &host, location, call, permit).await,
-            _ => Ok(answer::classify(call.service, raw)),
+            _ => Ok(answer::classify(call.service, raw, call.doubtful)),
         }
     }
 
@@ -176,9 +187,9 @@ impl Transport {
                     .body(Full::new(Bytes::new()))
                     .map_err(TransportError::Request)
             };
-            let raw = self.send(host, request).await?;
+            let raw = self.send(host, request, || true).await?;
             if raw.status != 202 {
-                return Ok(answer::classify_accepted(call.service, raw));
+                return Ok(answer::classify(call.service, raw, true));
             }
         }
     }
@@ -187,6 +198,7 @@ impl Transport {
         &self,
         host: &str,
         request: impl Fn() -> Result<Request<Full<Bytes>>, TransportError>,
+        may_send: impl Fn() -> bool,
     ) -> Result<Raw, TransportError> {
         let mut request = request()?;
         loop {
@@ -194,6 +206,9 @@ impl Transport {
                 Some(connection) => (connection, false),
                 None => (connect(host).await?, true),
             };
+            if !may_send() {
+                return Err(TransportError::LeaseTooOld);
+            }
             match connection.sender.try_send_request(request).await {
                 Ok(response) => return self.receive(host, connection, response).await,
                 Err(mut error) => match error.take_message() {

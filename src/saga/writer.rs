@@ -115,7 +115,11 @@ impl Writer {
             let missing_partitions = held.len() < usize::from(PARTITIONS.unsigned_abs());
             tokio::select! {
                 biased;
-                _ = renew.tick() => self.report_silence(session.renew_lease(&self.holder)).await?,
+                _ = renew.tick() => {
+                    let sent = Instant::now();
+                    self.report_silence(session.renew_lease(&self.holder)).await?;
+                    self.engine.lease.renewed(sent);
+                }
                 () = self.engine.queue.filled() => self.commit(&session, in_flight_commit).await?,
                 () = self.close.cancelled() => return Ok(()),
                 _ = retry.tick(), if missing_partitions => self.acquire(&mut session, held, in_flight_commit).await?,

@@ -134,6 +134,29 @@ async fn an_accepted_step_that_the_service_forgot_is_unknown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_proxy_answers_to_a_repeated_call_turns_nothing_back() {
+    let world = World::new().await;
+    let orchestrator = world.orchestrator().await;
+    for status in [400, 401, 404, 413] {
+        // the pivot, a step that could be undone, and an undo
+        for (command, code) in [("charge", None), ("pack", None), ("undo-pack", Some("CreditLimitExceeded"))] {
+            world.participant.behave(command, Behaviour::LoseTheAnswerThen(status));
+            world.participant.behave("charge", code.map_or(Behaviour::Succeed, Behaviour::Refuse));
+            if command == "charge" {
+                world.participant.behave(command, Behaviour::LoseTheAnswerThen(status));
+            }
+            let view = orchestrator.to_its_end("order", &json!({"orderId": "o-1", "total": 1})).await;
+            let (state, effects): (_, &[&str]) = match code {
+                None => ("Completed", &["reserve do", "pack do", "charge do", "ship do"]),
+                Some(_) => ("Compensated", &["reserve do", "pack do", "pack undo", "reserve undo", "onCompensated do"]),
+            };
+            assert_eq!(view["state"], state, "{command} {status}: {view}");
+            assert_eq!(world.participant.effects(&id(&view)), effects, "{command} {status}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deadline_compensates_before_the_pivot() {
     let world = World::new().await;
     let deadline = |order: &mut Definition| {

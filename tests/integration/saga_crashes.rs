@@ -89,7 +89,7 @@ async fn sagas_continue_after_a_killed_database_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stopped_orchestrator_cannot_write_after_it_was_taken_over_from() {
+async fn a_stopped_orchestrator_neither_writes_nor_calls_after_it_was_taken_over_from() {
     let world = World::new().await;
     let first = two_sagas(&world).await;
     let started = start_all(&world, &first).await;
@@ -104,6 +104,8 @@ async fn a_stopped_orchestrator_cannot_write_after_it_was_taken_over_from() {
     let client = world.database.superuser().await;
     let rows = "select count(*), coalesce(sum(hashtext(id::text || seq || body)), 0) from weft.saga_event";
     let before = client.query_one(rows, &[]).await.unwrap();
+    // what it had sent before it was stopped has arrived long ago
+    let calls = world.participant.all();
     first.signal("-CONT");
     servers::until("the first one has dropped its partitions", async || {
         !first.is_ready().await && first.status().await["sagas"]["order"]["running"] == 0
@@ -115,6 +117,7 @@ async fn a_stopped_orchestrator_cannot_write_after_it_was_taken_over_from() {
     let (status, problem) = first.start_saga("order", &json!({"orderId": "late"}), "", None).await;
     assert_eq!(status, 503, "{problem}");
     check(&world, &started);
+    assert_eq!(world.participant.all(), calls, "calls of a process that was taken over from");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -31,6 +31,10 @@ pub enum Behaviour {
     Fail(Value),
     /// 503 after the effect.
     LoseTheAnswer,
+    /// 503 after the effect; the next attempt does not reach the handler and gets this status; then success.
+    LoseTheAnswerThen(u16),
+    /// The handler is not reached: this status; then success.
+    NotReached(u16),
     /// Success after this time; the effect at once.
     Slow(Duration),
     /// No effect, and no answer until the behaviour changes; then 503.
@@ -106,6 +110,11 @@ impl Participant {
         of.map(|(_, body, headers)| (body.clone(), headers.clone())).collect()
     }
 
+    /// How many calls there were.
+    pub fn all(&self) -> usize {
+        self.inner.lock().unwrap().calls.len()
+    }
+
     pub fn count(&self, command: &str) -> usize {
         self.calls(command).len()
     }
@@ -152,12 +161,19 @@ async fn command(
                 | Behaviour::Fail(_)
                 | Behaviour::NoAnswer
                 | Behaviour::TooMany
+                | Behaviour::NotReached(_)
         );
         if !nothing {
             inner.effect(saga, step, operation);
         }
-        if behaviour == Behaviour::TooMany {
-            inner.behaviours.insert(command.clone(), Behaviour::Succeed);
+        match behaviour {
+            Behaviour::TooMany | Behaviour::NotReached(_) => {
+                inner.behaviours.insert(command.clone(), Behaviour::Succeed);
+            }
+            Behaviour::LoseTheAnswerThen(status) => {
+                inner.behaviours.insert(command.clone(), Behaviour::NotReached(status));
+            }
+            _ => {}
         }
         behaviour
     };
@@ -170,7 +186,10 @@ async fn command(
             (StatusCode::CONFLICT, [(header::CONTENT_TYPE, "application/problem+json")], problem.to_string())
                 .into_response()
         }
-        Behaviour::Unavailable | Behaviour::LoseTheAnswer => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        Behaviour::NotReached(status) => StatusCode::from_u16(status).unwrap().into_response(),
+        Behaviour::Unavailable | Behaviour::LoseTheAnswer | Behaviour::LoseTheAnswerThen(_) => {
+            StatusCode::SERVICE_UNAVAILABLE.into_response()
+        }
         Behaviour::Fail(body) => (StatusCode::INTERNAL_SERVER_ERROR, Json(body)).into_response(),
         Behaviour::Slow(time) => {
             tokio::time::sleep(time).await;
