@@ -52,7 +52,7 @@ mod tests {
         let lease = Lease::default();
         assert!(!lease.is_young());
         lease.renewed(Instant::now());
-        tokio::time::advance(YOUNG - Duration::from_millis(1)).await;
+        tokio::time::advance(YOUNG.saturating_sub(Duration::from_millis(1))).await;
         assert!(lease.is_young());
         lease.until_young().await;
         tokio::time::advance(Duration::from_millis(1)).await;
