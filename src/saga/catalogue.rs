@@ -103,6 +103,22 @@ struct Inner {
     /// By saga, the version that new instances start with.
     current: BTreeMap<String, Arc<Compiled>>,
     counts: BTreeMap<String, Arc<Counts>>,
+    /// Where the services of the current definitions are, by service.
+    services: HashMap<String, Service>,
+}
+
+#[derive(Debug)]
+struct Service {
+    /// Scheme and authority: `http://HOST:PORT`.
+    origin: String,
+    /// By command.
+    addresses: HashMap<String, Address>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Address {
+    pub method: String,
+    pub url: String,
 }
 
 impl Catalogue {
@@ -121,9 +137,34 @@ impl Catalogue {
         inner.insert(definition)
     }
 
+    /// Where a call of `definition` goes now, if that is elsewhere than the definition says: it may be an older one, and what
+    /// an instance does is pinned to its definition, but not where its participants are. A command that no current definition
+    /// has goes to where its service is.
+    pub(super) fn moved(&self, definition: &Definition, call: &Call) -> Option<Address> {
+        let inner = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let current = inner.current.get(&definition.name);
+        if current.is_some_and(|current| current.definition.version == definition.version) {
+            return None;
+        }
+        let service = inner.services.get(&call.service)?;
+        let address = service.addresses.get(&call.command).cloned().or_else(|| {
+            let (_, path) = split(&call.url)?;
+            Some(Address { method: call.method.clone(), url: format!("{}{path}", service.origin) })
+        });
+        address.filter(|address| (&address.method, &address.url) != (&call.method, &call.url))
+    }
+
     /// Makes exactly `definitions` current. Each must be stored already.
     pub(super) fn publish(&self, definitions: Vec<Definition>) {
         let mut inner = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        inner.services.clear();
+        for call in definitions.iter().flat_map(Definition::calls) {
+            let Some((origin, _)) = split(&call.url) else { continue };
+            let new = || Service { origin: origin.to_owned(), addresses: HashMap::new() };
+            let service = inner.services.entry(call.service.clone()).or_insert_with(new);
+            let address = Address { method: call.method.clone(), url: call.url.clone() };
+            service.addresses.insert(call.command.clone(), address);
+        }
         let current = definitions.into_iter().map(|definition| (definition.name.clone(), inner.insert(definition)));
         inner.current = current.collect();
     }
@@ -151,5 +192,78 @@ impl Inner {
         let compiled =
             versions.entry(definition.version.clone()).or_insert_with(|| Arc::new(Compiled::new(definition, counts)));
         Arc::clone(compiled)
+    }
+}
+
+/// Origin and path of an absolute URL.
+fn split(url: &str) -> Option<(&str, &str)> {
+    let authority = url.find("://")? + 3;
+    let path = url.get(authority..)?.find('/').map_or(url.len(), |path| authority + path);
+    url.split_at_checked(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(service: &str, command: &str, url: &str) -> Call {
+        Call {
+            service: service.to_owned(),
+            command: command.to_owned(),
+            method: "POST".to_owned(),
+            url: url.to_owned(),
+            with: BTreeMap::new(),
+        }
+    }
+
+    fn definition(name: &str, calls: &[Call]) -> Definition {
+        let step = |call: &Call| crate::domain::saga::definition::Step {
+            name: call.command.clone(),
+            pivot: false,
+            action: call.clone(),
+            undo: None,
+            timeout_ms: 1,
+            retry: crate::domain::saga::definition::RetryPolicy::default(),
+            failures: BTreeMap::new(),
+        };
+        Definition {
+            name: name.to_owned(),
+            version: String::new(),
+            deadline_ms: 1,
+            steps: calls.iter().map(step).collect(),
+            on_compensated: None,
+        }
+        .seal()
+    }
+
+    #[test]
+    fn an_older_definition_calls_where_its_participants_are_now() {
+        let (reserve, ship) =
+            (call("stock", "reserve", "http://stock:80/r"), call("stock", "ship", "http://stock:80/s"));
+        let charge = call("bank", "charge", "http://bank:80/c");
+        let older = definition("order", &[reserve.clone(), ship.clone(), charge.clone()]);
+        let moved = call("stock", "reserve", "http://stock:8080/v2/reserve");
+        let newer = definition("order", std::slice::from_ref(&moved));
+        let catalogue = Catalogue::default();
+        catalogue.publish(vec![older.clone()]);
+        assert_eq!(catalogue.moved(&older, &reserve), None);
+        catalogue.publish(vec![newer.clone()]);
+        let url = |definition: &Definition, call: &Call| catalogue.moved(definition, call).map(|address| address.url);
+        assert_eq!(url(&older, &reserve).as_deref(), Some("http://stock:8080/v2/reserve"));
+        // the newer one does not have this command: its path, where the service is
+        assert_eq!(url(&older, &ship).as_deref(), Some("http://stock:8080/s"));
+        // nobody knows better
+        assert_eq!(url(&older, &charge), None);
+        assert_eq!(url(&newer, &moved), None);
+        // the saga is deleted, another one calls the service
+        catalogue.publish(vec![definition("other", &[call("bank", "refund", "http://bank:9090/refund")])]);
+        assert_eq!(url(&older, &charge).as_deref(), Some("http://bank:9090/c"));
+    }
+
+    #[test]
+    fn an_url_has_an_origin_and_a_path() {
+        assert_eq!(split("http://a:80/b/c"), Some(("http://a:80", "/b/c")));
+        assert_eq!(split("http://a"), Some(("http://a", "")));
+        assert_eq!(split("a/b"), None);
     }
 }

@@ -429,10 +429,12 @@ impl Engine {
         };
         let step = command.at.step(&compiled.definition).unwrap_or_default();
         let operation = command.at.operation().unwrap_or_default();
+        let moved = self.catalogue.moved(&compiled.definition, call);
+        let (method, url) = moved.as_ref().map_or((&call.method, &call.url), |moved| (&moved.method, &moved.url));
         let call = transport::Call {
             service: &call.service,
-            method: &call.method,
-            url: &call.url,
+            method,
+            url,
             body,
             idempotency_key: format!("{id}/{step}/{operation}"),
             traceparent: traceparent(id, command),

@@ -6,7 +6,7 @@ use serde_json::json;
 use weft::domain::saga::definition::Definition;
 
 use crate::{
-    saga_participant::Behaviour,
+    saga_participant::{Behaviour, Participant},
     saga_world::{World, history_lines, id},
     servers,
 };
@@ -344,6 +344,29 @@ async fn a_new_definition_is_for_new_instances() {
     let second = orchestrator.to_its_end("order", &input).await;
     assert_eq!(second["version"], new.as_str());
     assert_eq!(world.participant.effects(&id(&second)), ["reserve do", "charge do", "ship do"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_follows_its_participants_to_where_they_are_now() {
+    let world = World::new().await;
+    let mut orchestrator = world.orchestrator_of(|order| order.steps[1].retry.max_attempts = 1000).await;
+    world.participant.behave("pack", Behaviour::Unavailable);
+    let (_, first) = orchestrator.start_saga("order", &json!({"orderId": "o-1", "total": 1}), "", None).await;
+    servers::until("a call is made", async || world.participant.count("pack") > 0).await;
+    let (now, old) = (Participant::start().await, orchestrator.contract.sagas[0].version.clone());
+    let mut contract = orchestrator.contract.clone();
+    let steps = &mut contract.sagas[0].steps;
+    for step in steps.iter_mut() {
+        for call in std::iter::once(&mut step.action).chain(&mut step.undo) {
+            call.url = now.url(call.url.rsplit('/').next().unwrap());
+        }
+    }
+    contract.sagas[0] = contract.sagas[0].clone().seal();
+    orchestrator.rewrite(contract);
+    let detail = orchestrator.until_state("order", &id(&first), "Completed").await;
+    assert_eq!(detail["version"], old.as_str());
+    assert_eq!(world.participant.effects(&id(&first)), ["reserve do"]);
+    assert_eq!(now.effects(&id(&first)), ["pack do", "charge do", "ship do"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

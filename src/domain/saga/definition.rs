@@ -37,6 +37,12 @@ impl Definition {
         self
     }
 
+    /// All calls: of the steps, and after a compensation.
+    pub fn calls(&self) -> impl Iterator<Item = &Call> {
+        let of_steps = self.steps.iter().flat_map(|step| std::iter::once(&step.action).chain(&step.undo));
+        of_steps.chain(&self.on_compensated)
+    }
+
     /// Index of the point of no return, if the saga has one.
     pub fn pivot(&self) -> Option<usize> {
         self.steps.iter().position(|step| step.pivot)
@@ -64,7 +70,8 @@ pub struct Step {
     pub failures: BTreeMap<String, String>,
 }
 
-/// A command of a participant, with its address.
+/// A command of a participant, with the address that it had when the definition was made. An instance of an older definition
+/// calls where the command is now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Call {
