@@ -1,9 +1,12 @@
 //! Classifies a participant's answer: success, definite failure, or unknown.
 
 use bytes::Bytes;
-use serde_json::{Map, Value, value::RawValue};
+use serde_json::{Map, Value};
 
-use crate::domain::saga::state::{Event, Json, Phase};
+use crate::domain::saga::{
+    json,
+    state::{Event, Json, Phase},
+};
 
 /// A longer reply is discarded.
 pub(super) const MAX_REPLY: usize = 64 * 1024;
@@ -25,25 +28,19 @@ pub(super) struct Raw {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Answer {
-    Success(Option<Json>),
+    /// `note`: why the body is not the reply.
+    Success { reply: Option<Json>, note: Option<String> },
     /// `message` is the participant's own text, or the status.
-    Failure {
-        code: String,
-        message: String,
-    },
+    Failure { code: String, message: String },
     /// `message` has nothing that the participant wrote; that is in `detail`.
-    Unknown {
-        message: String,
-        detail: Option<String>,
-        retry_after_ms: Option<u64>,
-    },
+    Unknown { message: String, detail: Option<String>, retry_after_ms: Option<u64> },
 }
 
 impl Answer {
     /// The event for an instance whose call (`at`, `attempt`) got this answer.
     pub(super) fn into_event(self, at: Phase, attempt: u32) -> Event {
         match self {
-            Self::Success(reply) => Event::Succeeded { at, attempt, reply },
+            Self::Success { reply, note } => Event::Succeeded { at, attempt, reply, note },
             Self::Failure { code, message } => Event::Failed { at, attempt, code, message },
             Self::Unknown { message, detail, retry_after_ms } => {
                 Event::Unknown { at, attempt, message, detail, retry_after_ms }
@@ -54,7 +51,7 @@ impl Answer {
     /// The label for metrics.
     pub(super) fn outcome(&self) -> &'static str {
         match self {
-            Self::Success(_) => "success",
+            Self::Success { .. } => "success",
             Self::Failure { .. } => "failure",
             Self::Unknown { .. } => "unknown",
         }
@@ -77,7 +74,7 @@ pub(super) fn failure(code: &str, message: &str) -> Answer {
 /// may be the answer of a proxy, or of a pod that has never reached the handler, and says nothing about the earlier attempt.
 pub(super) fn classify(service: &str, raw: Raw, doubtful: bool) -> Answer {
     match raw.status {
-        200..=201 | 203..=299 => Answer::Success(raw.body.as_deref().and_then(reply)),
+        200..=201 | 203..=299 => success(&raw),
         202 => unknown(&format!("{service} answered HTTP 202 without a Location to poll")),
         408 | 425 | 429 | 500..=599 => unknown_status(service, &raw),
         400..=408 | 410..=421 | 423..=499 if doubtful => unknown_status(service, &raw),
@@ -99,12 +96,18 @@ fn unknown_status(service: &str, raw: &Raw) -> Answer {
     }
 }
 
-/// A reply that is not JSON, or too long, is discarded: the step has succeeded all the same.
-fn reply(body: &[u8]) -> Option<Json> {
-    if body.is_empty() {
-        return None;
-    }
-    serde_json::from_slice::<Box<RawValue>>(body).ok().map(Json::from)
+/// A body that cannot be a reply is discarded, and the history says why: the step has succeeded all the same.
+fn success(raw: &Raw) -> Answer {
+    let note = |why: &str| Some(cut(&format!("the answer's body is not kept: {why}"), MAX_TEXT));
+    let (reply, note) = match raw.body.as_deref() {
+        None => (None, note(&format!("it has more than {MAX_REPLY} bytes"))),
+        Some([]) => (None, None),
+        Some(body) => match json::admit(body) {
+            Ok(reply) => (Some(reply), None),
+            Err(why) => (None, note(&why.to_string())),
+        },
+    };
+    Answer::Success { reply, note }
 }
 
 /// Parses seconds. The other form, a date, is not supported: services that want to be retried soon do not use it.
@@ -200,7 +203,7 @@ mod tests {
     #[test]
     fn an_answer_is_success_failure_or_unknown() {
         for status in [200, 201, 204] {
-            assert!(matches!(answer(status, ""), Answer::Success(None)), "{status}");
+            assert_eq!(answer(status, ""), Answer::Success { reply: None, note: None }, "{status}");
         }
         for status in [400, 401, 404, 409, 410, 422] {
             assert_eq!(answer(status, "").outcome(), "failure", "{status}");
@@ -276,10 +279,19 @@ mod tests {
 
     #[test]
     fn a_reply_is_the_json_of_a_success() {
-        let Answer::Success(Some(json)) = answer(200, r#"{"id": 1}"#) else { panic!() };
+        let Answer::Success { reply: Some(json), note: None } = answer(200, r#"{"id": 1}"#) else { panic!() };
         assert_eq!(json.as_str(), r#"{"id": 1}"#);
-        assert_eq!(answer(200, "fine"), Answer::Success(None));
-        assert_eq!(classify("customers", Raw { body: None, ..raw(200, "") }, false), Answer::Success(None));
+        let long = Raw { body: None, ..raw(200, "") };
+        for (answer, why) in [
+            (answer(200, "fine"), "it is not JSON"),
+            (answer(200, "\u{feff}{}"), "it is not JSON"),
+            (answer(200, r#"["\ud83d"]"#), "it is not JSON"),
+            (answer(200, "[12345678901234567.89]"), "the number at byte 1 has more digits"),
+            (classify("customers", long, false), "it has more than 65536 bytes"),
+        ] {
+            let Answer::Success { reply: None, note: Some(note) } = answer else { panic!("{answer:?}") };
+            assert!(note.starts_with(&format!("the answer's body is not kept: {why}")), "{note}");
+        }
     }
 
     #[test]

@@ -11,16 +11,18 @@ use axum::{
     routing::{get, post},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::{
-    engine::{Engine, EngineError},
+    engine::{Engine, EngineError, Key},
     log::Recorded,
     reader::{Listed, ReadError, Reader},
     view::{Detail, View},
 };
-use crate::domain::saga::state::{Event, Json, Status};
+use crate::domain::saga::{
+    json,
+    state::{Event, Json, Status},
+};
 
 /// Longest input of an instance.
 const MAX_INPUT: usize = 1024 * 1024;
@@ -69,6 +71,7 @@ impl ApiError {
             Self::Engine(EngineError::UnknownSaga(_)) => (StatusCode::NOT_FOUND, "UnknownSaga"),
             Self::Engine(EngineError::UnknownInstance { .. }) => (StatusCode::NOT_FOUND, "UnknownInstance"),
             Self::Engine(EngineError::Refused { .. }) => (StatusCode::CONFLICT, "Refused"),
+            Self::Engine(EngineError::KeyReused(_)) => (StatusCode::UNPROCESSABLE_ENTITY, "KeyReused"),
             Self::Engine(EngineError::NotHeld | EngineError::Unrecorded(_)) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "NotHeld")
             }
@@ -156,19 +159,26 @@ async fn start(
 ) -> Result<Response, ApiError> {
     let wait = query.wait.as_deref().map(parse_wait).transpose()?;
     let key = headers.get("idempotency-key").map(parse_key).transpose()?;
-    let started = api.engine.start(&saga, parse_input(&body)?, key).await?;
+    let input = parse_input(&body)?;
+    let started = api.engine.start(&saga, input.clone(), key.map(Key::Request)).await?;
     let mut view = started.view;
+    let stored = async || {
+        let detail = api.detail(&saga, started.id).await?;
+        // it may be an earlier instance under the same key
+        let same = serde_json::from_str::<serde_json::Value>(input.as_str()).is_ok_and(|input| input == detail.input);
+        if same { Ok(detail.view) } else { Err(ApiError::from(EngineError::KeyReused(started.id))) }
+    };
     match (started.end, wait) {
         (Some(end), Some(wait)) => {
             match tokio::time::timeout(wait, end).await {
                 Ok(Ok(ended)) => view = ended,
                 // the sender was dropped: the instance existed already, or another orchestrator holds it
-                Ok(Err(_dropped)) => view = api.detail(&saga, started.id).await?.view,
+                Ok(Err(_dropped)) => view = stored().await?,
                 Err(_elapsed) => {}
             }
         }
         (Some(_), None) => {}
-        (None, _) => view = api.detail(&saga, started.id).await?.view,
+        (None, _) => view = stored().await?,
     }
     let status = if started.recorded == Recorded::Written { StatusCode::CREATED } else { StatusCode::OK };
     let location = format!("/sagas/{saga}/{}", started.id);
@@ -179,9 +189,7 @@ fn parse_input(body: &[u8]) -> Result<Json, ApiError> {
     if body.trim_ascii().is_empty() {
         return Ok(Json::from(serde_json::value::to_raw_value(&serde_json::Map::new()).unwrap_or_default()));
     }
-    serde_json::from_slice::<Box<RawValue>>(body)
-        .map(Json::from)
-        .map_err(|error| ApiError::Invalid(format!("the body is not JSON: {error}; send the saga's input as JSON")))
+    json::admit(body).map_err(|why| ApiError::Invalid(format!("the body cannot be the saga's input: {why}")))
 }
 
 fn parse_key(value: &header::HeaderValue) -> Result<&str, ApiError> {
@@ -338,6 +346,11 @@ mod tests {
     fn an_input_is_json_or_nothing() {
         assert_eq!(parse_input(b" ").unwrap().as_str(), "{}");
         assert_eq!(parse_input(b"{\"a\":1}").unwrap().as_str(), "{\"a\":1}");
-        assert!(parse_input(b"{a}").unwrap_err().to_string().starts_with("the body is not JSON"));
+        assert!(
+            parse_input(b"{a}")
+                .unwrap_err()
+                .to_string()
+                .starts_with("the body cannot be the saga's input: it is not JSON")
+        );
     }
 }

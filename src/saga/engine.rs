@@ -25,6 +25,7 @@ use super::{
 };
 use crate::domain::saga::{
     decide::{self, Command, Decision, Moment, Refusal},
+    json,
     state::{Event, Json, Phase, State, Status, codes},
 };
 
@@ -36,6 +37,25 @@ const NOT_DURABLE_RETRY: Duration = Duration::from_millis(500);
 
 /// Namespace of the ids that are derived from idempotency keys (UUID version 5).
 const KEY_NAMESPACE: Uuid = Uuid::from_u128(0x8f1d_6a52_94f0_4c53_9a0e_2d2f_6b70_31c8);
+
+/// What makes a repeated start the same one. Keys of the two kinds are apart, also when they have the same text.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Key<'a> {
+    /// The header `Idempotency-Key`; another input under it is an error.
+    Request(&'a str),
+    /// The id of an event.
+    Event(&'a str),
+}
+
+impl Key<'_> {
+    fn id(self, saga: &str) -> Uuid {
+        let (kind, text) = match self {
+            Self::Request(text) => ("request", text),
+            Self::Event(text) => ("event", text),
+        };
+        Uuid::new_v5(&KEY_NAMESPACE, format!("{saga}\0{kind}\0{text}").as_bytes())
+    }
+}
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum EngineError {
@@ -49,6 +69,10 @@ pub(super) enum EngineError {
         // a part of the message and not a source, since the API answers with one sentence
         why: Refusal,
     },
+    #[error(
+        "the Idempotency-Key was used before, with another input; its instance is `{0}`: send another key, or the same input"
+    )]
+    KeyReused(Uuid),
     #[error("this orchestrator does not hold the instance's partition, or not yet; try again")]
     NotHeld,
     #[error("the database is not keeping up with {0} waiting changes; try again")]
@@ -183,16 +207,16 @@ impl Engine {
     }
 
     /// Starts an instance; returns when that is durable. With a `key` a second start returns the first one's instance.
-    pub(super) async fn start(&self, saga: &str, input: Json, key: Option<&str>) -> Result<Started, EngineError> {
+    pub(super) async fn start(&self, saga: &str, input: Json, key: Option<Key<'_>>) -> Result<Started, EngineError> {
         let compiled = self.catalogue.current(saga).ok_or_else(|| EngineError::UnknownSaga(saga.to_owned()))?;
         let waiting = self.queue.len();
         if waiting > CONGESTED {
             return Err(EngineError::Congested(waiting));
         }
-        let id = match key {
-            Some(key) => Uuid::new_v5(&KEY_NAMESPACE, format!("{saga}\0{key}").as_bytes()),
-            None => Uuid::now_v7(),
-        };
+        let id = key.map_or_else(Uuid::now_v7, |key| key.id(saga));
+        if matches!(key, Some(Key::Request(_))) {
+            self.check_input(id, &input)?;
+        }
         let (acknowledge, acknowledged) = oneshot::channel();
         let (end_sender, end) = oneshot::channel();
         let (view, fresh) = self.begin(id, compiled, input, acknowledge, end_sender)?;
@@ -204,6 +228,16 @@ impl Engine {
             (Recorded::Existed, _) => (Recorded::Existed, None),
         };
         Ok(Started { id, recorded, view, end })
+    }
+
+    /// An instance that is in memory must have the same input. For one that is not the caller compares what is stored.
+    fn check_input(&self, id: Uuid, input: &Json) -> Result<(), EngineError> {
+        let earlier =
+            self.shard(partition_of(id)).and_then(|shard| Some(shard.instances.get(&id)?.state.input.clone()));
+        match earlier {
+            Some(earlier) if !json::same(&earlier, input) => Err(EngineError::KeyReused(id)),
+            _ => Ok(()),
+        }
     }
 
     fn begin(

@@ -31,7 +31,7 @@ use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    engine::{Engine, EngineError},
+    engine::{Engine, EngineError, Key},
     problem::{Problems, SagaProblem},
 };
 use crate::{
@@ -39,7 +39,7 @@ use crate::{
         orchestrator::{Orchestrator, Start},
         relay::{NatsSink, Sink},
     },
-    domain::{destination::Template, event, names, saga::state::Json},
+    domain::{destination::Template, event, names, saga::json},
     nats::{self, Connection},
     outage::{Failure, Outage},
 };
@@ -291,7 +291,14 @@ impl Consumer {
             tracing::error!(saga, event = %id, "an event whose data is not JSON cannot start its saga and is dropped");
             return Some(AckKind::Term);
         };
-        match self.engine.start(saga, Json::from(data), Some(&id)).await {
+        let input = match json::admit(data.get().as_bytes()) {
+            Ok(input) => input,
+            Err(why) => {
+                tracing::error!(saga, event = %id, %why, "an event whose data cannot be an input cannot start its saga and is dropped");
+                return Some(AckKind::Term);
+            }
+        };
+        match self.engine.start(saga, input, Some(Key::Event(&id))).await {
             Ok(_) => None,
             Err(error @ (EngineError::UnknownSaga(_) | EngineError::NotHeld)) => {
                 tracing::debug!(saga, %error, "an event cannot start its saga now and is redelivered");

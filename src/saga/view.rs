@@ -179,8 +179,9 @@ impl Transition {
     fn describe(&mut self, definition: &Definition, event: &Event) {
         let outcome = match event {
             Event::Started { .. } => "started",
-            Event::Succeeded { at, attempt, reply } => {
+            Event::Succeeded { at, attempt, reply, note } => {
                 self.set_call(definition, *at, *attempt);
+                self.message.clone_from(note);
                 self.reply = reply.as_ref().map(parsed);
                 "succeeded"
             }

@@ -313,7 +313,21 @@ async fn a_key_starts_one_instance_also_after_it_has_ended() {
     let (status, third) = orchestrator.start_saga("order", &input, "", Some("k-1")).await;
     assert_eq!((status, &third["id"]), (200, &first["id"]));
     assert_eq!(world.participant.count("reserve"), 1);
-    orchestrator.until_counts("order", &[("completed", 1), ("running", 0)]).await;
+    // under the same key another input is another request: of one that has ended, and of one that runs
+    let other = json!({"orderId": "o-1", "total": 999});
+    for query in ["", "?wait=true"] {
+        let (status, problem) = orchestrator.start_saga("order", &other, query, Some("k-1")).await;
+        assert_eq!((status, &problem["title"]), (422, &json!("KeyReused")), "{problem}");
+    }
+    world.participant.behave("ship", Behaviour::Unavailable);
+    let (status, _) = orchestrator.start_saga("order", &input, "", Some("k-2")).await;
+    assert_eq!(status, 201);
+    let (status, problem) = orchestrator.start_saga("order", &other, "", Some("k-2")).await;
+    assert_eq!((status, &problem["title"]), (422, &json!("KeyReused")), "{problem}");
+    let (status, _) = orchestrator.start_saga("order", &input, "", Some("k-2")).await;
+    assert_eq!(status, 200);
+    world.participant.behave("ship", Behaviour::Succeed);
+    orchestrator.until_counts("order", &[("completed", 2), ("running", 0)]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -108,7 +108,7 @@ pub fn hold(state: &mut State, command: Command) {
 pub fn decide(definition: &Definition, state: &mut State, event: &Event, moment: Moment) -> Result<Decision, Refusal> {
     match event {
         Event::Started { .. } => Ok(Decision::Ignored),
-        Event::Succeeded { at, attempt, reply } => Ok(if current(state, *at, *attempt) {
+        Event::Succeeded { at, attempt, reply, note: _ } => Ok(if current(state, *at, *attempt) {
             Decision::Recorded(succeeded(definition, state, reply.clone()))
         } else {
             Decision::Ignored

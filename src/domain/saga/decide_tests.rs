@@ -77,7 +77,7 @@ impl Run {
 
     fn ok(self) -> Self {
         let (at, attempt) = self.at();
-        self.event(Event::Succeeded { at, attempt, reply: None })
+        self.event(Event::Succeeded { at, attempt, reply: None, note: None })
     }
 
     fn fail(self) -> Self {
@@ -211,7 +211,7 @@ fn a_participant_s_retry_after_is_honoured_within_reason() {
 fn results_of_other_attempts_and_phases_are_ignored() {
     let mut run = Run::new().ok().unknown();
     for (at, attempt) in [(Phase::Do(0), 1), (Phase::Do(1), 1), (Phase::Undo(1), 2)] {
-        assert_eq!(run.try_event(Event::Succeeded { at, attempt, reply: None }), Ok(Decision::Ignored));
+        assert_eq!(run.try_event(Event::Succeeded { at, attempt, reply: None, note: None }), Ok(Decision::Ignored));
         let failed = Event::Failed { at, attempt, code: String::new(), message: String::new() };
         assert_eq!(run.try_event(failed), Ok(Decision::Ignored));
     }

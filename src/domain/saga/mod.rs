@@ -12,6 +12,7 @@
 pub mod decide;
 pub mod definition;
 pub mod expression;
+pub mod json;
 pub mod lint;
 mod references;
 #[cfg(test)]

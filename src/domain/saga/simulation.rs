@@ -249,7 +249,7 @@ impl World {
             return self.handle(unknown("the answer is lost"));
         }
         self.handle(if done {
-            Event::Succeeded { at, attempt, reply: None }
+            Event::Succeeded { at, attempt, reply: None, note: None }
         } else {
             Event::Failed { at, attempt, code: "Refused".into(), message: String::new() }
         });

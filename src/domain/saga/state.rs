@@ -241,6 +241,9 @@ pub enum Event {
         attempt: u32,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reply: Option<Json>,
+        /// Why the answer's body is not the reply, in this program's words.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        note: Option<String>,
     },
     /// Definite failure: this attempt had no effect.
     Failed {
@@ -283,7 +286,7 @@ mod tests {
         for (event, text) in [
             (Event::Started { input: json(r#"{"a":1}"#) }, r#"{"started":{"input":{"a":1}}}"#),
             (
-                Event::Succeeded { at: Phase::Do(0), attempt: 1, reply: Some(json("[2]")) },
+                Event::Succeeded { at: Phase::Do(0), attempt: 1, reply: Some(json("[2]")), note: None },
                 r#"{"succeeded":{"at":{"do":0},"attempt":1,"reply":[2]}}"#,
             ),
             (
