@@ -18,7 +18,7 @@ use super::{
     catalogue::{Catalogue, Compiled, Facts},
     counts::Counted,
     lease::Lease,
-    log::{self, Acknowledge, CONGESTED, Entry, Queue, Recorded, Row, Unrecorded},
+    log::{self, Acknowledge, Entry, Queue, Recorded, Row, Unrecorded},
     meters::Meters,
     transport::{self, Permit, Transport},
     view::View,
@@ -209,8 +209,7 @@ impl Engine {
     /// Starts an instance; returns when that is durable. With a `key` a second start returns the first one's instance.
     pub(super) async fn start(&self, saga: &str, input: Json, key: Option<Key<'_>>) -> Result<Started, EngineError> {
         let compiled = self.catalogue.current(saga).ok_or_else(|| EngineError::UnknownSaga(saga.to_owned()))?;
-        let waiting = self.queue.len();
-        if waiting > CONGESTED {
+        if let Some(waiting) = self.queue.congested() {
             return Err(EngineError::Congested(waiting));
         }
         let id = key.map_or_else(Uuid::now_v7, |key| key.id(saga));

@@ -12,7 +12,7 @@ with fence as (
   on conflict (id) do nothing
   returning id
 ), rejected as (
-  select n.id from unnest($3::uuid[]) as n (id) where not exists (select from started where started.id = n.id)
+  select n.id from unnest($3::uuid[]) as n (id) where n.id not in (select id from started)
 ), ended as (
   update weft.saga_instance as i set state = n.state, ended_at = n.at
   from unnest($8::uuid[], $9::text[], $10::timestamptz[]) as n (id, state, at)
