@@ -95,9 +95,12 @@ impl Scenario {
         K: Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
         K::DynamicType: Default,
     {
+        let deleted = self.get::<K>(name).await?.and_then(|object| object.meta().uid.clone());
         self.api::<K>().delete(name, &DeleteParams::default()).await.with_context(|| format!("deleting {name}"))?;
         self.until(&format!("{name} is deleted"), Duration::from_mins(1), async || {
-            Ok(self.get::<K>(name).await?.is_none().then_some(()))
+            // the operator may have made another one by now
+            let present = self.get::<K>(name).await?.and_then(|object| object.meta().uid.clone());
+            Ok((present.is_none() || present != deleted).then_some(()))
         })
         .await
     }
