@@ -47,7 +47,9 @@ pub struct OutboxRelaySpec {
     pub outbox: Outbox,
     /// The broker that gets the events.
     pub sink: RelaySink,
-    /// Form of the published messages.
+    /// Form of the published messages. `CloudEvents` (binary mode): the payload, with the attributes as headers `ce-…`.
+    /// `CloudEventsStructured`: one JSON object with the attributes and the payload as `data`. `Raw`: the payload, with the
+    /// headers `event-id` and `event-key`; it starts no saga.
     #[serde(default)]
     pub format: EventFormat,
     /// Where the relay runs.
