@@ -40,7 +40,9 @@ const REPORT_WAITING: Duration = Duration::from_secs(1);
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Most events that are done and wait to be recorded; beyond it nothing more is admitted.
 const UNRECORDED: usize = 500_000;
-/// How long an end that was asked for waits for answers.
+/// How long an end that was asked for goes on publishing what was read from the log…
+const FINISH: Duration = Duration::from_secs(2);
+/// …and waits for answers.
 const DRAIN: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
@@ -94,6 +96,8 @@ pub(crate) struct Publisher<'a, S> {
     /// otherwise be connected to ten times a second, forever.
     reconnect: Duration,
     failing: bool,
+    /// What was admitted last is an event of the log, and not a mark: all events since the last mark would come again.
+    in_transaction: bool,
     /// Of the broker, for messages.
     address: String,
 }
@@ -135,6 +139,7 @@ impl<'a, S: Sink> Publisher<'a, S> {
             last_stored: None,
             reconnect: RECONNECT.0,
             failing: false,
+            in_transaction: false,
             address: String::new(),
         }
     }
@@ -260,13 +265,31 @@ impl<'a, S: Sink> Publisher<'a, S> {
         }
     }
 
-    /// Waits for the answers to what is on the way.
+    /// Publishes what was read from the log, up to the end of a transaction, and waits for the answers: only events before a
+    /// recorded mark do not come again. Rows that were read from the table do not come again once they are recorded.
     async fn drain(&mut self, session: &mut S::Session) {
         let mut replies = Vec::new();
-        while self.window.in_flight() > 0 {
-            let answered = session.replies(&mut replies).await;
-            self.handle_replies(&mut replies);
-            if answered.is_err() {
+        let from_log =
+            self.window.entries().any(|pending| pending.row.place.transaction.is_some()) || self.in_transaction;
+        let until = Instant::now() + FINISH;
+        loop {
+            let finishing = from_log && !*self.queues.paused.borrow() && Instant::now() < until;
+            if finishing && self.send(session).await.is_err() {
+                return;
+            }
+            let more = finishing && self.in_transaction;
+            if self.window.in_flight() == 0 && !more {
+                return;
+            }
+            let ended = tokio::select! {
+                answered = session.replies(&mut replies) => {
+                    self.handle_replies(&mut replies);
+                    answered.is_err()
+                }
+                batch = self.queues.batches.recv(), if more => self.admit(batch).is_err(),
+                () = sleep_until(until), if finishing => false,
+            };
+            if ended {
                 return;
             }
         }
@@ -277,6 +300,7 @@ impl<'a, S: Sink> Publisher<'a, S> {
         for item in batch.ok_or(Ended::Source(SourceError::Ended))? {
             match item {
                 Item::Event(row) => {
+                    self.in_transaction = row.place.transaction.is_some();
                     let key = row.event.key();
                     if self.held.has(key) {
                         self.hold(key, row, None);
@@ -284,7 +308,10 @@ impl<'a, S: Sink> Publisher<'a, S> {
                         self.window.admit(Pending { row, held: false, sent });
                     }
                 }
-                Item::Mark(mark) => self.window.mark(mark),
+                Item::Mark(mark) => {
+                    self.in_transaction = false;
+                    self.window.mark(mark);
+                }
             }
         }
         // a mark may have no unacknowledged event in front of it

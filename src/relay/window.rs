@@ -317,6 +317,11 @@ impl<E: Entry, M> Window<E, M> {
         self.slots.iter().min_by_key(|&(&number, _)| number).map(|(_, slot)| &slot.event)
     }
 
+    /// The unacknowledged events, in no order.
+    pub fn entries(&self) -> impl Iterator<Item = &E> {
+        self.slots.values().map(|slot| &slot.event)
+    }
+
     pub fn in_flight(&self) -> usize {
         self.in_flight
     }
