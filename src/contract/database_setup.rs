@@ -36,7 +36,7 @@ pub struct DatabaseSetup {
 /// Which tables and functions of Weft's own the database gets (schema `weft`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Purpose {
-    /// `weft.outbox`, `weft.inbox`, `weft.receive`, `weft.enter`, `weft.remember`, `weft.recall`, the publication.
+    /// `weft.outbox`, `weft.inbox`, `weft.receive`, `weft.enter`, `weft.remember`, `weft.refuse`, the publication.
     Service,
     /// The saga engine's log.
     Orchestrator,

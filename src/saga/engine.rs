@@ -154,6 +154,8 @@ pub(super) struct Recovered {
 struct Prepared {
     compiled: Arc<Compiled>,
     facts: Facts,
+    /// The last part of the idempotency key.
+    operation: &'static str,
     /// A clone of [`Instance::calls`].
     _call_guard: Arc<()>,
 }
@@ -461,7 +463,7 @@ impl Engine {
             Err(why) => return Some(answer::failure(codes::EXPRESSION, &why)),
         };
         let step = command.at.step(&compiled.definition).unwrap_or_default();
-        let operation = command.at.operation().unwrap_or_default();
+        let operation = prepared.operation;
         let moved = self.catalogue.moved(&compiled.definition, call);
         let (method, url) = moved.as_ref().map_or((&call.method, &call.url), |moved| (&moved.method, &moved.url));
         let call = transport::Call {
@@ -505,6 +507,7 @@ impl Engine {
         Some(Prepared {
             compiled: Arc::clone(&instance.compiled),
             facts: Facts::of(&instance.state),
+            operation: instance.state.operation().unwrap_or_default(),
             _call_guard: Arc::clone(&instance.calls),
         })
     }
@@ -579,8 +582,7 @@ impl Instance {
     /// A stuck pivot may be cancelled by a person who has verified that it did not happen. That must remain true: no
     /// call of it may be in progress, and none may follow automatically.
     fn check_cancel(&self) -> Result<(), Refusal> {
-        let pivot = self.compiled.definition.pivot().map(Phase::Do);
-        if self.state.stuck.is_none() || pivot != Some(self.state.phase) {
+        if !decide::cancel_must_be_verified(&self.compiled.definition, &self.state) {
             return Ok(());
         }
         if !self.state.paused {

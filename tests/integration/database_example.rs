@@ -182,11 +182,25 @@ async fn a_refused_reservation_stays_refused_and_is_nothing_to_undo() {
     customers.command("/commands/release-credit", "s1/reserve/undo", credit(&ann, "o1", 700)).await;
     assert_eq!(too_much().await, (status, problem));
     let answer = customers.command("/commands/release-credit", "s2/reserve/undo", credit(&ann, "o2", 700)).await;
-    assert_eq!(answer, (StatusCode::OK, json!({"released": 0})));
+    assert_eq!(answer, (StatusCode::OK, json!({"undone": "nothing, since it was never done"})));
 
     let (status, problem) =
         customers.command("/commands/reserve-credit", "s3/reserve/do", credit("nobody", "o3", 1)).await;
-    assert_eq!((status, &problem["type"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("CustomerNotFound")));
+    assert_eq!((status, &problem["type"]), (StatusCode::CONFLICT, &json!("CustomerNotFound")));
+}
+
+#[tokio::test]
+async fn the_undo_of_a_refused_reservation_leaves_that_of_another_saga() {
+    let customers = Service::customers().await;
+    let ann = customer(&customers, 1_000).await;
+    let (status, _) = customers.command("/commands/reserve-credit", "s1/reserve/do", credit(&ann, "o1", 700)).await;
+    assert_eq!(status, StatusCode::OK);
+    let (_, problem) = customers.command("/commands/reserve-credit", "s2/reserve/do", credit(&ann, "o1", 200)).await;
+    assert_eq!(problem["type"], "AlreadyReserved");
+    // the answer was lost, so s2 undoes what it may have done
+    let (status, _) = customers.command("/commands/release-credit", "s2/reserve/undo", credit(&ann, "o1", 200)).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(customers.get(&format!("/customers/{ann}")).await["reserved"], 700);
 }
 
 #[tokio::test]

@@ -1,35 +1,64 @@
 //! The functions that `weft database setup` gives a service: what each answers, and what it makes wait.
 
+use serde_json::{Value, json};
 use tokio_postgres::Client;
 
 use crate::database::{Database, until};
 
-async fn enter(client: &Client, saga: &str, op: &str) -> bool {
-    client.query_one("select weft.enter($1, 'reserve', $2)", &[&saga, &op]).await.unwrap().get(0)
+async fn enter(client: &Client, saga: &str, op: &str) -> String {
+    answer(client, &format!("select * from weft.enter('{saga}', 'reserve', '{op}')")).await.0
+}
+
+/// The outcome and the reply.
+async fn answer(client: &Client, call: &str) -> (String, Option<Value>) {
+    let row = client.query_one(call, &[]).await.unwrap();
+    (row.get(0), row.get(1))
 }
 
 async fn receive(client: &Client, message: &str) -> bool {
     client.query_one("select weft.receive('customers', $1)", &[&message]).await.unwrap().get(0)
 }
 
+const DO_IT: &str = "do it";
+const DONE: &str = "done before";
+const NOTHING: &str = "nothing to do";
+const REFUSED: &str = "refused before";
+
 #[tokio::test]
 async fn enter_answers_by_its_truth_table() {
     let database = Database::ready().await;
     let app = database.app().await;
     for (saga, calls) in [
-        ("once", &[("do", true)][..]),
-        ("repeated do", &[("do", true), ("do", false), ("do", false)]),
-        ("do, undo", &[("do", true), ("undo", true)]),
-        ("repeated undo", &[("do", true), ("undo", true), ("undo", false), ("do", false)]),
-        ("undo without do", &[("undo", false), ("undo", false)]),
-        ("do after its undo", &[("undo", false), ("do", false), ("undo", false), ("do", false)]),
+        ("once", &[("do", DO_IT)][..]),
+        ("repeated do", &[("do", DO_IT), ("do", DONE), ("redo", DONE)]),
+        ("do, undo", &[("do", DO_IT), ("undo", DO_IT)]),
+        ("repeated undo", &[("do", DO_IT), ("undo", DO_IT), ("undo", DONE), ("do", DONE), ("undo", DONE)]),
+        ("undo without do", &[("undo", NOTHING), ("undo", NOTHING)]),
+        ("do after its undo", &[("undo", NOTHING), ("do", REFUSED), ("redo", REFUSED), ("undo", NOTHING)]),
+        ("refused", &[("do", DO_IT), ("refuse", REFUSED), ("do", REFUSED), ("undo", NOTHING), ("do", REFUSED)]),
+        ("refused at once", &[("refuse", REFUSED), ("refuse", REFUSED), ("undo", NOTHING), ("undo", NOTHING)]),
+        ("refused, redone", &[("refuse", REFUSED), ("redo", DO_IT), ("redo", DONE), ("do", DONE), ("undo", DO_IT)]),
+        ("refused, undone", &[("refuse", REFUSED), ("undo", NOTHING), ("do", REFUSED)]),
+        ("redone alone", &[("redo", DO_IT), ("do", DONE), ("undo", DO_IT)]),
+        ("refused after it was done", &[("do", DO_IT), ("commit", ""), ("refuse", DONE), ("undo", DO_IT)]),
+        ("refused after its undo", &[("undo", NOTHING), ("refuse", REFUSED), ("undo", NOTHING)]),
     ] {
+        app.batch_execute("begin").await.unwrap();
         for (place, &(op, expected)) in calls.iter().enumerate() {
-            assert_eq!(enter(&app, saga, op).await, expected, "{saga}: call {place}, {op}");
+            let outcome = match op {
+                "commit" => {
+                    app.batch_execute("commit; begin").await.unwrap();
+                    continue;
+                }
+                "refuse" => answer(&app, &format!("select * from weft.refuse('{saga}', 'reserve', 'No', 'd')")).await.0,
+                op => enter(&app, saga, op).await,
+            };
+            assert_eq!(outcome, expected, "{saga}: call {place}, {op}");
         }
+        app.batch_execute("commit").await.unwrap();
     }
-    let error = app.execute("select weft.enter('s', 'reserve', 'redo')", &[]).await.unwrap_err();
-    assert_eq!(error.code().unwrap().code(), "23514", "an operation is do or undo");
+    let error = app.execute("select weft.enter('s', 'reserve', 'again')", &[]).await.unwrap_err();
+    assert!(error.as_db_error().unwrap().message().contains("not do, undo or redo"), "{error:?}");
 }
 
 #[tokio::test]
@@ -37,22 +66,24 @@ async fn a_rolled_back_do_may_be_done_again_and_is_nothing_to_undo() {
     let database = Database::ready().await;
     let mut app = database.app().await;
     let transaction = app.transaction().await.unwrap();
-    assert!(enter(transaction.client(), "s", "do").await);
+    assert_eq!(enter(transaction.client(), "s", "do").await, DO_IT);
     transaction.rollback().await.unwrap();
-    assert!(enter(&app, "s", "do").await);
+    assert_eq!(enter(&app, "s", "do").await, DO_IT);
     let transaction = app.transaction().await.unwrap();
-    assert!(enter(transaction.client(), "t", "do").await);
+    assert_eq!(enter(transaction.client(), "t", "do").await, DO_IT);
     transaction.rollback().await.unwrap();
-    assert!(!enter(&app, "t", "undo").await);
+    assert_eq!(enter(&app, "t", "undo").await, NOTHING);
 }
 
 /// Runs `second` on a connection of its own while `first` is in an open transaction that it has to wait for; ends that
 /// transaction by `end`, and gives the second one's answer.
-async fn second_waits(database: &Database, first: &str, second: &str, end: &str) -> bool {
+async fn second_waits<T>(database: &Database, first: &str, second: &str, end: &str) -> T
+where
+    T: for<'a> tokio_postgres::types::FromSql<'a> + Send + 'static,
+{
     let (one, two, superuser) = (database.app().await, database.app().await, database.superuser().await);
     one.batch_execute("begin").await.unwrap();
-    let entered: bool = one.query_one(first, &[]).await.unwrap().get(0);
-    assert!(entered || first.contains("undo"));
+    one.query_one(first, &[]).await.unwrap();
     let second = second.to_owned();
     let answer = tokio::spawn(async move { two.query_one(&second, &[]).await.unwrap().get(0) });
     until(
@@ -68,13 +99,25 @@ async fn second_waits(database: &Database, first: &str, second: &str, end: &str)
 #[tokio::test]
 async fn an_undo_waits_for_an_unfinished_do() {
     let database = Database::ready().await;
-    let call = |saga: &str, op: &str| format!("select weft.enter('{saga}', 'reserve', '{op}')");
-    assert!(second_waits(&database, &call("a", "do"), &call("a", "undo"), "commit").await, "the do happened: undo it");
-    assert!(!second_waits(&database, &call("b", "do"), &call("b", "undo"), "rollback").await, "the do did not happen");
-    assert!(!second_waits(&database, &call("c", "do"), &call("c", "do"), "commit").await, "the other has done it");
-    assert!(second_waits(&database, &call("d", "do"), &call("d", "do"), "rollback").await, "the other has not");
-    assert!(!second_waits(&database, &call("e", "undo"), &call("e", "do"), "commit").await, "the undo came first");
-    assert!(second_waits(&database, &call("f", "undo"), &call("f", "do"), "rollback").await, "the undo was not");
+    let call = |saga: &str, op: &str| match op {
+        "refuse" => format!("select outcome from weft.refuse('{saga}', 'reserve', 'No', 'd')"),
+        op => format!("select outcome from weft.enter('{saga}', 'reserve', '{op}')"),
+    };
+    for (saga, first, second, end, expected) in [
+        ("a", "do", "undo", "commit", DO_IT),
+        ("b", "do", "undo", "rollback", NOTHING),
+        ("c", "do", "do", "commit", DONE),
+        ("d", "do", "do", "rollback", DO_IT),
+        ("e", "undo", "do", "commit", REFUSED),
+        ("f", "undo", "do", "rollback", DO_IT),
+        ("g", "refuse", "undo", "commit", NOTHING),
+        ("h", "refuse", "do", "rollback", DO_IT),
+        ("i", "do", "refuse", "commit", DONE),
+        ("j", "undo", "undo", "commit", NOTHING),
+    ] {
+        let answer: String = second_waits(&database, &call(saga, first), &call(saga, second), end).await;
+        assert_eq!(answer, expected, "{second} while {first} is open, which ends by {end}");
+    }
 }
 
 #[tokio::test]
@@ -87,25 +130,43 @@ async fn a_message_is_received_once_per_consumer() {
     let other = app.query_one("select weft.receive('orders', 'm1')", &[]).await.unwrap();
     assert!(other.get::<_, bool>(0));
     let call = |message: &str| format!("select weft.receive('customers', '{message}')");
-    assert!(!second_waits(&database, &call("m3"), &call("m3"), "commit").await);
-    assert!(second_waits(&database, &call("m4"), &call("m4"), "rollback").await);
+    assert!(!second_waits::<bool>(&database, &call("m3"), &call("m3"), "commit").await);
+    assert!(second_waits::<bool>(&database, &call("m4"), &call("m4"), "rollback").await);
 }
 
 #[tokio::test]
-async fn a_reply_is_remembered_for_a_repeated_call() {
+async fn a_reply_is_kept_for_a_repeated_call() {
     let database = Database::ready().await;
     let app = database.app().await;
-    let recall = async || -> Option<serde_json::Value> {
-        app.query_one("select weft.recall('s', 'reserve', 'do')", &[]).await.unwrap().get(0)
-    };
-    assert_eq!(recall().await, None);
+    let again = "select * from weft.enter('s', 'reserve', 'do')";
     let remember = r#"select weft.remember('s', 'reserve', 'do', '{"status": 201}')"#;
     let error = app.batch_execute(remember).await.unwrap_err();
     assert_eq!(error.code().unwrap().code(), "55000", "what was not entered is not remembered");
-    assert!(enter(&app, "s", "do").await);
+    app.batch_execute("begin").await.unwrap();
+    assert_eq!(answer(&app, again).await, (DO_IT.to_owned(), None));
     app.batch_execute(remember).await.unwrap();
-    assert!(!enter(&app, "s", "do").await);
-    assert_eq!(recall().await, Some(serde_json::json!({"status": 201})));
+    app.batch_execute("commit").await.unwrap();
+    assert_eq!(answer(&app, again).await, (DONE.to_owned(), Some(json!({"status": 201}))));
+    let error = app.batch_execute(remember).await.unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "55000", "the reply of another transaction stays");
+}
+
+#[tokio::test]
+async fn a_refusal_is_kept_with_its_code() {
+    let database = Database::ready().await;
+    let app = database.app().await;
+    let refusal = (REFUSED.to_owned(), Some(json!({"code": "NoCredit", "detail": "40 are left"})));
+    let refuse = "select * from weft.refuse('s', 'reserve', 'NoCredit', '40 are left')";
+    app.batch_execute("begin").await.unwrap();
+    assert_eq!(enter(&app, "s", "do").await, DO_IT);
+    assert_eq!(answer(&app, refuse).await, refusal);
+    app.batch_execute("commit").await.unwrap();
+    assert_eq!(answer(&app, "select * from weft.enter('s', 'reserve', 'do')").await, refusal);
+    // the first refusal counts, also against a later one
+    assert_eq!(answer(&app, "select * from weft.refuse('s', 'reserve', 'Other', 'd')").await, refusal);
+    assert_eq!(enter(&app, "t", "undo").await, NOTHING);
+    let (outcome, reply) = answer(&app, "select * from weft.enter('t', 'reserve', 'do')").await;
+    assert_eq!((outcome.as_str(), &reply.unwrap()["code"]), (REFUSED, &json!("AlreadyUndone")));
 }
 
 #[tokio::test]

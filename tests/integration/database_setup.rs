@@ -74,7 +74,7 @@ async fn a_database_of_an_older_version_is_brought_up_to_date() {
     superuser.batch_execute(&back).await.unwrap();
     superuser
         .batch_execute(
-            "insert into weft.inbox values ('c', 'm'); insert into weft.saga_barrier values ('s', 'a', 'do', 'do')",
+            "insert into weft.inbox values ('c', 'm'); insert into weft.saga_barrier (saga_id, step, op, result) values ('s', 'a', 'do', 'done')",
         )
         .await
         .unwrap();
@@ -346,7 +346,7 @@ async fn the_app_can_use_what_migrations_make_and_nothing_more() {
          insert into reports.daily values (now(), 1);
          select setval('orders_id_seq', 7), lastval(); truncate orders;
          insert into outbox (aggregate_type, aggregate_id, type, payload) values ('order', '1', 'OrderCreated', '{}') returning id;
-         select receive('me', '1'); select enter('s', 'a', 'do'), remember('s', 'a', 'do', '{}'), recall('s', 'a', 'do');",
+         select receive('me', '1'); begin; select enter('s', 'a', 'do'), remember('s', 'a', 'do', '{}'), refuse('s', 'b', 'No', 'd'); commit;",
     )
     .await
     .unwrap();

@@ -107,6 +107,79 @@ async fn a_step_whose_answers_are_lost_is_undone_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_nothing_to_undo_and_stays_until_a_person_asks_again() {
+    let world = World::new().await;
+    let orchestrator = world.orchestrator().await;
+    let input = json!({"orderId": "o-1", "total": 1});
+    world.participant.behave("pack", Behaviour::RefuseAndLoseTheAnswer);
+    let view = orchestrator.to_its_end("order", &input).await;
+    assert_eq!(
+        world.participant.effects(&id(&view)),
+        ["reserve do", "reserve undo", "onCompensated do"],
+        "the undo of pack was called and had nothing to undo"
+    );
+    assert_eq!(world.participant.count("undo-pack"), 1);
+
+    world.participant.behave("pack", Behaviour::Succeed);
+    world.participant.behave("ship", Behaviour::Refuse("Lost"));
+    let (_, view) = orchestrator.start_saga("order", &input, "", None).await;
+    let id = id(&view);
+    orchestrator.until_state("order", &id, "Stuck").await;
+    world.participant.behave("ship", Behaviour::Succeed);
+    assert_eq!(orchestrator.verb("order", &id, "retry").await.0, 200);
+    orchestrator.until_state("order", &id, "Completed").await;
+    let keys: Vec<_> =
+        world.participant.calls("ship").iter().map(|(_, headers)| headers["idempotency-key"].clone()).collect();
+    assert_eq!(keys, [format!("{id}/ship/do"), format!("{id}/ship/redo")]);
+    assert_eq!(world.participant.effects(&id), ["reserve do", "pack do", "charge do", "ship do"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pivot_with_an_undo_is_asked_before_the_saga_turns_back() {
+    let world = World::new().await;
+    let undo = world.step("charge", true).undo;
+    let orchestrator = world
+        .orchestrator_of(|order| {
+            order.steps[2].undo = undo;
+            order.steps[2].retry.max_attempts = 2;
+        })
+        .await;
+    let input = json!({"orderId": "o-1", "total": 1});
+    // it happened, and no answer arrives: its undo is refused
+    world.participant.behave("charge", Behaviour::LoseTheAnswer);
+    world.participant.behave("undo-charge", Behaviour::Refuse("Charged"));
+    let (_, view) = orchestrator.start_saga("order", &input, "", None).await;
+    let one = id(&view);
+    servers::until("it is asked", async || world.participant.count("undo-charge") == 1).await;
+    world.participant.behave("charge", Behaviour::Succeed);
+    let detail = orchestrator.until_state("order", &one, "Completed").await;
+    assert_eq!(world.participant.effects(&one), ["reserve do", "pack do", "charge do", "ship do"], "{detail}");
+    assert_eq!(detail["failure"], serde_json::Value::Null);
+
+    // it did not happen: from now on it cannot
+    world.participant.behave("charge", Behaviour::Unavailable);
+    world.participant.behave("undo-charge", Behaviour::Succeed);
+    let two = id(&orchestrator.to_its_end("order", &input).await);
+    assert_eq!(
+        world.participant.effects(&two),
+        ["reserve do", "pack do", "pack undo", "reserve undo", "onCompensated do"]
+    );
+
+    // a person who cancels need not verify anything
+    world.participant.behave("charge", Behaviour::NoAnswer);
+    let calls = world.participant.count("charge");
+    let (_, view) = orchestrator.start_saga("order", &input, "", None).await;
+    let three = id(&view);
+    servers::until("the pivot is called", async || world.participant.count("charge") > calls).await;
+    assert_eq!(orchestrator.verb("order", &three, "cancel").await.0, 200);
+    orchestrator.until_state("order", &three, "Compensated").await;
+    assert_eq!(
+        world.participant.effects(&three),
+        ["reserve do", "pack do", "pack undo", "reserve undo", "onCompensated do"]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_accepted_step_that_the_service_forgot_is_unknown() {
     let world = World::new().await;
     let orchestrator = world.orchestrator().await;

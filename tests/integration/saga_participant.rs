@@ -23,8 +23,10 @@ use tokio::net::TcpListener;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Behaviour {
     Succeed,
-    /// 409 with this code; no effect.
+    /// 409 with this code; no effect, also of a later copy (`weft.refuse`).
     Refuse(&'static str),
+    /// As `Refuse`, with 503 instead of the answer.
+    RefuseAndLoseTheAnswer,
     /// 503; no effect.
     Unavailable,
     /// 500 with this body; no effect.
@@ -62,7 +64,7 @@ pub struct Effect {
 struct Inner {
     /// By command, or by `command/saga-id` for one saga.
     behaviours: HashMap<String, Behaviour>,
-    keys: HashSet<(String, String, String)>,
+    barrier: Barrier,
     effects: Vec<Effect>,
     /// Every call with its body and headers, also repeated ones.
     calls: Vec<(String, Value, HashMap<String, String>)>,
@@ -120,21 +122,57 @@ impl Participant {
     }
 }
 
-impl Inner {
-    /// `weft.enter`: whether the operation must take effect.
-    fn enter(&mut self, saga: &str, step: &str, operation: &str) -> bool {
-        let key = |operation: &str| (saga.to_owned(), step.to_owned(), operation.to_owned());
-        match operation {
-            "do" => self.keys.insert(key("do")),
-            _ => self.keys.insert(key("undo")) && !self.keys.insert(key("do")),
+/// The table of `weft.enter` and `weft.refuse`, by saga and step.
+#[derive(Debug, Default)]
+struct Barrier {
+    dos: HashMap<(String, String), Done>,
+    undone: HashSet<(String, String)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Done {
+    Done,
+    Refused,
+    Undone,
+}
+
+impl Barrier {
+    /// `weft.enter`.
+    fn enter(&mut self, saga: &str, step: &str, operation: &str) -> &'static str {
+        let key = (saga.to_owned(), step.to_owned());
+        let of_do = self.dos.get(&key).copied();
+        match (operation, of_do) {
+            ("undo", Some(Done::Done)) if self.undone.insert(key.clone()) => "do it",
+            ("undo", Some(Done::Done)) => "done before",
+            ("undo", None) => {
+                self.dos.insert(key, Done::Undone);
+                "nothing to do"
+            }
+            ("undo", Some(_)) => "nothing to do",
+            (_, Some(Done::Done)) => "done before",
+            ("do", Some(_)) | ("redo", Some(Done::Undone)) => "refused before",
+            _ => {
+                self.dos.insert(key, Done::Done);
+                "do it"
+            }
         }
     }
 
-    fn effect(&mut self, saga: &str, step: &str, operation: &str) {
-        if self.enter(saga, step, operation) {
-            let (saga, step, operation) = (saga.to_owned(), step.to_owned(), operation.to_owned());
-            self.effects.push(Effect { saga, step, operation });
+    /// `weft.refuse`.
+    fn refuse(&mut self, saga: &str, step: &str) {
+        self.dos.entry((saga.to_owned(), step.to_owned())).or_insert(Done::Refused);
+    }
+}
+
+impl Inner {
+    /// Whether the answer is success.
+    fn effect(&mut self, saga: &str, step: &str, operation: &str) -> bool {
+        let entered = self.barrier.enter(saga, step, operation);
+        if entered == "do it" {
+            let operation = operation.trim_start_matches("re").to_owned();
+            self.effects.push(Effect { saga: saga.to_owned(), step: step.to_owned(), operation });
         }
+        entered != "refused before"
     }
 }
 
@@ -157,16 +195,18 @@ async fn command(
         let nothing = matches!(
             behaviour,
             Behaviour::Refuse(_)
+                | Behaviour::RefuseAndLoseTheAnswer
                 | Behaviour::Unavailable
                 | Behaviour::Fail(_)
                 | Behaviour::NoAnswer
                 | Behaviour::TooMany
                 | Behaviour::NotReached(_)
         );
-        if !nothing {
-            inner.effect(saga, step, operation);
-        }
+        let refused = !nothing && !inner.effect(saga, step, operation);
         match behaviour {
+            Behaviour::Refuse(_) | Behaviour::RefuseAndLoseTheAnswer if operation != "undo" => {
+                inner.barrier.refuse(saga, step);
+            }
             Behaviour::TooMany | Behaviour::NotReached(_) => {
                 inner.behaviours.insert(command.clone(), Behaviour::Succeed);
             }
@@ -175,7 +215,7 @@ async fn command(
             }
             _ => {}
         }
-        behaviour
+        if refused { Behaviour::Refuse("RefusedBefore") } else { behaviour }
     };
     match behaviour {
         Behaviour::Succeed => Json(json!({"step": step})).into_response(),
@@ -187,9 +227,10 @@ async fn command(
                 .into_response()
         }
         Behaviour::NotReached(status) => StatusCode::from_u16(status).unwrap().into_response(),
-        Behaviour::Unavailable | Behaviour::LoseTheAnswer | Behaviour::LoseTheAnswerThen(_) => {
-            StatusCode::SERVICE_UNAVAILABLE.into_response()
-        }
+        Behaviour::Unavailable
+        | Behaviour::RefuseAndLoseTheAnswer
+        | Behaviour::LoseTheAnswer
+        | Behaviour::LoseTheAnswerThen(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
         Behaviour::Fail(body) => (StatusCode::INTERNAL_SERVER_ERROR, Json(body)).into_response(),
         Behaviour::Slow(time) => {
             tokio::time::sleep(time).await;

@@ -89,25 +89,22 @@ async fn reserve(
     // locks the customer, so that two reservations cannot both use the last of the credit
     let select = "select credit_limit - reserved from customers where id = $1 for update";
     let Some(row) = transaction.query_opt(select, &[&customer_id]).await? else {
-        let reply = Reply::refused(StatusCode::UNPROCESSABLE_ENTITY, "CustomerNotFound", "there is no such customer");
-        return command.finish(transaction, reply).await;
+        return command.refuse(transaction, "CustomerNotFound", "there is no such customer").await;
     };
     let available: i64 = row.try_get(0)?;
     if !(1..=available).contains(&amount) {
         let detail = format!("{amount} cents are not within the {available} that are left");
-        let reply = Reply::refused(StatusCode::CONFLICT, "CreditLimitExceeded", &detail);
-        return command.finish(transaction, reply).await;
+        return command.refuse(transaction, "CreditLimitExceeded", &detail).await;
     }
     let insert = "insert into reservations (order_id, customer_id, amount) values ($1, $2, $3) on conflict do nothing";
     if transaction.execute(insert, &[&order_id, &customer_id, &amount]).await? == 0 {
-        let reply = Reply::refused(StatusCode::CONFLICT, "AlreadyReserved", "another saga has reserved for this order");
-        return command.finish(transaction, reply).await;
+        return command.refuse(transaction, "AlreadyReserved", "another saga has reserved for this order").await;
     }
     let update = "update customers set reserved = reserved + $2 where id = $1";
     transaction.execute(update, &[&customer_id, &amount]).await?;
     let payload = json!({"customerId": customer_id, "orderId": order_id, "amount": amount});
     emit(&transaction, ("customer", &customer_id), "CreditReserved", payload, &command.trace).await?;
-    command.finish(transaction, Reply::ok(json!({"available": available - amount}))).await
+    command.finish(transaction, json!({"available": available - amount})).await
 }
 
 /// Undoes [`reserve`]: releases the recorded reservation, whatever amount the command contains.
@@ -124,16 +121,12 @@ async fn release(
     // locks the customer's row first, as `reserve` does, so that the two cannot deadlock
     transaction.execute("select from customers where id = $1 for update", &[&customer_id]).await?;
     let delete = "delete from reservations where order_id = $1 and customer_id = $2 returning amount";
-    let Some(row) = transaction.query_opt(delete, &[&order_id, &customer_id]).await? else {
-        // the reservation was refused
-        return command.finish(transaction, Reply::ok(json!({"released": 0}))).await;
-    };
-    let amount: i64 = row.try_get(0)?;
+    let amount: i64 = transaction.query_one(delete, &[&order_id, &customer_id]).await?.try_get(0)?;
     let update = "update customers set reserved = reserved - $2 where id = $1";
     transaction.execute(update, &[&customer_id, &amount]).await?;
     let payload = json!({"customerId": customer_id, "orderId": order_id, "amount": amount});
     emit(&transaction, ("customer", &customer_id), "CreditReleased", payload, &command.trace).await?;
-    command.finish(transaction, Reply::ok(json!({"released": amount}))).await
+    command.finish(transaction, json!({"released": amount})).await
 }
 
 /// Receives an event of another service, a `CloudEvent` in binary mode: attributes in `ce-…` headers, data in the body.

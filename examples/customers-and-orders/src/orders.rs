@@ -109,12 +109,10 @@ async fn approve(
         Begun::New(transaction) => transaction,
         Begun::Before(reply) => return Ok(reply),
     };
-    let reply = if take_from_stock(&transaction, &order_id).await? {
-        decide(&transaction, &command, &order_id, "APPROVED", None).await?
-    } else {
-        Reply::refused(StatusCode::CONFLICT, "OutOfStock", "there is nothing left of the article")
-    };
-    command.finish(transaction, reply).await
+    if !take_from_stock(&transaction, &order_id).await? {
+        return command.refuse(transaction, "OutOfStock", "there is nothing left of the article").await;
+    }
+    decide(transaction, &command, &order_id, "APPROVED", None).await
 }
 
 /// Takes one piece of the pending order's article from the stock; returns whether there was one, or none was needed.
@@ -142,13 +140,12 @@ async fn reject(
         Begun::New(transaction) => transaction,
         Begun::Before(reply) => return Ok(reply),
     };
-    let reply = decide(&transaction, &command, &order_id, "REJECTED", Some(&reason)).await?;
-    command.finish(transaction, reply).await
+    decide(transaction, &command, &order_id, "REJECTED", Some(&reason)).await
 }
 
 /// Moves a pending order to its final state and emits the event.
 async fn decide(
-    transaction: &Transaction<'_>,
+    transaction: Transaction<'_>,
     command: &Command,
     id: &str,
     state: &str,
@@ -157,7 +154,7 @@ async fn decide(
     let update =
         "update orders set state = $2, reason = $3 where id = $1 and state = 'PENDING' returning customer_id, total";
     let Some(row) = transaction.query_opt(update, &[&id, &state, &reason]).await? else {
-        return Ok(Reply::refused(StatusCode::CONFLICT, "OrderNotPending", "there is no such pending order"));
+        return command.refuse(transaction, "OrderNotPending", "there is no such pending order").await;
     };
     let (customer_id, total): (&str, i64) = (row.try_get(0)?, row.try_get(1)?);
     let (event_type, payload) = match reason {
@@ -166,6 +163,6 @@ async fn decide(
         }
         None => ("OrderApproved", json!({"orderId": id, "customerId": customer_id, "total": total})),
     };
-    emit(transaction, ("order", id), event_type, payload, &command.trace).await?;
-    Ok(Reply::ok(json!({"id": id, "state": state})))
+    emit(&transaction, ("order", id), event_type, payload, &command.trace).await?;
+    command.finish(transaction, json!({"id": id, "state": state})).await
 }

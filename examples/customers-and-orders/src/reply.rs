@@ -5,11 +5,10 @@ use axum::{
     http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// An answer that can be stored, and returned again when the same command comes again.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+/// An answer.
+#[derive(Debug, PartialEq)]
 pub struct Reply {
     status: u16,
     body: Value,

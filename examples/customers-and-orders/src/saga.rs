@@ -1,16 +1,17 @@
 //! Commands of a saga: each takes effect once.
 //!
 //! The orchestrator repeats a command until it knows the outcome, so a command may come twice, late, or after its own
-//! undo. `weft.enter` decides, in the handler's transaction, whether to act; `weft.remember` stores the answer for a
-//! repetition. A handler has this form:
+//! undo. `weft.enter` decides, in the handler's transaction, whether to act; `weft.remember` and `weft.refuse` store the
+//! answer for a repetition. A handler has this form:
 //!
 //! ```text
 //! let transaction = match command.begin(&mut client).await? {
 //!     Begun::New(transaction) => transaction,
 //!     Begun::Before(reply) => return Ok(reply),
 //! };
-//! …                                          // change data, emit events
-//! command.finish(transaction, reply).await   // also with a refusal: a repetition gets the first answer
+//! …                                              // check; a refusal is command.refuse(transaction, code, detail)
+//! …                                              // change data, emit events
+//! command.finish(transaction, body).await
 //! ```
 
 use axum::{
@@ -19,13 +20,15 @@ use axum::{
 };
 use deadpool_postgres::{Client, Transaction};
 use serde_json::{Value, json};
+use tokio_postgres::Row;
 
 use crate::{
     outbox,
     reply::{Reply, Unavailable},
 };
 
-/// Which command this is, from the header `Idempotency-Key: SAGA-ID/STEP/do` (or `undo`).
+/// Which command this is, from the header `Idempotency-Key: SAGA-ID/STEP/do` (or `undo`, or `redo`: a do that was refused, and
+/// that a person asks for again).
 #[derive(Debug)]
 pub struct Command {
     saga_id: String,
@@ -46,31 +49,45 @@ pub enum Begun<'a> {
 
 impl Command {
     pub async fn begin<'a>(&self, client: &'a mut Client) -> Result<Begun<'a>, Unavailable> {
-        let (saga_id, step, op) = (&self.saga_id, &self.step, &self.op);
         let transaction = client.transaction().await?;
-        let entered = transaction.query_one("select enter($1, $2, $3)", &[saga_id, step, op]).await?;
-        if entered.try_get(0)? {
+        let enter = "select outcome, reply from enter($1, $2, $3)";
+        let row = transaction.query_one(enter, &[&self.saga_id, &self.step, &self.op]).await?;
+        if row.try_get::<_, &str>(0)? == "do it" {
             return Ok(Begun::New(transaction));
         }
-        let earlier = transaction.query_one("select recall($1, $2, $3)", &[saga_id, step, op]).await?;
-        // an undo that comes before its do has inserted a row that blocks the do: without the commit the row would be
-        // lost
+        // the answer may have left a row that keeps a late do out; without the commit it would be lost
         transaction.commit().await?;
-        Ok(Begun::Before(match earlier.try_get::<_, Option<Value>>(0)? {
-            Some(reply) => serde_json::from_value(reply)?,
-            None if op == "undo" => Reply::ok(json!({"undone": "nothing, since it was never done"})),
-            None => Reply::refused(StatusCode::CONFLICT, "AlreadyUndone", "this command was undone before it came"),
-        }))
+        before(&row).map(Begun::Before)
     }
 
     /// Commits the command's changes together with its answer.
-    pub async fn finish(&self, transaction: Transaction<'_>, reply: Reply) -> Result<Reply, Unavailable> {
-        let kept = serde_json::to_value(&reply)?;
+    pub async fn finish(&self, transaction: Transaction<'_>, body: Value) -> Result<Reply, Unavailable> {
         let remember = "select remember($1, $2, $3, $4)";
-        transaction.execute(remember, &[&self.saga_id, &self.step, &self.op, &kept]).await?;
+        transaction.execute(remember, &[&self.saga_id, &self.step, &self.op, &body]).await?;
         transaction.commit().await?;
-        Ok(reply)
+        Ok(Reply::ok(body))
     }
+
+    /// Commits a refusal: the command has had no effect, and never will. Its transaction must not have changed anything.
+    pub async fn refuse(&self, transaction: Transaction<'_>, code: &str, detail: &str) -> Result<Reply, Unavailable> {
+        let refuse = "select outcome, reply from refuse($1, $2, $3, $4)";
+        let row = transaction.query_one(refuse, &[&self.saga_id, &self.step, &code, &detail]).await?;
+        transaction.commit().await?;
+        before(&row)
+    }
+}
+
+/// The answer that the database has kept.
+fn before(row: &Row) -> Result<Reply, Unavailable> {
+    let reply: Option<Value> = row.try_get(1)?;
+    Ok(match (row.try_get(0)?, reply) {
+        ("refused before", Some(refusal)) => {
+            let text = |member: &str| refusal.get(member).and_then(Value::as_str).unwrap_or_default();
+            Reply::refused(StatusCode::CONFLICT, text("code"), text("detail"))
+        }
+        ("nothing to do", _) => Reply::ok(json!({"undone": "nothing, since it was never done"})),
+        (_, reply) => Reply::ok(reply.unwrap_or_default()),
+    })
 }
 
 impl<S: Sync> FromRequestParts<S> for Command {
@@ -79,14 +96,14 @@ impl<S: Sync> FromRequestParts<S> for Command {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Reply> {
         let key = parts.headers.get("idempotency-key").and_then(|key| key.to_str().ok()).unwrap_or_default();
         match key.split('/').collect::<Vec<_>>()[..] {
-            [saga_id, step, op @ ("do" | "undo")] if !saga_id.is_empty() && !step.is_empty() => Ok(Self {
+            [saga_id, step, op @ ("do" | "undo" | "redo")] if !saga_id.is_empty() && !step.is_empty() => Ok(Self {
                 saga_id: saga_id.to_owned(),
                 step: step.to_owned(),
                 op: op.to_owned(),
                 trace: outbox::trace(&parts.headers),
             }),
             _ => {
-                let detail = "a command needs the header Idempotency-Key: SAGA-ID/STEP/do or …/undo";
+                let detail = "a command needs the header Idempotency-Key: SAGA-ID/STEP/do, …/undo or …/redo";
                 Err(Reply::refused(StatusCode::BAD_REQUEST, "BadIdempotencyKey", detail))
             }
         }

@@ -94,10 +94,6 @@ pub struct StartOn {
 /// One step of a saga.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(
-    cel,
-    validation = Rule::new("!has(self.pivot) || !self.pivot || !has(self.undo)").message("a step with `pivot: true` is the point of no return: remove its `undo`")
-)]
 pub struct SagaStep {
     /// Name of the step, unique in the saga; part of the idempotency key.
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
@@ -108,7 +104,7 @@ pub struct SagaStep {
     /// The command that does it.
     #[serde(rename = "do")]
     pub action: SagaCommand,
-    /// The command that undoes it. A step before the pivot must have one, or say `undo: {none: true}`.
+    /// The command that undoes it. A step before the pivot must have one, or say `undo: {none: true}`. The pivot's is called before the saga turns back at the pivot, and is refused (409) when the pivot happened; without one, a pivot in doubt waits for a person.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo: Option<Undo>,
     /// How long one attempt may take before its result counts as unknown.

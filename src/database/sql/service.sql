@@ -121,43 +121,76 @@ create table weft.saga_barrier (
     saga_id    text not null,
     step       text not null,
     op         text not null check (op in ('do', 'undo')),
-    -- who inserted the row: the operation itself, or an undo that came before its do
-    by_op      text not null check (by_op in ('do', 'undo')),
+    -- of a do: done, refused, or undone (its undo came first); of an undo: done, or nothing (there was nothing to undo)
+    result     text not null check (result in ('done', 'refused', 'undone', 'nothing')),
+    -- for a repetition: the reply of what was done; {"code", "detail"} of what was refused or undone
     reply      jsonb,
+    entered_by xid8 not null default pg_current_xact_id(),
     entered_at timestamptz not null default now(),
     primary key (saga_id, step, op)
 );
 
--- Called by a command's handler in its own transaction. True: do it (or undo it) now. False: answer without doing
--- anything, because this operation was entered before, or it is an undo whose do never happened, or a do that comes after
--- its undo. Commit in either case: a `false` may leave the mark that keeps a late do out.
+-- Called by a command's handler in its own transaction, with the parts of the header `Idempotency-Key: SAGA/STEP/OP`.
+-- Answers what the handler has to do; it commits in every case, since the answer may have left a row that keeps a late do
+-- out.
 --
--- The barrier of DTM (https://en.dtm.pub/practice/barrier.html): an undo first takes its own key, then its do's. Getting
--- the latter means that the do never happened; from then on it can't. The unique index makes an undo wait for a do whose
--- transaction is still open, and the other way round.
-create function weft.enter(saga_id text, step text, op text) returns boolean
+--   do it           do (or undo) it now
+--   done before     answer with `reply`, which `weft.remember` kept
+--   nothing to do   an undo of what was never done, or was refused: answer that it is undone
+--   refused before  answer with the refusal in `reply`, {"code", "detail"}: `weft.refuse` kept it, or the do comes after its
+--                   undo (code AlreadyUndone)
+--
+-- OP is do, undo, or redo: a do that a person asked for again after it was refused; the refusal no longer counts.
+--
+-- The barrier of DTM (https://en.dtm.pub/practice/barrier.html): an undo first inserts the row of its do. If it can, the do
+-- never happened, and from then on it can't. The unique index makes an undo wait for a do whose transaction is still open,
+-- and the other way round.
+create function weft.enter(saga_id text, step text, op text, out outcome text, out reply jsonb)
     language plpgsql
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
+declare
+    of_do text;
 begin
-    insert into weft.saga_barrier (saga_id, step, op, by_op)
-    values (enter.saga_id, enter.step, enter.op, enter.op)
-    on conflict do nothing;
-    if not found then
-        return false;
+    if enter.op = 'undo' then
+        insert into weft.saga_barrier (saga_id, step, op, result, reply)
+        values (enter.saga_id, enter.step, 'do', 'undone',
+            '{"code": "AlreadyUndone", "detail": "this command was undone before it came"}')
+        on conflict do nothing;
+        select b.result into of_do from weft.saga_barrier as b
+        where (b.saga_id, b.step, b.op) = (enter.saga_id, enter.step, 'do');
+        insert into weft.saga_barrier (saga_id, step, op, result)
+        values (enter.saga_id, enter.step, 'undo', case of_do when 'done' then 'done' else 'nothing' end)
+        on conflict do nothing;
+        if found then
+            outcome := case of_do when 'done' then 'do it' else 'nothing to do' end;
+            return;
+        end if;
+    elsif enter.op in ('do', 'redo') then
+        insert into weft.saga_barrier as b (saga_id, step, op, result)
+        values (enter.saga_id, enter.step, 'do', 'done')
+        on conflict on constraint saga_barrier_pkey do update
+            set result = 'done', reply = null, entered_by = default, entered_at = default
+            where b.result = 'refused' and enter.op = 'redo';
+        if found then
+            outcome := 'do it';
+            return;
+        end if;
+    else
+        raise exception 'weft.enter: the operation is `%`, and not do, undo or redo', enter.op
+            using errcode = 'invalid_parameter_value';
     end if;
-    if enter.op = 'do' then
-        return true;
-    end if;
-    insert into weft.saga_barrier (saga_id, step, op, by_op)
-    values (enter.saga_id, enter.step, 'do', enter.op)
-    on conflict do nothing;
-    return not found;
+    select
+        case b.result when 'done' then 'done before' when 'nothing' then 'nothing to do' else 'refused before' end,
+        b.reply
+    into outcome, reply
+    from weft.saga_barrier as b
+    where (b.saga_id, b.step, b.op) = (enter.saga_id, enter.step, case enter.op when 'undo' then 'undo' else 'do' end);
 end
 $$;
 
--- Keeps the reply of an operation that was entered in the same transaction, for `weft.recall`.
+-- Keeps the reply of an operation that was entered in the same transaction, for its repetitions.
 create function weft.remember(saga_id text, step text, op text, reply jsonb) returns void
     language plpgsql
     security definer
@@ -165,24 +198,36 @@ create function weft.remember(saga_id text, step text, op text, reply jsonb) ret
 as $$
 begin
     update weft.saga_barrier as b set reply = remember.reply
-    where (b.saga_id, b.step, b.op) = (remember.saga_id, remember.step, remember.op);
+    where (b.saga_id, b.step, b.op) =
+            (remember.saga_id, remember.step, case remember.op when 'redo' then 'do' else remember.op end)
+        and b.entered_by = pg_current_xact_id() and b.result in ('done', 'nothing');
     if not found then
-        raise exception 'weft.remember comes after weft.enter: step % (%) of saga % was never entered',
+        raise exception 'weft.remember: this transaction has not entered step % (%) of saga %: call it after weft.enter has answered `do it`',
             remember.step, remember.op, remember.saga_id
             using errcode = 'object_not_in_prerequisite_state';
     end if;
 end
 $$;
 
--- The reply that `weft.remember` kept, or null.
-create function weft.recall(saga_id text, step text, op text) returns jsonb
-    language sql
-    stable
+-- Refuses a do for good: it did not happen, will not, and is nothing to undo. Called in the transaction that entered it, as
+-- long as that has changed nothing else, or in one of its own after that one was rolled back. Commit, and answer with
+-- what it returns, since another copy of the same command may have been first: usually `refused before` with {"code", "detail"}.
+create function weft.refuse(saga_id text, step text, code text, detail text, out outcome text, out reply jsonb)
+    language plpgsql
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
-    select b.reply from weft.saga_barrier as b
-    where (b.saga_id, b.step, b.op) = (recall.saga_id, recall.step, recall.op)
+begin
+    insert into weft.saga_barrier as b (saga_id, step, op, result, reply)
+    values (refuse.saga_id, refuse.step, 'do', 'refused',
+        jsonb_build_object('code', refuse.code, 'detail', refuse.detail))
+    on conflict on constraint saga_barrier_pkey do update
+        set result = excluded.result, reply = excluded.reply
+        where b.entered_by = pg_current_xact_id() and b.result = 'done';
+    select case b.result when 'done' then 'done before' else 'refused before' end, b.reply into outcome, reply
+    from weft.saga_barrier as b
+    where (b.saga_id, b.step, b.op) = (refuse.saga_id, refuse.step, 'do');
+end
 $$;
 
 revoke execute on all functions in schema weft from public;
@@ -190,6 +235,6 @@ grant execute on function
     weft.receive(text, text),
     weft.enter(text, text, text),
     weft.remember(text, text, text, jsonb),
-    weft.recall(text, text, text)
+    weft.refuse(text, text, text, text)
 to {app};
 -- A trigger's function is checked for EXECUTE when the trigger is made, not when it fires.

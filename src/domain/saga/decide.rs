@@ -5,7 +5,9 @@
 //! - Compensation undoes, in reverse order, every step that may have happened: the steps that succeeded, and also the
 //!   failing one when the outcome of one of its attempts is unknown (an earlier attempt, or the current one at a
 //!   deadline, a cancel or exhausted attempts). The participant's barrier makes an undo without a do safe.
-//! - Once the pivot was called, the saga cannot be compensated until its answer is certain.
+//! - Once the pivot was called, the saga cannot be compensated until its answer is certain. When it has an undo, that is
+//!   called first, as for a step before it: success means that the pivot did not happen and will not, a refusal that it
+//!   did; then the pivot is called once more, for its reply, and the saga goes forward.
 //! - What must succeed (an undo, `onCompensated`, a step from the pivot on) is retried until it does. After
 //!   `maxAttempts` the instance is stuck, which is reported, and is still retried at the longest back-off, so that it
 //!   recovers from an outage without a person. After a definite failure it is stuck at once and waits for a person,
@@ -79,6 +81,8 @@ pub fn start(definition: &Definition, input: Json) -> (State, Option<Command>) {
         stopped: false,
         stuck: None,
         overdue: false,
+        redo: false,
+        happened: false,
         failure: None,
         input,
         replies: vec![None; definition.steps.len()],
@@ -179,7 +183,7 @@ fn backward(definition: &Definition, index: usize) -> Phase {
 }
 
 fn enter(state: &mut State, phase: Phase) -> Option<Command> {
-    (state.phase, state.attempt, state.allowance_from, state.stuck) = (phase, 1, 1, None);
+    (state.phase, state.attempt, state.allowance_from, state.stuck, state.redo) = (phase, 1, 1, None, false);
     if phase.is_end() { None } else { issue(state, 0) }
 }
 
@@ -194,7 +198,12 @@ fn again(state: &mut State, after_ms: u64) -> Option<Command> {
 }
 
 fn failed(definition: &Definition, state: &mut State, code: &str, message: &str, moment: Moment) -> Option<Command> {
-    if let Some(index) = compensable_step(definition, state.phase) {
+    if let Phase::Undo(index) = state.phase
+        && definition.pivot() == Some(index)
+    {
+        return pivot_happened(state, index);
+    }
+    if let Some(index) = compensable_step(definition, state) {
         // a definite failure of the first attempt had no effect; when the outcome of an earlier attempt is unknown, the
         // step may have happened
         return compensate(definition, state, code, message, index + usize::from(state.attempt > 1));
@@ -202,6 +211,14 @@ fn failed(definition: &Definition, state: &mut State, code: &str, message: &str,
     let (message, detail) = (code.to_owned(), Some(message.to_owned()));
     state.stuck = Some(Stuck { message, detail, since_ms: since(state, moment), waits: true });
     None
+}
+
+/// The pivot's undo was refused. Its reply may be lost, so it is called again; what went before is in doubt no longer, but
+/// that attempt is not its first.
+fn pivot_happened(state: &mut State, pivot: usize) -> Option<Command> {
+    (state.happened, state.failure) = (true, None);
+    (state.phase, state.attempt, state.allowance_from, state.stuck) = (Phase::Do(pivot), 2, 2, None);
+    issue(state, 0)
 }
 
 fn unknown(
@@ -214,10 +231,9 @@ fn unknown(
     let policy = state.phase.retry(definition);
     let used = (state.attempt + 1).saturating_sub(state.allowance_from);
     let exhausted = used >= policy.max_attempts;
-    let pivot = matches!(state.phase, Phase::Do(index) if definition.pivot() == Some(index));
-    if let Some(index) = compensable_step(definition, state.phase)
+    if let Some(index) = compensable_step(definition, state)
         && exhausted
-        && !pivot
+        && definition.final_pivot() != Some(index)
     {
         return Decision::Recorded(compensate(definition, state, codes::ATTEMPTS, &text(message, detail), index + 1));
     }
@@ -247,9 +263,9 @@ fn since(state: &State, moment: Moment) -> i64 {
 }
 
 /// The index of the current step, if the saga can still be compensated.
-fn compensable_step(definition: &Definition, phase: Phase) -> Option<usize> {
-    match phase {
-        Phase::Do(index) if definition.pivot().is_none_or(|pivot| index <= pivot) => Some(index),
+fn compensable_step(definition: &Definition, state: &State) -> Option<usize> {
+    match state.phase {
+        Phase::Do(index) if definition.pivot().is_none_or(|pivot| index <= pivot) && !state.happened => Some(index),
         _ => None,
     }
 }
@@ -273,9 +289,9 @@ fn compensate(definition: &Definition, state: &mut State, code: &str, message: &
 /// The index below which steps must be undone when the saga is compensated without a result of the current call; `None`
 /// when the pivot may have happened.
 fn undo_bound(definition: &Definition, state: &State) -> Option<usize> {
-    let index = compensable_step(definition, state.phase)?;
+    let index = compensable_step(definition, state)?;
     let never_called = state.held && state.attempt == 1;
-    if definition.pivot() == Some(index) && !never_called {
+    if definition.final_pivot() == Some(index) && !never_called {
         return None;
     }
     Some(index + usize::from(!never_called))
@@ -303,6 +319,8 @@ fn retry(state: &mut State, after: u32) -> Result<Decision, Refusal> {
     if state.stuck.is_none() && state.attempt == 1 {
         return Err(Refusal::NothingToRetry);
     }
+    // the participant keeps its refusal
+    state.redo |= state.stuck.as_ref().is_some_and(|stuck| stuck.waits) && state.phase.operation() == Some("do");
     state.stuck = None;
     state.allowance_from = state.attempt.saturating_add(1);
     Ok(Decision::Recorded(again(state, 0)))
@@ -316,15 +334,20 @@ fn skip(definition: &Definition, state: &mut State) -> Result<Decision, Refusal>
     }
 }
 
+/// Whether a person who cancels must have verified that the pivot did not happen, since nothing can ask its participant. The
+/// engine ensures that it cannot happen later.
+pub fn cancel_must_be_verified(definition: &Definition, state: &State) -> bool {
+    let pivot = if state.happened { definition.pivot() } else { definition.final_pivot() };
+    state.stuck.is_some() && pivot.map(Phase::Do) == Some(state.phase)
+}
+
 fn cancel(definition: &Definition, state: &mut State) -> Result<Decision, Refusal> {
     const MESSAGE: &str = "cancelled by a person";
     match state.phase {
         phase if phase.is_end() => Err(Refusal::Ended),
         Phase::Do(index) => {
-            // a person who cancels a stuck pivot has verified that it did not happen; the engine ensures that it cannot
-            // happen later
-            let pivot_refused = state.stuck.is_some() && definition.pivot() == Some(index);
-            let until = undo_bound(definition, state).or(pivot_refused.then_some(index)).ok_or(Refusal::PastPivot)?;
+            let verified = cancel_must_be_verified(definition, state).then_some(index);
+            let until = undo_bound(definition, state).or(verified).ok_or(Refusal::PastPivot)?;
             Ok(Decision::Recorded(compensate(definition, state, codes::CANCELLED, MESSAGE, until)))
         }
         _ => Err(Refusal::Compensating),

@@ -152,6 +152,48 @@ fn the_pivot_is_repeated_until_its_answer_is_certain() {
     assert_eq!(run.fail().undone(), [Phase::Undo(2), Phase::Undo(0), Phase::Notify]);
 }
 
+/// As `definition`, with a pivot that can be asked.
+fn asked() -> Definition {
+    let mut definition = definition();
+    definition.steps[3].undo = Some(call("undo-charge"));
+    definition
+}
+
+#[test]
+fn a_pivot_with_an_undo_is_asked_whether_it_happened() {
+    let at_pivot = || Run::of(asked()).times(3, Run::ok);
+    assert_eq!(at_pivot().fail().state.phase, Phase::Undo(2), "the first answer is certain");
+    for turned in [
+        at_pivot().unknown().fail(),
+        at_pivot().times(3, Run::unknown),
+        at_pivot().event(Event::DeadlinePassed),
+        at_pivot().event(Event::Cancel),
+    ] {
+        assert_eq!(turned.state.phase, Phase::Undo(3));
+        assert_eq!(turned.undone(), [Phase::Undo(3), Phase::Undo(2), Phase::Undo(0), Phase::Notify]);
+    }
+    // its undo is refused: it happened, and is called again for its reply
+    let mut run = at_pivot().times(3, Run::unknown).fail();
+    assert_eq!((run.at(), &run.state.failure), ((Phase::Do(3), 2), &None));
+    assert_eq!(run.command.map(|command| command.at), Some(Phase::Do(3)));
+    assert_eq!(run.try_event(Event::Cancel), Err(Refusal::PastPivot));
+    let run = run.event(Event::DeadlinePassed);
+    assert!(run.state.overdue, "from now on a deadline is only reported");
+    let run = run.fail();
+    assert_eq!((run.state.phase, run.state.status()), (Phase::Do(3), Status::Stuck), "it never turns back");
+    assert_eq!(run.event(Event::Skip).ok().state.status(), Status::Completed);
+}
+
+#[test]
+fn a_retry_of_what_was_refused_says_so_to_the_participant() {
+    let run = Run::new().times(4, Run::ok).fail().event(Event::Retry { after: 1 });
+    assert_eq!(run.state.operation(), Some("redo"));
+    let run = Run::new().times(4, Run::ok).times(3, Run::unknown).event(Event::Retry { after: 1 });
+    assert_eq!(run.state.operation(), Some("do"), "what was not refused is not redone");
+    let run = Run::new().ok().ok().ok().fail().fail().event(Event::Retry { after: 1 });
+    assert_eq!(run.state.operation(), Some("undo"), "an undo is tried again under its own key");
+}
+
 #[test]
 fn a_deadline_before_the_pivot_compensates_what_is_under_way() {
     let run = Run::new().ok().ok().event(Event::DeadlinePassed);

@@ -47,6 +47,11 @@ impl Definition {
     pub fn pivot(&self) -> Option<usize> {
         self.steps.iter().position(|step| step.pivot)
     }
+
+    /// The pivot when it has no undo, so that nothing can ask whether it happened.
+    pub fn final_pivot(&self) -> Option<usize> {
+        self.steps.iter().position(|step| step.pivot && step.undo.is_none())
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +64,8 @@ pub struct Step {
     pub pivot: bool,
     #[serde(rename = "do")]
     pub action: Call,
-    /// `None` when there is nothing to undo (`undo: {none: true}`, the pivot, or a step after it).
+    /// `None` when there is nothing to undo (`undo: {none: true}`, or a step after the pivot). The pivot's asks whether the
+    /// pivot happened: a refusal of it means that it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo: Option<Call>,
     /// Time-out of one attempt in milliseconds; the outcome of an attempt that takes longer is *unknown*.

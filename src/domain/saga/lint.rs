@@ -135,16 +135,12 @@ fn lint_undo(index: usize, step: &Step, pivot: Option<usize>, field: &str, findi
             field,
             format!("step `{name}` comes before the pivot and does not define how it is undone; give `undo`, or `undo: {{none: true}}` when there is nothing to undo"),
         ),
-        Undo::Call(_) if step.pivot => findings.add(
-            field,
-            format!("step `{name}` is the pivot and is never undone; remove `undo`, or `pivot`"),
-        ),
-        Undo::Call(_) if !before_pivot => findings.add(
+        Undo::Call(_) if !before_pivot && !step.pivot => findings.add(
             field,
             format!("step `{name}` comes after the pivot and is never undone; remove `undo`, or move the step before the pivot"),
         ),
-        // the barrier row of the do, by which `weft.enter` knows that there is something to undo, is in the database of
-        // its service
+        // the record of the do, by which `weft.enter` knows that there is something to undo, is in the database of its
+        // service
         Undo::Call(undo) if elsewhere(&step.action, undo) => findings.add(
             format!("{field}.service"),
             format!(

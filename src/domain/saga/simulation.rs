@@ -1,10 +1,13 @@
 //! A seeded simulation of [`decide`](super::decide): one saga for each schedule, with crashes at every boundary of a
-//! commit; requests and answers that are lost, repeated, late and out of order; time-outs, deadlines, clock jumps and a
-//! person's verbs.
+//! commit; requests and answers that are lost, repeated, late and out of order; refusals that are committed or rolled back,
+//! and those of a proxy that the participant never sees; time-outs, deadlines, clock jumps and a person's verbs.
 //!
 //! `WEFT_SEEDS=100000 cargo test --release saga::simulation` runs more schedules, `WEFT_SEED=17` only that one.
 
-use std::{collections::HashSet, env, panic};
+use std::{
+    collections::{HashMap, HashSet},
+    env, panic,
+};
 
 use super::{
     decide::{self, Command, Decision, Moment},
@@ -57,7 +60,7 @@ fn definition(random: &mut Random) -> Definition {
         name: format!("s{index}"),
         pivot: pivot == Some(index),
         action: call(),
-        undo: (pivot.is_none_or(|pivot| index < pivot) && random.percent(80)).then(call),
+        undo: (pivot.is_none_or(|pivot| index <= pivot) && random.percent(80)).then(call),
         timeout_ms: 1,
         retry: RetryPolicy { max_attempts: u32::try_from(1 + random.below(4)).unwrap(), ..RetryPolicy::default() },
         failures: [].into(),
@@ -78,40 +81,72 @@ fn operation(definition: &Definition, at: Phase) -> Operation {
     }
 }
 
+/// What the barrier has of an operation: the column `result`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Entered {
+    Done,
+    Refused,
+    Undone,
+    Nothing,
+}
+
+/// A request: the operation, and whether it is a redo.
+type Request = (Operation, bool);
+
 /// The participants' databases, with the barrier of `weft.enter`.
 #[derive(Default)]
 struct Participants {
-    keys: HashSet<Operation>,
+    entered: HashMap<Operation, Entered>,
     effects: Vec<Operation>,
     /// Operations that are refused, without effect, until they are repaired.
     refusing: HashSet<Operation>,
+    /// A refused do is rolled back, so that the barrier has no record of it, and not committed by `weft.refuse`.
+    rolls_back: bool,
     /// Steps whose repeated do is refused ("exists already") although the first one took effect.
     forgetful: HashSet<usize>,
     pivot: Option<usize>,
-    /// The pivot was refused once, and so is refused forever.
-    pivot_refused: bool,
 }
 
 impl Participants {
     /// Handles a request; returns whether the answer is success.
-    fn handle(&mut self, (step, undo): Operation) -> bool {
-        if self.refusing.contains(&(step, undo)) {
-            // its transaction is rolled back, barrier included, but the refusal of the pivot is remembered, as
-            // docs/saga.md requires: nothing undoes the pivot, so only that keeps a late copy of an earlier attempt
-            // from taking effect
-            if self.pivot == Some(step) {
-                self.pivot_refused = true;
+    fn handle(&mut self, ((step, undo), redo): Request) -> bool {
+        if undo { self.undo(step) } else { self.act(step, redo) }
+    }
+
+    fn act(&mut self, step: usize, redo: bool) -> bool {
+        match self.entered.get(&(step, false)) {
+            Some(Entered::Done) => return !self.forgetful.contains(&step),
+            Some(Entered::Refused) if redo => {}
+            Some(_) => return false,
+            None => {}
+        }
+        if self.refusing.contains(&(step, false)) {
+            if !self.rolls_back {
+                self.entered.insert((step, false), Entered::Refused);
             }
             return false;
         }
-        if self.pivot_refused && self.pivot == Some(step) {
+        self.entered.insert((step, false), Entered::Done);
+        self.effects.push((step, false));
+        true
+    }
+
+    fn undo(&mut self, step: usize) -> bool {
+        if self.entered.contains_key(&(step, true)) {
+            return true;
+        }
+        if self.entered.get(&(step, false)) != Some(&Entered::Done) {
+            self.entered.entry((step, false)).or_insert(Entered::Undone);
+            self.entered.insert((step, true), Entered::Nothing);
+            return true;
+        }
+        // a pivot that happened cannot be undone
+        if self.pivot == Some(step) || self.refusing.contains(&(step, true)) {
             return false;
         }
-        let fresh = self.keys.insert((step, undo)) && !(undo && self.keys.insert((step, false)));
-        if fresh {
-            self.effects.push((step, undo));
-        }
-        fresh || undo || !self.forgetful.contains(&step)
+        self.entered.insert((step, true), Entered::Done);
+        self.effects.push((step, true));
+        true
     }
 }
 
@@ -127,9 +162,11 @@ struct World {
     /// Calls that are recorded and ready to be sent, or wait for their back-off.
     due: Vec<Command>,
     /// Calls that this process sent and that are not answered.
-    in_flight: Vec<Command>,
+    in_flight: Vec<(Command, bool)>,
     /// Requests in the network whose answers nobody awaits: repeated, late, or sent by a process that has died.
-    stray: Vec<Operation>,
+    stray: Vec<Request>,
+    /// A proxy has refused a call that the participant never saw.
+    proxied: bool,
     crashes: usize,
 }
 
@@ -152,9 +189,24 @@ impl World {
                 participants.forgetful.insert(index);
             }
         }
+        // docs/saga.md requires that the refusal of a pivot is committed when it has no undo: nothing else keeps a late
+        // copy of an earlier attempt from taking effect
+        participants.rolls_back = definition.final_pivot().is_none() && random.percent(50);
         let (log, due, in_flight, stray) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let pending = vec![(Event::Started { input }, command)];
-        Self { random, definition, participants, log, pending, state, due, in_flight, stray, crashes: 0 }
+        Self {
+            random,
+            definition,
+            participants,
+            log,
+            pending,
+            state,
+            due,
+            in_flight,
+            stray,
+            proxied: false,
+            crashes: 0,
+        }
     }
 
     fn handle(&mut self, event: Event) {
@@ -192,8 +244,9 @@ impl World {
     /// A replay of the log must lead to the state in memory.
     fn check_replay(&self) {
         let (live, replayed) = (&self.state, self.replayed());
-        let of =
-            |state: &State| (state.phase, state.failure.clone(), state.stuck.is_some(), state.paused, state.overdue);
+        let of = |state: &State| {
+            (state.phase, state.failure.clone(), state.stuck.is_some(), state.paused, state.overdue, state.redo)
+        };
         assert_eq!(of(live), of(&replayed), "a replay leads elsewhere");
     }
 
@@ -201,7 +254,7 @@ impl World {
         self.crashes += 1;
         self.pending.clear();
         self.due.clear();
-        let sent = self.in_flight.drain(..).map(|command| operation(&self.definition, command.at));
+        let sent = self.in_flight.drain(..).map(|(command, redo)| (operation(&self.definition, command.at), redo));
         self.stray.extend(sent);
         if self.log.is_empty() {
             // the start was never acknowledged, so the client sends it again
@@ -224,18 +277,24 @@ impl World {
         if self.state.paused {
             decide::hold(&mut self.state, command);
         } else {
-            self.in_flight.push(command);
+            self.in_flight.push((command, self.state.redo));
         }
     }
 
     /// A request arrives or is lost; its answer arrives or is lost.
     fn answer(&mut self, index: usize, faulty: bool) {
-        let Command { at, attempt, .. } = self.in_flight.swap_remove(index);
-        let called = operation(&self.definition, at);
+        let (Command { at, attempt, .. }, redo) = self.in_flight.swap_remove(index);
+        let called = (operation(&self.definition, at), redo);
         let unknown =
             |message: &str| Event::Unknown { at, attempt, message: message.into(), detail: None, retry_after_ms: None };
+        let failed = |code: &str| Event::Failed { at, attempt, code: code.into(), message: String::new() };
         if faulty && self.random.percent(15) {
             return self.handle(unknown("the request is lost"));
+        }
+        if faulty && self.random.percent(5) {
+            // what is not the barrier's answer is definite only as long as nothing was in doubt (`answer::classify`)
+            self.proxied = true;
+            return self.handle(if attempt == 1 { failed("HTTP_404") } else { unknown("404 of a proxy") });
         }
         if faulty && self.random.percent(15) {
             self.stray.push(called);
@@ -248,11 +307,7 @@ impl World {
         if faulty && self.random.percent(15) {
             return self.handle(unknown("the answer is lost"));
         }
-        self.handle(if done {
-            Event::Succeeded { at, attempt, reply: None, note: None }
-        } else {
-            Event::Failed { at, attempt, code: "Refused".into(), message: String::new() }
-        });
+        self.handle(if done { Event::Succeeded { at, attempt, reply: None, note: None } } else { failed("Refused") });
     }
 
     fn stray(&mut self) {
@@ -263,15 +318,16 @@ impl World {
         }
     }
 
-    /// A stuck pivot is cancelled only while no call of it is in progress or due (`Engine::change` ensures that), and
-    /// only by a person who knows that it did not happen and will not: no copy of it may be in the network either.
+    /// A stuck pivot that cannot be asked is cancelled only while no call of it is in progress or due (`Engine::change`
+    /// ensures that), and only by a person who knows that it did not happen and will not: no copy of it may be in the
+    /// network either.
     fn may_cancel(&self) -> bool {
-        let pivot = self.definition.pivot().map(Phase::Do);
-        if self.state.stuck.is_none() || pivot != Some(self.state.phase) {
+        if !decide::cancel_must_be_verified(&self.definition, &self.state) {
             return true;
         }
         let call = operation(&self.definition, self.state.phase);
-        let happens = self.participants.keys.contains(&call) || self.stray.contains(&call);
+        let happens = self.participants.entered.get(&call) == Some(&Entered::Done)
+            || self.stray.iter().any(|(stray, _)| *stray == call);
         self.state.paused && self.in_flight.is_empty() && !happens
     }
 
@@ -303,27 +359,13 @@ impl World {
         for _ in 0..FAULTY {
             self.act(true);
         }
-        let mut repaired = false;
+        let mut repairs = 0;
         for _ in 0..CALM {
             self.act(false);
             let waits = self.state.stuck.as_ref().is_some_and(|stuck| stuck.waits);
-            if waits && self.pending.is_empty() && !repaired {
-                // an instance is stuck only when an operation that must succeed is refused; a person repairs the
-                // service and retries
-                let called = operation(&self.definition, self.state.phase);
-                assert!(
-                    self.participants.refusing.contains(&called),
-                    "stuck without a reason at {:?}",
-                    self.state.phase
-                );
-                // the person waits for the last late request, since a late copy of a refused request would take effect
-                // now
-                while !self.stray.is_empty() {
-                    self.stray();
-                }
-                self.participants.refusing.clear();
-                self.handle(Event::Retry { after: self.state.attempt });
-                repaired = true;
+            if waits && self.pending.is_empty() && repairs < 2 {
+                self.repair();
+                repairs += 1;
             }
             if self.state.phase.is_end() && self.pending.is_empty() {
                 break;
@@ -336,6 +378,27 @@ impl World {
         }
         self.check_effects();
         (self.state.status(), self.crashes)
+    }
+
+    /// An instance is stuck only when an operation that must succeed is refused; a person repairs the service and retries.
+    fn repair(&mut self) {
+        let called = operation(&self.definition, self.state.phase);
+        if self.participants.entered.get(&called) == Some(&Entered::Done) {
+            assert!(self.participants.forgetful.contains(&called.0) || self.proxied, "stuck though it is done");
+            return self.handle(Event::Skip);
+        }
+        assert!(
+            self.participants.refusing.contains(&called) || self.proxied,
+            "stuck without a reason at {:?}",
+            self.state.phase
+        );
+        // when the barrier has no record of the refusal, the person waits for the last late request, since a late copy of
+        // a refused request would take effect now
+        while self.participants.rolls_back && !self.stray.is_empty() {
+            self.stray();
+        }
+        self.participants.refusing.clear();
+        self.handle(Event::Retry { after: self.state.attempt });
     }
 
     /// Every effect happened exactly once and was undone in reverse order, also after every late request has arrived.

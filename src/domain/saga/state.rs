@@ -67,7 +67,7 @@ impl Phase {
         matches!(self, Self::Completed | Self::Compensated)
     }
 
-    /// `do` or `undo`, as in the idempotency key; `None` at the end.
+    /// `do` or `undo`; `None` at the end.
     pub fn operation(self) -> Option<&'static str> {
         match self {
             Self::Do(_) | Self::Notify => Some("do"),
@@ -177,6 +177,10 @@ pub struct State {
     pub stuck: Option<Stuck>,
     /// The deadline passed after the pivot was called.
     pub overdue: bool,
+    /// A person asked again for what the participant had refused: the idempotency key says `redo`.
+    pub redo: bool,
+    /// The pivot's undo was refused: the pivot happened, so the saga goes forward.
+    pub(super) happened: bool,
     pub failure: Option<Failure>,
     pub input: Json,
     /// By step; `None` for a step that has not succeeded.
@@ -193,6 +197,11 @@ impl State {
             Phase::Do(_) => Status::Running,
             Phase::Undo(_) | Phase::Notify => Status::Compensating,
         }
+    }
+
+    /// The last part of the current call's idempotency key: `do`, `undo` or `redo`; `None` at the end.
+    pub fn operation(&self) -> Option<&'static str> {
+        self.phase.operation().map(|operation| if self.redo { "redo" } else { operation })
     }
 
     pub fn is_compensating(&self) -> bool {

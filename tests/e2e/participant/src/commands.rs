@@ -66,9 +66,18 @@ impl Service {
         };
         let mut client = self.client().await?;
         let transaction = client.transaction().await?;
-        if transaction.query_one("select weft.enter($1, $2, $3)", &[&saga, &step, &op]).await?.try_get(0)? {
-            let insert = "insert into effect (saga, step, op) values ($1, $2, $3)";
-            transaction.execute(insert, &[&saga, &step, &op]).await?;
+        let entered = transaction.query_one("select outcome from weft.enter($1, $2, $3)", &[&saga, &step, &op]).await?;
+        match entered.try_get(0)? {
+            "do it" => {
+                let insert = "insert into effect (saga, step, op) values ($1, $2, $3)";
+                transaction.execute(insert, &[&saga, &step, &op]).await?;
+            }
+            "refused before" => {
+                transaction.commit().await?;
+                let problem = serde_json::json!({"type": "Refused", "title": "refused before", "status": 409});
+                return Ok((StatusCode::CONFLICT, Json(problem)).into_response());
+            }
+            _ => {}
         }
         transaction.commit().await?;
         Ok(Json(serde_json::json!({"step": step})).into_response())
