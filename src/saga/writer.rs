@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::{
     catalogue::Compiled,
     engine::{Engine, PARTITIONS, Recovered},
+    lease::Moment,
     liveness::Liveness,
     log::{Entry, Unrecorded},
     problem::{Problems, SagaProblem},
@@ -116,7 +117,7 @@ impl Writer {
             tokio::select! {
                 biased;
                 _ = renew.tick() => {
-                    let sent = Instant::now();
+                    let sent = Moment::now();
                     self.report_silence(session.renew_lease(&self.holder)).await?;
                     self.engine.lease.renewed(sent);
                 }
