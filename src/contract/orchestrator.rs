@@ -14,11 +14,19 @@ pub struct Orchestrator {
     /// Port of the orchestrator's HTTP API.
     pub api_port: u16,
     pub database: DatabaseLogin,
+    /// How long ended instances are kept in the database, with their logs and idempotency keys, in milliseconds.
+    #[serde(default = "default_retention_ms")]
+    pub retention_ms: u64,
     /// Sorted by name.
     pub sagas: Vec<Definition>,
     /// Events that start sagas; sorted by saga.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub starts: Vec<Start>,
+}
+
+/// A week.
+fn default_retention_ms() -> u64 {
+    604_800_000
 }
 
 /// An event of a service that starts a saga, consumed from the stream to which the service's relay publishes it. The

@@ -17,6 +17,7 @@ use super::{
     answer::{self, Answer},
     catalogue::{Catalogue, Compiled, Facts},
     counts::Counted,
+    kept::Kept,
     lease::Lease,
     log::{self, Acknowledge, Entry, Queue, Recorded, Row, Unrecorded},
     meters::Meters,
@@ -86,6 +87,8 @@ pub(super) enum EngineError {
 struct Instance {
     compiled: Arc<Compiled>,
     state: State,
+    /// Where its rows are, see `weft.saga_bucket`.
+    bucket: i32,
     next_seq: i32,
     started_at: Timestamp,
     /// Its key in [`Shard::deadlines`].
@@ -145,6 +148,7 @@ pub(super) struct Recovered {
     pub id: Uuid,
     pub compiled: Arc<Compiled>,
     pub state: State,
+    pub bucket: i32,
     pub next_seq: i32,
     pub started_at: Timestamp,
 }
@@ -178,10 +182,16 @@ pub(super) struct Engine {
     pub(super) catalogue: Catalogue,
     transport: Transport,
     pub(super) lease: Lease,
+    pub(super) kept: Kept,
     pub(super) meters: Meters,
     pub(super) tasks: TaskTracker,
     /// When cancelled, no new call is sent.
     pub(super) stopping: CancellationToken,
+}
+
+/// Whether the id is derived from a [`Key`].
+pub(super) fn is_keyed(id: Uuid) -> bool {
+    id.get_version() == Some(uuid::Version::Sha1)
 }
 
 pub(super) fn partition_of(id: Uuid) -> i16 {
@@ -197,6 +207,7 @@ impl Engine {
             catalogue: Catalogue::default(),
             transport: Transport::default(),
             lease: Lease::default(),
+            kept: Kept::default(),
             meters,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
@@ -261,7 +272,9 @@ impl Engine {
         let (state, command) = decide::start(&compiled.definition, input.clone());
         let definition = &compiled.definition;
         let started_at = log::now();
+        let bucket = self.kept.bucket();
         let row = Row {
+            bucket,
             seq: 0,
             at: started_at,
             body: body(&Event::Started { input }),
@@ -273,6 +286,7 @@ impl Engine {
         let instance = Instance {
             compiled,
             state,
+            bucket,
             next_seq: 1,
             started_at,
             due,
@@ -344,7 +358,8 @@ impl Engine {
             Decision::Recorded(command) => {
                 let status = instance.state.status();
                 let end = instance.state.phase.is_end().then(|| (definition.name.clone(), status));
-                let row = Row { seq: instance.next_seq, at, body: body(event), start: None, end };
+                let row =
+                    Row { bucket: instance.bucket, seq: instance.next_seq, at, body: body(event), start: None, end };
                 instance.next_seq += 1;
                 (Some(row), command)
             }
@@ -516,14 +531,15 @@ impl Engine {
     pub(super) fn adopt(self: &Arc<Self>, partition: i16, instances: Vec<Recovered>) {
         let mut commands = Vec::new();
         if let Some(mut shard) = self.shard(partition) {
-            for Recovered { id, compiled, mut state, next_seq, started_at } in instances {
+            for Recovered { id, compiled, mut state, bucket, next_seq, started_at } in instances {
                 if let Some(command) = decide::recover(&mut state) {
                     commands.push((id, command));
                 }
                 compiled.counts.change(id, Counted::NOTHING, &compiled.definition, Some(&state));
                 let due = due(started_at, compiled.definition.deadline_ms);
                 let (durable, calls, waiting) = (true, Arc::default(), Vec::new());
-                shard.insert(id, Instance { compiled, state, next_seq, started_at, due, durable, calls, waiting });
+                let instance = Instance { compiled, state, bucket, next_seq, started_at, due, durable, calls, waiting };
+                shard.insert(id, instance);
             }
             shard.held = true;
         }

@@ -53,6 +53,8 @@ pub(super) struct Entry {
 
 #[derive(Debug)]
 pub(super) struct Row {
+    /// Of the instance, see `weft.saga_bucket`.
+    pub bucket: i32,
     pub seq: i32,
     /// In whole microseconds, the resolution of the database.
     pub at: Timestamp,
@@ -150,7 +152,7 @@ mod tests {
     use super::*;
 
     fn entry(bytes: usize) -> Entry {
-        let row = Row { seq: 0, at: now(), body: "x".repeat(bytes), start: None, end: None };
+        let row = Row { bucket: 1, seq: 0, at: now(), body: "x".repeat(bytes), start: None, end: None };
         Entry { id: Uuid::now_v7(), partition: 0, row: Some(row), command: None, acknowledge: None }
     }
 

@@ -12,6 +12,7 @@ mod catalogue;
 mod cli;
 mod counts;
 mod engine;
+mod kept;
 mod lease;
 mod liveness;
 mod log;

@@ -69,6 +69,7 @@ pub(super) async fn run(args: RunArgs, shutdown: Shutdown) -> anyhow::Result<()>
     let contract = Orchestrator::load(&config)?;
     let mut registry = Registry::default();
     let engine = Engine::new(Meters::register(&mut registry));
+    engine.kept.retain(contract.retention_ms);
     let reader = Arc::new(Reader::new(contract.database.clone()));
     let problems = Arc::new(Problems::default());
     let liveness = Arc::new(Liveness::default());
@@ -189,6 +190,7 @@ impl Parts {
             }
             None => self.problems.resolve(SOURCE),
         }
+        self.engine.kept.retain(contract.retention_ms);
         self.engine.catalogue.publish(runnable);
         self.starts.follow(&contract);
         tracing::info!(orchestrator = contract.name, sagas = contract.sagas.len(), "the contract is in force");

@@ -69,6 +69,7 @@ pub(super) type Log = Result<Vec<Logged>, ReadError>;
 #[derive(Debug)]
 pub(super) struct Listed {
     pub id: Uuid,
+    pub bucket: i32,
     pub saga: String,
     pub version: String,
     pub started_at: Timestamp,
@@ -77,7 +78,7 @@ pub(super) struct Listed {
     pub state: Option<Status>,
 }
 
-const COLUMNS: &str = "id, saga, version, started_at, ended_at, state";
+const COLUMNS: &str = "id, saga, version, started_at, ended_at, state, bucket";
 
 /// One shared connection, re-established when it is lost.
 #[derive(Debug)]
@@ -195,7 +196,8 @@ impl Reader {
     /// The logs of all live instances of a partition. Each is read separately, so that one that cannot be read does not
     /// affect the others.
     pub(super) async fn live_events(&self, partition: i16) -> Result<HashMap<Uuid, Log>, ReadError> {
-        const SQL: &str = "select e.id, e.seq, e.at, e.body from weft.saga_instance i join weft.saga_event e using (id)
+        const SQL: &str =
+            "select e.id, e.seq, e.at, e.body from weft.saga_instance i join weft.saga_event e using (id, bucket)
              where i.partition = $1 and i.state is null order by e.id, e.seq";
         let mut logs: HashMap<Uuid, Log> = HashMap::new();
         for row in self.query(SQL, &[&partition]).await? {
@@ -215,6 +217,7 @@ fn listed(row: &tokio_postgres::Row) -> Result<Listed, ReadError> {
     let state: Option<&str> = row.try_get(5)?;
     Ok(Listed {
         id: row.try_get(0)?,
+        bucket: row.try_get(6)?,
         saga: row.try_get(1)?,
         version: row.try_get(2)?,
         started_at: row.try_get(3)?,

@@ -9,10 +9,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::{Client, Statement, error::SqlState};
 use uuid::Uuid;
 
-use super::log::Entry;
+use super::{engine::is_keyed, log::Entry};
 use crate::{
     contract::DatabaseLogin,
     domain::saga::state::Status,
@@ -58,6 +58,8 @@ const ACQUIRE: &str = "update weft.saga_partition
      where partition = any($1) returning partition, epoch";
 
 const RENEW: &str = "update weft.saga_partition set beat_at = clock_timestamp() where holder = $1";
+
+const ROTATE: &str = "select weft.saga_rotate(make_interval(secs => $1))";
 
 const FIND: &str = "select e.id from weft.saga_event e
      join unnest($1::uuid[], $2::integer[], $3::timestamptz[]) as n (id, seq, at) on e.id = n.id and e.seq = n.seq and e.at = n.at";
@@ -160,6 +162,17 @@ impl Session {
         Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
     }
 
+    /// Drops what is older than `keep`; returns the bucket for new instances. `None` when a long query kept the tables from
+    /// being changed: nothing is lost by trying again later.
+    pub(super) async fn rotate(&self, keep: Duration) -> Result<Option<i32>, SessionError> {
+        let rotated = within(self.client.query_one(ROTATE, &[&keep.as_secs_f64()])).await;
+        match rotated {
+            Ok(row) => Ok(row.try_get(0)?),
+            Err(SessionError::Database(error)) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     pub(super) async fn renew_lease(&self, holder: &str) -> Result<(), SessionError> {
         within(self.client.execute(RENEW, &[&holder])).await?;
         Ok(())
@@ -193,6 +206,10 @@ impl Session {
                 &columns.seqs,
                 &columns.times,
                 &columns.bodies,
+                &columns.start_buckets,
+                &columns.start_keyed,
+                &columns.end_buckets,
+                &columns.buckets,
             ],
         ))
         .await?;
@@ -228,14 +245,19 @@ struct Columns<'a> {
     start_sagas: Vec<&'a str>,
     start_versions: Vec<&'a str>,
     start_times: Vec<Timestamp>,
+    start_buckets: Vec<i32>,
+    /// Whether the id is derived from a key, so that the instance may exist already.
+    start_keyed: Vec<bool>,
     end_ids: Vec<Uuid>,
     end_sagas: Vec<&'a str>,
     end_states: Vec<&'static str>,
     end_times: Vec<Timestamp>,
+    end_buckets: Vec<i32>,
     ids: Vec<Uuid>,
     seqs: Vec<i32>,
     times: Vec<Timestamp>,
     bodies: Vec<&'a str>,
+    buckets: Vec<i32>,
 }
 
 impl<'a> Columns<'a> {
@@ -247,18 +269,22 @@ impl<'a> Columns<'a> {
             columns.seqs.push(row.seq);
             columns.times.push(row.at);
             columns.bodies.push(&row.body);
+            columns.buckets.push(row.bucket);
             if let Some((saga, version)) = &row.start {
                 columns.start_ids.push(entry.id);
                 columns.start_partitions.push(entry.partition);
                 columns.start_sagas.push(saga);
                 columns.start_versions.push(version);
                 columns.start_times.push(row.at);
+                columns.start_buckets.push(row.bucket);
+                columns.start_keyed.push(is_keyed(entry.id));
             }
             if let Some((saga, status)) = &row.end {
                 columns.end_ids.push(entry.id);
                 columns.end_sagas.push(saga);
                 columns.end_states.push(status.as_str());
                 columns.end_times.push(row.at);
+                columns.end_buckets.push(row.bucket);
             }
         }
         columns

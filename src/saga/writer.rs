@@ -108,6 +108,9 @@ impl Writer {
     /// Runs one session. Entries whose commit was interrupted stay in `in_flight_commit`.
     async fn session(&self, in_flight_commit: &mut Option<Vec<Entry>>, held: &mut Epochs) -> Result<(), SessionError> {
         let mut session = Session::open(&self.login).await?;
+        self.rotate(&session).await?;
+        let rotation = tokio::time::sleep(self.engine.kept.rotation());
+        tokio::pin!(rotation);
         self.acquire(&mut session, held, in_flight_commit).await?;
         let (mut renew, mut retry) = (interval(RENEW_INTERVAL), interval(RETRY_INTERVAL));
         renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -121,11 +124,26 @@ impl Writer {
                     self.report_silence(session.renew_lease(&self.holder)).await?;
                     self.engine.lease.renewed(sent);
                 }
+                () = &mut rotation => {
+                    self.rotate(&session).await?;
+                    rotation.as_mut().reset(Instant::now() + self.engine.kept.rotation());
+                }
                 () = self.engine.queue.filled() => self.commit(&session, in_flight_commit).await?,
                 () = self.close.cancelled() => return Ok(()),
                 _ = retry.tick(), if missing_partitions => self.acquire(&mut session, held, in_flight_commit).await?,
             }
         }
+    }
+
+    /// Purges what is older than the retention.
+    async fn rotate(&self, session: &Session) -> Result<(), SessionError> {
+        match session.rotate(self.engine.kept.retention()).await? {
+            Some(bucket) => self.engine.kept.opened(bucket),
+            None => {
+                tracing::info!("instances that are older than the retention are purged later: their tables are in use")
+            }
+        }
+        Ok(())
     }
 
     async fn commit(&self, session: &Session, in_flight_commit: &mut Option<Vec<Entry>>) -> Result<(), SessionError> {
@@ -285,7 +303,7 @@ impl Writer {
     }
 
     async fn recover_one(&self, instance: &Listed, log: Log) -> Result<Recovered, RecoveryError> {
-        let (id, started_at) = (instance.id, instance.started_at);
+        let (id, bucket, started_at) = (instance.id, instance.bucket, instance.started_at);
         let events = log?;
         let compiled = self.compiled(instance).await?;
         let state = view::replay(&compiled.definition, &events, |_, _| {}).ok_or(RecoveryError::MissingStart(id))?;
@@ -293,7 +311,7 @@ impl Writer {
             return Err(RecoveryError::Gap(id));
         }
         let next_seq = events.last().map_or(0, |logged| logged.seq + 1);
-        Ok(Recovered { id, compiled, state, next_seq, started_at })
+        Ok(Recovered { id, compiled, state, bucket, next_seq, started_at })
     }
 
     /// Reports which instances of a partition are unreadable; the problem lasts until the partition is recovered again.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use weft::domain::saga::definition::Definition;
+use weft::{contract::orchestrator::Orchestrator, domain::saga::definition::Definition};
 
 use crate::{
     saga_participant::{Behaviour, Participant},
@@ -508,4 +508,63 @@ async fn a_service_s_own_words_are_in_the_history_and_not_in_the_status() {
     let stuck = &status["sagas"]["order"]["stuckInstances"][0];
     assert_eq!(stuck["message"], "customers answered HTTP 500", "{status}");
     assert!(!status.to_string().contains("4111"), "the status reaches the custom resource: {status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn instances_are_purged_when_they_ended_longer_ago_than_the_retention() {
+    let world = World::new().await;
+    let contract = Orchestrator { retention_ms: 2_000, ..world.contract(vec![world.definition("order")], Vec::new()) };
+    let mut orchestrator = world.run(contract).await;
+    let input = json!({"orderId": "o-1", "total": 1});
+    world.participant.behave("ship", Behaviour::NoAnswer);
+    let (_, view) = orchestrator.start_saga("order", &input, "", None).await;
+    let running = id(&view);
+    servers::until("its last step is called", async || world.participant.count("ship") == 1).await;
+    let not_waiting = world.participant.clone();
+    not_waiting.behave("ship", Behaviour::Unavailable);
+    let (_, view) = orchestrator.start_saga("order", &input, "", Some("k-1")).await;
+    let keyed = id(&view);
+    not_waiting.behave("ship", Behaviour::Succeed);
+    not_waiting.behave(&format!("ship/{running}"), Behaviour::Unavailable);
+    orchestrator.until_state("order", &keyed, "Completed").await;
+    let (status, again) = orchestrator.start_saga("order", &input, "", Some("k-1")).await;
+    assert_eq!((status, id(&again)), (200, keyed.clone()));
+
+    let superuser = world.database.superuser().await;
+    let rows = async |table: &str| -> Vec<String> {
+        let ids = format!("select distinct id::text from weft.{table} order by id");
+        superuser.query(&ids, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
+    };
+    // the bucket of an instance that has not ended stays, so one that is alone in its bucket goes
+    let (mut others, mut gone) = (Vec::new(), None);
+    servers::until("a bucket was dropped", async || {
+        others.push(id(&orchestrator.to_its_end("order", &input).await));
+        let left = rows("saga_instance").await;
+        gone = others.iter().find(|id| !left.contains(id)).cloned();
+        gone.is_some()
+    })
+    .await;
+    let gone = gone.unwrap();
+    assert_eq!(orchestrator.get(&format!("/sagas/order/{gone}")).await.0, 404);
+    assert!(rows("saga_event").await.contains(&running));
+    assert!(!rows("saga_event").await.contains(&gone), "its log is gone, too");
+
+    // also for a process that reads them again
+    orchestrator.kill9();
+    orchestrator.start();
+    orchestrator.until_ready().await;
+    not_waiting.behave(&format!("ship/{running}"), Behaviour::Succeed);
+    orchestrator.until_state("order", &running, "Completed").await;
+    servers::until("the key is forgotten with its instance", async || {
+        let (status, _) = orchestrator.start_saga("order", &input, "?wait=true", Some("k-1")).await;
+        status == 201
+    })
+    .await;
+    let buckets = "select count(*) from weft.saga_bucket";
+    servers::until("what is old is gone", async || {
+        let left = rows("saga_instance").await;
+        !left.contains(&running) && superuser.query_one(buckets, &[]).await.unwrap().get::<_, i64>(0) <= 7
+    })
+    .await;
+    assert_eq!(world.participant.effects(&keyed), ["reserve do", "pack do", "charge do", "ship do"]);
 }

@@ -309,7 +309,7 @@ async fn an_unreadable_instance_blocks_no_other_one() {
     let client = world.database.superuser().await;
     let (newer, headless, holed, undefined) = (&started[0], &started[1], &started[2], &started[3]);
     let script = format!(
-        "insert into weft.saga_event values ('{newer}', 2, now(), '{{\"forked\": 7}}');
+        "insert into weft.saga_event (bucket, id, seq, at, body) values (1, '{newer}', 2, now(), '{{\"forked\": 7}}');
          delete from weft.saga_event where id = '{headless}' and seq = 0;
          update weft.saga_event set seq = 3 where id = '{holed}' and seq = 1;
          update weft.saga_instance set version = 'lost' where id = '{undefined}';"

@@ -85,6 +85,7 @@ impl World {
             namespace: "shop".into(),
             api_port: servers::free_port(),
             database: self.database.login("app"),
+            retention_ms: 3_600_000,
             sagas,
             starts,
         }

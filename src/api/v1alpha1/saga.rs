@@ -54,6 +54,11 @@ pub struct SagaSpec {
     #[schemars(length(max = 32))]
     #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) <= duration('8760h')").message("spec.deadline must be a duration such as 100ms, 2s or 1h30m, at most 8760h"))]
     pub deadline: Duration,
+    /// How long instances that have ended are kept, with their histories and idempotency keys, after which they are deleted; the Sagas of one orchestrator share the longest. An instance that has not ended is kept.
+    #[serde(default = "default_retention")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) >= duration('10m') && duration(self) <= duration('8760h')").message("spec.retention must be a duration such as 24h or 168h, from 10m to 8760h"))]
+    pub retention: Duration,
     /// What is done, in order. Compensation undoes it in reverse.
     #[schemars(length(min = 1, max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
@@ -69,6 +74,10 @@ fn default_orchestrator() -> String {
 
 fn default_deadline() -> Duration {
     std::time::Duration::from_mins(5).into()
+}
+
+fn default_retention() -> Duration {
+    std::time::Duration::from_hours(168).into()
 }
 
 /// Who coordinates a saga.

@@ -25,28 +25,77 @@ create table weft.saga_count (
   compensated bigint not null default 0
 ) with (fillfactor = 30);
 
--- One row per instance; `state` is null until it has ended.
+-- Instances and their log are kept in buckets: those that started in the same stretch of time. What is old is dropped with
+-- its bucket, which costs the same however much is in it.
+create table weft.saga_bucket (
+  bucket integer primary key,
+  opened_at timestamptz not null default clock_timestamp(),
+  -- when it last was the newest or had a live instance, as of the last call of weft.saga_rotate
+  live_at timestamptz not null default clock_timestamp()
+);
+
+-- One row per instance; `state` is null until it has ended. An id is in one bucket only: its partition's holder sees to that.
 create table weft.saga_instance (
-  id uuid primary key,
+  bucket integer not null,
+  id uuid not null,
   partition smallint not null,
   saga text not null,
   version text not null,
   started_at timestamptz not null,
   ended_at timestamptz,
-  state text
-);
+  state text,
+  primary key (id, bucket)
+) partition by list (bucket);
 create index saga_instance_live on weft.saga_instance (partition) where state is null;
 create index saga_instance_by_start on weft.saga_instance (saga, started_at);
 
 -- The log: what happened to an instance, in order. `body` is JSON, kept as text because nothing in here reads it.
 create table weft.saga_event (
+  bucket integer not null,
   id uuid not null,
   seq integer not null,
   at timestamptz not null,
   body text not null,
-  primary key (id, seq)
-);
+  primary key (id, seq, bucket)
+) partition by list (bucket);
+
+-- Opens a bucket when the newest is a quarter of `keep` old, drops those whose last instance ended longer than `keep` ago, and
+-- returns the newest. Called in a while: until the next call the caller starts instances in the bucket of this one.
+create function weft.saga_rotate(keep interval) returns integer
+  language plpgsql
+  security definer
+  set search_path = pg_catalog, pg_temp
+  -- whoever waits for this lock makes all others wait behind it
+  set lock_timeout = '200ms'
+as $$
+declare
+  newest weft.saga_bucket;
+  one record;
+  live boolean;
+begin
+  perform pg_advisory_xact_lock(5701, -1);
+  select * into newest from weft.saga_bucket order by bucket desc limit 1;
+  if newest.bucket is null or newest.opened_at < clock_timestamp() - keep / 4 then
+    insert into weft.saga_bucket (bucket) values (coalesce(newest.bucket, 0) + 1) returning * into newest;
+    execute format('create table weft.saga_instance_%1$s partition of weft.saga_instance for values in (%1$s);'
+      'create table weft.saga_event_%1$s partition of weft.saga_event for values in (%1$s)', newest.bucket);
+  end if;
+  for one in select b.bucket, b.live_at from weft.saga_bucket as b where b.bucket < newest.bucket order by b.bucket loop
+    execute format('select exists (select from weft.saga_instance_%s where state is null)', one.bucket) into live;
+    if live then
+      update weft.saga_bucket as b set live_at = clock_timestamp() where b.bucket = one.bucket;
+    elsif one.live_at < clock_timestamp() - keep then
+      execute format('drop table weft.saga_instance_%1$s, weft.saga_event_%1$s', one.bucket);
+      delete from weft.saga_bucket as b where b.bucket = one.bucket;
+    end if;
+  end loop;
+  update weft.saga_bucket as b set live_at = clock_timestamp() where b.bucket = newest.bucket;
+  return newest.bucket;
+end
+$$;
 
 grant select, insert, update, delete on
   weft.saga_partition, weft.saga_definition, weft.saga_count, weft.saga_instance, weft.saga_event
 to {app};
+revoke execute on all functions in schema weft from public;
+grant execute on function weft.saga_rotate(interval) to {app};

@@ -5,18 +5,21 @@ with fence as (
   from unnest($1::smallint[], $2::bigint[]) as mine (partition, epoch)
   join weft.saga_partition using (partition, epoch)
 ), started as (
-  insert into weft.saga_instance (id, partition, saga, version, started_at)
-  select n.id, n.partition, n.saga, n.version, n.at
-  from unnest($3::uuid[], $4::smallint[], $5::text[], $6::text[], $7::timestamptz[]) as n (id, partition, saga, version, at)
+  insert into weft.saga_instance (bucket, id, partition, saga, version, started_at)
+  select n.bucket, n.id, n.partition, n.saga, n.version, n.at
+  from unnest($3::uuid[], $4::smallint[], $5::text[], $6::text[], $7::timestamptz[], $18::integer[], $19::boolean[])
+    as n (id, partition, saga, version, at, bucket, keyed)
   where (select ours from fence)
-  on conflict (id) do nothing
+    -- an id without a key is new
+    and not (n.keyed and exists (select from weft.saga_instance as i where i.id = n.id))
+  on conflict do nothing
   returning id
 ), rejected as (
   select n.id from unnest($3::uuid[]) as n (id) where n.id not in (select id from started)
 ), ended as (
   update weft.saga_instance as i set state = n.state, ended_at = n.at
-  from unnest($8::uuid[], $9::text[], $10::timestamptz[]) as n (id, state, at)
-  where i.id = n.id and (select ours from fence) and n.id not in (select id from rejected)
+  from unnest($8::uuid[], $9::text[], $10::timestamptz[], $20::integer[]) as n (id, state, at, bucket)
+  where i.id = n.id and i.bucket = n.bucket and (select ours from fence) and n.id not in (select id from rejected)
 ), counted as (
   insert into weft.saga_count as c (saga, completed, compensated)
   select n.saga, n.completed, n.compensated
@@ -25,9 +28,9 @@ with fence as (
   on conflict (saga) do update
     set completed = c.completed + excluded.completed, compensated = c.compensated + excluded.compensated
 ), logged as (
-  insert into weft.saga_event (id, seq, at, body)
-  select n.id, n.seq, n.at, n.body
-  from unnest($14::uuid[], $15::integer[], $16::timestamptz[], $17::text[]) as n (id, seq, at, body)
+  insert into weft.saga_event (bucket, id, seq, at, body)
+  select n.bucket, n.id, n.seq, n.at, n.body
+  from unnest($14::uuid[], $15::integer[], $16::timestamptz[], $17::text[], $21::integer[]) as n (id, seq, at, body, bucket)
   where (select ours from fence) and n.id not in (select id from rejected)
 )
 select (select ours from fence) as ours, coalesce(array(select id from rejected), '{}') as rejected

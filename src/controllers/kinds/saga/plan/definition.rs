@@ -179,7 +179,7 @@ fn method_name(method: HttpMethod) -> &'static str {
     }
 }
 
-fn milliseconds(duration: Duration) -> u64 {
+pub(super) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(std::time::Duration::from(duration).as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -232,7 +232,8 @@ fn lint_call(command: &SagaCommand) -> lint::Call {
 
 /// A negative duration has no form in milliseconds, so it is found here.
 fn negative_durations(spec: &SagaSpec) -> Vec<String> {
-    let mut durations = BTreeMap::from([("spec.deadline".to_owned(), spec.deadline)]);
+    let mut durations =
+        BTreeMap::from([("spec.deadline".to_owned(), spec.deadline), ("spec.retention".to_owned(), spec.retention)]);
     for (index, step) in spec.steps.iter().enumerate() {
         let field = format!("spec.steps[{index}]");
         durations.insert(format!("{field}.timeout"), step.timeout);

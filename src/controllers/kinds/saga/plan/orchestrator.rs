@@ -19,6 +19,7 @@ use k8s_openapi::{
 };
 use kube::{ResourceExt, core::ObjectMeta};
 
+use super::definition::milliseconds;
 use crate::{
     api::v1alpha1::{Postgres, Retention},
     contract::{ADMIN_PORT, Contract, DatabaseLogin, Role, database_setup::Purpose, orchestrator as contract},
@@ -150,9 +151,16 @@ fn contract(object: &Orchestrator, owner: &Owner, settings: &Settings) -> contra
             database: names::database_name(&owner.name),
             role: Role { name: names::APP_ROLE.to_owned(), password_file: Path::new(APP_PASSWORD.1).join(PASSWORD) },
         },
+        retention_ms: retention_ms(object),
         sagas: defined().map(|defined| defined.definition.clone()).collect(),
         starts: defined().filter_map(|defined| start(defined, settings)).collect(),
     }
+}
+
+/// The longest of the Sagas, since they share one store.
+fn retention_ms(object: &Orchestrator) -> u64 {
+    let retentions = object.members.iter().map(|member| milliseconds(member.saga.spec.retention));
+    retentions.max().unwrap_or_default()
 }
 
 /// `None` as well when there is no broker: then the Saga is rejected by its own controller.
