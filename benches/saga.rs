@@ -86,6 +86,7 @@ async fn measure() {
         namespace: "bench".into(),
         api_port,
         database: database.login("app"),
+        retention_ms: 3_600_000,
         sagas: vec![definition(port)],
         starts: Vec::new(),
     };

@@ -24,6 +24,9 @@ pub struct DatabaseSetup {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relay: Option<Role>,
     pub purpose: Purpose,
+    /// Absent for an orchestrator's database, and in a file that is written by hand: what was set last stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duplicate_window: Option<DuplicateWindow>,
     /// Folder of `*.sql` files, applied in the order of their names, each in a transaction of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migrations: Option<PathBuf>,
@@ -31,6 +34,16 @@ pub struct DatabaseSetup {
     /// be older than the spec that asks for its newest file. Files after it are applied too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_migration: Option<String>,
+}
+
+/// How long what a service has handled is recognized when it comes again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DuplicateWindow {
+    /// Milliseconds that rows of `weft.inbox` are kept.
+    pub messages_ms: u64,
+    /// Milliseconds that rows of `weft.saga_barrier` are kept.
+    pub commands_ms: u64,
 }
 
 /// Which tables and functions of Weft's own the database gets (schema `weft`).

@@ -8,7 +8,7 @@
 use tokio_postgres::Transaction;
 
 use super::{locks::LOCK_TIMEOUT, roles::Roles};
-use crate::contract::database_setup::Purpose;
+use crate::contract::database_setup::{DuplicateWindow, Purpose};
 
 type Part = (&'static str, &'static [&'static str]);
 
@@ -50,6 +50,18 @@ pub async fn bring_up_to_date(
             transaction.execute(record, &[&part, &version]).await?;
             tracing::info!(part, version, "Weft's tables are up to date");
         }
+    }
+    Ok(())
+}
+
+/// Sets for how long repetitions are recognized.
+pub async fn set_duplicate_window(
+    transaction: &Transaction<'_>,
+    window: DuplicateWindow,
+) -> Result<(), tokio_postgres::Error> {
+    const SQL: &str = "update weft.duplicate_window set keep = $2::bigint * interval '1 millisecond' where part = $1";
+    for (part, milliseconds) in [("messages", window.messages_ms), ("commands", window.commands_ms)] {
+        transaction.execute(SQL, &[&part, &i64::try_from(milliseconds).unwrap_or(i64::MAX)]).await?;
     }
     Ok(())
 }

@@ -238,6 +238,9 @@ async fn prepare(admin: &mut Client, setup: &DatabaseSetup, roles: &Roles) -> Re
     transaction.commit().await.map_err(&failed)?;
     let transaction = admin.transaction().await.map_err(&failed)?;
     layout::bring_up_to_date(&transaction, setup.purpose, roles).await.map_err(&failed)?;
+    if let Some(window) = setup.duplicate_window {
+        layout::set_duplicate_window(&transaction, window).await.map_err(&failed)?;
+    }
     transaction.commit().await.map_err(&failed)
 }
 

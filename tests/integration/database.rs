@@ -72,6 +72,7 @@ impl Database {
             app: role("app", APP_PASSWORD),
             relay,
             purpose,
+            duplicate_window: None,
             migrations: Some(migrations),
             last_migration: None,
         };

@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
+use weft::contract::database_setup::DuplicateWindow;
+
 use crate::database::{Database, until};
 
 async fn enter(client: &Client, saga: &str, op: &str) -> String {
@@ -167,6 +169,46 @@ async fn a_refusal_is_kept_with_its_code() {
     assert_eq!(enter(&app, "t", "undo").await, NOTHING);
     let (outcome, reply) = answer(&app, "select * from weft.enter('t', 'reserve', 'do')").await;
     assert_eq!((outcome.as_str(), &reply.unwrap()["code"]), (REFUSED, &json!("AlreadyUndone")));
+}
+
+#[tokio::test]
+async fn what_is_older_than_the_duplicate_window_is_purged_by_the_calls_that_follow() {
+    let mut database = Database::ready().await;
+    let (app, superuser) = (database.app().await, database.superuser().await);
+    let count = async |table: &str| -> i64 {
+        superuser.query_one(&format!("select count(*) from weft.{table}"), &[]).await.unwrap().get(0)
+    };
+    let calls = async |round: usize| {
+        let receive = format!("select weft.receive('c', '{round} ' || n) from generate_series(1, 200) as n");
+        let enter = format!("select weft.enter('{round} ' || n, 'a', 'do') from generate_series(1, 200) as n");
+        app.batch_execute(&format!("{receive}; {enter}")).await.unwrap();
+    };
+    for round in 0..10 {
+        calls(round).await;
+    }
+    assert_eq!((count("inbox").await, count("saga_barrier").await), (2_000, 2_000), "within the window all stays");
+    database.setup.duplicate_window = Some(DuplicateWindow { messages_ms: 1, commands_ms: 3_600_000 });
+    database.write_contract();
+    database.set_up_well();
+    for round in 10..40 {
+        calls(round).await;
+    }
+    // each call purges 2.5 rows on average: that 30 rounds leave as many by chance is as good as impossible
+    let left = count("inbox").await;
+    assert!(left < 4_000, "{left} of 8000");
+    assert_eq!(count("saga_barrier").await, 8_000, "each part has its own window");
+    let again = app.query_one("select weft.receive('c', '0 1'), weft.receive('c', '39 200')", &[]).await.unwrap();
+    assert_eq!((again.get::<_, bool>(0), again.get::<_, bool>(1)), (true, false), "the oldest go first");
+    database.setup.duplicate_window = Some(DuplicateWindow { messages_ms: 3_600_000, commands_ms: 1 });
+    database.write_contract();
+    database.set_up_well();
+    let received = count("inbox").await;
+    for round in 40..70 {
+        calls(round).await;
+    }
+    let left = count("saga_barrier").await;
+    assert!(left < 10_000, "{left} of 14000");
+    assert_eq!(count("inbox").await, received + 6_000);
 }
 
 #[tokio::test]

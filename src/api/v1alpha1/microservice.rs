@@ -7,7 +7,7 @@ use k8s_openapi::{
     api::core::v1::{EnvFromSource, EnvVar, Probe, ResourceRequirements},
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::Condition},
 };
-use kube::{CustomResource, KubeSchema};
+use kube::{CustomResource, KubeSchema, core::Duration};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
@@ -194,9 +194,43 @@ pub struct Database {
     /// How the schema is brought up to date before a new version of the service starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migrations: Option<Migrations>,
+    /// How long what the service has handled is recognized when it comes again.
+    #[serde(default)]
+    pub duplicate_window: DuplicateWindow,
     /// What becomes of the volume and the passwords when the Microservice is deleted. By `Delete` the volume also goes with the StatefulSet, whoever deletes that.
     #[serde(default)]
     pub retention: Retention,
+}
+
+/// How long the records are kept by which a repetition is recognized; older ones are deleted by and by, and what comes again after that counts as new.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(cel)]
+pub struct DuplicateWindow {
+    /// Of messages (`weft.receive`).
+    #[serde(default = "default_messages_window")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) >= duration('1h') && duration(self) <= duration('87600h')").message("duplicateWindow.messages must be a duration such as 24h or 336h, from 1h to 87600h"))]
+    pub messages: Duration,
+    /// Of commands of sagas (`weft.enter`): longer than any saga that asks this service may take, a stuck one included, since what is forgotten cannot be undone.
+    #[serde(default = "default_commands_window")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) >= duration('1h') && duration(self) <= duration('87600h')").message("duplicateWindow.commands must be a duration such as 720h or 2160h, from 1h to 87600h"))]
+    pub commands: Duration,
+}
+
+fn default_messages_window() -> Duration {
+    std::time::Duration::from_hours(14 * 24).into()
+}
+
+fn default_commands_window() -> Duration {
+    std::time::Duration::from_hours(90 * 24).into()
+}
+
+impl Default for DuplicateWindow {
+    fn default() -> Self {
+        Self { messages: default_messages_window(), commands: default_commands_window() }
+    }
 }
 
 /// A PostgreSQL server: one pod with a volume.

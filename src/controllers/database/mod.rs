@@ -25,7 +25,7 @@ pub use setup::{CONTAINER as SETUP_CONTAINER, RELEASED_FILE};
 use k8s_openapi::api::apps::v1::Deployment;
 
 use crate::{
-    api::v1alpha1::{self, Postgres, Retention},
+    api::v1alpha1::{self, DuplicateWindow, Postgres, Retention},
     contract::database_setup::Purpose,
     controllers::{
         render::owner::Owner,
@@ -46,6 +46,7 @@ pub struct Wanted<'a> {
     pub postgres: &'a Postgres,
     pub retention: Retention,
     pub purpose: Purpose,
+    pub duplicate_window: Option<&'a DuplicateWindow>,
     pub migrations: Option<&'a v1alpha1::Migrations>,
     /// The owner asks for the newest images.
     pub upgrade: bool,

@@ -16,10 +16,13 @@ use crate::{
     api::v1alpha1::SetUp,
     contract::{
         Contract, DatabaseLogin, Role,
-        database_setup::{DatabaseSetup, Outcome, Purpose},
+        database_setup::{DatabaseSetup, DuplicateWindow, Outcome, Purpose},
     },
     controllers::{
-        render::pod::{self, PASSWORD, config_map_volume, mount, password_volume, pod_security, weft_security},
+        render::{
+            milliseconds,
+            pod::{self, PASSWORD, config_map_volume, mount, password_volume, pod_security, weft_security},
+        },
         resources::{
             child::{Child, ChildKind, ChildRef},
             labels::{
@@ -155,6 +158,10 @@ pub(super) fn contract(wanted: &Wanted<'_>) -> DatabaseSetup {
         app: role(names::APP_ROLE, APP_PASSWORD),
         relay: (wanted.purpose == Purpose::Service).then(|| role(names::RELAY_ROLE, RELAY_PASSWORD)),
         purpose: wanted.purpose,
+        duplicate_window: wanted.duplicate_window.map(|window| DuplicateWindow {
+            messages_ms: milliseconds(window.messages),
+            commands_ms: milliseconds(window.commands),
+        }),
         migrations: wanted.migrations.map(|_| PathBuf::from(MIGRATIONS.1)),
         last_migration: wanted.migrations.and_then(|migrations| migrations.last.clone()),
     }

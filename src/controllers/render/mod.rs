@@ -6,3 +6,8 @@ pub mod overlay;
 pub mod owner;
 pub mod pod;
 pub mod reach;
+
+/// A duration as contracts write it. None is negative: the API server, and the check of a Saga, refuse that.
+pub fn milliseconds(duration: kube::core::Duration) -> u64 {
+    u64::try_from(std::time::Duration::from(duration).as_millis()).unwrap_or(u64::MAX)
+}

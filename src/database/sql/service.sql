@@ -95,6 +95,59 @@ $$;
 
 create trigger wake_relay after insert on weft.outbox for each statement execute function weft.wake_relay();
 
+-- --------------------------------------------------------------------------------------------------- duplicate window
+-- How long repeated messages (weft.inbox) and commands (weft.saga_barrier) are recognized, as the last set-up was told.
+create table weft.duplicate_window (
+    part         text primary key check (part in ('messages', 'commands')),
+    keep         interval not null,
+    -- everything that is older is deleted: a purge begins here, and not with the index entries that others left
+    purged_until timestamptz not null default '-infinity'
+);
+insert into weft.duplicate_window (part, keep) values ('messages', '14 days'), ('commands', '90 days');
+
+-- Deletes some of what is older than the window, in the transaction of a handler: each hundredth call deletes up to 256 rows,
+-- which is more than those hundred have inserted. Does nothing while another transaction does it. Deleting, because a
+-- partition can only be dropped by a lock that all handlers would wait for.
+create function weft.purge(part text) returns void
+    language plpgsql
+    security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    own weft.duplicate_window;
+    until timestamptz;
+begin
+    if random() >= 0.01 then
+        return;
+    end if;
+    select * into own from weft.duplicate_window as w where w.part = purge.part for update skip locked;
+    if not found then
+        return;
+    end if;
+    if purge.part = 'messages' then
+        with old as (
+            select i.consumer, i.message_id, i.received_at from weft.inbox as i
+            where i.received_at >= own.purged_until and i.received_at < now() - own.keep
+            order by i.received_at limit 256
+        ), gone as (
+            delete from weft.inbox as i using old where (i.consumer, i.message_id) = (old.consumer, old.message_id)
+        )
+        select max(old.received_at) into until from old;
+    else
+        with old as (
+            select b.saga_id, b.step, b.op, b.entered_at from weft.saga_barrier as b
+            where b.entered_at >= own.purged_until and b.entered_at < now() - own.keep
+            order by b.entered_at limit 256
+        ), gone as (
+            delete from weft.saga_barrier as b using old
+            where (b.saga_id, b.step, b.op) = (old.saga_id, old.step, old.op)
+        )
+        select max(old.entered_at) into until from old;
+    end if;
+    update weft.duplicate_window as w set purged_until = until where w.part = purge.part and until is not null;
+end
+$$;
+
 -- ------------------------------------------------------------------------------------------------- idempotent consumer
 create table weft.inbox (
     consumer    text not null,
@@ -102,6 +155,7 @@ create table weft.inbox (
     received_at timestamptz not null default now(),
     primary key (consumer, message_id)
 );
+create index inbox_received_at on weft.inbox (received_at);
 
 -- Called by a handler in its own transaction. False: this consumer has had the message already, do nothing.
 -- While another transaction handles the same message, it waits for that one to end.
@@ -112,7 +166,11 @@ create function weft.receive(consumer text, message_id text) returns boolean
 as $$
 begin
     insert into weft.inbox (consumer, message_id) values (receive.consumer, receive.message_id) on conflict do nothing;
-    return found;
+    if not found then
+        return false;
+    end if;
+    perform weft.purge('messages');
+    return true;
 end
 $$;
 
@@ -129,6 +187,7 @@ create table weft.saga_barrier (
     entered_at timestamptz not null default now(),
     primary key (saga_id, step, op)
 );
+create index saga_barrier_entered_at on weft.saga_barrier (entered_at);
 
 -- Called by a command's handler in its own transaction, with the parts of the header `Idempotency-Key: SAGA/STEP/OP`.
 -- Answers what the handler has to do; it commits in every case, since the answer may have left a row that keeps a late do
@@ -175,6 +234,7 @@ begin
             where b.result = 'refused' and enter.op = 'redo';
         if found then
             outcome := 'do it';
+            perform weft.purge('commands');
             return;
         end if;
     else

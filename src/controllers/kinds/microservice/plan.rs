@@ -82,6 +82,7 @@ fn wanted<'a>(object: &Microservice, owner: &'a Owner, database: &'a Database) -
         postgres: &database.postgres,
         retention: database.retention,
         purpose: Purpose::Service,
+        duplicate_window: Some(&database.duplicate_window),
         migrations: database.migrations.as_ref(),
         upgrade: wants_upgrade(object),
     }

@@ -14,6 +14,7 @@ use crate::{
             outbox_relay,
             saga::{Defined, Observed, Start},
         },
+        render::milliseconds,
         resources::{plan::Rejection, reason::Reason, settings::Settings},
     },
     domain::saga::{
@@ -35,7 +36,8 @@ pub fn define(object: &Saga, observed: &Observed) -> Result<Defined, Rejection> 
     if !findings.is_empty() {
         return Err(Rejection { reason: Reason::InvalidSaga, message: findings.join("; ") });
     }
-    let participants = Participants { namespace: object.namespace().unwrap_or_default(), services: observed };
+    let namespace = object.namespace().unwrap_or_default();
+    let participants = Participants { namespace, services: observed, deadline: spec.deadline };
     let definition = Definition {
         name: object.name_any(),
         version: String::new(),
@@ -72,6 +74,7 @@ fn lower_step(field: &str, step: &SagaStep, participants: &Participants<'_>) -> 
 struct Participants<'a> {
     namespace: String,
     services: &'a Observed,
+    deadline: Duration,
 }
 
 impl Participants<'_> {
@@ -93,6 +96,7 @@ impl Participants<'_> {
         let Some(found) = participant.spec.commands.get(command) else {
             return Err(unknown_command(field, asked, participant));
         };
+        self.check_window(participant)?;
         let HttpCommand { method, path } = &found.http;
         let http = participant.spec.ports.iter().find(|port| port.protocol == Protocol::Http);
         let port = http.ok_or_else(|| Rejection {
@@ -107,6 +111,24 @@ impl Participants<'_> {
             method: method_name(*method).to_owned(),
             url: format!("http://{service}.{}.svc:{}{path}", self.namespace, port.port),
             with: with.clone(),
+        })
+    }
+}
+
+impl Participants<'_> {
+    /// A command whose record is gone is done again when it comes again, and its undo undoes nothing.
+    fn check_window(&self, participant: &Microservice) -> Result<(), Rejection> {
+        let Some(database) = &participant.spec.database else { return Ok(()) };
+        let (deadline, window) = (self.deadline, database.duplicate_window.commands);
+        if milliseconds(deadline) < milliseconds(window) {
+            return Ok(());
+        }
+        let name = participant.name_any();
+        Err(Rejection {
+            reason: Reason::InvalidSaga,
+            message: format!(
+                "spec.deadline: a saga of {deadline} may outlast the {window} for which Microservice `{name}` recognizes its commands: shorten it, or lengthen spec.database.duplicateWindow.commands of `{name}`"
+            ),
         })
     }
 }
@@ -177,10 +199,6 @@ fn method_name(method: HttpMethod) -> &'static str {
         HttpMethod::Put => "PUT",
         HttpMethod::Patch => "PATCH",
     }
-}
-
-pub(super) fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(std::time::Duration::from(duration).as_millis()).unwrap_or(u64::MAX)
 }
 
 fn retry_policy(retry: &Retry) -> RetryPolicy {

@@ -19,7 +19,6 @@ use k8s_openapi::{
 };
 use kube::{ResourceExt, core::ObjectMeta};
 
-use super::definition::milliseconds;
 use crate::{
     api::v1alpha1::{Postgres, Retention},
     contract::{ADMIN_PORT, Contract, DatabaseLogin, Role, database_setup::Purpose, orchestrator as contract},
@@ -30,7 +29,7 @@ use crate::{
             saga::{Defined, Orchestrator, OrchestratorObserved},
         },
         render::{
-            broker, network,
+            broker, milliseconds, network,
             owner::{Owner, reference},
             pod::{
                 PASSWORD, config_map_volume, mount, password_volume, pin, pod_security, service_account, wants_upgrade,
@@ -134,6 +133,7 @@ fn wanted<'a>(owner: &'a Owner, postgres: &'a Postgres) -> Wanted<'a> {
         postgres,
         retention: Retention::Retain,
         purpose: Purpose::Orchestrator,
+        duplicate_window: None,
         migrations: None,
         upgrade: false,
     }

@@ -182,6 +182,10 @@ fn what_a_saga_names_and_does_not_exist_gets_a_sentence() {
     assert_eq!(reason, Reason::CommandNotFound);
     assert!(message.contains("has no command `Reserve` (it has `ReleaseCredit`, `ReserveCredit`)"), "{message}");
 
+    let (reason, message) = refused(&|saga, _| saga.spec.deadline = std::time::Duration::from_hours(2_160).into());
+    assert_eq!(reason, Reason::InvalidSaga);
+    assert!(message.contains("may outlast the 7776000s") && message.contains("duplicateWindow.commands"), "{message}");
+
     let (reason, message) = refused(&|_, observed| observed.relays.clear());
     assert_eq!(reason, Reason::OutboxRelayNotFound);
     assert!(message.starts_with("spec.startOn.service: no OutboxRelay publishes the events of `orders`"), "{message}");
