@@ -124,7 +124,7 @@ fn an_orchestrator_and_the_set_up_of_its_database() {
         name: "default".into(),
         members: vec![saga::Member { saga: Arc::new(saga), defined: Some(defined) }],
         unreadable: Vec::new(),
-        contract_stays: false,
+        kept: Vec::new(),
     };
     let plan = saga::OrchestratorController::plan(&orchestrator, &saga::OrchestratorObserved::default(), &settings());
     let plan = plan.unwrap();

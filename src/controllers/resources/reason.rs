@@ -136,13 +136,14 @@ impl Reason {
 
     /// Of an object that is not planned: that ends by itself, once what the object names is applied too.
     pub fn is_waited_for(self) -> bool {
-        matches!(self, Self::MicroserviceNotFound | Self::OutboxRelayNotFound | Self::PredecessorEnding)
-            || self.is_about_unreadable()
-    }
-
-    /// What the object names exists and cannot be read: nothing is to be concluded from that.
-    pub fn is_about_unreadable(self) -> bool {
-        matches!(self, Self::MicroserviceMalformed | Self::OutboxRelayMalformed)
+        matches!(
+            self,
+            Self::MicroserviceNotFound
+                | Self::OutboxRelayNotFound
+                | Self::PredecessorEnding
+                | Self::MicroserviceMalformed
+                | Self::OutboxRelayMalformed
+        )
     }
 
     /// Of a database that is not set up: not because that takes time.

@@ -69,9 +69,7 @@ pub async fn released(context: &Context, owner: &Key, name: &str) -> Result<Opti
     if context.store().set_up_annotation(owner, name, RELEASED_ANNOTATION).is_none() {
         return released_by_deployment(context, owner, name).await;
     }
-    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &owner.id.namespace);
-    let config_map = within_deadline(api.get_opt(&names::setup(name))).await?;
-    let text = config_map.and_then(|config_map| config_map.data?.remove(RELEASED_FILE));
+    let text = file_of(context, owner, &names::setup(name), RELEASED_FILE).await?;
     Ok(text.and_then(|text| match serde_json::from_str(&text) {
         Ok(released) => Some(released),
         Err(error) => {
@@ -79,6 +77,18 @@ pub async fn released(context: &Context, owner: &Key, name: &str) -> Result<Opti
             None
         }
     }))
+}
+
+/// A file of a ConfigMap in the namespace of `owner`: one request.
+pub async fn file_of(
+    context: &Context,
+    owner: &Key,
+    config_map: &str,
+    file: &str,
+) -> Result<Option<String>, RequestError> {
+    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &owner.id.namespace);
+    let config_map = within_deadline(api.get_opt(config_map)).await?;
+    Ok(config_map.and_then(|config_map| config_map.data?.remove(file)))
 }
 
 /// The pod template that the Deployment has, as far as it is Weft's.

@@ -15,7 +15,7 @@ pub mod report;
 mod settling;
 mod workers;
 
-pub use config_maps::{ConfigMaps, released};
+pub use config_maps::{ConfigMaps, file_of, released};
 pub use context::{Context, PassResult, Verdict};
 pub use pace::{News, StatusPace};
 pub use queue::Priority;

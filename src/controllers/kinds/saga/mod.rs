@@ -10,6 +10,7 @@ mod status;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
     sync::Arc,
 };
 
@@ -19,7 +20,7 @@ use kube::Resource;
 
 use crate::{
     api::v1alpha1::{Microservice, OutboxRelay, RelaySink, Saga, SagaStatus},
-    contract::{database_setup::Purpose, status::OrchestratorStatus},
+    contract::{Contract, database_setup::Purpose, orchestrator as contract, status::OrchestratorStatus},
     controllers::{
         database::Stage,
         kinds::secrets,
@@ -34,11 +35,12 @@ use crate::{
         runtime::{
             Context, PassResult, Priority, Verdict,
             driver::{Driven, Kind},
-            released, report,
+            file_of, released, report,
         },
         store::{Malformed, Requeue, Store},
     },
     domain::{names, saga::definition::Definition},
+    outage::with_causes,
 };
 
 /// What the definition and the status of a Saga depend on.
@@ -63,6 +65,8 @@ pub struct OrchestratorObserved {
     /// The Deployment `NAME-orchestrator`.
     pub deployment: Option<Workload>,
     pub database: DatabaseObserved,
+    /// What the contract says, when it is asked for the definitions of [`Orchestrator::kept`].
+    pub contract: Option<Box<contract::Orchestrator>>,
     /// The newest `/status` of its pod; `None` until its stream gave one, and again once that has been broken for a while.
     pub status: Option<OrchestratorStatus>,
 }
@@ -92,14 +96,15 @@ pub struct Orchestrator {
     pub members: Vec<Member>,
     /// Sagas that the contract defines and that cannot be read: each owns the children too.
     pub unreadable: Vec<OwnerReference>,
-    /// The contract defines a Saga whose definition cannot be made again now, because it, or what it names, cannot be read.
-    pub contract_stays: bool,
+    /// Sagas that the contract defines and whose specs give no definition now, since they are rejected or cannot be read: the
+    /// last good definition of each stays in force.
+    pub kept: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Member {
     pub saga: Arc<Saga>,
-    /// `None` when the Saga is rejected: it gets no new instances, the running ones go on.
+    /// `None` when the Saga is rejected.
     pub defined: Option<Defined>,
 }
 
@@ -204,6 +209,18 @@ impl Driven for Controller {
     }
 }
 
+/// `None` when it is of another version.
+fn read_contract(orchestrator: &Key, text: &str) -> Option<Box<contract::Orchestrator>> {
+    match contract::Orchestrator::from_yaml(text, Path::new(plan::CONTRACT_FILE)) {
+        Ok(contract) => Some(Box::new(contract)),
+        Err(error) => {
+            let error = with_causes(&error);
+            tracing::warn!(%orchestrator, error, "the contract cannot be read: a rejected Saga starts nothing until it is corrected");
+            None
+        }
+    }
+}
+
 impl Driven for OrchestratorController {
     fn find(store: &Store, key: &Key) -> Option<Arc<Orchestrator>> {
         observe::orchestrator(store, &key.id).map(Arc::new)
@@ -212,13 +229,17 @@ impl Driven for OrchestratorController {
     async fn observe(
         context: &Context,
         key: &Key,
-        _object: &Orchestrator,
+        object: &Orchestrator,
     ) -> Result<OrchestratorObserved, RequestError> {
         context.want_account(key);
         let name = names::orchestrator(&key.id.name);
         let missing = secrets::missing(context, key, &name, Purpose::Orchestrator, false).await;
         let mut observed = observe::observe_orchestrator(&context.store(), &key.id);
         observed.database.secrets.missing = missing;
+        if !object.kept.is_empty() {
+            let text = file_of(context, key, &name, plan::CONTRACT_FILE).await?;
+            observed.contract = text.and_then(|text| read_contract(key, &text));
+        }
         if !plan::stage(&key.id.namespace, &key.id.name, &observed, |stage| stage == Stage::Done) {
             observed.database.released = released(context, key, &name).await?;
         }

@@ -1,7 +1,7 @@
 //! What is there of a Saga and of an orchestrator: all of it is in the store.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::Resource;
+use kube::{Resource, ResourceExt};
 
 use super::{Member, Observed, Orchestrator, OrchestratorObserved, plan};
 use crate::{
@@ -39,6 +39,7 @@ pub fn observe_orchestrator(store: &Store, id: &ObjectId) -> OrchestratorObserve
     OrchestratorObserved {
         deployment: store.workload(&key, ChildKind::Deployment, &full_name),
         database: store.database(&key, &full_name),
+        contract: None,
         status: store.orchestrator_status(&key),
     }
 }
@@ -46,25 +47,26 @@ pub fn observe_orchestrator(store: &Store, id: &ObjectId) -> OrchestratorObserve
 /// The orchestrator with its Sagas; `None` when no Saga names it (any more).
 pub fn orchestrator(store: &Store, id: &ObjectId) -> Option<Orchestrator> {
     let in_contract = store.defined_sagas(&Key::of(ObjectKind::Orchestrator, id));
-    let mut contract_stays = false;
-    let mut members = Vec::new();
-    for saga in store.members_of(id) {
-        let saga_id = id_of(saga.as_ref());
-        let defined = plan::define(&saga, &observe(store, &saga_id, &saga, None));
-        let unreadable = defined.as_ref().is_err_and(|rejection| rejection.reason.is_about_unreadable());
-        contract_stays |= unreadable && in_contract.iter().any(|name| *name == saga_id.name);
-        members.push(Member { saga, defined: defined.ok() });
-    }
+    let members: Vec<_> = store
+        .members_of(id)
+        .into_iter()
+        .map(|saga| {
+            let defined = plan::define(&saga, &observe(store, &id_of(saga.as_ref()), &saga, None));
+            Member { saga, defined: defined.ok() }
+        })
+        .collect();
     let unreadable: Vec<_> =
         in_contract.iter().filter_map(|name| unreadable_owner(store, &id.namespace, name)).collect();
-    contract_stays |= !unreadable.is_empty();
+    let rejected = members.iter().filter(|member| member.defined.is_none()).map(|member| member.saga.name_any());
+    let mut kept: Vec<_> = rejected.filter(|name| in_contract.contains(name)).collect();
+    kept.extend(unreadable.iter().map(|owner| owner.name.clone()));
     let exists = !members.is_empty() || !unreadable.is_empty();
     exists.then(|| Orchestrator {
         namespace: id.namespace.to_string(),
         name: id.name.to_string(),
         members,
         unreadable,
-        contract_stays,
+        kept,
     })
 }
 

@@ -15,8 +15,8 @@ use crate::{
         database::status as database_status,
         resources::{outcome::Applied, plan::Rejection, reason::Reason},
         status::{
-            conditions::{Conditions, DATABASE_READY, STUCK, Truth},
-            progress::{Finding, Progress, not_applied, not_rolled_out, set_accepted, set_foreign},
+            conditions::{ACCEPTED, Conditions, DATABASE_READY, STUCK, Truth},
+            progress::{self, Finding, Progress, not_applied, not_rolled_out, set_foreign},
         },
     },
 };
@@ -28,7 +28,7 @@ pub fn status(object: &Saga, observed: &Observed, planned: &Result<Defined, Reje
     let counts = observed.orchestrator.status.as_ref().and_then(|status| status.sagas.get(&name));
     let mut conditions = Conditions::new(&previous.conditions, object.metadata.generation, now);
     progress(object, observed, planned, &applied, counts).set(&mut conditions);
-    set_accepted(planned, &applied, &mut conditions);
+    accepted(planned, &applied, counts).set(ACCEPTED, &mut conditions);
     database(observed).set(DATABASE_READY, &mut conditions);
     stuck(observed, counts).set(STUCK, &mut conditions);
     set_foreign(&applied, &mut conditions);
@@ -116,6 +116,18 @@ fn running(observed: &Observed, defined: &Defined, counts: Option<&SagaCounts>) 
         Some(problem) => Progress::ready(problem.reason, problem.message.clone()),
         None => Progress::ready(Reason::Ready, format!("the orchestrator runs version {version} of the saga")),
     }
+}
+
+/// `Accepted`, with the version that stays in force while the spec is not.
+fn accepted(planned: &Result<Defined, Rejection>, applied: &Applied, counts: Option<&SagaCounts>) -> Finding {
+    let mut finding = progress::accepted(planned, applied);
+    if let (Err(_), Some(SagaCounts { version, .. })) = (planned, counts)
+        && !version.is_empty()
+    {
+        finding.message.push_str("; new instances start with the last good version, ");
+        finding.message.push_str(version);
+    }
+    finding
 }
 
 /// `DatabaseReady`: the orchestrator's server answers.

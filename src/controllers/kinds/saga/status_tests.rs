@@ -44,7 +44,7 @@ fn settled() -> (Saga, Observed) {
         name: "default".to_owned(),
         members: vec![Member { saga: Arc::new(object.clone()), defined: Some(defined) }],
         unreadable: Vec::new(),
-        contract_stays: false,
+        kept: Vec::new(),
     };
     let plan = orchestrator(&group, &observed.orchestrator, &settings()).unwrap();
     let name = fixtures::names(&plan).into_iter().find_map(|name| name.strip_prefix("Job/").map(str::to_owned));
@@ -149,4 +149,17 @@ fn numbers_stay_while_nobody_can_tell() {
     let silent = status_of(&object, &observed);
     assert_eq!((silent.running, silent.completed, silent.compensated), (3, 5, 1));
     assert_eq!(summaries(&silent.conditions).last().unwrap(), "Stuck=Unknown OrchestratorSilent");
+}
+
+#[test]
+fn a_rejected_saga_says_which_version_runs() {
+    let (mut object, mut observed) = settled();
+    object.spec.steps[0].action.command = "Akt".to_owned();
+    let version = counts(&mut observed).version.clone();
+    let accepted = |observed: &Observed| message(&status_of(&object, observed).conditions, "Accepted").to_owned();
+    let sentence = accepted(&observed);
+    assert!(sentence.ends_with(&format!("; new instances start with the last good version, {version}")), "{sentence}");
+    // one that was never good has none
+    counts(&mut observed).version.clear();
+    assert!(!accepted(&observed).contains("last good"));
 }

@@ -1,8 +1,8 @@
 //! The orchestrator that the Sagas of a namespace share: a Deployment, its Service and contract, and a database.
 //!
-//! A Saga that is rejected is left out of the contract and the others go on. The engine keeps the definition of each
-//! running instance in its database, so those of a rejected Saga go on too, with the definition that they started with;
-//! only new ones are refused, and the events that would start them wait in the stream.
+//! Of a Saga that is rejected, or cannot be read, the contract keeps the definition that it has, so new instances start with
+//! the last good one; a Saga that was never good is left out. The engine keeps the definition of each running instance in its
+//! database.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -17,7 +17,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::util::intstr::IntOrString,
 };
-use kube::{ResourceExt, core::ObjectMeta};
+use kube::core::ObjectMeta;
 
 use crate::{
     api::v1alpha1::{Postgres, Retention},
@@ -37,7 +37,7 @@ use crate::{
             },
         },
         resources::{
-            child::{Child, ChildKind, ChildRef},
+            child::Child,
             labels::{Component, DATABASE_CLIENT_LABEL, SAGAS_ANNOTATION},
             plan::{Plan, Rejection},
             reason::Reason,
@@ -52,7 +52,7 @@ use crate::{
 pub const OWNER_KIND: &str = "Orchestrator";
 
 const CONTRACT: (&str, &str) = ("weft-saga", "/etc/weft/saga");
-const CONTRACT_FILE: &str = "orchestrator.yaml";
+pub const CONTRACT_FILE: &str = "orchestrator.yaml";
 const CONTAINER: &str = "orchestrator";
 const API_PORT_NAME: &str = "http";
 const ADMIN_PORT_NAME: &str = "weft-admin";
@@ -86,11 +86,7 @@ pub fn orchestrator(
     let account = owner.metadata(owner.name.clone(), Component::Orchestrator);
     let mut plan =
         Plan { children: vec![Child::ServiceAccount(service_account(account, settings))], ..Plan::default() };
-    if object.contract_stays {
-        plan.retained.push(ChildRef::new(ChildKind::ConfigMap, owner.name.clone()));
-    } else {
-        plan.children.push(Child::ConfigMap(config_map(object, &owner, settings)?));
-    }
+    plan.children.push(Child::ConfigMap(config_map(object, &owner, observed, settings)?));
     plan.children.extend(credentials.map(Child::Secret));
     plan.children.push(Child::NetworkPolicy(network_policy(&owner, settings)));
     plan.children.push(Child::Service(service(&owner)));
@@ -139,8 +135,22 @@ fn wanted<'a>(owner: &'a Owner, postgres: &'a Postgres) -> Wanted<'a> {
     }
 }
 
-fn contract(object: &Orchestrator, owner: &Owner, settings: &Settings) -> contract::Orchestrator {
+fn contract(
+    object: &Orchestrator,
+    owner: &Owner,
+    observed: &OrchestratorObserved,
+    settings: &Settings,
+) -> contract::Orchestrator {
     let defined = || object.members.iter().filter_map(|member| member.defined.as_ref());
+    let mut sagas: Vec<_> = defined().map(|defined| defined.definition.clone()).collect();
+    let mut starts: Vec<_> = defined().filter_map(|defined| start(defined, settings)).collect();
+    if let Some(earlier) = &observed.contract {
+        let kept = |name: &String| object.kept.contains(name);
+        sagas.extend(earlier.sagas.iter().filter(|saga| kept(&saga.name)).cloned());
+        starts.extend(earlier.starts.iter().filter(|start| kept(&start.saga)).cloned());
+        sagas.sort_by(|a, b| a.name.cmp(&b.name));
+        starts.sort_by(|a, b| a.saga.cmp(&b.saga));
+    }
     contract::Orchestrator {
         name: object.name.clone(),
         namespace: object.namespace.clone(),
@@ -152,8 +162,8 @@ fn contract(object: &Orchestrator, owner: &Owner, settings: &Settings) -> contra
             role: Role { name: names::APP_ROLE.to_owned(), password_file: Path::new(APP_PASSWORD.1).join(PASSWORD) },
         },
         retention_ms: retention_ms(object),
-        sagas: defined().map(|defined| defined.definition.clone()).collect(),
-        starts: defined().filter_map(|defined| start(defined, settings)).collect(),
+        sagas,
+        starts,
     }
 }
 
@@ -175,13 +185,18 @@ fn start(defined: &Defined, settings: &Settings) -> Option<contract::Start> {
     })
 }
 
-fn config_map(object: &Orchestrator, owner: &Owner, settings: &Settings) -> Result<ConfigMap, Rejection> {
-    let text = contract(object, owner, settings).to_yaml().map_err(|error| Rejection {
+fn config_map(
+    object: &Orchestrator,
+    owner: &Owner,
+    observed: &OrchestratorObserved,
+    settings: &Settings,
+) -> Result<ConfigMap, Rejection> {
+    let contract = contract(object, owner, observed, settings);
+    let text = contract.to_yaml().map_err(|error| Rejection {
         reason: Reason::ContractNotWritable,
         message: format!("the contract of orchestrator {} cannot be written: {error}", object.name),
     })?;
-    let defined = object.members.iter().filter(|member| member.defined.is_some());
-    let names: Vec<_> = defined.map(|member| member.saga.name_any()).collect();
+    let names: Vec<_> = contract.sagas.iter().map(|saga| &saga.name).collect();
     // a list of strings always has a form in JSON
     let names = serde_json::to_string(&names).unwrap_or_default();
     Ok(ConfigMap {

@@ -1,9 +1,9 @@
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use super::{check_broker, define, orchestrator};
 use crate::{
     api::v1alpha1::{EventFormat, Saga},
-    contract::Contract,
+    contract::{Contract, orchestrator as contract},
     controllers::{
         fixtures::{self, find, microservice, ready, relay, relay_of, saga, settings, settings_with_broker},
         kinds::saga::{Defined, Member, Observed, Orchestrator, OrchestratorObserved},
@@ -11,6 +11,7 @@ use crate::{
         resources::{
             child::{ChildKind, ChildRef},
             observed::{JobOutcome, Workload},
+            plan::Plan,
             reason::Reason,
         },
     },
@@ -76,7 +77,7 @@ fn two_sagas() -> Orchestrator {
         name: "default".to_owned(),
         members,
         unreadable: Vec::new(),
-        contract_stays: false,
+        kept: Vec::new(),
     }
 }
 
@@ -132,22 +133,56 @@ fn a_definitions_version_is_of_its_content() {
     assert_ne!(version(&other), version(&create_order()));
 }
 
-#[test]
-fn a_saga_that_cannot_be_read_keeps_its_definition_and_owns_what_it_owned() {
-    let mut object = two_sagas();
-    let observed = settled(&object);
-    let before = orchestrator(&object, &observed, &settings()).unwrap();
-    let contract = ChildRef::new(ChildKind::ConfigMap, "default-orchestrator");
-    let names = &find(&before, "ConfigMap/default-orchestrator")["metadata"]["annotations"]["weft.dev/sagas"];
-    assert_eq!(names, r#"["create-order"]"#);
+fn contract_of(plan: &Plan) -> contract::Orchestrator {
+    let text = find(plan, "ConfigMap/default-orchestrator")["data"]["orchestrator.yaml"].as_str().unwrap().to_owned();
+    contract::Orchestrator::from_yaml(&text, Path::new("orchestrator.yaml")).unwrap()
+}
 
-    let unreadable = object.members.pop().unwrap();
+#[test]
+fn the_last_good_definition_stays_in_force_while_a_saga_is_rejected_or_cannot_be_read() {
+    let mut object = two_sagas();
+    let mut observed = settled(&object);
+    let settings = settings_with_broker();
+    let before = orchestrator(&object, &observed, &settings).unwrap();
+    let names =
+        |plan: &Plan| find(plan, "ConfigMap/default-orchestrator")["metadata"]["annotations"]["weft.dev/sagas"].clone();
+    assert_eq!(names(&before), r#"["create-order"]"#, "what was never good does not start");
+    observed.contract = Some(Box::new(contract_of(&before)));
+
+    // an edit with a mistake in it
+    let mut edited = create_order();
+    edited.spec.steps[0].action.command = "Reserve".to_owned();
+    edited.spec.start_on.as_mut().unwrap().event = "OrderMade".to_owned();
+    object.members[1] = member(edited, &self::observed());
+    assert_eq!(object.members[1].defined, None);
+    object.kept = vec!["create-order".to_owned()];
+    let rejected = orchestrator(&object, &observed, &settings).unwrap();
+    assert_eq!(contract_of(&rejected), contract_of(&before), "definition and start");
+    assert_eq!(names(&rejected), names(&before));
+
+    // the others go on: another one is added meanwhile
+    let other = saga("other", "{steps: [{name: a, do: {service: orders, command: ApproveOrder}, undo: {none: true}}]}");
+    object.members.push(member(other, &self::observed()));
+    let added = contract_of(&orchestrator(&object, &observed, &settings).unwrap());
+    assert_eq!(added.sagas.iter().map(|saga| saga.name.as_str()).collect::<Vec<_>>(), ["create-order", "other"]);
+    assert_eq!(added.sagas[0], contract_of(&before).sagas[0]);
+
+    let unreadable = object.members.remove(1);
     object.unreadable = vec![reference(unreadable.saga.as_ref())];
-    object.contract_stays = true;
-    let after = orchestrator(&object, &observed, &settings()).unwrap();
-    assert!(after.retained.contains(&contract), "{:?}", after.retained);
+    let unread = orchestrator(&object, &observed, &settings).unwrap();
+    assert_eq!(contract_of(&unread), added);
     let deployment = |plan| find(plan, "Deployment/default-orchestrator");
-    assert_eq!(deployment(&before), deployment(&after));
+    assert_eq!(
+        deployment(&before)["metadata"]["ownerReferences"],
+        deployment(&rejected)["metadata"]["ownerReferences"]
+    );
+
+    // it is corrected
+    object.kept.clear();
+    object.unreadable.clear();
+    object.members.push(member(create_order(), &self::observed()));
+    let corrected = contract_of(&orchestrator(&object, &observed, &settings).unwrap());
+    assert_eq!(corrected.sagas.len(), 2);
 }
 
 #[test]
@@ -156,7 +191,7 @@ fn what_a_saga_names_and_cannot_be_read_is_waited_for() {
     observed.services.remove("customers");
     observed.unreadable = ["customers".to_owned()].into();
     let rejection = define(&create_order(), &observed).unwrap_err();
-    assert!(rejection.reason.is_waited_for() && rejection.reason.is_about_unreadable(), "{rejection:?}");
+    assert!(rejection.reason.is_waited_for(), "{rejection:?}");
     assert_eq!(rejection.reason, Reason::MicroserviceMalformed);
     let mut observed = self::observed();
     observed.kept_relay = Some("orders".to_owned());
