@@ -5,7 +5,10 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 
-use crate::{broker, controllers::operator, crds, database, output, relay, saga, shutdown::Shutdown, telemetry};
+use crate::{
+    broker, controllers::operator, crds, database, domain::saga::expression::EVALUATION_STACK, output, relay, saga,
+    shutdown::Shutdown, telemetry,
+};
 
 /// A database per service, reliable events, and transactions across services, on Kubernetes.
 #[derive(Debug, Parser)]
@@ -131,6 +134,7 @@ where
     F: FnOnce(Shutdown) -> R,
     R: Future<Output = anyhow::Result<()>>,
 {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.enable_all().thread_stack_size(EVALUATION_STACK).build().context("starting the runtime")?;
     runtime.block_on(async { run(Shutdown::on_signal()?).await })
 }

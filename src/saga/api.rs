@@ -71,6 +71,7 @@ impl ApiError {
             Self::Engine(EngineError::UnknownSaga(_)) => (StatusCode::NOT_FOUND, "UnknownSaga"),
             Self::Engine(EngineError::UnknownInstance { .. }) => (StatusCode::NOT_FOUND, "UnknownInstance"),
             Self::Engine(EngineError::Refused { .. }) => (StatusCode::CONFLICT, "Refused"),
+            Self::Engine(EngineError::UnusableInput(_)) => (StatusCode::BAD_REQUEST, "UnusableInput"),
             Self::Engine(EngineError::KeyReused(_)) => (StatusCode::UNPROCESSABLE_ENTITY, "KeyReused"),
             Self::Engine(EngineError::NotHeld | EngineError::Unrecorded(_)) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "NotHeld")

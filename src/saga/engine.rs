@@ -15,7 +15,8 @@ use uuid::Uuid;
 
 use super::{
     answer::{self, Answer},
-    catalogue::{Catalogue, Compiled, Facts},
+    catalogue::Catalogue,
+    compiled::{Compiled, Facts},
     counts::Counted,
     kept::Kept,
     lease::Lease,
@@ -35,6 +36,8 @@ pub(super) const PARTITIONS: i16 = 16;
 
 /// A deadline that passed before the start was durable is checked again after this time.
 const NOT_DURABLE_RETRY: Duration = Duration::from_millis(500);
+
+const INTERPRETER_FAULT: &str = "the expression ended by a fault of its interpreter";
 
 /// Namespace of the ids that are derived from idempotency keys (UUID version 5).
 const KEY_NAMESPACE: Uuid = Uuid::from_u128(0x8f1d_6a52_94f0_4c53_9a0e_2d2f_6b70_31c8);
@@ -62,6 +65,8 @@ impl Key<'_> {
 pub(super) enum EngineError {
     #[error("there is no saga `{0}`")]
     UnknownSaga(String),
+    #[error("the saga cannot run with this input: {0}")]
+    UnusableInput(String),
     #[error("there is no instance `{id}` of saga `{saga}`")]
     UnknownInstance { saga: String, id: Uuid },
     #[error("instance `{id}` cannot be changed like that: {why}")]
@@ -157,11 +162,23 @@ pub(super) struct Recovered {
 #[derive(Debug)]
 struct Prepared {
     compiled: Arc<Compiled>,
-    facts: Facts,
+    facts: Arc<Facts>,
     /// The last part of the idempotency key.
     operation: &'static str,
     /// A clone of [`Instance::calls`].
     _call_guard: Arc<()>,
+}
+
+impl Prepared {
+    /// What [`Compiled::body`] makes; not on the threads that everything else needs, when that may take long.
+    async fn body(&self, phase: Phase) -> Result<String, String> {
+        if !self.compiled.is_heavy(phase) {
+            return self.compiled.body(phase, &self.facts);
+        }
+        let (compiled, facts) = (Arc::clone(&self.compiled), Arc::clone(&self.facts));
+        let made = tokio::task::spawn_blocking(move || compiled.body(phase, &facts)).await;
+        made.unwrap_or_else(|_panicked| Err(INTERPRETER_FAULT.to_owned()))
+    }
 }
 
 /// The result of a start.
@@ -225,6 +242,7 @@ impl Engine {
         if let Some(waiting) = self.queue.congested() {
             return Err(EngineError::Congested(waiting));
         }
+        check_input(&compiled, &input).await.map_err(EngineError::UnusableInput)?;
         let id = key.map_or_else(Uuid::now_v7, |key| key.id(saga));
         if matches!(key, Some(Key::Request(_))) {
             self.check_input(id, &input)?;
@@ -473,7 +491,7 @@ impl Engine {
     async fn call(&self, id: Uuid, command: Command, prepared: &Prepared, permit: Permit) -> Option<Answer> {
         let compiled = &prepared.compiled;
         let (call, timeout_ms) = command.at.call(&compiled.definition)?;
-        let body = match compiled.body(command.at, &prepared.facts) {
+        let body = match prepared.body(command.at).await {
             Ok(body) => body,
             Err(why) => return Some(answer::failure(codes::EXPRESSION, &why)),
         };
@@ -521,7 +539,7 @@ impl Engine {
         }
         Some(Prepared {
             compiled: Arc::clone(&instance.compiled),
-            facts: Facts::of(&instance.state),
+            facts: Arc::new(Facts::of(&instance.state)),
             operation: instance.state.operation().unwrap_or_default(),
             _call_guard: Arc::clone(&instance.calls),
         })
@@ -609,6 +627,16 @@ impl Instance {
         }
         Ok(())
     }
+}
+
+/// As [`Compiled::check_input`], not on the threads that everything else needs when that may take long.
+async fn check_input(compiled: &Arc<Compiled>, input: &Json) -> Result<(), String> {
+    if !compiled.has_heavy() {
+        return compiled.check_input(input);
+    }
+    let (compiled, input) = (Arc::clone(compiled), input.clone());
+    let checked = tokio::task::spawn_blocking(move || compiled.check_input(&input)).await;
+    checked.unwrap_or_else(|_panicked| Err(INTERPRETER_FAULT.to_owned()))
 }
 
 /// Converts the stored deadline to this process's monotonic clock. A wall clock that jumped between two processes can

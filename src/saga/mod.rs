@@ -10,6 +10,7 @@ mod answer;
 mod api;
 mod catalogue;
 mod cli;
+mod compiled;
 mod counts;
 mod engine;
 mod kept;

@@ -300,6 +300,10 @@ impl Consumer {
         };
         match self.engine.start(saga, input, Some(Key::Event(&id))).await {
             Ok(_) => None,
+            Err(EngineError::UnusableInput(why)) => {
+                tracing::error!(saga, event = %id, %why, "an event whose data cannot be an input cannot start its saga and is dropped");
+                Some(AckKind::Term)
+            }
             Err(error @ (EngineError::UnknownSaga(_) | EngineError::NotHeld)) => {
                 tracing::debug!(saga, %error, "an event cannot start its saga now and is redelivered");
                 Some(AckKind::Nak(Some(REDELIVERY_DELAY)))

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    catalogue::Compiled,
+    compiled::Compiled,
     engine::{Engine, PARTITIONS, Recovered},
     lease::Moment,
     liveness::Liveness,

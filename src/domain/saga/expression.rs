@@ -4,25 +4,25 @@
 //! `step`, `code`, `reason`, `message`. A step whose name holds a dash is written `steps["reserve-credit"].reply`.
 //! Integers of the JSON are CEL `int`s, other numbers are `double`s.
 
-use std::{collections::HashMap, sync::Arc};
-
 use cel::{
-    Context, Program, Value as Cel,
+    Context, Program,
     common::ast::{Expr, LiteralValue},
-    objects::Key,
 };
 use serde_json::{Map, Value};
 
 use super::{
     definition::Call,
+    meter::{self, Metered},
     references::{self, References},
 };
 
 /// A longer expression is refused: it is code, and code belongs in a service.
 pub const MAX_LENGTH: usize = 1_000;
 
-/// Maximum nesting depth of the tree: the interpreter needs about 40 kB of stack for each level.
+/// Maximum nesting depth of the tree: the interpreter needs about 40 kB of stack for each level, and as much for what charges it.
 const MAX_DEPTH: usize = 32;
+/// Stack that the threads need in which expressions are evaluated.
+pub const EVALUATION_STACK: usize = 8 * 1024 * 1024;
 /// An expression with more brackets and conditionals than this is parsed on a thread with a large stack, since the
 /// parser needs up to 200 kB of stack for each nested one: a few hundred brackets would overflow the caller's stack and
 /// end the process.
@@ -54,8 +54,8 @@ pub struct Scope<'a> {
     pub failure: Option<&'a Value>,
 }
 
-impl Scope<'_> {
-    fn root(&self, name: &str) -> Option<&Value> {
+impl<'a> Scope<'a> {
+    fn root(&self, name: &str) -> Option<&'a Value> {
         match name {
             "input" => Some(self.input),
             "steps" => Some(self.steps),
@@ -74,7 +74,7 @@ enum Form {
     /// `input.a.b`, `steps["x"].reply.y`: most expressions are only a path, which needs no interpreter.
     Path(Vec<String>),
     Constant(Value),
-    Program(Program),
+    Program(Metered),
 }
 
 impl Expression {
@@ -89,7 +89,7 @@ impl Expression {
         } else if let Some(constant) = as_constant(&program.expression().expr) {
             Form::Constant(constant)
         } else {
-            Form::Program(program)
+            Form::Program(Metered::of(program.expression()))
         };
         Ok(Self(form))
     }
@@ -97,9 +97,29 @@ impl Expression {
     pub fn evaluate(&self, scope: Scope<'_>) -> Result<Value, ExpressionError> {
         match &self.0 {
             Form::Constant(value) => Ok(value.clone()),
-            Form::Path(path) => follow(path, scope),
+            Form::Path(path) => follow(path, scope).cloned(),
             Form::Program(program) => interpret(program, scope),
         }
+    }
+}
+
+impl Expression {
+    /// The names of the steps whose replies it reads, guarded or not.
+    fn steps(&self) -> impl Iterator<Item = &str> {
+        let paths = match &self.0 {
+            Form::Path(path) => std::slice::from_ref(path),
+            Form::Constant(_) => &[],
+            Form::Program(program) => program.paths.as_slice(),
+        };
+        paths.iter().filter_map(|path| match path.as_slice() {
+            [root, step, ..] if root == "steps" => Some(step.as_str()),
+            _ => None,
+        })
+    }
+
+    /// Whether it may take long on large values.
+    fn is_heavy(&self) -> bool {
+        matches!(&self.0, Form::Program(program) if program.loops)
     }
 }
 
@@ -115,6 +135,16 @@ impl Body {
             Err(error) => Err(ExpressionError::Parse(format!("with.{name} {error}"))),
         });
         Ok(Self(members.collect::<Result<_, _>>()?))
+    }
+
+    /// Whether it reads the reply of no other steps than those.
+    pub fn reads_only(&self, steps: impl Fn(&str) -> bool) -> bool {
+        self.0.iter().all(|(_, expression)| expression.steps().all(&steps))
+    }
+
+    /// Whether it may take so long that it belongs onto a thread of its own.
+    pub fn is_heavy(&self) -> bool {
+        self.0.iter().any(|(_, expression)| expression.is_heavy())
     }
 
     /// The JSON object to send; the error names the member.
@@ -198,7 +228,7 @@ fn as_constant(expression: &Expr) -> Option<Value> {
     }
 }
 
-fn follow(path: &[String], scope: Scope<'_>) -> Result<Value, ExpressionError> {
+fn follow<'v>(path: &[String], scope: Scope<'v>) -> Result<&'v Value, ExpressionError> {
     let mut names = path.iter();
     let root = names.next().map_or("", String::as_str);
     let mut value =
@@ -209,56 +239,32 @@ fn follow(path: &[String], scope: Scope<'_>) -> Result<Value, ExpressionError> {
             .and_then(|members| members.get(name))
             .ok_or_else(|| ExpressionError::Evaluate(format!("`{}` has no `{name}`", path.join("."))))?;
     }
-    Ok(value.clone())
+    Ok(value)
 }
 
 thread_local! {
     // the standard functions are many boxed closures: allocated once for each thread, not once for each call
-    static FUNCTIONS: Context<'static> = Context::default();
+    static FUNCTIONS: Context<'static> = {
+        let mut functions = Context::default();
+        functions.add_function(meter::CHARGE, meter::charge);
+        functions
+    };
 }
 
-fn interpret(program: &Program, scope: Scope<'_>) -> Result<Value, ExpressionError> {
-    let references = program.references();
+fn interpret(metered: &Metered, scope: Scope<'_>) -> Result<Value, ExpressionError> {
     FUNCTIONS.with(|functions| {
         let mut context = functions.new_inner_scope();
-        for name in ["input", "steps", "failure"] {
-            if let (true, Some(value)) = (references.has_variable(name), scope.root(name)) {
-                context.add_variable_from_value(name, to_cel(value));
+        for (place, path) in metered.paths.iter().enumerate() {
+            // what is absent is an error only where it is needed
+            if let Ok(value) = follow(path, scope) {
+                context.add_variable_from_value(meter::variable(place), meter::to_cel(value));
             }
         }
-        let value =
-            program.execute(&context).map_err(|error| ExpressionError::Evaluate(truncate(&error.to_string())))?;
+        meter::begin();
+        let value = context.resolve(&metered.expression);
+        let value = value.map_err(|error| ExpressionError::Evaluate(meter::sentence(&error, metered)))?;
         value.json().map_err(|_| ExpressionError::Evaluate("the result has no JSON form".to_owned()))
     })
-}
-
-/// The interpreter's errors may contain whole values, which must not get into logs and into the log table.
-fn truncate(message: &str) -> String {
-    const LONGEST: usize = 120;
-    let line = one_line(message);
-    if line.chars().count() <= LONGEST {
-        line
-    } else {
-        format!("{}…", line.chars().take(LONGEST).collect::<String>())
-    }
-}
-
-fn to_cel(value: &Value) -> Cel {
-    match value {
-        Value::Null => Cel::Null,
-        Value::Bool(value) => Cel::Bool(*value),
-        Value::Number(number) => match number.as_i64() {
-            Some(integer) => Cel::Int(integer),
-            None => Cel::Float(number.as_f64().unwrap_or(f64::NAN)),
-        },
-        Value::String(text) => Cel::String(Arc::new(text.clone())),
-        Value::Array(items) => Cel::List(Arc::new(items.iter().map(to_cel).collect())),
-        Value::Object(members) => {
-            let map: HashMap<Key, Cel> =
-                members.iter().map(|(key, value)| (Key::String(Arc::new(key.clone())), to_cel(value))).collect();
-            Cel::Map(cel::objects::Map { map: Arc::new(map) })
-        }
-    }
 }
 
 #[cfg(test)]
@@ -304,6 +310,76 @@ mod tests {
         assert!(matches!(evaluate("input.total +"), Err(ExpressionError::Parse(_))));
         assert!(matches!(evaluate("1 / 0"), Err(ExpressionError::Evaluate(_))));
         assert!(matches!(evaluate(&"1+".repeat(600)), Err(ExpressionError::TooLong(1200))));
+    }
+
+    #[test]
+    fn an_expression_that_would_run_away_ends() {
+        std::thread::Builder::new().stack_size(EVALUATION_STACK).spawn(run_away).unwrap().join().unwrap();
+    }
+
+    fn run_away() {
+        let numbers: Vec<i64> = (0..50_000).collect();
+        let lines: Vec<Value> = (0..500).map(|n| json!({"sku": format!("s-{n}"), "pieces": n})).collect();
+        let text = "x".repeat(1_000_000);
+        let input = json!({"l": numbers, "lines": lines, "s": text, "m": {"k": numbers}});
+        let evaluate = |source: &str| {
+            let scope = Scope { input: &input, steps: &Value::Null, failure: None };
+            Expression::compile(source).unwrap().evaluate(scope)
+        };
+        let doubled = format!("[input.s]{}", ".map(a, a + a)".repeat(25));
+        let nested = format!("[1]{}", ".map(a, [a, a])".repeat(25));
+        for source in [
+            "input.l.filter(x, input.l.exists(y, y == x))",
+            "input.l.all(x, input.l.all(y, input.l.all(z, x + y + z >= 0)))",
+            "input.l.map(x, input.l)",
+            "input.l.exists(x, input.s.contains(string(x) + 'y'))",
+            "input.l.exists(x, x == -1 || input.l.exists(y, y == -1))",
+            "input.l.all(x, x in input.m.k)",
+            "input.l.map(x, {'a': input.m, 'b': input.m})",
+            &doubled,
+            &nested,
+        ] {
+            let error = evaluate(source).unwrap_err();
+            assert!(error.to_string().contains("takes more than"), "{source}: {error}");
+        }
+        for source in [
+            "input.lines.map(l, {'sku': l.sku, 'pieces': l.pieces * 2})",
+            "input.lines.filter(l, l.pieces > 10).map(l, l.sku)",
+            "input.lines.exists(l, l.sku == 's-499')",
+            "input.s + input.s",
+            "size(input.l) + size(input.s)",
+        ] {
+            assert!(evaluate(source).is_ok(), "{source}");
+        }
+    }
+
+    #[test]
+    fn errors_name_types_and_members_and_no_values() {
+        let input = json!({"secret": "hunter2", "list": ["hunter2"], "map": {"hunter2": "hunter2"}, "n": 4242_u64});
+        let steps = json!({});
+        for (source, wanted) in [
+            ("input.secret + 1", "`add` of string and int is not defined"),
+            ("input.secret - input.n", "`sub` of string and int is not defined"),
+            ("-input.secret", "not defined"),
+            ("int(input.secret)", "`int` fails for the value that it is given"),
+            ("input.map[input.n]", ""),
+            ("input.map[input.secret + 'x']", "a member that it reads is absent"),
+            ("input.list[input.n]", "beyond the end"),
+            ("input.n / 0", "divides by zero"),
+            ("input.n + 9223372036854775807", "`add` overflows"),
+            ("input.absent + 1", "there is no `input.absent`"),
+            ("input.secret.x + 1", "there is no `input.secret.x`"),
+            ("input.secret.absent", "`input.secret.absent` has no `absent`"),
+            ("size(input.n)", ""),
+            ("input.secret ? 1 : 2", ""),
+            ("input.list.all(x, x)", ""),
+            ("{input.list: 1}", ""),
+        ] {
+            let scope = Scope { input: &input, steps: &steps, failure: None };
+            let error = Expression::compile(source).unwrap().evaluate(scope).unwrap_err().to_string();
+            assert!(error.contains(wanted), "{source}: {error}");
+            assert!(!error.contains("hunter2") && !error.contains("4242"), "{source}: {error}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod definition;
 pub mod expression;
 pub mod json;
 pub mod lint;
+mod meter;
 mod references;
 #[cfg(test)]
 mod simulation;
