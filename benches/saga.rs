@@ -139,6 +139,7 @@ fn definition(port: u16) -> Definition {
         name: "order".into(),
         version: String::new(),
         deadline_ms: 300_000,
+        input: None,
         steps: vec![step("reserve", true), step("pack", true), step("charge", false)],
         on_compensated: None,
     }

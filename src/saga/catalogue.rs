@@ -146,6 +146,7 @@ mod tests {
             name: name.to_owned(),
             version: String::new(),
             deadline_ms: 1,
+            input: None,
             steps: calls.iter().map(step).collect(),
             on_compensated: None,
         }

@@ -8,6 +8,7 @@ use super::counts::Counts;
 use crate::domain::saga::{
     definition::{Call, Definition},
     expression::{Body, Scope},
+    schema::Schema,
     state::{Failure, Json, Phase, State},
 };
 
@@ -16,6 +17,7 @@ use crate::domain::saga::{
 pub(super) struct Compiled {
     pub definition: Definition,
     pub counts: Arc<Counts>,
+    input: Option<Result<Schema, String>>,
     /// Of each step, the do and the undo.
     steps: Vec<(Compilation, Compilation)>,
     notify: Compilation,
@@ -30,7 +32,8 @@ impl Compiled {
         let optional = |call: Option<&Call>| call.map_or_else(|| Ok(Body::default()), compile);
         let steps = definition.steps.iter().map(|step| (compile(&step.action), optional(step.undo.as_ref()))).collect();
         let notify = optional(definition.on_compensated.as_ref());
-        Self { definition, counts, steps, notify }
+        let input = definition.input.as_ref().map(Schema::compile);
+        Self { definition, counts, input, steps, notify }
     }
 
     fn compiled(&self, phase: Phase) -> Option<&Compilation> {
@@ -54,11 +57,16 @@ impl Compiled {
         (0..self.steps.len()).map(Phase::Do).chain([Phase::Notify]).any(|phase| self.is_heavy(phase))
     }
 
-    /// Why no instance with this input can end well or be undone, if that is certain: an expression that reads nothing but the
-    /// input fails. Names the step and the member, and no value.
+    /// Why this is no input: it does not fit the schema, or an expression that reads nothing else fails, so that no instance
+    /// could end well or be undone. Names the step and the member, and no value.
     pub(super) fn check_input(&self, input: &Json) -> Result<(), String> {
         let facts = Facts { input: input.clone(), replies: Vec::new(), failure: Value::Null };
         let values = facts.values(&self.definition)?;
+        match &self.input {
+            Some(Ok(schema)) => schema.check(&values.input)?,
+            Some(Err(why)) => return Err(format!("spec.input {why}")),
+            None => {}
+        }
         for index in 0..self.steps.len() {
             self.check(Phase::Do(index), &values, |_| false)?;
             let own = self.definition.steps.get(index).map_or("", |step| &step.name);
@@ -216,6 +224,7 @@ mod tests {
             name: "order".to_owned(),
             version: String::new(),
             deadline_ms: 1,
+            input: None,
             steps: vec![reserve, Step { pivot: true, ..charge }, ship],
             on_compensated: Some(call(&[("order", "input.order")])),
         };

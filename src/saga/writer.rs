@@ -140,7 +140,7 @@ impl Writer {
         match session.rotate(self.engine.kept.retention()).await? {
             Some(bucket) => self.engine.kept.opened(bucket),
             None => {
-                tracing::info!("instances that are older than the retention are purged later: their tables are in use")
+                tracing::info!("instances that are older than the retention are purged later: their tables are in use");
             }
         }
         Ok(())

@@ -457,16 +457,6 @@ async fn an_instance_follows_its_participants_to_where_they_are_now() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_expression_that_fails_names_the_missing_member() {
-    let world = World::new().await;
-    let orchestrator = world.orchestrator().await;
-    let view = orchestrator.to_its_end("order", &json!({"total": 1})).await;
-    assert_eq!(view["state"], "Compensated");
-    assert_eq!(view["failure"]["code"], "InvalidExpression");
-    assert!(view["failure"]["message"].as_str().unwrap().contains("`input.orderId` has no `orderId`"), "{view}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn bad_requests_get_a_sentence() {
     let world = World::new().await;
     let orchestrator = world.orchestrator().await;
@@ -567,4 +557,38 @@ async fn instances_are_purged_when_they_ended_longer_ago_than_the_retention() {
     })
     .await;
     assert_eq!(world.participant.effects(&keyed), ["reserve do", "pack do", "charge do", "ship do"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_input_that_no_call_can_use_starts_nothing() {
+    let world = World::new().await;
+    let orchestrator = world
+        .orchestrator_of(|order| {
+            order.input = Some(json!({"properties": {"total": {"type": "integer"}, "lines": {"type": "array"}}}));
+            let endless = "has(input.lines) && input.lines.exists(x, input.lines.exists(y, x != x || y != y))";
+            order.steps[1].action.with.insert("endless".to_owned(), endless.to_owned());
+        })
+        .await;
+    let numbers: Vec<usize> = (0..100_000).collect();
+    for (input, wanted) in [
+        (json!({}), "step `reserve` (do): cannot be evaluated: with.order: `input.orderId` has no `orderId`"),
+        (json!({"orderId": "o-1", "total": "hunter2"}), "/total of the input does not fit spec.input"),
+        (json!({"orderId": "o-1", "total": 1, "lines": numbers}), "it takes more than"),
+    ] {
+        let (status, problem) = orchestrator.start_saga("order", &input, "", None).await;
+        assert_eq!((status, &problem["title"]), (400, &json!("UnusableInput")), "{problem}");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains(wanted) && !detail.contains("hunter2"), "{detail}");
+    }
+    assert_eq!(world.participant.all(), 0);
+
+    // what is read after the pivot, too: `ship` doubles the total, which is absent
+    let view = orchestrator.to_its_end("order", &json!({"orderId": "o-1"})).await;
+    assert_eq!((&view["failure"]["step"], &view["failure"]["code"]), (&json!("charge"), &json!("InvalidExpression")));
+    assert_eq!(
+        world.participant.effects(&id(&view)),
+        ["reserve do", "pack do", "pack undo", "reserve undo", "onCompensated do"]
+    );
+    let view = orchestrator.to_its_end("order", &json!({"orderId": "o-1", "total": 1, "lines": [1]})).await;
+    assert_eq!(view["state"], "Completed");
 }

@@ -73,6 +73,7 @@ impl World {
             name: name.into(),
             version: String::new(),
             deadline_ms: 60_000,
+            input: None,
             steps: vec![self.step("reserve", true), self.step("pack", true), charge, ship],
             on_compensated: Some(self.call("notify", &[("reason", "failure.reason"), ("at", "failure.step")])),
         }

@@ -114,7 +114,7 @@ fn one() -> i32 {
     1
 }
 
-fn opaque_object(_: &mut SchemaGenerator) -> Schema {
+pub(super) fn opaque_object(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
 }
 

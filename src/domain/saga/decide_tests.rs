@@ -29,6 +29,7 @@ fn definition() -> Definition {
         name: "test".into(),
         version: String::new(),
         deadline_ms: 60_000,
+        input: None,
         steps: vec![
             step("a", true, false),
             step("check", false, false),

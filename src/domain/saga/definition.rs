@@ -22,6 +22,9 @@ pub struct Definition {
     /// Milliseconds from the start after which a saga that has not reached its pivot is compensated. After the pivot a
     /// passed deadline is only reported.
     pub deadline_ms: u64,
+    /// JSON Schema of the input. Without one every JSON is an input, as long as the expressions can use it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<serde_json::Value>,
     pub steps: Vec<Step>,
     /// Called once everything is undone, retried like an undo.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -3,12 +3,20 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use super::{expression, references::References};
+use serde_json::Value;
+
+use super::{
+    expression,
+    references::References,
+    schema::{Schema, unknown_member},
+};
 
 /// The lint's input: a saga as its author wrote it, durations in milliseconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spec {
     pub deadline_ms: u64,
+    /// JSON Schema of the input.
+    pub input: Option<Value>,
     pub steps: Vec<Step>,
     pub on_compensated: Option<Call>,
 }
@@ -62,6 +70,9 @@ pub fn lint(spec: &Spec) -> Vec<Finding> {
     if spec.deadline_ms == 0 {
         findings.add("spec.deadline", "0s leaves no time for any step; give a duration such as `5m`");
     }
+    if let Some(Err(why)) = spec.input.as_ref().map(Schema::compile) {
+        findings.add("spec.input", why);
+    }
     if spec.steps.is_empty() {
         findings.add("spec.steps", "a saga without steps does nothing; give at least one step");
     }
@@ -70,8 +81,7 @@ pub fn lint(spec: &Spec) -> Vec<Finding> {
         lint_step(spec, index, step, pivot, &mut findings);
     }
     if let Some(call) = &spec.on_compensated {
-        let call_check =
-            CallCheck { field: "spec.onCompensated".to_owned(), site: CallSite::Compensated, steps: &spec.steps };
+        let call_check = CallCheck { field: "spec.onCompensated".to_owned(), site: CallSite::Compensated, spec };
         call_check.lint(call, &mut findings);
     }
     findings.0
@@ -105,10 +115,10 @@ fn lint_step(spec: &Spec, index: usize, step: &Step, pivot: Option<usize>, findi
         );
     }
     lint_times(spec, step, &field, findings);
-    let action = CallCheck { field: format!("{field}.do"), site: CallSite::Do(index), steps: &spec.steps };
+    let action = CallCheck { field: format!("{field}.do"), site: CallSite::Do(index), spec };
     action.lint(&step.action, findings);
     if let Undo::Call(call) = &step.undo {
-        let undo = CallCheck { field: format!("{field}.undo"), site: CallSite::Undo(index), steps: &spec.steps };
+        let undo = CallCheck { field: format!("{field}.undo"), site: CallSite::Undo(index), spec };
         undo.lint(call, findings);
     }
 }
@@ -203,7 +213,7 @@ enum CallSite {
 struct CallCheck<'a> {
     field: String,
     site: CallSite,
-    steps: &'a [Step],
+    spec: &'a Spec,
 }
 
 impl CallCheck<'_> {
@@ -227,7 +237,7 @@ impl CallCheck<'_> {
         }
     }
 
-    fn lint_references(&self, references: &References, field: &str, findings: &mut Findings) {
+    fn lint_references<'r>(&self, references: &'r References, field: &str, findings: &mut Findings) {
         let mut reported = Vec::new();
         for name in &references.variables {
             if reported.contains(&name) {
@@ -247,6 +257,11 @@ impl CallCheck<'_> {
         if references.whole_steps {
             findings.add(field, "`steps` is used as a whole; name a step in it: `steps.NAME.reply`");
         }
+        let unknown = |path: &'r Vec<String>| Some((path, unknown_member(self.spec.input.as_ref()?, path)?));
+        if let Some((path, name)) = references.input.iter().find_map(unknown) {
+            let path = path.join(".");
+            findings.add(field, format!("`input.{path}` is not in spec.input, which has no property `{name}` there; correct the name, or add it"));
+        }
         for reference in &references.steps {
             let guarded = references.steps.iter().any(|other| other.guarded && other.step == reference.step);
             if let Some(message) = self.wrong_step(&reference.step, reference.member.as_deref(), guarded) {
@@ -257,8 +272,9 @@ impl CallCheck<'_> {
 
     /// What is wrong with a reference to `step`; `guarded` when the expression also contains `has(steps.STEP.reply)`.
     fn wrong_step(&self, step: &str, member: Option<&str>, guarded: bool) -> Option<String> {
-        let Some(index) = self.steps.iter().position(|other| other.name == step) else {
-            let names = self.steps.iter().map(|step| format!("`{}`", step.name)).collect::<Vec<_>>().join(", ");
+        let steps = &self.spec.steps;
+        let Some(index) = steps.iter().position(|other| other.name == step) else {
+            let names = steps.iter().map(|step| format!("`{}`", step.name)).collect::<Vec<_>>().join(", ");
             return Some(format!("`{step}` is not a step; there are {names}{}", self.dash_hint(step)));
         };
         if member != Some("reply") {
@@ -284,7 +300,7 @@ impl CallCheck<'_> {
     /// `steps.reserve-credit.reply` is a subtraction in CEL: a hint, when a step's name begins or ends with `name`.
     fn dash_hint(&self, name: &str) -> String {
         let parts = |step: &&Step| step.name.split('-').any(|part| part == name) && step.name.contains('-');
-        self.steps.iter().find(parts).map_or_else(String::new, |step| {
+        self.spec.steps.iter().find(parts).map_or_else(String::new, |step| {
             format!(" (a name with a dash is written `steps[\"{}\"].reply`)", step.name)
         })
     }

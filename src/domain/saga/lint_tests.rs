@@ -35,6 +35,7 @@ fn good() -> Spec {
     };
     Spec {
         deadline_ms: 60_000,
+        input: None,
         steps: vec![reserve, charge, approve],
         on_compensated: Some(call(&[("why", "failure.reason")])),
     }
@@ -79,6 +80,22 @@ fn a_step_is_undone_where_it_was_done() {
          has no record of it, so `weft.enter` would undo nothing there; undo it in `customers`, and give `ledger` a step of \
          its own"
     );
+}
+
+#[test]
+fn the_input_s_schema_is_one_and_lists_what_is_read() {
+    let schema = serde_json::json!({"properties": {"id": {"type": "string"}, "lines": {"type": "array"}}});
+    let mut described = good();
+    described.input = Some(schema.clone());
+    assert_eq!(lint(&described), []);
+    let message = finding(|spec| spec.input = Some(serde_json::json!({"type": "objekt"})));
+    assert!(message.starts_with("spec.input: is no JSON Schema at /type"), "{message}");
+    let message = finding(|spec| {
+        spec.input = Some(schema);
+        spec.steps[1].action = with("input.total + 1");
+    });
+    let wanted = "spec.steps[1].do.with.x: `input.total` is not in spec.input, which has no property `total` there";
+    assert!(message.starts_with(wanted), "{message}");
 }
 
 #[test]

@@ -16,6 +16,7 @@ pub mod json;
 pub mod lint;
 mod meter;
 mod references;
+pub mod schema;
 #[cfg(test)]
 mod simulation;
 pub mod state;

@@ -16,6 +16,8 @@ pub(super) struct References {
     pub functions: Vec<String>,
     /// References `steps.NAME…`.
     pub steps: Vec<StepReference>,
+    /// References `input.…`, without `input`.
+    pub input: Vec<Vec<String>>,
     /// Whether `steps` is used as a whole, or indexed by something that is not a literal.
     pub whole_steps: bool,
     /// One sentence for each construct that the language has, but that panics in the interpreter or has no JSON form.
@@ -123,6 +125,13 @@ impl References {
                 None => return false,
             },
         };
+        if let ["input", rest @ ..] = names.as_slice()
+            && !declared.contains(&"input")
+        {
+            self.variables.push("input".to_owned());
+            self.input.push(rest.iter().map(|name| (*name).to_owned()).collect());
+            return true;
+        }
         let ["steps", step, rest @ ..] = names.as_slice() else { return false };
         if declared.contains(&"steps") {
             return false;

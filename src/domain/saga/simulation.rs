@@ -67,7 +67,7 @@ fn definition(random: &mut Random) -> Definition {
     });
     let steps = steps.collect();
     let on_compensated = random.percent(50).then(call);
-    Definition { name: "s".into(), version: String::new(), deadline_ms: 1, steps, on_compensated }
+    Definition { name: "s".into(), version: String::new(), deadline_ms: 1, input: None, steps, on_compensated }
 }
 
 /// The operation of a phase: the step's index (the number of steps for `onCompensated`), and whether it is an undo.

@@ -42,6 +42,7 @@ pub fn define(object: &Saga, observed: &Observed) -> Result<Defined, Rejection> 
         name: object.name_any(),
         version: String::new(),
         deadline_ms: milliseconds(spec.deadline),
+        input: spec.input.clone(),
         steps: spec
             .steps
             .iter()
@@ -222,6 +223,7 @@ fn command_of(undo: &Undo) -> Option<SagaCommand> {
 fn lint_spec(spec: &SagaSpec) -> lint::Spec {
     lint::Spec {
         deadline_ms: milliseconds(spec.deadline),
+        input: spec.input.clone(),
         steps: spec.steps.iter().map(lint_step).collect(),
         on_compensated: spec.on_compensated.as_ref().map(lint_call),
     }
