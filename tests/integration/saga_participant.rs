@@ -125,12 +125,12 @@ impl Participant {
 /// The table of `weft.enter` and `weft.refuse`, by saga and step.
 #[derive(Debug, Default)]
 struct Barrier {
-    dos: HashMap<(String, String), Done>,
+    dos: HashMap<(String, String), Entered>,
     undone: HashSet<(String, String)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Done {
+enum Entered {
     Done,
     Refused,
     Undone,
@@ -142,17 +142,17 @@ impl Barrier {
         let key = (saga.to_owned(), step.to_owned());
         let of_do = self.dos.get(&key).copied();
         match (operation, of_do) {
-            ("undo", Some(Done::Done)) if self.undone.insert(key.clone()) => "do it",
-            ("undo", Some(Done::Done)) => "done before",
+            ("undo", Some(Entered::Done)) if self.undone.insert(key.clone()) => "do it",
+            ("undo", Some(Entered::Done)) => "done before",
             ("undo", None) => {
-                self.dos.insert(key, Done::Undone);
+                self.dos.insert(key, Entered::Undone);
                 "nothing to do"
             }
             ("undo", Some(_)) => "nothing to do",
-            (_, Some(Done::Done)) => "done before",
-            ("do", Some(_)) | ("redo", Some(Done::Undone)) => "refused before",
+            (_, Some(Entered::Done)) => "done before",
+            ("do", Some(_)) | ("redo", Some(Entered::Undone)) => "refused before",
             _ => {
-                self.dos.insert(key, Done::Done);
+                self.dos.insert(key, Entered::Done);
                 "do it"
             }
         }
@@ -160,7 +160,7 @@ impl Barrier {
 
     /// `weft.refuse`.
     fn refuse(&mut self, saga: &str, step: &str) {
-        self.dos.entry((saga.to_owned(), step.to_owned())).or_insert(Done::Refused);
+        self.dos.entry((saga.to_owned(), step.to_owned())).or_insert(Entered::Refused);
     }
 }
 
