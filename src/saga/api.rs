@@ -17,7 +17,7 @@ use super::{
     engine::{Engine, EngineError, Key},
     log::Recorded,
     reader::{Listed, ReadError, Reader},
-    view::{Detail, View},
+    view::{Detail, ReplayError, View},
 };
 use crate::domain::saga::{
     json,
@@ -49,6 +49,8 @@ enum ApiError {
     Engine(#[from] EngineError),
     #[error("the database does not answer; try again")]
     Read(#[from] ReadError),
+    #[error("instance {id}: {why}")]
+    Replay { id: Uuid, why: ReplayError },
     #[error("{0}")]
     Invalid(String),
     #[error("there is no verb `{0}`; there are retry, skip, cancel, pause and resume")]
@@ -78,6 +80,7 @@ impl ApiError {
             }
             Self::Engine(EngineError::Congested(_)) => (StatusCode::SERVICE_UNAVAILABLE, "Congested"),
             Self::Read(error) if error.is_permanent() => (StatusCode::INTERNAL_SERVER_ERROR, "Unreadable"),
+            Self::Replay { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "Unreadable"),
             Self::Read(_) => (StatusCode::SERVICE_UNAVAILABLE, "DatabaseUnreachable"),
             Self::Invalid(_) => (StatusCode::BAD_REQUEST, "InvalidRequest"),
             Self::Verb(_) => (StatusCode::NOT_FOUND, "UnknownVerb"),
@@ -142,7 +145,10 @@ impl Api {
         };
         let definition = known.as_ref().map(|compiled| &compiled.definition).or(stored.as_ref()).ok_or_else(unknown)?;
         let events = self.reader.events(id).await?;
-        Ok(Detail::new(id, definition, &events).ok_or_else(unknown)?)
+        if events.is_empty() {
+            return Err(unknown().into());
+        }
+        Detail::new(id, definition, &events).map_err(|why| ApiError::Replay { id, why })
     }
 }
 

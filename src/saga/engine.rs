@@ -9,7 +9,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
@@ -28,7 +28,7 @@ use super::{
 use crate::domain::saga::{
     decide::{self, Command, Decision, Moment, Refusal},
     json,
-    state::{Event, Json, Phase, State, Status, codes},
+    state::{Event, Json, Outcome, Phase, Record, State, Status, codes},
 };
 
 /// Number of partitions of an orchestrator's instances: as many as `orchestrator.sql` inserts rows.
@@ -169,18 +169,6 @@ struct Prepared {
     _call_guard: Arc<()>,
 }
 
-impl Prepared {
-    /// What [`Compiled::body`] makes; not on the threads that everything else needs, when that may take long.
-    async fn body(&self, phase: Phase) -> Result<String, String> {
-        if !self.compiled.is_heavy(phase) {
-            return self.compiled.body(phase, &self.facts);
-        }
-        let (compiled, facts) = (Arc::clone(&self.compiled), Arc::clone(&self.facts));
-        let made = tokio::task::spawn_blocking(move || compiled.body(phase, &facts)).await;
-        made.unwrap_or_else(|_panicked| Err(INTERPRETER_FAULT.to_owned()))
-    }
-}
-
 /// The result of a start.
 #[derive(Debug)]
 pub(super) struct Started {
@@ -198,6 +186,8 @@ pub(super) struct Engine {
     pub(super) queue: Queue,
     pub(super) catalogue: Catalogue,
     transport: Transport,
+    /// Evaluations that may take long, one at a time.
+    evaluations: Arc<Semaphore>,
     pub(super) lease: Lease,
     pub(super) kept: Kept,
     pub(super) meters: Meters,
@@ -223,6 +213,7 @@ impl Engine {
             queue: Queue::default(),
             catalogue: Catalogue::default(),
             transport: Transport::default(),
+            evaluations: Arc::new(Semaphore::new(1)),
             lease: Lease::default(),
             kept: Kept::default(),
             meters,
@@ -242,7 +233,9 @@ impl Engine {
         if let Some(waiting) = self.queue.congested() {
             return Err(EngineError::Congested(waiting));
         }
-        check_input(&compiled, &input).await.map_err(EngineError::UnusableInput)?;
+        let (of, checked) = (Arc::clone(&compiled), input.clone());
+        let check = self.evaluate(compiled.has_heavy(), move || of.check_input(&checked)).await;
+        check.map_err(EngineError::UnusableInput)?;
         let id = key.map_or_else(Uuid::now_v7, |key| key.id(saga));
         if matches!(key, Some(Key::Request(_))) {
             self.check_input(id, &input)?;
@@ -295,7 +288,7 @@ impl Engine {
             bucket,
             seq: 0,
             at: started_at,
-            body: body(&Event::Started { input }),
+            body: body(Event::Started { input }, &state),
             start: Some((definition.name.clone(), definition.version.clone())),
             end: None,
         };
@@ -376,8 +369,14 @@ impl Engine {
             Decision::Recorded(command) => {
                 let status = instance.state.status();
                 let end = instance.state.phase.is_end().then(|| (definition.name.clone(), status));
-                let row =
-                    Row { bucket: instance.bucket, seq: instance.next_seq, at, body: body(event), start: None, end };
+                let row = Row {
+                    bucket: instance.bucket,
+                    seq: instance.next_seq,
+                    at,
+                    body: body(event.clone(), &instance.state),
+                    start: None,
+                    end,
+                };
                 instance.next_seq += 1;
                 (Some(row), command)
             }
@@ -491,7 +490,8 @@ impl Engine {
     async fn call(&self, id: Uuid, command: Command, prepared: &Prepared, permit: Permit) -> Option<Answer> {
         let compiled = &prepared.compiled;
         let (call, timeout_ms) = command.at.call(&compiled.definition)?;
-        let body = match prepared.body(command.at).await {
+        let (of, facts) = (Arc::clone(compiled), Arc::clone(&prepared.facts));
+        let body = match self.evaluate(compiled.is_heavy(command.at), move || of.body(command.at, &facts)).await {
             Ok(body) => body,
             Err(why) => return Some(answer::failure(codes::EXPRESSION, &why)),
         };
@@ -512,6 +512,25 @@ impl Engine {
             lease: &self.lease,
         };
         self.transport.call(&call, permit).await
+    }
+
+    /// Evaluates expressions; where that may take long, on a thread apart, since this one also renews the lease and answers
+    /// probes.
+    async fn evaluate<T: Send + 'static>(
+        &self,
+        heavy: bool,
+        work: impl FnOnce() -> Result<T, String> + Send + 'static,
+    ) -> Result<T, String> {
+        if !heavy {
+            return work();
+        }
+        let permit = Arc::clone(&self.evaluations).acquire_owned().await;
+        let work = move || {
+            // held by the thread: the caller may have given up
+            let _permit = permit;
+            work()
+        };
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|_panicked| Err(INTERPRETER_FAULT.to_owned()))
     }
 
     /// Waits for a concurrency permit for the target service. `None` when the process is shutting down.
@@ -629,16 +648,6 @@ impl Instance {
     }
 }
 
-/// As [`Compiled::check_input`], not on the threads that everything else needs when that may take long.
-async fn check_input(compiled: &Arc<Compiled>, input: &Json) -> Result<(), String> {
-    if !compiled.has_heavy() {
-        return compiled.check_input(input);
-    }
-    let (compiled, input) = (Arc::clone(compiled), input.clone());
-    let checked = tokio::task::spawn_blocking(move || compiled.check_input(&input)).await;
-    checked.unwrap_or_else(|_panicked| Err(INTERPRETER_FAULT.to_owned()))
-}
-
 /// Converts the stored deadline to this process's monotonic clock. A wall clock that jumped between two processes can
 /// shift it to now, or delay it by one whole deadline at most.
 fn due(started_at: Timestamp, deadline_ms: u64) -> Instant {
@@ -647,9 +656,10 @@ fn due(started_at: Timestamp, deadline_ms: u64) -> Instant {
     Instant::now() + Duration::from_millis(left)
 }
 
-fn body(event: &Event) -> String {
+fn body(event: Event, state: &State) -> String {
+    let record = Record { event, to: Outcome::of(state) };
     // serializing strings, numbers and raw JSON cannot fail
-    serde_json::to_string(event).unwrap_or_default()
+    serde_json::to_string(&record).unwrap_or_default()
 }
 
 /// W3C trace context: the saga is the trace, the attempt is the span.

@@ -229,6 +229,6 @@ fn listed(row: &tokio_postgres::Row) -> Result<Listed, ReadError> {
 fn logged(row: &tokio_postgres::Row) -> Result<(Uuid, Result<Logged, ReadError>), ReadError> {
     let (id, seq, at): (Uuid, i32, Timestamp) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     let body: &str = row.try_get(3)?;
-    let event = serde_json::from_str(body).map_err(|source| ReadError::Event { id, seq, source });
-    Ok((id, event.map(|event| Logged { seq, at, event })))
+    let record = serde_json::from_str(body).map_err(|source| ReadError::Event { id, seq, source });
+    Ok((id, record.map(|record| Logged { seq, at, record })))
 }

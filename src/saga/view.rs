@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::domain::saga::{
-    decide::{self, Moment},
+    decide::{self, Decision, Moment},
     definition::Definition,
-    state::{Event, Failure, Json, Phase, State, Status, Stuck, text},
+    state::{Event, Failure, Json, Outcome, Phase, Record, State, Status, Stuck, text},
 };
 
 /// An instance's state.
@@ -88,7 +88,18 @@ pub struct Transition {
 pub(super) struct Logged {
     pub seq: i32,
     pub at: Timestamp,
-    pub event: Event,
+    pub record: Record,
+}
+
+/// Why a log that can be read is none of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ReplayError {
+    #[error("the log does not begin with its start")]
+    MissingStart,
+    #[error("rows are missing in the log before row {0}")]
+    Gap(i32),
+    #[error("this version decides otherwise than the one that wrote row {0} of the log")]
+    Differs(i32),
 }
 
 impl View {
@@ -121,41 +132,47 @@ impl View {
     }
 }
 
-/// Replays `events` and returns the final state; `None` when they do not begin with a start. `each` is called with
-/// every event and the state after it.
+/// Replays a log and returns the final state. `each` is called with every row and the state after it.
 pub(super) fn replay<'e>(
     definition: &Definition,
-    events: impl IntoIterator<Item = &'e Logged>,
+    log: impl IntoIterator<Item = &'e Logged>,
     mut each: impl FnMut(&'e Logged, &State),
-) -> Option<State> {
-    let mut state: Option<State> = None;
-    for logged in events {
-        match (&mut state, &logged.event) {
-            (None, Event::Started { input }) => state = Some(decide::start(definition, input.clone()).0),
-            (None, _) => return None,
-            (Some(state), event) => {
-                let moment = Moment { now_ms: logged.at.as_millisecond(), random: 0.0 };
-                // a refused event is never recorded, so an error cannot occur here
-                let _ = decide::decide(definition, state, event, moment);
-            }
+) -> Result<State, ReplayError> {
+    let mut log = log.into_iter();
+    let started = log.next().filter(|first| first.seq == 0).ok_or(ReplayError::MissingStart)?;
+    let Event::Started { input } = &started.record.event else { return Err(ReplayError::MissingStart) };
+    let mut state = decide::start(definition, input.clone()).0;
+    let fits = |logged: &Logged, state: &State| {
+        let same = Outcome::of(state) == logged.record.to;
+        same.then_some(()).ok_or(ReplayError::Differs(logged.seq))
+    };
+    fits(started, &state)?;
+    each(started, &state);
+    for (seq, logged) in (1..).zip(log) {
+        if logged.seq != seq {
+            return Err(ReplayError::Gap(logged.seq));
         }
-        if let Some(state) = &state {
-            each(logged, state);
+        let moment = Moment { now_ms: logged.at.as_millisecond(), random: 0.0 };
+        // only what changed the state was recorded
+        match decide::decide(definition, &mut state, &logged.record.event, moment) {
+            Ok(Decision::Recorded(_)) => fits(logged, &state)?,
+            Ok(Decision::Ignored | Decision::Unrecorded(_)) | Err(_) => return Err(ReplayError::Differs(logged.seq)),
         }
+        each(logged, &state);
     }
-    state
+    Ok(state)
 }
 
 impl Detail {
-    pub(super) fn new(id: Uuid, definition: &Definition, events: &[Logged]) -> Option<Self> {
+    pub(super) fn new(id: Uuid, definition: &Definition, events: &[Logged]) -> Result<Self, ReplayError> {
         let mut history = Vec::with_capacity(events.len());
         let state = replay(definition, events, |logged, state| {
             history.push(Transition::new(definition, logged, state.status()));
         })?;
-        let started_at = events.first()?.at;
+        let started_at = events.first().ok_or(ReplayError::MissingStart)?.at;
         let ended_at = state.phase.is_end().then(|| events.last().map(|logged| logged.at)).flatten();
         let input = serde_json::from_str(state.input.as_str()).unwrap_or_default();
-        Some(Self { view: View::new(id, definition, &state, started_at, ended_at), input, history })
+        Ok(Self { view: View::new(id, definition, &state, started_at, ended_at), input, history })
     }
 }
 
@@ -172,7 +189,7 @@ impl Transition {
             reply: None,
             state,
         };
-        transition.describe(definition, &logged.event);
+        transition.describe(definition, &logged.record.event);
         transition
     }
 

@@ -15,7 +15,7 @@ use super::{
     problem::{Problems, SagaProblem},
     reader::{Listed, Log, ReadError, Reader},
     session::{Epochs, RENEW_INTERVAL, Session, SessionError},
-    view,
+    view::{self, ReplayError},
 };
 use crate::{
     contract::DatabaseLogin,
@@ -36,10 +36,8 @@ enum RecoveryError {
     Read(#[from] ReadError),
     #[error("instance {id} runs version {version} of saga {saga}, which is not stored")]
     NoDefinition { id: Uuid, saga: String, version: String },
-    #[error("rows are missing in the log of instance {0}")]
-    Gap(Uuid),
-    #[error("the log of instance {0} does not begin with its start")]
-    MissingStart(Uuid),
+    #[error("instance {id}: {why}")]
+    Replay { id: Uuid, why: ReplayError },
 }
 
 impl RecoveryError {
@@ -48,7 +46,7 @@ impl RecoveryError {
     fn is_permanent(&self) -> bool {
         match self {
             Self::Read(error) => error.is_permanent(),
-            Self::NoDefinition { .. } | Self::Gap(_) | Self::MissingStart(_) => true,
+            Self::NoDefinition { .. } | Self::Replay { .. } => true,
         }
     }
 }
@@ -306,10 +304,8 @@ impl Writer {
         let (id, bucket, started_at) = (instance.id, instance.bucket, instance.started_at);
         let events = log?;
         let compiled = self.compiled(instance).await?;
-        let state = view::replay(&compiled.definition, &events, |_, _| {}).ok_or(RecoveryError::MissingStart(id))?;
-        if !(0..).zip(&events).all(|(seq, logged)| logged.seq == seq) {
-            return Err(RecoveryError::Gap(id));
-        }
+        let replayed = view::replay(&compiled.definition, &events, |_, _| {});
+        let state = replayed.map_err(|why| RecoveryError::Replay { id, why })?;
         let next_seq = events.last().map_or(0, |logged| logged.seq + 1);
         Ok(Recovered { id, compiled, state, bucket, next_seq, started_at })
     }

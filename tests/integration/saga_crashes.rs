@@ -308,23 +308,27 @@ async fn an_unreadable_instance_blocks_no_other_one() {
     orchestrator.kill9();
     let client = world.database.superuser().await;
     let (newer, headless, holed, undefined) = (&started[0], &started[1], &started[2], &started[3]);
+    let other_rules = &started[4];
     let script = format!(
         "insert into weft.saga_event (bucket, id, seq, at, body) values (1, '{newer}', 2, now(), '{{\"forked\": 7}}');
          delete from weft.saga_event where id = '{headless}' and seq = 0;
          update weft.saga_event set seq = 3 where id = '{holed}' and seq = 1;
-         update weft.saga_instance set version = 'lost' where id = '{undefined}';"
+         update weft.saga_instance set version = 'lost' where id = '{undefined}';
+         update weft.saga_event set body = replace(body, '\"to\":{{\"phase\":{{\"do\":1}}', '\"to\":{{\"phase\":{{\"do\":2}}')
+         where id = '{other_rules}' and seq = 1;"
     );
     client.batch_execute(&script).await.unwrap();
     world.participant.behave("pack", Behaviour::Succeed);
     orchestrator.start();
     orchestrator.until_ready().await;
-    orchestrator.until_counts("order", &[("completed", 16), ("running", 0)]).await;
+    orchestrator.until_counts("order", &[("completed", 15), ("running", 0)]).await;
     let view = orchestrator.to_its_end("order", &json!({"orderId": "new", "total": 1})).await;
     assert_eq!(view["state"], "Completed", "{view}");
     let problems = orchestrator.status().await["problems"].clone();
     let messages = problems.to_string();
-    assert!(started[..4].iter().all(|id| messages.contains(id)), "{messages}");
-    assert!(started[4..].iter().all(|id| !messages.contains(id)), "{messages}");
+    assert!(started[..5].iter().all(|id| messages.contains(id)), "{messages}");
+    assert!(messages.contains(&format!("{other_rules}: this version decides otherwise")), "{messages}");
+    assert!(started[5..].iter().all(|id| !messages.contains(id)), "{messages}");
     assert!(problems.as_array().unwrap().iter().all(|problem| problem["reason"] == "InstanceUnreadable"), "{messages}");
 
     // it exists all the same: its key starts nothing, and requests for it get an error

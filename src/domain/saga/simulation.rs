@@ -12,7 +12,7 @@ use std::{
 use super::{
     decide::{self, Command, Decision, Moment},
     definition::{Call, Definition, RetryPolicy, Step},
-    state::{Event, Json, Phase, State, Status},
+    state::{Event, Json, Outcome, Phase, Record, State, Status},
 };
 
 const SCHEDULES: u64 = 10_000;
@@ -79,6 +79,10 @@ fn operation(definition: &Definition, at: Phase) -> Operation {
         Phase::Undo(index) => (index, true),
         _ => (definition.steps.len(), false),
     }
+}
+
+fn started(input: Json, state: &State) -> Record {
+    Record { event: Event::Started { input }, to: Outcome::of(state) }
 }
 
 /// What the barrier has of an operation: the column `result`.
@@ -155,9 +159,9 @@ struct World {
     definition: Definition,
     participants: Participants,
     /// The durable log.
-    log: Vec<Event>,
+    log: Vec<Record>,
     /// Decided but not yet committed, with the command to send after the commit.
-    pending: Vec<(Event, Option<Command>)>,
+    pending: Vec<(Record, Option<Command>)>,
     state: State,
     /// Calls that are recorded and ready to be sent, or wait for their back-off.
     due: Vec<Command>,
@@ -193,7 +197,7 @@ impl World {
         // copy of an earlier attempt from taking effect
         participants.rolls_back = definition.final_pivot().is_none() && random.percent(50);
         let (log, due, in_flight, stray) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let pending = vec![(Event::Started { input }, command)];
+        let pending = vec![(started(input, &state), command)];
         Self {
             random,
             definition,
@@ -212,7 +216,10 @@ impl World {
     fn handle(&mut self, event: Event) {
         let moment = self.random.moment();
         match decide::decide(&self.definition, &mut self.state, &event, moment) {
-            Ok(Decision::Recorded(command)) => self.pending.push((event, command)),
+            Ok(Decision::Recorded(command)) => {
+                let to = Outcome::of(&self.state);
+                self.pending.push((Record { event, to }, command));
+            }
             Ok(Decision::Unrecorded(command)) => self.due.push(command),
             Ok(Decision::Ignored) | Err(_) => {}
         }
@@ -220,8 +227,8 @@ impl World {
 
     /// Commits the group; with `crash`, the process crashes right after the commit, before anything is sent.
     fn commit(&mut self, crash: bool) {
-        for (event, command) in self.pending.drain(..) {
-            self.log.push(event);
+        for (record, command) in self.pending.drain(..) {
+            self.log.push(record);
             self.due.extend(command);
         }
         self.check_replay();
@@ -231,12 +238,15 @@ impl World {
     }
 
     fn replayed(&self) -> State {
-        let Some(Event::Started { input }) = self.log.first() else { panic!("the log begins with the start") };
+        let Some(Record { event: Event::Started { input }, .. }) = self.log.first() else {
+            panic!("the log begins with the start")
+        };
         let mut state = decide::start(&self.definition, input.clone()).0;
-        for event in self.log.iter().skip(1) {
+        for Record { event, to } in self.log.iter().skip(1) {
             let moment = Moment { now_ms: 0, random: 0.0 };
             let decision = decide::decide(&self.definition, &mut state, event, moment);
-            assert!(!matches!(decision, Err(_) | Ok(Decision::Ignored)), "a replay refuses {event:?}");
+            assert!(matches!(decision, Ok(Decision::Recorded(_))), "a replay refuses {event:?}");
+            assert_eq!(Outcome::of(&state), *to, "a replay of {event:?} leads elsewhere");
         }
         state
     }
@@ -260,8 +270,8 @@ impl World {
             // the start was never acknowledged, so the client sends it again
             let input = Json::parse("{}".into()).unwrap();
             let (state, command) = decide::start(&self.definition, input.clone());
+            self.pending = vec![(started(input, &state), command)];
             self.state = state;
-            self.pending = vec![(Event::Started { input }, command)];
             return;
         }
         self.state = self.replayed();

@@ -285,6 +285,35 @@ pub enum Event {
     Resume,
 }
 
+/// What an event led to: the part of the state that decides what is called next and whether the instance waits. Attempts
+/// are left out, since recovery and unrecorded attempts raise them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Outcome {
+    pub phase: Phase,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stuck: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub redo: bool,
+}
+
+impl Outcome {
+    pub fn of(state: &State) -> Self {
+        let State { phase, paused, redo, .. } = *state;
+        Self { phase, stuck: state.stuck.is_some(), paused, redo }
+    }
+}
+
+/// A row of the log. A replay must lead to the same outcomes: rules that decide otherwise than those that wrote the row would
+/// make another history of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    pub event: Event,
+    pub to: Outcome,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
