@@ -9,8 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, Full};
 use hyper::{
     Request, Response, Uri,
     body::Incoming,
@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use super::{
-    answer::{self, Answer, MAX_REPLY, Raw},
+    answer::{self, Answer, MAX_BODY, Raw},
     lease::Lease,
 };
 use crate::outage::with_causes;
@@ -68,7 +68,7 @@ enum TransportError {
     #[error("sending the request")]
     Send(#[source] hyper::Error),
     #[error("reading the answer")]
-    Read(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Read(#[source] hyper::Error),
     #[error("making the request")]
     Request(#[source] hyper::http::Error),
 }
@@ -230,15 +230,11 @@ impl Transport {
         let header = |name| parts.headers.get(name).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
         let (location, retry_after) = (header(header::LOCATION), header(header::RETRY_AFTER));
         let content_type = header(header::CONTENT_TYPE);
-        let body = match Limited::new(body, MAX_REPLY).collect().await {
-            Ok(body) => Some(body.to_bytes()),
-            Err(error) if error.is::<LengthLimitError>() => None,
-            Err(error) => return Err(TransportError::Read(error)),
-        };
-        if body.is_some() {
+        let (body, complete) = read(body).await.map_err(TransportError::Read)?;
+        if complete {
             self.keep(host, connection);
         }
-        Ok(Raw { status: parts.status.as_u16(), body, content_type, location, retry_after })
+        Ok(Raw { status: parts.status.as_u16(), body, complete, content_type, location, retry_after })
     }
 
     fn idle(&self, host: &str) -> Option<Connection> {
@@ -272,6 +268,21 @@ async fn connect(host: &str) -> Result<Connection, TransportError> {
     // the task ends when the service closes the connection, or when its sender is dropped
     tokio::spawn(connection);
     Ok(Connection { sender, since: Instant::now() })
+}
+
+/// At most [`MAX_BODY`] bytes, and whether that is all.
+async fn read(mut body: Incoming) -> Result<(Bytes, bool), hyper::Error> {
+    let mut bytes = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame?.into_data() {
+            let room = MAX_BODY - bytes.len();
+            bytes.extend_from_slice(data.get(..room).unwrap_or(&data));
+            if data.len() > room {
+                return Ok((bytes.freeze(), false));
+            }
+        }
+    }
+    Ok((bytes.freeze(), true))
 }
 
 fn authority(url: &Uri) -> Result<String, TransportError> {

@@ -251,7 +251,7 @@ impl World {
         self.handle(if done {
             Event::Succeeded { at, attempt, reply: None, note: None }
         } else {
-            Event::Failed { at, attempt, code: "Refused".into(), message: String::new() }
+            Event::Failed { at, attempt, code: "Refused".into(), message: String::new(), note: None }
         });
     }
 
