@@ -1,9 +1,12 @@
 //! Classifies a participant's answer: success, definite failure, or unknown.
 
+use std::time::{Duration, SystemTime};
+
 use bytes::Bytes;
 
 use super::explanation::Explanation;
 use crate::domain::saga::{
+    decide::MAX_RETRY_AFTER_MS,
     json,
     state::{Event, Json, Phase},
 };
@@ -23,7 +26,8 @@ pub(super) struct Raw {
     pub complete: bool,
     pub content_type: Option<String>,
     pub location: Option<String>,
-    pub retry_after: Option<String>,
+    /// At most [`MAX_RETRY_AFTER_MS`].
+    pub retry_after: Option<Duration>,
 }
 
 #[cfg(test)]
@@ -67,8 +71,10 @@ impl Answer {
     }
 }
 
-pub(super) fn unknown(message: &str) -> Answer {
-    Answer::Unknown { message: cut(message, MAX_TEXT), detail: None, retry_after_ms: None }
+/// `detail` is what the participant wrote.
+pub(super) fn unknown(message: &str, detail: Option<&str>) -> Answer {
+    let detail = detail.map(|detail| cut(detail, MAX_TEXT));
+    Answer::Unknown { message: cut(message, MAX_TEXT), detail, retry_after_ms: None }
 }
 
 pub(super) fn failure(code: &str, message: &str) -> Answer {
@@ -84,13 +90,16 @@ pub(super) fn failure(code: &str, message: &str) -> Answer {
 pub(super) fn classify(service: &str, raw: Raw, doubtful: bool) -> Answer {
     match raw.status {
         200..=201 | 203..=299 => success(&raw),
-        202 => unknown(&format!("{service} answered HTTP 202 without a Location to poll")),
+        status @ (202 | 303) => unknown(&format!("{service} answered HTTP {status} without a Location"), None),
+        status @ 300..=399 => {
+            unknown(&format!("{service} answered HTTP {status}: a command is not sent to another address"), None)
+        }
         408 | 425 | 429 | 500..=599 => unknown_status(service, &raw),
         400..=408 | 410..=421 | 423..=499 if doubtful => unknown_status(service, &raw),
         400..=499 => {
             definite(&raw, &format!("HTTP_{}", raw.status), &format!("{service} answered HTTP {}", raw.status))
         }
-        status => unknown(&format!("{service} answered HTTP {status}, which is not a valid answer to a command")),
+        status => unknown(&format!("{service} answered HTTP {status}, which is not a valid answer to a command"), None),
     }
 }
 
@@ -111,7 +120,7 @@ fn unknown_status(service: &str, raw: &Raw) -> Answer {
     Answer::Unknown {
         message: cut(&format!("{service} answered HTTP {}", raw.status), MAX_TEXT),
         detail: Explanation::of(raw).text.map(|text| cut(&text, MAX_TEXT)),
-        retry_after_ms: raw.retry_after.as_deref().and_then(retry_after_ms),
+        retry_after_ms: raw.retry_after.and_then(|pause| u64::try_from(pause.as_millis()).ok()),
     }
 }
 
@@ -127,9 +136,15 @@ fn success(raw: &Raw) -> Answer {
     Answer::Success { reply, note }
 }
 
-/// Parses seconds. The other form, a date, is not supported: services that want to be retried soon do not use it.
-fn retry_after_ms(value: &str) -> Option<u64> {
-    value.trim().parse::<u64>().ok().map(|seconds| seconds.saturating_mul(1_000))
+/// The time of a `Retry-After` (RFC 9110 §10.2.3): seconds, or a date, which counts from the answer's own `Date`, so that the
+/// clocks need not agree.
+pub(super) fn retry_after(value: &str, date: Option<&str>, now: SystemTime) -> Option<Duration> {
+    let value = value.trim();
+    let pause = value.parse().map(Duration::from_secs).ok().or_else(|| {
+        let since = date.and_then(|date| httpdate::parse_http_date(date).ok()).unwrap_or(now);
+        Some(httpdate::parse_http_date(value).ok()?.duration_since(since).unwrap_or_default())
+    })?;
+    Some(pause.min(Duration::from_millis(MAX_RETRY_AFTER_MS)))
 }
 
 /// At most `max` bytes, without control characters.
@@ -146,7 +161,7 @@ mod tests {
     use super::*;
 
     fn raw(status: u16, body: &str) -> Raw {
-        Raw { body: Bytes::from(body.to_owned()), retry_after: Some("3".into()), ..Raw::new(status) }
+        Raw { body: Bytes::from(body.to_owned()), retry_after: Some(Duration::from_secs(3)), ..Raw::new(status) }
     }
 
     fn answer(status: u16, body: &str) -> Answer {
@@ -161,7 +176,7 @@ mod tests {
         for status in [400, 401, 404, 409, 410, 422] {
             assert_eq!(answer(status, "").outcome(), "failure", "{status}");
         }
-        for status in [202, 301, 302, 408, 425, 429, 500, 502, 503, 504] {
+        for status in [202, 301, 302, 303, 304, 307, 308, 408, 425, 429, 500, 502, 503, 504] {
             assert_eq!(answer(status, "").outcome(), "unknown", "{status}");
         }
     }
@@ -244,6 +259,28 @@ mod tests {
         ] {
             let Answer::Success { reply: None, note: Some(note) } = answer else { panic!("{answer:?}") };
             assert!(note.starts_with(&format!("the answer's body is not kept: {why}")), "{note}");
+        }
+    }
+
+    #[test]
+    fn a_retry_after_is_seconds_or_a_date() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        let date = "Sun, 06 Nov 1994 09:00:00 GMT";
+        for (value, date, seconds) in [
+            ("120", None, Some(120)),
+            (" 0 ", None, Some(0)),
+            ("Sun, 06 Nov 1994 08:50:00 GMT", None, Some(23)),
+            ("Sunday, 06-Nov-94 08:50:00 GMT", None, Some(23)),
+            ("Sun, 06 Nov 1994 09:00:05 GMT", Some(date), Some(5)),
+            ("Sun, 06 Nov 1994 08:50:00 GMT", Some("yesterday"), Some(23)),
+            ("Sun, 06 Nov 1994 08:50:00 GMT", Some(date), Some(0)),
+            ("Fri, 31 Dec 9999 23:59:59 GMT", None, Some(600)),
+            ("86400", None, Some(600)),
+            ("soon", None, None),
+            ("", None, None),
+            ("-1", None, None),
+        ] {
+            assert_eq!(retry_after(value, date, now).map(|pause| pause.as_secs()), seconds, "{value} {date:?}");
         }
     }
 

@@ -443,7 +443,8 @@ impl Engine {
             let Some(permit) = self.acquire_permit(id, command).await else { return };
             let Some(prepared) = self.prepare(id, command) else { return };
             let began = Instant::now();
-            // without an answer nothing was sent: another process may have this instance by the time the lease is young
+            // without an answer another process may have this instance by the time the lease is young, or the call is
+            // not current any more
             if let Some(answer) = self.call(id, command, &prepared, permit).await {
                 self.meters.called(&prepared.compiled.definition.name, answer.outcome(), began.elapsed());
                 self.handle_event(id, &answer.into_event(command.at, command.attempt));
@@ -452,7 +453,7 @@ impl Engine {
         }
     }
 
-    /// `None`: the lease was too old, and nothing was sent.
+    /// `None`: there is no outcome to record, see [`Transport::call`].
     async fn call(&self, id: Uuid, command: Command, prepared: &Prepared, permit: Permit) -> Option<Answer> {
         let compiled = &prepared.compiled;
         let (call, timeout_ms) = command.at.call(&compiled.definition)?;
@@ -473,10 +474,21 @@ impl Engine {
             traceparent: traceparent(id, command),
             correlation_id: id.to_string(),
             timeout: Duration::from_millis(timeout_ms),
+            job_timeout: Duration::from_millis(compiled.definition.deadline_ms),
             doubtful: command.attempt > 1,
             lease: &self.lease,
+            is_current: &|| self.is_current(id, command),
+            stopping: &self.stopping,
         };
-        self.transport.call(&call, permit).await
+        self.transport.call(call, permit).await
+    }
+
+    /// Whether the instance is in this process and waits for the outcome of the call.
+    fn is_current(&self, id: Uuid, command: Command) -> bool {
+        self.shard(partition_of(id)).is_some_and(|shard| {
+            let state = shard.instances.get(&id).map(|instance| &instance.state);
+            state.is_some_and(|state| state.phase == command.at && state.attempt == command.attempt)
+        })
     }
 
     /// Waits for a concurrency permit for the target service. `None` when the process is shutting down.

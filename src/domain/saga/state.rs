@@ -128,6 +128,8 @@ pub mod codes {
     pub const ATTEMPTS: &str = "AttemptsExhausted";
     /// A person cancelled the saga.
     pub const CANCELLED: &str = "Cancelled";
+    /// A job that was accepted (202) has failed, and its status names no code.
+    pub const JOB: &str = "JobFailed";
     /// An expression in `with` could not be evaluated.
     pub const EXPRESSION: &str = "InvalidExpression";
 }
