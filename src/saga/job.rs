@@ -141,13 +141,11 @@ impl Job {
 fn progress(raw: &Raw) -> Progress {
     let body = members::text(&raw.body);
     let Some(members) = Members::of(&body) else { return Progress::Done };
-    if let Some(done) = members.boolean("done") {
-        let failed = members.object("error").is_some();
-        return match done {
-            false => Progress::Running,
-            true if failed => Progress::Failed,
-            true => Progress::Done,
-        };
+    match members.boolean("done") {
+        Some(false) => return Progress::Running,
+        Some(true) if members.object("error").is_some() => return Progress::Failed,
+        Some(true) => return Progress::Done,
+        None => {}
     }
     let words = ["status", "state"].map(|name| members.string(name).unwrap_or_default());
     let words = words.map(|word| word.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_lowercase());
