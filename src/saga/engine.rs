@@ -35,6 +35,9 @@ pub(super) const PARTITIONS: i16 = 16;
 /// A deadline that passed before the start was durable is checked again after this time.
 const NOT_DURABLE_RETRY: Duration = Duration::from_millis(500);
 
+/// A job is polled for this time longer than the deadline, which is checked at intervals: what the deadline ends ends by it.
+const JOB_MARGIN: Duration = Duration::from_secs(10);
+
 /// Namespace of the ids that are derived from idempotency keys (UUID version 5).
 const KEY_NAMESPACE: Uuid = Uuid::from_u128(0x8f1d_6a52_94f0_4c53_9a0e_2d2f_6b70_31c8);
 
@@ -474,7 +477,7 @@ impl Engine {
             traceparent: traceparent(id, command),
             correlation_id: id.to_string(),
             timeout: Duration::from_millis(timeout_ms),
-            job_timeout: Duration::from_millis(compiled.definition.deadline_ms),
+            job_timeout: Duration::from_millis(compiled.definition.deadline_ms) + JOB_MARGIN,
             doubtful: command.attempt > 1,
             lease: &self.lease,
             is_current: &|| self.is_current(id, command),
