@@ -40,7 +40,7 @@ struct File {
 #[derive(Clone, Deserialize)]
 struct Bad {
     why: String,
-    by: String,
+    by: By,
     change: Value,
     from: Option<Value>,
     #[serde(default)]
@@ -70,6 +70,14 @@ fn files() -> Vec<File> {
 
 fn parsed<K: DeserializeOwned>(object: &Value) -> K {
     serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{object}: {error}"))
+}
+
+/// Who refuses it.
+#[derive(Clone, Copy, Deserialize, PartialEq)]
+#[serde(rename_all = "lowercase")]
+enum By {
+    Apply,
+    Operator,
 }
 
 /// The other objects of a case, by kind.
@@ -177,7 +185,7 @@ fn show(before: Option<&Value>, object: &Value) -> Shown {
 #[test]
 fn the_operator_says_its_sentences() {
     for File { base, with, bad } in files() {
-        for Bad { why, change, with: own, reason, says, .. } in bad.into_iter().filter(|bad| bad.by == "operator") {
+        for Bad { why, change, with: own, reason, says, .. } in bad.into_iter().filter(|bad| bad.by == By::Operator) {
             let object = merged(&base, &change);
             assert_eq!(show(None, &object), Shown::Taken, "{why}: refused already");
             if reason.as_deref() == Some("ChildRefused") {
@@ -195,7 +203,7 @@ fn the_rules_say_their_sentences() {
     let rules = rules();
     for File { base, bad, .. } in files() {
         assert_eq!(show(None, &base), Shown::Taken);
-        for Bad { why, change, from, says, .. } in bad.into_iter().filter(|bad| bad.by == "apply") {
+        for Bad { why, change, from, says, .. } in bad.into_iter().filter(|bad| bad.by == By::Apply) {
             if !rules.iter().any(|message| message.contains(&says)) {
                 continue;
             }

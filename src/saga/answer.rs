@@ -1,29 +1,41 @@
 //! Classifies a participant's answer: success, definite failure, or unknown.
 
-use bytes::Bytes;
-use serde_json::{Map, Value};
+use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
+
+use super::explanation::Explanation;
 use crate::domain::saga::{
+    decide::MAX_RETRY_AFTER_MS,
     json,
     state::{Event, Json, Phase},
 };
 
-/// A longer reply is discarded.
-pub(super) const MAX_REPLY: usize = 64 * 1024;
+/// What is read of a body. A longer reply is discarded; of a longer error document the first part is used.
+pub(super) const MAX_BODY: usize = 64 * 1024;
 /// A longer error text is truncated.
 const MAX_TEXT: usize = 1024;
-/// A longer failure code is truncated.
-const MAX_CODE: usize = 128;
 
 /// The HTTP response.
 #[derive(Debug)]
 pub(super) struct Raw {
     pub status: u16,
-    /// `None`: longer than [`MAX_REPLY`].
-    pub body: Option<Bytes>,
+    /// At most [`MAX_BODY`] bytes.
+    pub body: Bytes,
+    /// Whether `body` is all of it.
+    pub complete: bool,
     pub content_type: Option<String>,
     pub location: Option<String>,
-    pub retry_after: Option<String>,
+    /// At most [`MAX_RETRY_AFTER_MS`].
+    pub retry_after: Option<Duration>,
+}
+
+#[cfg(test)]
+impl Raw {
+    pub(super) fn new(status: u16) -> Self {
+        let (content_type, location, retry_after) = (None, None, None);
+        Self { status, body: Bytes::new(), complete: true, content_type, location, retry_after }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -31,7 +43,8 @@ pub(super) enum Answer {
     /// `note`: why the body is not the reply.
     Success { reply: Option<Json>, note: Option<String> },
     /// `message` is the participant's own text, or the status.
-    Failure { code: String, message: String },
+    /// `note`: why the code is not the participant's own.
+    Failure { code: String, message: String, note: Option<String> },
     /// `message` has nothing that the participant wrote; that is in `detail`.
     Unknown { message: String, detail: Option<String>, retry_after_ms: Option<u64> },
 }
@@ -41,7 +54,7 @@ impl Answer {
     pub(super) fn into_event(self, at: Phase, attempt: u32) -> Event {
         match self {
             Self::Success { reply, note } => Event::Succeeded { at, attempt, reply, note },
-            Self::Failure { code, message } => Event::Failed { at, attempt, code, message },
+            Self::Failure { code, message, note } => Event::Failed { at, attempt, code, message, note },
             Self::Unknown { message, detail, retry_after_ms } => {
                 Event::Unknown { at, attempt, message, detail, retry_after_ms }
             }
@@ -58,12 +71,14 @@ impl Answer {
     }
 }
 
-pub(super) fn unknown(message: &str) -> Answer {
-    Answer::Unknown { message: cut(message, MAX_TEXT), detail: None, retry_after_ms: None }
+/// `detail` is what the participant wrote.
+pub(super) fn unknown(message: &str, detail: Option<&str>) -> Answer {
+    let detail = detail.map(|detail| cut(detail, MAX_TEXT));
+    Answer::Unknown { message: cut(message, MAX_TEXT), detail, retry_after_ms: None }
 }
 
 pub(super) fn failure(code: &str, message: &str) -> Answer {
-    Answer::Failure { code: cut(code, MAX_CODE), message: cut(message, MAX_TEXT) }
+    Answer::Failure { code: code.to_owned(), message: cut(message, MAX_TEXT), note: None }
 }
 
 /// Classifies the answer of `service`. 2xx is success; 4xx except 408, 425 and 429 is a definite failure; everything else is
@@ -75,16 +90,29 @@ pub(super) fn failure(code: &str, message: &str) -> Answer {
 pub(super) fn classify(service: &str, raw: Raw, doubtful: bool) -> Answer {
     match raw.status {
         200..=201 | 203..=299 => success(&raw),
-        202 => unknown(&format!("{service} answered HTTP 202 without a Location to poll")),
+        status @ (202 | 303) => unknown(&format!("{service} answered HTTP {status} without a Location"), None),
+        status @ 300..=399 => {
+            unknown(&format!("{service} answered HTTP {status}: a command is not sent to another address"), None)
+        }
         408 | 425 | 429 | 500..=599 => unknown_status(service, &raw),
         400..=408 | 410..=421 | 423..=499 if doubtful => unknown_status(service, &raw),
         400..=499 => {
-            let said = Explanation::of(&raw);
-            let status = raw.status;
-            let code = said.code.unwrap_or_else(|| format!("HTTP_{status}"));
-            failure(&code, said.text.as_deref().unwrap_or(&format!("{service} answered HTTP {status}")))
+            definite(&raw, &format!("HTTP_{}", raw.status), &format!("{service} answered HTTP {}", raw.status))
         }
-        status => unknown(&format!("{service} answered HTTP {status}, which is not a valid answer to a command")),
+        status => unknown(&format!("{service} answered HTTP {status}, which is not a valid answer to a command"), None),
+    }
+}
+
+/// A failure with the participant's code and text; `code` and `message` are for an answer that has none.
+pub(super) fn definite(raw: &Raw, code: &str, message: &str) -> Answer {
+    let explanation = Explanation::of(raw);
+    let message = cut(explanation.text.as_deref().unwrap_or(message), MAX_TEXT);
+    match explanation.code {
+        Ok(code) => Answer::Failure { code, message, note: None },
+        Err(why) => {
+            let note = Some(format!("the code is {code}, because the answer's body {why}"));
+            Answer::Failure { code: code.to_owned(), message, note }
+        }
     }
 }
 
@@ -92,85 +120,31 @@ fn unknown_status(service: &str, raw: &Raw) -> Answer {
     Answer::Unknown {
         message: cut(&format!("{service} answered HTTP {}", raw.status), MAX_TEXT),
         detail: Explanation::of(raw).text.map(|text| cut(&text, MAX_TEXT)),
-        retry_after_ms: raw.retry_after.as_deref().and_then(retry_after_ms),
+        retry_after_ms: raw.retry_after.and_then(|pause| u64::try_from(pause.as_millis()).ok()),
     }
 }
 
 /// A body that cannot be a reply is discarded, and the history says why: the step has succeeded all the same.
 fn success(raw: &Raw) -> Answer {
     let note = |why: &str| Some(cut(&format!("the answer's body is not kept: {why}"), MAX_TEXT));
-    let (reply, note) = match raw.body.as_deref() {
-        None => (None, note(&format!("it has more than {MAX_REPLY} bytes"))),
-        Some([]) => (None, None),
-        Some(body) => match json::admit(body) {
-            Ok(reply) => (Some(reply), None),
-            Err(why) => (None, note(&why.to_string())),
-        },
+    let (reply, note) = match json::admit(&raw.body) {
+        _ if !raw.complete => (None, note(&format!("it has more than {MAX_BODY} bytes"))),
+        _ if raw.body.is_empty() => (None, None),
+        Ok(reply) => (Some(reply), None),
+        Err(why) => (None, note(&why.to_string())),
     };
     Answer::Success { reply, note }
 }
 
-/// Parses seconds. The other form, a date, is not supported: services that want to be retried soon do not use it.
-fn retry_after_ms(value: &str) -> Option<u64> {
-    value.trim().parse::<u64>().ok().map(|seconds| seconds.saturating_mul(1_000))
-}
-
-/// What a participant wrote about an error, as far as it is understood.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Explanation {
-    code: Option<String>,
-    text: Option<String>,
-}
-
-/// Members that hold the text, the most specific first: RFC 9457's, then those that frameworks use.
-const TEXTS: [&str; 6] = ["detail", "message", "error_description", "error", "errorMessage", "title"];
-
-impl Explanation {
-    fn of(raw: &Raw) -> Self {
-        let body = raw.body.as_deref().unwrap_or_default();
-        match serde_json::from_slice(body) {
-            Ok(Value::Object(members)) => Self { code: code(&members), text: text(&members) },
-            Ok(Value::String(text)) => Self { code: None, text: non_empty(&text) },
-            Err(_) if raw.content_type.as_deref().is_some_and(|media| media.starts_with("text/plain")) => {
-                Self { code: None, text: non_empty(&String::from_utf8_lossy(body)) }
-            }
-            Ok(_) | Err(_) => Self::default(),
-        }
-    }
-}
-
-/// The last segment of `type`, `CreditLimitExceeded` of `https://customers/problems/CreditLimitExceeded`, or the member
-/// `code`. A segment that is not an identifier, such as a section of an RFC, is not a code.
-fn code(members: &Map<String, Value>) -> Option<String> {
-    let kind = members.get("type").and_then(Value::as_str).map(|kind| kind.trim_end_matches('/'));
-    let last = kind.filter(|kind| !is_specification(kind)).and_then(|kind| kind.rsplit(['/', '#', ':']).next());
-    let code = members.get("code").and_then(Value::as_str);
-    let is_code = |text: &&str| {
-        !text.is_empty()
-            && text.len() <= MAX_CODE
-            && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
-    };
-    last.filter(|last| *last != "blank").filter(is_code).or(code.filter(is_code)).map(ToOwned::to_owned)
-}
-
-/// Frameworks set `type` to the section of the RFC that defines the status: it names no failure of the service.
-fn is_specification(kind: &str) -> bool {
-    ["//tools.ietf.org/", "//datatracker.ietf.org/", "//www.rfc-editor.org/", "//httpstatuses.", "//httpwg.org/"]
-        .iter()
-        .any(|site| kind.contains(site))
-}
-
-fn text(members: &Map<String, Value>) -> Option<String> {
-    TEXTS.iter().find_map(|name| match members.get(*name)? {
-        Value::String(text) => non_empty(text),
-        Value::Object(inner) => inner.get("message").and_then(Value::as_str).and_then(non_empty),
-        _ => None,
-    })
-}
-
-fn non_empty(text: &str) -> Option<String> {
-    let text = text.trim();
-    (!text.is_empty()).then(|| text.to_owned())
+/// The time of a `Retry-After` (RFC 9110 §10.2.3): seconds, or a date, which counts from the answer's own `Date`, so that the
+/// clocks need not agree.
+pub(super) fn retry_after(value: &str, date: Option<&str>, now: SystemTime) -> Option<Duration> {
+    let value = value.trim();
+    let pause = value.parse().map(Duration::from_secs).ok().or_else(|| {
+        let since = date.and_then(|date| httpdate::parse_http_date(date).ok()).unwrap_or(now);
+        Some(httpdate::parse_http_date(value).ok()?.duration_since(since).unwrap_or_default())
+    })?;
+    Some(pause.min(Duration::from_millis(MAX_RETRY_AFTER_MS)))
 }
 
 /// At most `max` bytes, without control characters.
@@ -187,13 +161,7 @@ mod tests {
     use super::*;
 
     fn raw(status: u16, body: &str) -> Raw {
-        Raw {
-            status,
-            body: Some(Bytes::from(body.to_owned())),
-            content_type: None,
-            location: None,
-            retry_after: Some("3".into()),
-        }
+        Raw { body: Bytes::from(body.to_owned()), retry_after: Some(Duration::from_secs(3)), ..Raw::new(status) }
     }
 
     fn answer(status: u16, body: &str) -> Answer {
@@ -208,7 +176,7 @@ mod tests {
         for status in [400, 401, 404, 409, 410, 422] {
             assert_eq!(answer(status, "").outcome(), "failure", "{status}");
         }
-        for status in [202, 301, 302, 408, 425, 429, 500, 502, 503, 504] {
+        for status in [202, 301, 302, 303, 304, 307, 308, 408, 425, 429, 500, 502, 503, 504] {
             assert_eq!(answer(status, "").outcome(), "unknown", "{status}");
         }
     }
@@ -226,30 +194,28 @@ mod tests {
     }
 
     #[test]
-    fn a_problem_document_names_the_failure() {
-        let kind = "https://customers/problems/CreditLimitExceeded";
+    fn a_definite_failure_has_the_service_s_code_and_text_or_says_why_not() {
+        let kind = r#""type": "https://customers/problems/CreditLimitExceeded""#;
         for (body, code, message) in [
+            (format!(r#"{{{kind}, "title": "t", "detail": "120 > 100"}}"#), "CreditLimitExceeded", "120 > 100"),
             (
-                format!(r#"{{"type": "{kind}", "title": "t", "detail": "120 > 100"}}"#),
-                "CreditLimitExceeded",
-                "120 > 100",
-            ),
-            (
-                format!(r#"{{"type": "{kind}", "title": 7, "detail": ["no"]}}"#),
+                format!(r#"{{{kind}, "title": 7, "detail": ["no"]}}"#),
                 "CreditLimitExceeded",
                 "customers answered HTTP 409",
             ),
             (r#"{"code": "CreditLimitExceeded", "message": "no"}"#.to_owned(), "CreditLimitExceeded", "no"),
-            (r#"{"type": "about:blank", "title": "Conflict"}"#.to_owned(), "HTTP_409", "Conflict"),
-            (
-                r#"{"type": "https://tools.ietf.org/html/rfc9110#section-15.5.10", "title": "Conflict"}"#.to_owned(),
-                "HTTP_409",
-                "Conflict",
-            ),
-            (r#"{"type": "the customer's card 4111 1111"}"#.to_owned(), "HTTP_409", "customers answered HTTP 409"),
-            ("<html>".to_owned(), "HTTP_409", "customers answered HTTP 409"),
+            (r#"{"limit": 1e400, "error": {"code": 17, "message": "no"}}"#.to_owned(), "17", "no"),
         ] {
             assert_eq!(answer(409, &body), failure(code, message), "{body}");
+        }
+        for (body, message, why) in [
+            (r#"{"title": "Conflict"}"#, "Conflict", "has none in `type`, `code` or `error`"),
+            ("<html>", "customers answered HTTP 409", "is not a JSON object"),
+            ("", "customers answered HTTP 409", "is empty"),
+        ] {
+            let note = Some(format!("the code is HTTP_409, because the answer's body {why}"));
+            let expected = Answer::Failure { code: "HTTP_409".to_owned(), message: message.to_owned(), note };
+            assert_eq!(answer(409, body), expected, "{body}");
         }
     }
 
@@ -264,6 +230,8 @@ mod tests {
             ),
             (raw(500, r#"{"error": {"code": 7, "message": "quota"}}"#), Some("quota")),
             (raw(500, r#""busy""#), Some("busy")),
+            (raw(500, r#"{"limit": 1e400, "detail": "odd \ud83d"}"#), Some(r"odd \ud83d")),
+            (Raw { complete: false, ..raw(500, r#"{"detail": "disk full", "trace": "x"#) }, Some("disk full")),
             (plain, Some("disk full")),
             (raw(500, "<html>Oops</html>"), None),
             (raw(500, ""), None),
@@ -281,7 +249,7 @@ mod tests {
     fn a_reply_is_the_json_of_a_success() {
         let Answer::Success { reply: Some(json), note: None } = answer(200, r#"{"id": 1}"#) else { panic!() };
         assert_eq!(json.as_str(), r#"{"id": 1}"#);
-        let long = Raw { body: None, ..raw(200, "") };
+        let long = Raw { complete: false, ..raw(200, "[1") };
         for (answer, why) in [
             (answer(200, "fine"), "it is not JSON"),
             (answer(200, "\u{feff}{}"), "it is not JSON"),
@@ -291,6 +259,28 @@ mod tests {
         ] {
             let Answer::Success { reply: None, note: Some(note) } = answer else { panic!("{answer:?}") };
             assert!(note.starts_with(&format!("the answer's body is not kept: {why}")), "{note}");
+        }
+    }
+
+    #[test]
+    fn a_retry_after_is_seconds_or_a_date() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        let date = "Sun, 06 Nov 1994 09:00:00 GMT";
+        for (value, date, seconds) in [
+            ("120", None, Some(120)),
+            (" 0 ", None, Some(0)),
+            ("Sun, 06 Nov 1994 08:50:00 GMT", None, Some(23)),
+            ("Sunday, 06-Nov-94 08:50:00 GMT", None, Some(23)),
+            ("Sun, 06 Nov 1994 09:00:05 GMT", Some(date), Some(5)),
+            ("Sun, 06 Nov 1994 08:50:00 GMT", Some("yesterday"), Some(23)),
+            ("Sun, 06 Nov 1994 08:50:00 GMT", Some(date), Some(0)),
+            ("Fri, 31 Dec 9999 23:59:59 GMT", None, Some(600)),
+            ("86400", None, Some(600)),
+            ("soon", None, None),
+            ("", None, None),
+            ("-1", None, None),
+        ] {
+            assert_eq!(retry_after(value, date, now).map(|pause| pause.as_secs()), seconds, "{value} {date:?}");
         }
     }
 

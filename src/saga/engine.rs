@@ -39,6 +39,9 @@ const NOT_DURABLE_RETRY: Duration = Duration::from_millis(500);
 
 const INTERPRETER_FAULT: &str = "the expression ended by a fault of its interpreter";
 
+/// A job is polled for this time longer than the deadline, which is checked at intervals: what the deadline ends ends by it.
+const JOB_MARGIN: Duration = Duration::from_secs(10);
+
 /// Namespace of the ids that are derived from idempotency keys (UUID version 5).
 const KEY_NAMESPACE: Uuid = Uuid::from_u128(0x8f1d_6a52_94f0_4c53_9a0e_2d2f_6b70_31c8);
 
@@ -477,7 +480,8 @@ impl Engine {
             let Some(permit) = self.acquire_permit(id, command).await else { return };
             let Some(prepared) = self.prepare(id, command) else { return };
             let began = Instant::now();
-            // without an answer nothing was sent: another process may have this instance by the time the lease is young
+            // without an answer another process may have this instance by the time the lease is young, or the call is
+            // not current any more
             if let Some(answer) = self.call(id, command, &prepared, permit).await {
                 self.meters.called(&prepared.compiled.definition.name, answer.outcome(), began.elapsed());
                 self.handle_event(id, &answer.into_event(command.at, command.attempt));
@@ -486,7 +490,7 @@ impl Engine {
         }
     }
 
-    /// `None`: the lease was too old, and nothing was sent.
+    /// `None`: there is no outcome to record, see [`Transport::call`].
     async fn call(&self, id: Uuid, command: Command, prepared: &Prepared, permit: Permit) -> Option<Answer> {
         let compiled = &prepared.compiled;
         let (call, timeout_ms) = command.at.call(&compiled.definition)?;
@@ -508,10 +512,21 @@ impl Engine {
             traceparent: traceparent(id, command),
             correlation_id: id.to_string(),
             timeout: Duration::from_millis(timeout_ms),
+            job_timeout: Duration::from_millis(compiled.definition.deadline_ms) + JOB_MARGIN,
             doubtful: command.attempt > 1,
             lease: &self.lease,
+            is_current: &|| self.is_current(id, command),
+            stopping: &self.stopping,
         };
-        self.transport.call(&call, permit).await
+        self.transport.call(call, permit).await
+    }
+
+    /// Whether the instance is in this process and waits for the outcome of the call.
+    fn is_current(&self, id: Uuid, command: Command) -> bool {
+        self.shard(partition_of(id)).is_some_and(|shard| {
+            let state = shard.instances.get(&id).map(|instance| &instance.state);
+            state.is_some_and(|state| state.phase == command.at && state.attempt == command.attempt)
+        })
     }
 
     /// Evaluates expressions; where that may take long, on a thread apart, since this one also renews the lease and answers

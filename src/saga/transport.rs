@@ -1,7 +1,4 @@
-//! Calls participants over HTTP/1.1, with pooled connections and a concurrency limit for each service.
-//!
-//! hyper's connections are used directly: a pool of idle connections for each address is all that is needed, and a
-//! client with redirects, proxies and cookies costs more than the rest of a step.
+//! Calls participants over HTTP/1.1, with a concurrency limit for each service, and polls the jobs that they accept.
 
 use std::{
     collections::HashMap,
@@ -10,21 +7,24 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::Full;
 use hyper::{
-    Request, Response, Uri,
-    body::Incoming,
-    client::conn::http1::{self, SendRequest},
-    header,
+    Request, Uri, header,
+    http::{
+        request,
+        uri::{Authority, PathAndQuery},
+    },
 };
-use hyper_util::rt::TokioIo;
 use tokio::{
-    net::TcpStream,
     sync::{OwnedSemaphorePermit, Semaphore},
+    time::error::Elapsed,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    answer::{self, Answer, MAX_REPLY, Raw},
+    answer::{self, Answer, Raw},
+    connections::{Connections, SendError},
+    job::Job,
     lease::Lease,
 };
 use crate::outage::with_causes;
@@ -32,15 +32,8 @@ use crate::outage::with_causes;
 /// Maximum number of concurrent requests to one service; further ones wait for a [`Permit`] before their time-out
 /// begins.
 const MAX_IN_FLIGHT: usize = 256;
-/// Maximum number of idle connections for each address.
-const IDLE: usize = 256;
-/// A connection is closed after this time, so that new pods of the service get requests.
-const MAX_AGE: Duration = Duration::from_mins(1);
-/// Shortest and longest pause between two polls of a 202's `Location`.
-const POLL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// One call, ready to be sent.
-#[derive(Debug)]
 pub(super) struct Call<'a> {
     pub service: &'a str,
     pub method: &'a str,
@@ -50,41 +43,34 @@ pub(super) struct Call<'a> {
     pub idempotency_key: String,
     pub traceparent: String,
     pub correlation_id: String,
+    /// Of each request.
     pub timeout: Duration,
+    /// How long a job that the service has accepted is polled.
+    pub job_timeout: Duration,
     /// The outcome of an earlier attempt is unknown.
     pub doubtful: bool,
     /// Must be young when the command is sent.
     pub lease: &'a Lease,
+    /// Whether the outcome still matters. A job is polled only for so long.
+    pub is_current: &'a (dyn Fn() -> bool + Send + Sync),
+    /// When cancelled, jobs are polled no longer.
+    pub stopping: &'a CancellationToken,
 }
 
 #[derive(Debug, thiserror::Error)]
 enum TransportError {
-    #[error("the lease is too old for a call")]
-    LeaseTooOld,
     #[error("`{0}` is not an absolute http:// URL")]
     Address(String),
-    #[error("connecting to {0}")]
-    Connect(String, #[source] std::io::Error),
-    #[error("sending the request")]
-    Send(#[source] hyper::Error),
-    #[error("reading the answer")]
-    Read(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("making the request")]
     Request(#[source] hyper::http::Error),
+    #[error(transparent)]
+    Send(#[from] SendError),
 }
-
-type Sender = SendRequest<Full<Bytes>>;
 
 #[derive(Debug, Default)]
 pub(super) struct Transport {
     semaphores: Mutex<HashMap<String, Arc<Semaphore>>>,
-    idle: Mutex<HashMap<String, Vec<Connection>>>,
-}
-
-#[derive(Debug)]
-struct Connection {
-    sender: Sender,
-    since: Instant,
+    connections: Connections,
 }
 
 /// Permission to send one request to a service. It is acquired before the engine checks whether the call is still to be
@@ -114,20 +100,6 @@ impl Transport {
         permit
     }
 
-    /// Makes the call and classifies its outcome; every error is an outcome too. `None`: nothing was sent, because the
-    /// lease was too old.
-    pub(super) async fn call(&self, call: &Call<'_>, permit: Permit) -> Option<Answer> {
-        match tokio::time::timeout(call.timeout, self.exchange(call, permit)).await {
-            Ok(Ok(answer)) => Some(answer),
-            Ok(Err(TransportError::LeaseTooOld)) => None,
-            Ok(Err(error)) => Some(answer::unknown(&format!("calling {}: {}", call.service, with_causes(&error)))),
-            Err(_elapsed) => {
-                let milliseconds = call.timeout.as_millis();
-                Some(answer::unknown(&format!("{} did not answer within {milliseconds} ms", call.service)))
-            }
-        }
-    }
-
     fn semaphore(&self, service: &str) -> Arc<Semaphore> {
         let mut semaphores = self.semaphores.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(semaphore) = semaphores.get(service) {
@@ -136,142 +108,93 @@ impl Transport {
         Arc::clone(semaphores.entry(service.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(MAX_IN_FLIGHT))))
     }
 
-    async fn exchange(&self, call: &Call<'_>, permit: Permit) -> Result<Answer, TransportError> {
-        let url: Uri = call.url.parse().map_err(|_| TransportError::Address(call.url.to_owned()))?;
-        let host = authority(&url)?;
-        let request = || {
-            Request::builder()
-                .method(call.method)
-                .uri(path(&url))
-                .header(header::HOST, url.authority().map_or("", hyper::http::uri::Authority::as_str))
-                .header(header::CONTENT_TYPE, "application/json")
-                .header(header::ACCEPT, "application/json, application/problem+json")
-                .header("idempotency-key", &call.idempotency_key)
-                .header("traceparent", &call.traceparent)
-                .header("correlationid", &call.correlation_id)
-                .body(Full::new(Bytes::from(call.body.clone())))
-                .map_err(TransportError::Request)
+    /// Makes the call and classifies its outcome; every error is an outcome too. `None`: there is none to record, because
+    /// the lease was too old and nothing was sent, or because the job need not be polled any longer.
+    pub(super) async fn call(&self, mut call: Call<'_>, permit: Permit) -> Option<Answer> {
+        let body = std::mem::take(&mut call.body);
+        let received = match tokio::time::timeout(call.timeout, self.command(&call, body)).await {
+            Ok(Err(TransportError::Send(SendError::LeaseTooOld))) => return None,
+            outcome => received(&call, outcome),
         };
-        let raw = self.send(&host, request, || call.lease.is_young()).await?;
-        match raw.location.as_deref() {
-            Some(location) if raw.status == 202 => self.poll(&url, &host, location, call, permit).await,
-            _ => Ok(answer::classify(call.service, raw, call.doubtful)),
+        let raw = match received {
+            Ok(raw) => raw,
+            Err(why) => return Some(answer::unknown(&why, None)),
+        };
+        match Job::accepted(call.service, call.url, &raw) {
+            None => Some(answer::classify(call.service, raw, call.doubtful)),
+            Some(Err(answer)) => Some(answer),
+            Some(Ok(job)) => call.stopping.run_until_cancelled(self.poll(&call, job, permit)).await.flatten(),
         }
     }
 
-    /// Polls the `Location` of a 202 until the answer is not 202; the attempt's time-out ends it. Between two polls the
-    /// permit is released, so that long jobs do not block other calls.
-    async fn poll(
-        &self,
-        url: &Uri,
-        host: &str,
-        location: &str,
-        call: &Call<'_>,
-        mut permit: Permit,
-    ) -> Result<Answer, TransportError> {
-        let Some(path) = same_origin(url, location) else {
-            let service = call.service;
-            return Ok(answer::unknown(&format!("{service} answered HTTP 202 with a Location on another host")));
-        };
-        let mut pause = POLL.0;
-        loop {
-            permit.release();
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(POLL.1);
-            permit.acquire().await;
-            let request = || {
-                Request::get(&path)
-                    .header(header::HOST, url.authority().map_or("", hyper::http::uri::Authority::as_str))
-                    .header("traceparent", &call.traceparent)
-                    .header("correlationid", &call.correlation_id)
-                    .body(Full::new(Bytes::new()))
-                    .map_err(TransportError::Request)
-            };
-            let raw = self.send(host, request, || true).await?;
-            if raw.status != 202 {
-                return Ok(answer::classify(call.service, raw, true));
-            }
-        }
+    async fn command(&self, call: &Call<'_>, body: String) -> Result<Raw, TransportError> {
+        let url = parse(call.url)?;
+        let request = Request::builder()
+            .method(call.method)
+            .uri(url.path_and_query().map_or("/", PathAndQuery::as_str))
+            .header(header::CONTENT_TYPE, "application/json")
+            .header("idempotency-key", &call.idempotency_key);
+        self.send(call, &url, request, body, || call.lease.is_young()).await
     }
 
     async fn send(
         &self,
-        host: &str,
-        request: impl Fn() -> Result<Request<Full<Bytes>>, TransportError>,
+        call: &Call<'_>,
+        url: &Uri,
+        request: request::Builder,
+        body: String,
         may_send: impl Fn() -> bool,
     ) -> Result<Raw, TransportError> {
-        let mut request = request()?;
+        let request = request
+            .header(header::HOST, url.authority().map_or("", Authority::as_str))
+            .header(header::ACCEPT, "application/json, application/problem+json")
+            .header("traceparent", &call.traceparent)
+            .header("correlationid", &call.correlation_id)
+            .body(Full::new(Bytes::from(body)))
+            .map_err(TransportError::Request)?;
+        Ok(self.connections.send(&authority(url)?, request, may_send).await?)
+    }
+
+    /// Polls until the job has an outcome. Between two polls the permit is released, so that long jobs do not block other
+    /// calls.
+    async fn poll(&self, call: &Call<'_>, mut job: Job, mut permit: Permit) -> Option<Answer> {
+        let began = Instant::now();
         loop {
-            let (mut connection, fresh) = match self.idle(host) {
-                Some(connection) => (connection, false),
-                None => (connect(host).await?, true),
-            };
-            if !may_send() {
-                return Err(TransportError::LeaseTooOld);
+            permit.release();
+            let left = call.job_timeout.saturating_sub(began.elapsed());
+            tokio::time::sleep(job.pause.min(left)).await;
+            if !(call.is_current)() {
+                return None;
             }
-            match connection.sender.try_send_request(request).await {
-                Ok(response) => return self.receive(host, connection, response).await,
-                Err(mut error) => match error.take_message() {
-                    // an idle connection that the service had closed: the request was not sent
-                    Some(unsent) if !fresh => request = unsent,
-                    _ => return Err(TransportError::Send(error.into_error())),
-                },
+            if began.elapsed() >= call.job_timeout {
+                let (service, milliseconds) = (call.service, call.job_timeout.as_millis());
+                let message = format!("{service} did not finish the job that it accepted within {milliseconds} ms");
+                return Some(answer::unknown(&message, None));
+            }
+            permit.acquire().await;
+            let received = received(call, tokio::time::timeout(call.timeout, self.status(call, &job)).await);
+            if let Some(answer) = job.polled(call.service, received) {
+                return Some(answer);
             }
         }
     }
 
-    async fn receive(
-        &self,
-        host: &str,
-        connection: Connection,
-        response: Response<Incoming>,
-    ) -> Result<Raw, TransportError> {
-        let (parts, body) = response.into_parts();
-        let header = |name| parts.headers.get(name).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
-        let (location, retry_after) = (header(header::LOCATION), header(header::RETRY_AFTER));
-        let content_type = header(header::CONTENT_TYPE);
-        let body = match Limited::new(body, MAX_REPLY).collect().await {
-            Ok(body) => Some(body.to_bytes()),
-            Err(error) if error.is::<LengthLimitError>() => None,
-            Err(error) => return Err(TransportError::Read(error)),
-        };
-        if body.is_some() {
-            self.keep(host, connection);
-        }
-        Ok(Raw { status: parts.status.as_u16(), body, content_type, location, retry_after })
-    }
-
-    fn idle(&self, host: &str) -> Option<Connection> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let connections = idle.get_mut(host)?;
-        while let Some(connection) = connections.pop() {
-            if connection.sender.is_ready() && connection.since.elapsed() < MAX_AGE {
-                return Some(connection);
-            }
-        }
-        None
-    }
-
-    fn keep(&self, host: &str, connection: Connection) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        match idle.get_mut(host) {
-            Some(connections) if connections.len() >= IDLE => {}
-            Some(connections) => connections.push(connection),
-            None => {
-                idle.insert(host.to_owned(), vec![connection]);
-            }
-        }
+    async fn status(&self, call: &Call<'_>, job: &Job) -> Result<Raw, TransportError> {
+        self.send(call, &parse(call.url)?, Request::get(job.path_and_query()), String::new(), || true).await
     }
 }
 
-async fn connect(host: &str) -> Result<Connection, TransportError> {
-    let failed = |error| TransportError::Connect(host.to_owned(), error);
-    let stream = TcpStream::connect(host).await.map_err(failed)?;
-    stream.set_nodelay(true).map_err(failed)?;
-    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(TransportError::Send)?;
-    // the task ends when the service closes the connection, or when its sender is dropped
-    tokio::spawn(connection);
-    Ok(Connection { sender, since: Instant::now() })
+/// The answer, or a sentence that says why there is none.
+fn received(call: &Call<'_>, outcome: Result<Result<Raw, TransportError>, Elapsed>) -> Result<Raw, String> {
+    match outcome {
+        Ok(Ok(raw)) => Ok(raw),
+        Ok(Err(error)) => Err(format!("calling {}: {}", call.service, with_causes(&error))),
+        Err(_elapsed) => Err(format!("{} did not answer within {} ms", call.service, call.timeout.as_millis())),
+    }
+}
+
+fn parse(url: &str) -> Result<Uri, TransportError> {
+    url.parse().map_err(|_| TransportError::Address(url.to_owned()))
 }
 
 fn authority(url: &Uri) -> Result<String, TransportError> {
@@ -281,28 +204,9 @@ fn authority(url: &Uri) -> Result<String, TransportError> {
     }
 }
 
-fn path(url: &Uri) -> &str {
-    url.path_and_query().map_or("/", hyper::http::uri::PathAndQuery::as_str)
-}
-
-/// The path of `location` (absolute, or relative to the root) if it is on the host that answered.
-fn same_origin(url: &Uri, location: &str) -> Option<String> {
-    let target: Uri = location.parse().ok()?;
-    let same = target.authority().is_none_or(|authority| Some(authority) == url.authority());
-    (same && target.path().starts_with('/')).then(|| path(&target).to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_location_is_followed_on_the_same_host_only() {
-        let url: Uri = "http://orders.shop.svc:8080/commands/x".parse().unwrap();
-        assert_eq!(same_origin(&url, "/jobs/7?x=1").as_deref(), Some("/jobs/7?x=1"));
-        assert_eq!(same_origin(&url, "http://orders.shop.svc:8080/jobs/7").as_deref(), Some("/jobs/7"));
-        assert_eq!(same_origin(&url, "http://169.254.169.254/latest"), None);
-    }
 
     #[test]
     fn only_absolute_http_addresses_are_called() {

@@ -202,9 +202,9 @@ impl Transition {
                 self.reply = reply.as_ref().map(parsed);
                 "succeeded"
             }
-            Event::Failed { at, attempt, code, message } => {
+            Event::Failed { at, attempt, code, message, note } => {
                 self.set_call(definition, *at, *attempt);
-                (self.code, self.message) = (Some(code.clone()), Some(message.clone()));
+                (self.code, self.message) = (Some(code.clone()), Some(text(message, note.as_deref())));
                 "failed"
             }
             Event::Unknown { at, attempt, message, detail, retry_after_ms: _ } => {

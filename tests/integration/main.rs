@@ -19,6 +19,7 @@ mod relay_kills;
 mod relay_outages;
 mod saga;
 mod saga_crashes;
+mod saga_jobs;
 mod saga_participant;
 mod saga_permits;
 mod saga_starts;

@@ -120,7 +120,7 @@ pub struct SagaStep {
     /// The command that undoes it. A step before the pivot must have one, or say `undo: {none: true}`. The pivot's is called before the saga turns back at the pivot, and is refused (409) when the pivot happened; without one, a pivot in doubt waits for a person.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo: Option<Undo>,
-    /// How long one attempt may take before its result counts as unknown.
+    /// How long one request may take before its result counts as unknown. A job that the service accepts (202) may take until the saga's deadline.
     #[serde(default = "default_timeout")]
     #[schemars(length(max = 32))]
     #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) <= duration('8760h')").message("timeout must be a duration such as 100ms, 2s or 1h30m, at most 8760h"))]

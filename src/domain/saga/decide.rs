@@ -117,7 +117,7 @@ pub fn decide(definition: &Definition, state: &mut State, event: &Event, moment:
         } else {
             Decision::Ignored
         }),
-        Event::Failed { at, attempt, code, message } => Ok(if current(state, *at, *attempt) {
+        Event::Failed { at, attempt, code, message, note: _ } => Ok(if current(state, *at, *attempt) {
             Decision::Recorded(failed(definition, state, code, message, moment))
         } else {
             Decision::Ignored

@@ -83,7 +83,7 @@ impl Run {
 
     fn fail(self) -> Self {
         let (at, attempt) = self.at();
-        self.event(Event::Failed { at, attempt, code: "Refused".into(), message: "no".into() })
+        self.event(Event::Failed { at, attempt, code: "Refused".into(), message: "no".into(), note: None })
     }
 
     fn unknown(self) -> Self {
@@ -255,7 +255,7 @@ fn results_of_other_attempts_and_phases_are_ignored() {
     let mut run = Run::new().ok().unknown();
     for (at, attempt) in [(Phase::Do(0), 1), (Phase::Do(1), 1), (Phase::Undo(1), 2)] {
         assert_eq!(run.try_event(Event::Succeeded { at, attempt, reply: None, note: None }), Ok(Decision::Ignored));
-        let failed = Event::Failed { at, attempt, code: String::new(), message: String::new() };
+        let failed = Event::Failed { at, attempt, code: String::new(), message: String::new(), note: None };
         assert_eq!(run.try_event(failed), Ok(Decision::Ignored));
     }
     assert_eq!(run.at(), (Phase::Do(1), 2));

@@ -71,10 +71,11 @@ pub struct Step {
     /// pivot happened: a refusal of it means that it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo: Option<Call>,
-    /// Time-out of one attempt in milliseconds; the outcome of an attempt that takes longer is *unknown*.
+    /// Time-out of each request in milliseconds; the outcome of one that takes longer is *unknown*. A job that the service
+    /// accepts is polled for as long as the deadline.
     pub timeout_ms: u64,
     pub retry: RetryPolicy,
-    /// The participant's failure code (`type` of its problem document) → the saga's `failure.reason`.
+    /// The participant's failure code → the saga's `failure.reason`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub failures: BTreeMap<String, String>,
 }

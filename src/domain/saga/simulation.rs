@@ -297,7 +297,7 @@ impl World {
         let called = (operation(&self.definition, at), redo);
         let unknown =
             |message: &str| Event::Unknown { at, attempt, message: message.into(), detail: None, retry_after_ms: None };
-        let failed = |code: &str| Event::Failed { at, attempt, code: code.into(), message: String::new() };
+        let failed = |code: &str| Event::Failed { at, attempt, code: code.into(), message: String::new(), note: None };
         if faulty && self.random.percent(15) {
             return self.handle(unknown("the request is lost"));
         }

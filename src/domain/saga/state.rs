@@ -128,6 +128,8 @@ pub mod codes {
     pub const ATTEMPTS: &str = "AttemptsExhausted";
     /// A person cancelled the saga.
     pub const CANCELLED: &str = "Cancelled";
+    /// A job that was accepted (202) has failed, and its status names no code.
+    pub const JOB: &str = "JobFailed";
     /// An expression in `with` could not be evaluated.
     pub const EXPRESSION: &str = "InvalidExpression";
 }
@@ -260,6 +262,9 @@ pub enum Event {
         attempt: u32,
         code: String,
         message: String,
+        /// Why the code is not the participant's own, in this program's words.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        note: Option<String>,
     },
     /// Unknown: the attempt may or may not have taken effect.
     Unknown {
@@ -328,7 +333,7 @@ mod tests {
                 r#"{"succeeded":{"at":{"do":0},"attempt":1,"reply":[2]}}"#,
             ),
             (
-                Event::Failed { at: Phase::Undo(3), attempt: 2, code: "C".into(), message: "m".into() },
+                Event::Failed { at: Phase::Undo(3), attempt: 2, code: "C".into(), message: "m".into(), note: None },
                 r#"{"failed":{"at":{"undo":3},"attempt":2,"code":"C","message":"m"}}"#,
             ),
             (
