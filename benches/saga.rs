@@ -87,6 +87,7 @@ async fn measure() {
         api_port,
         database: database.login("app"),
         sagas: vec![definition(port)],
+        draining: Vec::new(),
         starts: Vec::new(),
     };
     fs::write(&config, contract.to_yaml().unwrap()).unwrap();

@@ -162,6 +162,7 @@ fn the_status_documents_of_the_data_plane() {
         since,
     };
     let counts = SagaCounts {
+        draining: false,
         version: "26d9d70147928676".into(),
         running: 3,
         compensating: 1,

@@ -16,6 +16,9 @@ pub struct Orchestrator {
     pub database: DatabaseLogin,
     /// Sorted by name.
     pub sagas: Vec<Definition>,
+    /// Sagas that are being deleted: nothing starts them any more, and their instances go on until they end. Sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub draining: Vec<String>,
     /// Events that start sagas; sorted by saga.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub starts: Vec<Start>,

@@ -59,6 +59,9 @@ pub struct OrchestratorStatus {
 pub struct SagaCounts {
     /// The definition's version that new instances start with.
     pub version: String,
+    /// The saga is being deleted, and no start of it can be in progress any more: `running` only falls.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub draining: bool,
     /// Instances that have not ended, including compensating and stuck ones.
     pub running: u64,
     /// Running instances that are being compensated.

@@ -96,6 +96,7 @@ impl Counts {
         let stuck = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
         SagaCounts {
             version,
+            draining: false,
             running: self.running(),
             compensating: u64::try_from(self.compensating.load(Relaxed)).unwrap_or(0),
             completed: self.completed.load(Relaxed),

@@ -48,7 +48,7 @@ pub(super) enum Key<'a> {
 }
 
 impl Key<'_> {
-    fn id(self, saga: &str) -> Uuid {
+    pub(super) fn id(self, saga: &str) -> Uuid {
         let (kind, text) = match self {
             Self::Request(text) => ("request", text),
             Self::Event(text) => ("event", text),
@@ -61,6 +61,8 @@ impl Key<'_> {
 pub(super) enum EngineError {
     #[error("there is no saga `{0}`")]
     UnknownSaga(String),
+    #[error("saga `{0}` is being deleted: it starts nothing any more")]
+    Draining(String),
     #[error("there is no instance `{id}` of saga `{saga}`")]
     UnknownInstance { saga: String, id: Uuid },
     #[error("instance `{id}` cannot be changed like that: {why}")]
@@ -208,7 +210,11 @@ impl Engine {
 
     /// Starts an instance; returns when that is durable. With a `key` a second start returns the first one's instance.
     pub(super) async fn start(&self, saga: &str, input: Json, key: Option<Key<'_>>) -> Result<Started, EngineError> {
-        let compiled = self.catalogue.current(saga).ok_or_else(|| EngineError::UnknownSaga(saga.to_owned()))?;
+        let absent = || match self.catalogue.is_draining(saga) {
+            true => EngineError::Draining(saga.to_owned()),
+            false => EngineError::UnknownSaga(saga.to_owned()),
+        };
+        let compiled = self.catalogue.current(saga).ok_or_else(absent)?;
         if let Some(waiting) = self.queue.congested() {
             return Err(EngineError::Congested(waiting));
         }

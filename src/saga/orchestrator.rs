@@ -189,20 +189,17 @@ impl Parts {
             }
             None => self.problems.resolve(SOURCE),
         }
-        self.engine.catalogue.publish(runnable);
+        self.engine.catalogue.publish(runnable, &contract.draining);
         self.starts.follow(&contract);
         tracing::info!(orchestrator = contract.name, sagas = contract.sagas.len(), "the contract is in force");
         None
     }
 
     fn report_status(&self) {
-        let sagas = self.engine.catalogue.counts();
-        let sagas =
-            sagas.into_iter().map(|(saga, version, counts)| (saga, counts.snapshot(version.unwrap_or_default())));
         let status = OrchestratorStatus {
             orchestrator: self.status.borrow().orchestrator.clone(),
             ready: self.engine.held() == usize::from(PARTITIONS.unsigned_abs()),
-            sagas: sagas.collect(),
+            sagas: self.engine.catalogue.counts(),
             problems: self.problems.all(),
         };
         self.engine.meters.follow(&status);

@@ -70,16 +70,17 @@ impl Starts {
 
     /// Runs exactly the starts of `contract`.
     pub(super) fn follow(&self, contract: &Orchestrator) {
+        let is_wanted = |start: &Start| !contract.draining.contains(&start.saga);
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.retain(|_, (start, token)| {
-            let wanted = contract.starts.contains(start);
+            let wanted = contract.starts.contains(start) && is_wanted(start);
             if !wanted {
                 token.cancel();
                 self.problems.resolve(&source(start));
             }
             wanted
         });
-        for start in &contract.starts {
+        for start in contract.starts.iter().filter(|start| is_wanted(start)) {
             let name = durable_name(contract, start);
             if running.contains_key(&name) {
                 continue;
@@ -300,7 +301,7 @@ impl Consumer {
         };
         match self.engine.start(saga, input, Some(Key::Event(&id))).await {
             Ok(_) => None,
-            Err(error @ (EngineError::UnknownSaga(_) | EngineError::NotHeld)) => {
+            Err(error @ (EngineError::UnknownSaga(_) | EngineError::Draining(_) | EngineError::NotHeld)) => {
                 tracing::debug!(saga, %error, "an event cannot start its saga now and is redelivered");
                 Some(AckKind::Nak(Some(REDELIVERY_DELAY)))
             }

@@ -86,6 +86,7 @@ impl World {
             api_port: servers::free_port(),
             database: self.database.login("app"),
             sagas,
+            draining: Vec::new(),
             starts,
         }
     }

@@ -86,6 +86,7 @@ reasons! {
         AddedByOthers,
         ChangedByOthers,
         // of sagas
+        Draining,
         InstancesStuck,
         // of Events only
         Contested,

@@ -6,6 +6,7 @@ use kube::ResourceExt;
 
 use super::{
     Defined, Observed,
+    drain::{is_draining, waits_for},
     plan::{api_url, stage},
 };
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
         database::status as database_status,
         resources::{outcome::Applied, plan::Rejection, reason::Reason},
         status::{
-            conditions::{Conditions, DATABASE_READY, STUCK, Truth},
+            conditions::{Conditions, DATABASE_READY, DELETING, STUCK, Truth},
             progress::{Finding, Progress, not_applied, not_rolled_out, set_accepted, set_foreign},
         },
     },
@@ -27,10 +28,18 @@ pub fn status(object: &Saga, observed: &Observed, planned: &Result<Defined, Reje
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     let counts = observed.orchestrator.status.as_ref().and_then(|status| status.sagas.get(&name));
     let mut conditions = Conditions::new(&previous.conditions, object.metadata.generation, now);
-    progress(object, observed, planned, &applied, counts).set(&mut conditions);
+    let deleting = is_draining(object).then(|| waits_for(object, observed, planned)).flatten();
+    match &deleting {
+        Some(Finding { reason, message, .. }) => Progress::Waiting(*reason, message.clone()),
+        None => progress(object, observed, planned, &applied, counts),
+    }
+    .set(&mut conditions);
     set_accepted(planned, &applied, &mut conditions);
     database(observed).set(DATABASE_READY, &mut conditions);
     stuck(observed, counts).set(STUCK, &mut conditions);
+    if let Some(deleting) = &deleting {
+        deleting.set(DELETING, &mut conditions);
+    }
     set_foreign(&applied, &mut conditions);
     let conditions = conditions.finish();
     let status = SagaStatus {

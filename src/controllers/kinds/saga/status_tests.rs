@@ -150,3 +150,14 @@ fn numbers_stay_while_nobody_can_tell() {
     assert_eq!((silent.running, silent.completed, silent.compensated), (3, 5, 1));
     assert_eq!(summaries(&silent.conditions).last().unwrap(), "Stuck=Unknown OrchestratorSilent");
 }
+
+#[test]
+fn a_deleted_saga_says_what_it_waits_for() {
+    let (mut object, mut observed) = settled();
+    object.metadata.finalizers = Some(vec!["weft.dev/drain".to_owned()]);
+    object.metadata.deletion_timestamp = Some(Time(now()));
+    counts(&mut observed).draining = true;
+    let conditions = status_of(&object, &observed).conditions;
+    assert_eq!(summaries(&conditions)[0], "Ready=False Draining");
+    assert!(message(&conditions, "Deleting").starts_with("3 instances are left"), "{conditions:?}");
+}

@@ -26,7 +26,7 @@ use crate::{
         database::{self, APP_PASSWORD, Stage, Wanted},
         kinds::{
             outbox_relay,
-            saga::{Defined, Orchestrator, OrchestratorObserved},
+            saga::{Defined, Member, Orchestrator, OrchestratorObserved, drain::is_draining},
         },
         render::{
             broker, network,
@@ -74,7 +74,7 @@ pub fn orchestrator(
         });
     }
     let exists = observed.deployment.is_some() || observed.database.server.is_some();
-    if !exists && object.unreadable.is_empty() && object.members.iter().all(|member| member.defined.is_none()) {
+    if !exists && object.unreadable.is_empty() && !object.members.iter().any(is_startable) {
         return Ok(Plan::default());
     }
     let storage = database::storage(observed.database.server.as_ref());
@@ -98,6 +98,10 @@ pub fn orchestrator(
     plan.children.extend(children);
     plan.retained.extend(retained);
     Ok(Plan { recheck_in, ..plan })
+}
+
+fn is_startable(member: &Member) -> bool {
+    member.defined.is_some() && !is_draining(&member.saga)
 }
 
 /// How far the set-up of the database of orchestrator `name` has come.
@@ -140,6 +144,7 @@ fn wanted<'a>(owner: &'a Owner, postgres: &'a Postgres) -> Wanted<'a> {
 
 fn contract(object: &Orchestrator, owner: &Owner, settings: &Settings) -> contract::Orchestrator {
     let defined = || object.members.iter().filter_map(|member| member.defined.as_ref());
+    let draining = object.members.iter().filter(|member| is_draining(&member.saga));
     contract::Orchestrator {
         name: object.name.clone(),
         namespace: object.namespace.clone(),
@@ -151,6 +156,7 @@ fn contract(object: &Orchestrator, owner: &Owner, settings: &Settings) -> contra
             role: Role { name: names::APP_ROLE.to_owned(), password_file: Path::new(APP_PASSWORD.1).join(PASSWORD) },
         },
         sagas: defined().map(|defined| defined.definition.clone()).collect(),
+        draining: draining.map(|member| member.saga.name_any()).collect(),
         starts: defined().filter_map(|defined| start(defined, settings)).collect(),
     }
 }
