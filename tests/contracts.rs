@@ -163,6 +163,7 @@ fn the_status_documents_of_the_data_plane() {
     };
     let counts = SagaCounts {
         draining: false,
+        start: None,
         version: "26d9d70147928676".into(),
         running: 3,
         compensating: 1,

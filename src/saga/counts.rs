@@ -102,6 +102,7 @@ impl Counts {
             completed: self.completed.load(Relaxed),
             compensated: self.compensated.load(Relaxed),
             stuck: stuck.len() as u64,
+            start: None,
             stuck_instances: stuck.values().take(MAX_REPORTED).cloned().collect(),
         }
     }

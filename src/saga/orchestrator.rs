@@ -91,7 +91,7 @@ pub(super) async fn run(args: RunArgs, shutdown: Shutdown) -> anyhow::Result<()>
     let admin = Admin { live, ready: ready(&engine), status: status_receiver, registry: Arc::new(registry) };
     let admin = tokio::spawn(admin::serve(admin.router(), admin::any(admin_port), shutdown.clone()));
 
-    let starts = Starts::new(Arc::clone(&engine), Arc::clone(&problems));
+    let starts = Starts::new(Arc::clone(&engine), Arc::clone(&reader), Arc::clone(&problems));
     let parts = Parts { engine, reader, problems, status, starts };
     let ended = tokio::select! {
         ended = parts.follow(config, contract) => ended,
@@ -196,10 +196,16 @@ impl Parts {
     }
 
     fn report_status(&self) {
+        let mut sagas = self.engine.catalogue.counts();
+        for (saga, report) in self.starts.reports() {
+            if let Some(counts) = sagas.get_mut(&saga) {
+                counts.start = Some(report);
+            }
+        }
         let status = OrchestratorStatus {
             orchestrator: self.status.borrow().orchestrator.clone(),
             ready: self.engine.held() == usize::from(PARTITIONS.unsigned_abs()),
-            sagas: self.engine.catalogue.counts(),
+            sagas,
             problems: self.problems.all(),
         };
         self.engine.meters.follow(&status);

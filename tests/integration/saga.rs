@@ -364,7 +364,7 @@ async fn a_new_definition_is_for_new_instances() {
 async fn a_saga_that_is_being_deleted_starts_nothing_and_its_instances_end() {
     let world = World::new().await;
     let mut orchestrator = world.orchestrator().await;
-    world.participant.behave("reserve", Behaviour::Unavailable);
+    world.participant.behave("ship", Behaviour::Unavailable);
     let input = json!({"orderId": "o-1", "total": 1});
     let (_, first) = orchestrator.start_saga("order", &input, "", Some("k-1")).await;
     let mut contract = orchestrator.contract.clone();
@@ -383,7 +383,7 @@ async fn a_saga_that_is_being_deleted_starts_nothing_and_its_instances_end() {
     orchestrator.kill9();
     orchestrator.start();
     orchestrator.until_ready().await;
-    world.participant.behave("reserve", Behaviour::Succeed);
+    world.participant.behave("ship", Behaviour::Succeed);
     orchestrator.until_state("order", &id(&first), "Completed").await;
     servers::until("none is left", async || {
         let order = orchestrator.status().await["sagas"]["order"].clone();

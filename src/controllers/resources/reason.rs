@@ -87,6 +87,7 @@ reasons! {
         ChangedByOthers,
         // of sagas
         Draining,
+        NoSuchEvent,
         InstancesStuck,
         // of Events only
         Contested,
