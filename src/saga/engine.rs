@@ -210,9 +210,9 @@ impl Engine {
 
     /// Starts an instance; returns when that is durable. With a `key` a second start returns the first one's instance.
     pub(super) async fn start(&self, saga: &str, input: Json, key: Option<Key<'_>>) -> Result<Started, EngineError> {
-        let absent = || match self.catalogue.is_draining(saga) {
-            true => EngineError::Draining(saga.to_owned()),
-            false => EngineError::UnknownSaga(saga.to_owned()),
+        let absent = || {
+            let saga = saga.to_owned();
+            if self.catalogue.is_draining(&saga) { EngineError::Draining(saga) } else { EngineError::UnknownSaga(saga) }
         };
         let compiled = self.catalogue.current(saga).ok_or_else(absent)?;
         if let Some(waiting) = self.queue.congested() {
