@@ -88,6 +88,7 @@ async fn measure() {
         database: database.login("app"),
         retention_ms: 3_600_000,
         sagas: vec![definition(port)],
+        draining: Vec::new(),
         starts: Vec::new(),
     };
     fs::write(&config, contract.to_yaml().unwrap()).unwrap();

@@ -53,6 +53,7 @@ pub mod saga {
     pub const SAGA_RUNNING: &str = "weft_saga_running";
     pub const SAGA_COMPENSATING: &str = "weft_saga_compensating";
     pub const SAGA_STUCK: &str = "weft_saga_stuck";
+    pub const SAGA_DEAD_STARTS: &str = "weft_saga_dead_starts";
     /// Registered with the unit, which appends `_seconds`.
     pub const SAGA_STEP_DURATION: &str = "weft_saga_step_duration";
     pub const SAGA_COMMIT_DURATION: &str = "weft_saga_commit_duration";

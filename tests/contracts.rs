@@ -162,6 +162,8 @@ fn the_status_documents_of_the_data_plane() {
         since,
     };
     let counts = SagaCounts {
+        draining: false,
+        start: None,
         version: "26d9d70147928676".into(),
         running: 3,
         compensating: 1,

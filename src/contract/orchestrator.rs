@@ -19,6 +19,9 @@ pub struct Orchestrator {
     pub retention_ms: u64,
     /// Sorted by name.
     pub sagas: Vec<Definition>,
+    /// Sagas that are being deleted: nothing starts them any more, and their instances go on until they end. Sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub draining: Vec<String>,
     /// Events that start sagas; sorted by saga.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub starts: Vec<Start>,
@@ -40,9 +43,10 @@ pub struct Start {
     pub service: String,
     /// CloudEvents `type`.
     pub event_type: String,
-    /// Events that the broker stored earlier start nothing. This is the creation time of the `Saga` object, so that a
-    /// new Saga does not start for all past events. Without it (as in a file written by hand) every event in the stream
-    /// counts.
+    /// Where starting begins, the first time: events that the broker stored earlier start nothing. This is the creation time
+    /// of the `Saga` object, so that a new Saga does not start for all past events. From then on the recorded position
+    /// counts, also for a Saga that is deleted and applied again. Without it (as in a file written by hand) every event in
+    /// the stream counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
     #[serde(with = "serde_yaml::with::singleton_map")]

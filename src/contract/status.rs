@@ -59,6 +59,9 @@ pub struct OrchestratorStatus {
 pub struct SagaCounts {
     /// The definition's version that new instances start with.
     pub version: String,
+    /// The saga is being deleted, and no start of it can be in progress any more: `running` only falls.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub draining: bool,
     /// Instances that have not ended, including compensating and stuck ones.
     pub running: u64,
     /// Running instances that are being compensated.
@@ -67,9 +70,27 @@ pub struct SagaCounts {
     pub compensated: u64,
     /// Running instances that have exhausted their attempts, or were refused where nothing may be refused.
     pub stuck: u64,
+    /// Of the event that starts the saga; `None` without one, or as long as nothing is known of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<StartReport>,
     /// The oldest ten stuck instances.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stuck_instances: Vec<StuckInstance>,
+}
+
+/// What is known of the event that starts a saga.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StartReport {
+    /// Whether the stream has, or had, an event of this type; `None` where subjects do not say the type.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen: Option<bool>,
+    /// While it has none: the types of the service's events that it has, at most twenty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub types: Vec<String>,
+    /// Events of the last month that can never start the saga.
+    #[serde(default)]
+    pub dead: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

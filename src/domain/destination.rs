@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use super::event::{Event, escape};
+use super::event::{Event, decode, escape};
 
 /// Replaces an empty value, which would be an empty (invalid) token.
 const EMPTY: &str = "_";
@@ -109,6 +109,21 @@ impl Template {
         }
         let tokens = filled.split('.').map(|token| if token.contains(WILDCARD) { WILDCARD } else { token });
         tokens.collect::<Vec<_>>().join(".")
+    }
+
+    /// The event type in `destination`, which matches this template; `None` where the type is no part of its own there.
+    pub fn type_of(&self, destination: &str) -> Option<String> {
+        const TYPE: &str = "\u{1}";
+        let mut filled = String::new();
+        for part in &self.parts {
+            filled.push_str(match part {
+                Part::Literal(text) => text,
+                Part::Type => TYPE,
+                _ => WILDCARD,
+            });
+        }
+        let place = filled.split('.').position(|token| token == TYPE)?;
+        Some(decode(destination.split('.').nth(place)?).into_owned())
     }
 
     /// The filter that matches the events of every outbox with this template: `events.*.*.*.*`.
@@ -250,6 +265,18 @@ mod tests {
         ] {
             assert!(Template::parse(template, "shop", "orders").is_err(), "{template}");
         }
+    }
+
+    #[test]
+    fn the_type_is_read_from_a_destination_where_it_has_a_part_of_its_own() {
+        let type_of =
+            |template: &str, subject: &str| Template::parse(template, "shop", "orders").unwrap().type_of(subject);
+        let subject = "events.shop.orders.order.Order%2ECreated";
+        let own = "events.{namespace}.{service}.{aggregate_type}.{type}";
+        assert_eq!(type_of(own, subject).as_deref(), Some("Order.Created"));
+        assert_eq!(type_of(own, "events.shop").as_deref(), None);
+        assert_eq!(type_of("events.{aggregate_type}-{type}", "events.order-OrderCreated"), None);
+        assert_eq!(type_of("events.{aggregate_type}", "events.order"), None);
     }
 
     #[test]

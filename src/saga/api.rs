@@ -71,6 +71,7 @@ impl ApiError {
     fn class(&self) -> (StatusCode, &'static str) {
         match self {
             Self::Engine(EngineError::UnknownSaga(_)) => (StatusCode::NOT_FOUND, "UnknownSaga"),
+            Self::Engine(EngineError::Draining(_)) => (StatusCode::GONE, "Draining"),
             Self::Engine(EngineError::UnknownInstance { .. }) => (StatusCode::NOT_FOUND, "UnknownInstance"),
             Self::Engine(EngineError::Refused { .. }) => (StatusCode::CONFLICT, "Refused"),
             Self::Engine(EngineError::UnusableInput(_)) => (StatusCode::BAD_REQUEST, "UnusableInput"),
@@ -150,6 +151,13 @@ impl Api {
         }
         Detail::new(id, definition, &events).map_err(|why| ApiError::Replay { id, why })
     }
+
+    /// An instance that may have been started before, under the same key.
+    async fn earlier(&self, saga: &str, id: Uuid, input: &Json) -> Result<View, ApiError> {
+        let detail = self.detail(saga, id).await?;
+        let same = serde_json::from_str::<serde_json::Value>(input.as_str()).is_ok_and(|input| input == detail.input);
+        if same { Ok(detail.view) } else { Err(EngineError::KeyReused(id).into()) }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -167,14 +175,21 @@ async fn start(
     let wait = query.wait.as_deref().map(parse_wait).transpose()?;
     let key = headers.get("idempotency-key").map(parse_key).transpose()?;
     let input = parse_input(&body)?;
-    let started = api.engine.start(&saga, input.clone(), key.map(Key::Request)).await?;
-    let mut view = started.view;
-    let stored = async || {
-        let detail = api.detail(&saga, started.id).await?;
-        // it may be an earlier instance under the same key
-        let same = serde_json::from_str::<serde_json::Value>(input.as_str()).is_ok_and(|input| input == detail.input);
-        if same { Ok(detail.view) } else { Err(ApiError::from(EngineError::KeyReused(started.id))) }
+    let key = key.map(Key::Request);
+    let started = match (api.engine.start(&saga, input.clone(), key).await, key) {
+        // a repetition of a start that was accepted before
+        (Err(draining @ EngineError::Draining(_)), Some(key)) => {
+            let id = key.id(&saga);
+            return match api.earlier(&saga, id, &input).await {
+                Ok(view) => Ok(answer(StatusCode::OK, id, view)),
+                Err(ApiError::Engine(EngineError::UnknownInstance { .. })) => Err(draining.into()),
+                Err(error) => Err(error),
+            };
+        }
+        (started, _) => started?,
     };
+    let mut view = started.view;
+    let stored = || api.earlier(&saga, started.id, &input);
     match (started.end, wait) {
         (Some(end), Some(wait)) => {
             match tokio::time::timeout(wait, end).await {
@@ -188,8 +203,12 @@ async fn start(
         (None, _) => view = stored().await?,
     }
     let status = if started.recorded == Recorded::Written { StatusCode::CREATED } else { StatusCode::OK };
-    let location = format!("/sagas/{saga}/{}", started.id);
-    Ok((status, [(header::LOCATION, location)], JsonBody(view)).into_response())
+    Ok(answer(status, started.id, view))
+}
+
+fn answer(status: StatusCode, id: Uuid, view: View) -> Response {
+    let location = format!("/sagas/{}/{id}", view.saga);
+    (status, [(header::LOCATION, location)], JsonBody(view)).into_response()
 }
 
 fn parse_input(body: &[u8]) -> Result<Json, ApiError> {
@@ -256,7 +275,8 @@ async fn list(
         items.sort_by(|a, b| b.started_at.cmp(&a.started_at).then_with(|| a.id.cmp(&b.id)));
         items.truncate(limit);
     }
-    if items.is_empty() && api.engine.catalogue.current(&saga).is_none() {
+    let catalogue = &api.engine.catalogue;
+    if items.is_empty() && catalogue.current(&saga).is_none() && !catalogue.is_draining(&saga) {
         return Err(EngineError::UnknownSaga(saga).into());
     }
     Ok(JsonBody(List { items }))

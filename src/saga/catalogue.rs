@@ -3,10 +3,17 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, PoisonError, RwLock},
+    time::{Duration, Instant},
 };
 
 use super::{compiled::Compiled, counts::Counts};
-use crate::domain::saga::definition::{Call, Definition};
+use crate::{
+    contract::status::SagaCounts,
+    domain::saga::definition::{Call, Definition},
+};
+
+/// A start that has found its definition is counted within this time.
+const LAST_START: Duration = Duration::from_secs(1);
 
 /// All definitions known to this process.
 #[derive(Debug, Default)]
@@ -18,6 +25,8 @@ struct Inner {
     known: HashMap<String, HashMap<String, Arc<Compiled>>>,
     /// By saga, the version that new instances start with.
     current: BTreeMap<String, Arc<Compiled>>,
+    /// Sagas that are being deleted, and since when nothing starts them.
+    draining: BTreeMap<String, Instant>,
     counts: BTreeMap<String, Arc<Counts>>,
     /// Where the services of the current definitions are, by service.
     services: HashMap<String, Service>,
@@ -70,9 +79,16 @@ impl Catalogue {
         address.filter(|address| (&address.method, &address.url) != (&call.method, &call.url))
     }
 
-    /// Makes exactly `definitions` current. Each must be stored already.
-    pub(super) fn publish(&self, definitions: Vec<Definition>) {
+    /// Makes exactly `definitions` current, but for those that drain: of these only the addresses of participants count. Each
+    /// must be stored already.
+    pub(super) fn publish(&self, definitions: Vec<Definition>, draining: &[String]) {
         let mut inner = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let since = |saga: &String| inner.draining.get(saga).copied().unwrap_or(now);
+        inner.draining = draining.iter().map(|saga| (saga.clone(), since(saga))).collect();
+        for saga in draining {
+            inner.counts_of(saga);
+        }
         inner.services.clear();
         for call in definitions.iter().flat_map(Definition::calls) {
             let Some((origin, _)) = split(&call.url) else { continue };
@@ -81,15 +97,24 @@ impl Catalogue {
             let address = Address { method: call.method.clone(), url: call.url.clone() };
             service.addresses.insert(call.command.clone(), address);
         }
-        let current = definitions.into_iter().map(|definition| (definition.name.clone(), inner.insert(definition)));
+        let startable = definitions.into_iter().filter(|definition| !draining.contains(&definition.name));
+        let current = startable.map(|definition| (definition.name.clone(), inner.insert(definition)));
         inner.current = current.collect();
     }
 
-    /// The counts of every saga that this process knows, with its current version if it has one.
-    pub(super) fn counts(&self) -> Vec<(String, Option<String>, Arc<Counts>)> {
+    pub(super) fn is_draining(&self, saga: &str) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).draining.contains_key(saga)
+    }
+
+    /// The counts of every saga that this process knows, by name.
+    pub(super) fn counts(&self) -> BTreeMap<String, SagaCounts> {
         let inner = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let version = |saga: &str| inner.current.get(saga).map(|compiled| compiled.definition.version.clone());
-        inner.counts.iter().map(|(saga, counts)| (saga.clone(), version(saga), Arc::clone(counts))).collect()
+        let count = |(saga, counts): (&String, &Arc<Counts>)| {
+            let version = inner.current.get(saga).map(|compiled| compiled.definition.version.clone());
+            let draining = inner.draining.get(saga).is_some_and(|since| since.elapsed() >= LAST_START);
+            (saga.clone(), SagaCounts { draining, ..counts.snapshot(version.unwrap_or_default()) })
+        };
+        inner.counts.iter().map(count).collect()
     }
 
     pub(super) fn counts_of(&self, saga: &str) -> Arc<Counts> {
@@ -162,9 +187,9 @@ mod tests {
         let moved = call("stock", "reserve", "http://stock:8080/v2/reserve");
         let newer = definition("order", std::slice::from_ref(&moved));
         let catalogue = Catalogue::default();
-        catalogue.publish(vec![older.clone()]);
+        catalogue.publish(vec![older.clone()], &[]);
         assert_eq!(catalogue.moved(&older, &reserve), None);
-        catalogue.publish(vec![newer.clone()]);
+        catalogue.publish(vec![newer.clone()], &[]);
         let url = |definition: &Definition, call: &Call| catalogue.moved(definition, call).map(|address| address.url);
         assert_eq!(url(&older, &reserve).as_deref(), Some("http://stock:8080/v2/reserve"));
         // the newer one does not have this command: its path, where the service is
@@ -173,8 +198,31 @@ mod tests {
         assert_eq!(url(&older, &charge), None);
         assert_eq!(url(&newer, &moved), None);
         // the saga is deleted, another one calls the service
-        catalogue.publish(vec![definition("other", &[call("bank", "refund", "http://bank:9090/refund")])]);
+        catalogue.publish(vec![definition("other", &[call("bank", "refund", "http://bank:9090/refund")])], &[]);
         assert_eq!(url(&older, &charge).as_deref(), Some("http://bank:9090/c"));
+    }
+
+    #[test]
+    fn a_saga_that_is_being_deleted_starts_nothing_and_still_knows_where_its_participants_are() {
+        let reserve = call("stock", "reserve", "http://stock:80/r");
+        let older = definition("order", std::slice::from_ref(&reserve));
+        let moved = definition("order", &[call("stock", "reserve", "http://stock:8080/r")]);
+        let catalogue = Catalogue::default();
+        catalogue.publish(vec![older.clone()], &[]);
+        assert!(catalogue.current("order").is_some() && !catalogue.is_draining("order"));
+        catalogue.publish(vec![moved], &["order".to_owned(), "forgotten".to_owned()]);
+        assert!(catalogue.current("order").is_none() && catalogue.is_draining("order"));
+        let address = catalogue.moved(&older, &reserve).map(|address| address.url);
+        assert_eq!(address.as_deref(), Some("http://stock:8080/r"));
+        let counts = catalogue.counts();
+        assert_eq!(counts["forgotten"].running, 0, "no instance of it is known");
+        assert!(!counts["order"].draining, "a start may be in progress");
+        let long_ago = Instant::now().checked_sub(LAST_START).unwrap();
+        catalogue.0.write().unwrap().draining.insert("order".to_owned(), long_ago);
+        catalogue.publish(vec![older.clone()], &["order".to_owned()]);
+        assert!(catalogue.counts()["order"].draining);
+        catalogue.publish(vec![older], &[]);
+        assert!(catalogue.current("order").is_some() && !catalogue.counts()["order"].draining);
     }
 
     #[test]

@@ -96,11 +96,13 @@ impl Counts {
         let stuck = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
         SagaCounts {
             version,
+            draining: false,
             running: self.running(),
             compensating: u64::try_from(self.compensating.load(Relaxed)).unwrap_or(0),
             completed: self.completed.load(Relaxed),
             compensated: self.compensated.load(Relaxed),
             stuck: stuck.len() as u64,
+            start: None,
             stuck_instances: stuck.values().take(MAX_REPORTED).cloned().collect(),
         }
     }

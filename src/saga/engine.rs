@@ -55,7 +55,7 @@ pub(super) enum Key<'a> {
 }
 
 impl Key<'_> {
-    fn id(self, saga: &str) -> Uuid {
+    pub(super) fn id(self, saga: &str) -> Uuid {
         let (kind, text) = match self {
             Self::Request(text) => ("request", text),
             Self::Event(text) => ("event", text),
@@ -70,6 +70,8 @@ pub(super) enum EngineError {
     UnknownSaga(String),
     #[error("the saga cannot run with this input: {0}")]
     UnusableInput(String),
+    #[error("saga `{0}` is being deleted: it starts nothing any more")]
+    Draining(String),
     #[error("there is no instance `{id}` of saga `{saga}`")]
     UnknownInstance { saga: String, id: Uuid },
     #[error("instance `{id}` cannot be changed like that: {why}")]
@@ -232,7 +234,11 @@ impl Engine {
 
     /// Starts an instance; returns when that is durable. With a `key` a second start returns the first one's instance.
     pub(super) async fn start(&self, saga: &str, input: Json, key: Option<Key<'_>>) -> Result<Started, EngineError> {
-        let compiled = self.catalogue.current(saga).ok_or_else(|| EngineError::UnknownSaga(saga.to_owned()))?;
+        let absent = || {
+            let saga = saga.to_owned();
+            if self.catalogue.is_draining(&saga) { EngineError::Draining(saga) } else { EngineError::UnknownSaga(saga) }
+        };
+        let compiled = self.catalogue.current(saga).ok_or_else(absent)?;
         if let Some(waiting) = self.queue.congested() {
             return Err(EngineError::Congested(waiting));
         }

@@ -11,8 +11,8 @@ use crate::{
     contract::status::OrchestratorStatus,
     domain::saga::state::Status,
     metrics::saga::{
-        OUTCOME, SAGA, SAGA_COMMIT_DURATION, SAGA_COMMIT_ROWS, SAGA_COMPENSATING, SAGA_ENDED, SAGA_RUNNING,
-        SAGA_STARTED, SAGA_STEP_DURATION, SAGA_STUCK,
+        OUTCOME, SAGA, SAGA_COMMIT_DURATION, SAGA_COMMIT_ROWS, SAGA_COMPENSATING, SAGA_DEAD_STARTS, SAGA_ENDED,
+        SAGA_RUNNING, SAGA_STARTED, SAGA_STEP_DURATION, SAGA_STUCK,
     },
 };
 
@@ -26,6 +26,7 @@ pub(super) struct Meters {
     running: Family<OfSaga, Gauge>,
     compensating: Family<OfSaga, Gauge>,
     stuck: Family<OfSaga, Gauge>,
+    dead_starts: Family<OfSaga, Gauge>,
     calls: Family<OfOutcome, Histogram>,
     commits: Histogram,
     rows: Counter,
@@ -44,6 +45,7 @@ impl Meters {
             running: Family::default(),
             compensating: Family::default(),
             stuck: Family::default(),
+            dead_starts: Family::default(),
             calls: Family::new_with_constructor(durations),
             commits: durations(),
             rows: Counter::default(),
@@ -53,6 +55,11 @@ impl Meters {
         registry.register(SAGA_RUNNING, "Instances that have not ended", meters.running.clone());
         registry.register(SAGA_COMPENSATING, "Instances that are being undone", meters.compensating.clone());
         registry.register(SAGA_STUCK, "Instances whose attempts are exhausted", meters.stuck.clone());
+        registry.register(
+            SAGA_DEAD_STARTS,
+            "Events of the last month that can never start their saga",
+            meters.dead_starts.clone(),
+        );
         registry.register_with_unit(
             SAGA_STEP_DURATION,
             "One call of a participant",
@@ -92,6 +99,9 @@ impl Meters {
             set(&self.running, counts.running);
             set(&self.compensating, counts.compensating);
             set(&self.stuck, counts.stuck);
+            if let Some(start) = &counts.start {
+                set(&self.dead_starts, start.dead);
+            }
         }
     }
 }

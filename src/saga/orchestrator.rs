@@ -92,7 +92,7 @@ pub(super) async fn run(args: RunArgs, shutdown: Shutdown) -> anyhow::Result<()>
     let admin = Admin { live, ready: ready(&engine), status: status_receiver, registry: Arc::new(registry) };
     let admin = tokio::spawn(admin::serve(admin.router(), admin::any(admin_port), shutdown.clone()));
 
-    let starts = Starts::new(Arc::clone(&engine), Arc::clone(&problems));
+    let starts = Starts::new(Arc::clone(&engine), Arc::clone(&reader), Arc::clone(&problems));
     let parts = Parts { engine, reader, problems, status, starts };
     let ended = tokio::select! {
         ended = parts.follow(config, contract) => ended,
@@ -191,20 +191,23 @@ impl Parts {
             None => self.problems.resolve(SOURCE),
         }
         self.engine.kept.retain(contract.retention_ms);
-        self.engine.catalogue.publish(runnable);
+        self.engine.catalogue.publish(runnable, &contract.draining);
         self.starts.follow(&contract);
         tracing::info!(orchestrator = contract.name, sagas = contract.sagas.len(), "the contract is in force");
         None
     }
 
     fn report_status(&self) {
-        let sagas = self.engine.catalogue.counts();
-        let sagas =
-            sagas.into_iter().map(|(saga, version, counts)| (saga, counts.snapshot(version.unwrap_or_default())));
+        let mut sagas = self.engine.catalogue.counts();
+        for (saga, report) in self.starts.reports() {
+            if let Some(counts) = sagas.get_mut(&saga) {
+                counts.start = Some(report);
+            }
+        }
         let status = OrchestratorStatus {
             orchestrator: self.status.borrow().orchestrator.clone(),
             ready: self.engine.held() == usize::from(PARTITIONS.unsigned_abs()),
-            sagas: sagas.collect(),
+            sagas,
             problems: self.problems.all(),
         };
         self.engine.meters.follow(&status);

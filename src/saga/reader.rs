@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{problem::SagaProblem, view::Logged};
 use crate::{
-    contract::DatabaseLogin,
+    contract::{DatabaseLogin, orchestrator::Start},
     domain::saga::{definition::Definition, state::Status},
     outage::{self, Failure},
     postgres::{
@@ -76,6 +76,26 @@ pub(super) struct Listed {
     pub ended_at: Option<Timestamp>,
     /// `None`: live.
     pub state: Option<Status>,
+}
+
+/// A row of `weft.saga_start`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Position {
+    /// As the server gives it.
+    pub stream_created: String,
+    /// The first sequence of the stream that is not known to be handled.
+    pub next: u64,
+}
+
+/// A row of `weft.saga_dead_start`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DeadStart<'a> {
+    pub stream: &'a str,
+    pub sequence: u64,
+    pub subject: &'a str,
+    /// The event's id.
+    pub event: Option<&'a str>,
+    pub why: &'a str,
 }
 
 const COLUMNS: &str = "id, saga, version, started_at, ended_at, state, bucket";
@@ -153,6 +173,60 @@ impl Reader {
         let body: &str = row.try_get(0)?;
         let unreadable = |source| ReadError::Definition { saga: saga.to_owned(), version: version.to_owned(), source };
         serde_json::from_str(body).map(Some).map_err(unreadable)
+    }
+
+    /// Identifies this database.
+    pub(super) async fn store_id(&self) -> Result<Uuid, ReadError> {
+        let rows = self.query("select id from weft.saga_store", &[]).await?;
+        Ok(rows.first().map(|row| row.try_get(0)).transpose()?.unwrap_or_default())
+    }
+
+    pub(super) async fn position(&self, start: &Start, stream: &str) -> Result<Option<Position>, ReadError> {
+        const SQL: &str = "select stream_created, next from weft.saga_start
+             where saga = $1 and service = $2 and event_type = $3 and stream = $4";
+        let rows = self.query(SQL, &[&start.saga, &start.service, &start.event_type, &stream]).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let next = u64::try_from(row.try_get::<_, i64>(1)?).unwrap_or(0);
+        Ok(Some(Position { stream_created: row.try_get(0)?, next }))
+    }
+
+    /// A position never goes back, but in a stream that was made again.
+    pub(super) async fn record_position(
+        &self,
+        start: &Start,
+        stream: &str,
+        position: &Position,
+    ) -> Result<(), ReadError> {
+        const SQL: &str =
+            "insert into weft.saga_start as known (saga, service, event_type, stream, stream_created, next)
+             values ($1, $2, $3, $4, $5, $6)
+             on conflict (saga, service, event_type, stream)
+             do update set stream_created = excluded.stream_created, next = excluded.next
+             where known.stream_created <> excluded.stream_created or known.next < excluded.next";
+        let next = i64::try_from(position.next).unwrap_or(i64::MAX);
+        let Start { saga, service, event_type, .. } = start;
+        self.query(SQL, &[saga, service, event_type, &stream, &position.stream_created, &next]).await?;
+        Ok(())
+    }
+
+    /// Records an event that can never start the saga, and drops what is older than a month; returns how many there are.
+    pub(super) async fn bury(&self, saga: &str, dead: &DeadStart<'_>) -> Result<u64, ReadError> {
+        const SQL: &str = "with old as (
+               delete from weft.saga_dead_start where saga = $1 and at < clock_timestamp() - interval '30 days')
+             insert into weft.saga_dead_start (saga, stream, sequence, subject, event_id, reason)
+             values ($1, $2, $3, $4, $5, $6) on conflict do nothing";
+        let sequence = i64::try_from(dead.sequence).unwrap_or(i64::MAX);
+        self.query(SQL, &[&saga, &dead.stream, &sequence, &dead.subject, &dead.event, &dead.why]).await?;
+        self.dead_starts(saga).await
+    }
+
+    /// How many events of the last month could not start the saga.
+    pub(super) async fn dead_starts(&self, saga: &str) -> Result<u64, ReadError> {
+        const SQL: &str = "select count(*) from weft.saga_dead_start
+             where saga = $1 and at >= clock_timestamp() - interval '30 days'";
+        let rows = self.query(SQL, &[&saga]).await?;
+        let count: i64 = rows.first().map(|row| row.try_get(0)).transpose()?.unwrap_or(0);
+        Ok(u64::try_from(count).unwrap_or(0))
     }
 
     /// How many instances of each saga have ended: saga, completed, compensated.

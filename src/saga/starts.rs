@@ -1,45 +1,50 @@
 //! Starts sagas by events: one durable JetStream consumer for each start, which acknowledges an event after the start
 //! of the saga is durable.
 //!
-//! A consumer reads from the time at which the Saga was created, and only subjects that can contain its event.
-//! Otherwise a Saga that is added to a system that has run for years would run for its whole past.
+//! A consumer reads from where starting began (see [`position`]), and only subjects that can contain its event. Otherwise a
+//! Saga that is added to a system that has run for years would run for its whole past. An event that can never start its
+//! saga is recorded as a dead start.
+
+mod position;
+mod received;
 
 use std::{
-    borrow::Cow,
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet},
     error::Error,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
-use async_nats::{
-    datetime::from_nanos,
-    jetstream::{
-        self, AckKind, Context, Message,
-        consumer::{
-            AckPolicy, DeliverPolicy, FromConsumer, PullConsumer,
-            pull::{self, MessagesError, MessagesErrorKind},
-        },
-        context::GetStreamErrorKind,
-        stream::{RetentionPolicy, Stream},
-    },
+use async_nats::jetstream::{
+    self, AckKind, Context, Message,
+    consumer::pull::{MessagesError, MessagesErrorKind},
+    context::GetStreamErrorKind,
+    stream::Stream,
 };
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
-use serde::Deserialize;
-use serde_json::value::RawValue;
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use self::{
+    position::{BoxError, Floor, Identity, Place},
+    received::Received,
+};
 use super::{
     engine::{Engine, EngineError, Key},
     problem::{Problems, SagaProblem},
+    reader::{DeadStart, ReadError, Reader},
 };
 use crate::{
     contract::{
         orchestrator::{Orchestrator, Start},
         relay::{NatsSink, Sink},
+        status::StartReport,
     },
-    domain::{destination::Template, event, names, saga::json},
+    domain::{destination::Template, names, saga::json},
     nats::{self, Connection},
     outage::{Failure, Outage},
 };
@@ -54,45 +59,93 @@ const RECONNECT_DELAY: Duration = Duration::from_secs(2);
 const REDELIVERY_DELAY: Duration = Duration::from_secs(1);
 /// Interval of the driver's heartbeats; it reports an error when two are missing.
 const HEARTBEAT: Duration = Duration::from_secs(15);
+/// How often the position is recorded, and the types of events are read until the wanted one is there.
+const RECORD_INTERVAL: Duration = Duration::from_secs(10);
+/// How many types of events are reported.
+const MAX_TYPES: usize = 20;
+/// How many subjects are read for them; a subject may have the aggregate's id.
+const MAX_SUBJECTS: usize = 1_000;
 
 /// The consumers of the contract in force.
 #[derive(Debug)]
 pub(super) struct Starts {
     engine: Arc<Engine>,
+    reader: Arc<Reader>,
     problems: Arc<Problems>,
-    running: Mutex<HashMap<String, (Start, CancellationToken)>>,
+    running: Mutex<Vec<(Task, CancellationToken)>>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Task {
+    start: Start,
+    /// Its Saga is being deleted: the consumer is, too.
+    over: bool,
+}
+
+/// What all consumers know.
+#[derive(Debug, Default)]
+struct Shared {
+    /// Of the contract in force, those that are not over.
+    wanted: Mutex<Vec<Start>>,
+    /// By saga.
+    reports: Mutex<BTreeMap<String, StartReport>>,
+}
+
+impl Shared {
+    fn names(&self, identity: &Identity) -> BTreeSet<String> {
+        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        wanted.iter().map(|start| identity.durable_name(start)).collect()
+    }
+
+    fn report(&self, saga: &str, change: impl FnOnce(&mut StartReport)) {
+        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        change(reports.entry(saga.to_owned()).or_default());
+    }
 }
 
 impl Starts {
-    pub(super) fn new(engine: Arc<Engine>, problems: Arc<Problems>) -> Self {
-        Self { engine, problems, running: Mutex::default() }
+    pub(super) fn new(engine: Arc<Engine>, reader: Arc<Reader>, problems: Arc<Problems>) -> Self {
+        Self { engine, reader, problems, running: Mutex::default(), shared: Arc::default() }
     }
 
     /// Runs exactly the starts of `contract`.
     pub(super) fn follow(&self, contract: &Orchestrator) {
+        let is_over = |start: &Start| contract.draining.contains(&start.saga);
+        let tasks: Vec<_> =
+            contract.starts.iter().map(|start| Task { start: start.clone(), over: is_over(start) }).collect();
+        let wanted: Vec<_> = tasks.iter().filter(|task| !task.over).map(|task| task.start.clone()).collect();
+        let mut reports = self.shared.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        reports.retain(|saga, _| wanted.iter().any(|start| start.saga == *saga));
+        drop(reports);
+        *self.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.retain(|_, (start, token)| {
-            let wanted = contract.starts.contains(start);
-            if !wanted {
+        running.retain(|(task, token)| {
+            let stays = tasks.contains(task);
+            if !stays {
                 token.cancel();
-                self.problems.resolve(&source(start));
+                self.problems.resolve(&source(&task.start));
             }
-            wanted
+            stays
         });
-        for start in &contract.starts {
-            let name = durable_name(contract, start);
-            if running.contains_key(&name) {
+        for task in tasks {
+            if running.iter().any(|(known, _)| *known == task) {
                 continue;
             }
             let token = CancellationToken::new();
-            running.insert(name.clone(), (start.clone(), token.clone()));
+            running.push((task.clone(), token.clone()));
             let consumer = Consumer {
-                name,
                 namespace: contract.namespace.clone(),
-                event_source: names::event_source(&contract.namespace, &start.service),
-                start: start.clone(),
+                orchestrator: contract.name.clone(),
+                event_source: names::event_source(&contract.namespace, &task.start.service),
+                is_own_subject: is_own_subject(&task.start),
+                start: task.start,
+                over: task.over,
+                seen: AtomicBool::new(false),
                 engine: Arc::clone(&self.engine),
+                reader: Arc::clone(&self.reader),
                 problems: Arc::clone(&self.problems),
+                shared: Arc::clone(&self.shared),
             };
             self.engine.tasks.spawn(async move {
                 tokio::select! { () = consumer.run() => {} () = token.cancelled() => {} }
@@ -103,19 +156,23 @@ impl Starts {
     /// Stops all consumers; events that are not acknowledged are delivered again to the next process.
     pub(super) fn stop(&self) {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.drain().for_each(|(_, (_, token))| token.cancel());
+        running.drain(..).for_each(|(_, token)| token.cancel());
     }
+
+    /// By saga.
+    pub(super) fn reports(&self) -> BTreeMap<String, StartReport> {
+        self.shared.reports.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Whether the subjects of the start's events are those of no other service and type.
+fn is_own_subject(start: &Start) -> bool {
+    let Sink::Nats(sink) = &start.from;
+    ["{namespace}", "{service}", "{type}"].iter().all(|part| sink.subject.contains(part))
 }
 
 fn source(start: &Start) -> String {
     format!("start of saga {}", start.saga)
-}
-
-/// The durable consumer's name: letters, digits, `-` and `_`. A start by another event gets another consumer, which
-/// reads from its own start.
-fn durable_name(contract: &Orchestrator, start: &Start) -> String {
-    let name = format!("weft-saga_{}_{}_{}_{}", contract.namespace, contract.name, start.saga, start.event_type);
-    name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' }).collect()
 }
 
 /// The outage when a consumer's messages end with an error.
@@ -128,42 +185,20 @@ fn read_outage(address: &str, error: &MessagesError) -> Outage {
     Outage { server: "JetStream on NATS", address: address.to_owned(), since, failure: Failure::Silent }
 }
 
-/// What a message says of its event, in either mode of CloudEvents; nothing when it is no CloudEvent.
-#[derive(Debug, Default, Deserialize)]
-struct Received<'a> {
-    #[serde(borrow)]
-    id: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    source: Option<Cow<'a, str>>,
-    #[serde(borrow, rename = "type")]
-    kind: Option<Cow<'a, str>>,
-    data: Option<Box<RawValue>>,
-}
-
-impl<'a> Received<'a> {
-    fn read(message: &'a Message) -> Self {
-        let header = |name: &str| message.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str);
-        if header(event::HEADER_CONTENT_TYPE).is_some_and(|kind| kind.starts_with(event::CONTENT_TYPE_STRUCTURED)) {
-            return serde_json::from_slice(&message.payload).unwrap_or_default();
-        }
-        let attribute = |name| header(name).map(event::decode);
-        Self {
-            id: attribute(event::HEADER_ID),
-            source: attribute(event::HEADER_SOURCE),
-            kind: attribute(event::HEADER_TYPE),
-            data: serde_json::from_slice(&message.payload).ok(),
-        }
-    }
-}
-
 struct Consumer {
-    name: String,
     /// The orchestrator's: events of another one start no saga.
     namespace: String,
+    orchestrator: String,
     event_source: String,
+    is_own_subject: bool,
     start: Start,
+    over: bool,
+    /// An event of the start's type exists.
+    seen: AtomicBool,
     engine: Arc<Engine>,
+    reader: Arc<Reader>,
     problems: Arc<Problems>,
+    shared: Arc<Shared>,
 }
 
 impl Consumer {
@@ -171,42 +206,63 @@ impl Consumer {
         let Sink::Nats(sink) = &self.start.from;
         let source = source(&self.start);
         loop {
-            if let Err(problem) = self.consume(sink, &source).await {
-                self.problems.report(&source, problem);
+            match self.consume(sink, &source).await {
+                Ok(()) if self.over => return,
+                Ok(()) => {}
+                // the Saga is deleted: what is left at the broker hinders nobody
+                Err(problem) if self.over => tracing::warn!(%problem, "a consumer could not be deleted yet"),
+                Err(problem) => self.problems.report(&source, problem),
             }
             tokio::time::sleep(RECONNECT_DELAY).await;
         }
     }
 
-    /// Consumes events over one connection, until it is lost.
+    /// Consumes events over one connection, until it is lost. When the start is over, deletes its consumer.
     async fn consume(&self, sink: &NatsSink, source: &str) -> Result<(), SagaProblem> {
-        let filter = Template::parse(&sink.subject, &self.namespace, &self.start.service)
-            .map_err(|error| SagaProblem::ContractInvalid(error.to_string()))?
-            .filter(Some(&self.start.event_type));
+        let template = Template::parse(&sink.subject, &self.namespace, &self.start.service)
+            .map_err(|error| SagaProblem::ContractInvalid(error.to_string()))?;
+        let store = self.reader.store_id().await.map_err(|error| self.database(&error))?;
+        let identity = Identity { store, namespace: self.namespace.clone(), orchestrator: self.orchestrator.clone() };
         let server = nats::Server::from(sink);
         let mut connection = Connection::open(&server, "weft saga").await.map_err(SagaProblem::BrokerUnreachable)?;
         let mut jetstream = jetstream::new(connection.client.clone());
         jetstream.set_timeout(nats::TIMEOUT);
         let stream = self.stream(&jetstream, sink, connection.address()).await?;
         let (started, address) = (Timestamp::now(), connection.address().to_owned());
-        let failed = |error: &(dyn Error + 'static)| {
+        let outage = |error: &(dyn Error + 'static)| {
             SagaProblem::BrokerUnreachable(nats::jetstream_outage(&address, started, error))
         };
-        let consumer = self.consumer(&stream, filter).await.map_err(|error| failed(error.as_ref()))?;
-        let mut messages = consumer.messages().await.map_err(|error| failed(&error))?.fuse();
+        let failed = |error: BoxError| match error.downcast_ref::<ReadError>() {
+            Some(error) => self.database(error),
+            None => outage(error.as_ref()),
+        };
+        let place = Place::find(&identity, &self.start, (&jetstream, &stream), &self.reader).await.map_err(failed)?;
+        if self.over {
+            return place.retire().await.map_err(failed);
+        }
+        let (consumer, floor) = place.consumer(template.filter(Some(&self.start.event_type))).await.map_err(failed)?;
+        place.sweep(&self.shared.names(&identity)).await.map_err(failed)?;
+        let mut messages = consumer.messages().await.map_err(|error| outage(&error))?.fuse();
         self.problems.resolve(source);
         let mut working = futures::stream::FuturesUnordered::new();
+        let mut record = interval(RECORD_INTERVAL);
+        record.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 outage = connection.lost() => return Err(SagaProblem::BrokerUnreachable(outage)),
                 message = messages.next(), if working.len() < MAX_CONCURRENT => match message {
-                    Some(Ok(message)) => working.push(self.process(message)),
+                    Some(Ok(message)) => working.push(self.process(message, floor)),
                     Some(Err(error)) => return Err(SagaProblem::BrokerUnreachable(read_outage(&address, &error))),
                     None => return Ok(()),
                 },
                 Some(()) = working.next() => {}
+                _ = record.tick() => self.record(&place, &template).await.map_err(failed)?,
             }
         }
+    }
+
+    fn database(&self, error: &ReadError) -> SagaProblem {
+        self.reader.problem(error, SagaProblem::database_fails)
     }
 
     async fn stream(&self, jetstream: &Context, sink: &NatsSink, address: &str) -> Result<Stream, SagaProblem> {
@@ -221,43 +277,36 @@ impl Consumer {
         })
     }
 
-    /// The durable consumer, created when it is missing. An existing one keeps its position.
-    async fn consumer(&self, stream: &Stream, filter: String) -> Result<PullConsumer, Box<dyn Error + Send + Sync>> {
-        let config = pull::Config {
-            durable_name: Some(self.name.clone()),
-            description: Some(format!("starts saga {}", self.start.saga)),
-            deliver_policy: match self.start.since {
-                // a work queue must be consumed from its start, or the server refuses the consumer; past events are
-                // skipped in `handle`
-                _ if stream.cached_info().config.retention == RetentionPolicy::WorkQueue => DeliverPolicy::All,
-                Some(since) => DeliverPolicy::ByStartTime { start_time: from_nanos(since.as_nanosecond())? },
-                None => DeliverPolicy::All,
-            },
-            ack_policy: AckPolicy::Explicit,
-            ack_wait: ACK_WAIT,
-            max_ack_pending: 4 * i64::try_from(MAX_CONCURRENT).unwrap_or(i64::MAX),
-            filter_subject: filter.clone(),
-            ..pull::Config::default()
-        };
-        let consumer = stream.get_or_create_consumer(&self.name, config).await?;
-        let info = consumer.cached_info();
-        let present = info.config.filter_subject.clone();
-        if present == filter {
-            return Ok(consumer);
+    /// Records the position, and reports what was seen.
+    async fn record(&self, place: &Place<'_>, template: &Template) -> Result<(), BoxError> {
+        let delivered = place.record_progress().await?;
+        let typed = template.type_of(&template.filter(Some(&self.start.event_type))).is_some();
+        if typed && !self.seen.load(Relaxed) {
+            let filter = template.filter(Some(&self.start.event_type));
+            let any = place.stream.info_with_subjects(filter).await?.try_next().await?.is_some();
+            self.seen.store(delivered || any, Relaxed);
         }
-        // the consumer was created for another subject template: events that were published under that one and were not
-        // read yet must still be delivered
-        let filter = if info.num_pending == 0 && info.num_ack_pending == 0 { filter } else { String::new() };
-        if present == filter {
-            return Ok(consumer);
+        let seen = self.seen.load(Relaxed);
+        let mut types = BTreeSet::new();
+        if typed && !seen {
+            let subjects = place.stream.info_with_subjects(template.filter(None)).await?;
+            let mut subjects = subjects.take(MAX_SUBJECTS);
+            while let Some((subject, _count)) = subjects.try_next().await?
+                && types.len() < MAX_TYPES
+            {
+                types.extend(template.type_of(&subject));
+            }
         }
-        let config =
-            pull::Config { filter_subject: filter, ..pull::Config::try_from_consumer_config(info.config.clone())? };
-        Ok(stream.update_consumer(config).await?)
+        let dead = self.reader.dead_starts(&self.start.saga).await?;
+        self.shared.report(&self.start.saga, |report| {
+            let types = types.into_iter().collect();
+            *report = StartReport { seen: (typed || seen).then_some(seen), types, dead };
+        });
+        Ok(())
     }
 
-    async fn process(&self, message: Message) {
-        let kind = self.handle(&message).await;
+    async fn process(&self, message: Message, floor: Floor) {
+        let kind = self.handle(&message, floor).await;
         let answered = match kind {
             // acknowledge last: the start is durable, or the event starts no saga
             None => message.ack().await,
@@ -268,48 +317,74 @@ impl Consumer {
         }
     }
 
-    /// Whether the event is older than the Saga: the consumer may belong to an earlier Saga of the same name.
-    fn is_past(&self, message: &Message) -> bool {
-        let published = message.info().ok().map(|info| info.published.unix_timestamp_nanos());
-        self.start.since.zip(published).is_some_and(|(since, published)| published < since.as_nanosecond())
-    }
-
     /// Handles an event; `None` when it is to be acknowledged.
-    async fn handle(&self, message: &Message) -> Option<AckKind> {
+    async fn handle(&self, message: &Message, floor: Floor) -> Option<AckKind> {
+        let info = message.info().ok();
+        let sequence = info.as_ref().map_or(0, |info| info.stream_sequence);
+        let published = info.and_then(|info| Timestamp::from_nanosecond(info.published.unix_timestamp_nanos()).ok());
+        if published.is_some_and(|published| floor.is_past(sequence, published)) {
+            return None;
+        }
         let event = Received::read(message);
+        let is_event = event.source.is_some() && event.kind.is_some();
+        if !is_event && self.is_own_subject {
+            return self.bury(message, sequence, None, "it is no CloudEvent: it has no source or no type").await;
+        }
         let ours = event.source.as_deref() == Some(&self.event_source)
             && event.kind.as_deref() == Some(&self.start.event_type);
-        if !ours || self.is_past(message) {
+        if !ours {
             return None;
+        }
+        if !self.seen.swap(true, Relaxed) {
+            self.shared.report(&self.start.saga, |report| {
+                report.seen = Some(true);
+                report.types.clear();
+            });
         }
         let saga = &self.start.saga;
         let Some(id) = event.id else {
-            tracing::error!(saga, "an event without an id cannot start its saga and is dropped");
-            return Some(AckKind::Term);
+            return self.bury(message, sequence, None, "it has no id").await;
         };
         let Some(data) = event.data else {
-            tracing::error!(saga, event = %id, "an event whose data is not JSON cannot start its saga and is dropped");
-            return Some(AckKind::Term);
+            return self.bury(message, sequence, Some(&id), "its data is not JSON").await;
         };
         let input = match json::admit(data.get().as_bytes()) {
             Ok(input) => input,
             Err(why) => {
-                tracing::error!(saga, event = %id, %why, "an event whose data cannot be an input cannot start its saga and is dropped");
-                return Some(AckKind::Term);
+                let why = format!("its data cannot be the saga's input: {why}");
+                return self.bury(message, sequence, Some(&id), &why).await;
             }
         };
         match self.engine.start(saga, input, Some(Key::Event(&id))).await {
             Ok(_) => None,
             Err(EngineError::UnusableInput(why)) => {
-                tracing::error!(saga, event = %id, %why, "an event whose data cannot be an input cannot start its saga and is dropped");
-                Some(AckKind::Term)
+                let why = format!("its data cannot be the saga's input: {why}");
+                self.bury(message, sequence, Some(&id), &why).await
             }
-            Err(error @ (EngineError::UnknownSaga(_) | EngineError::NotHeld)) => {
+            Err(error @ (EngineError::UnknownSaga(_) | EngineError::Draining(_) | EngineError::NotHeld)) => {
                 tracing::debug!(saga, %error, "an event cannot start its saga now and is redelivered");
                 Some(AckKind::Nak(Some(REDELIVERY_DELAY)))
             }
             Err(error) => {
                 tracing::warn!(saga, %error, "an event cannot start its saga now and is redelivered");
+                Some(AckKind::Nak(Some(REDELIVERY_DELAY)))
+            }
+        }
+    }
+
+    /// Records an event that can never start the saga; it is delivered again until that is durable.
+    async fn bury(&self, message: &Message, sequence: u64, event: Option<&str>, why: &str) -> Option<AckKind> {
+        let Sink::Nats(sink) = &self.start.from;
+        let saga = &self.start.saga;
+        let dead = DeadStart { stream: &sink.stream, sequence, subject: &message.subject, event, why };
+        match self.reader.bury(saga, &dead).await {
+            Ok(count) => {
+                tracing::error!(saga, subject = %message.subject, sequence, why, "an event can never start its saga");
+                self.shared.report(saga, |report| report.dead = count);
+                Some(AckKind::Term)
+            }
+            Err(error) => {
+                tracing::warn!(saga, %error, "a dead start cannot be recorded now; the event is redelivered");
                 Some(AckKind::Nak(Some(REDELIVERY_DELAY)))
             }
         }

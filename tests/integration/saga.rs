@@ -434,6 +434,38 @@ async fn a_new_definition_is_for_new_instances() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_saga_that_is_being_deleted_starts_nothing_and_its_instances_end() {
+    let world = World::new().await;
+    let mut orchestrator = world.orchestrator().await;
+    world.participant.behave("ship", Behaviour::Unavailable);
+    let input = json!({"orderId": "o-1", "total": 1});
+    let (_, first) = orchestrator.start_saga("order", &input, "", Some("k-1")).await;
+    let mut contract = orchestrator.contract.clone();
+    contract.draining = vec!["order".to_owned()];
+    orchestrator.rewrite(contract.clone());
+    orchestrator.until_counts("order", &[("running", 1)]).await;
+    servers::until("it drains", async || orchestrator.status().await["sagas"]["order"]["draining"] == true).await;
+    let (status, problem) = orchestrator.start_saga("order", &input, "", Some("k-2")).await;
+    assert_eq!((status, &problem["title"]), (410, &json!("Draining")), "{problem}");
+    // who lost the answer of an earlier start gets it
+    let (status, again) = orchestrator.start_saga("order", &input, "", Some("k-1")).await;
+    assert_eq!((status, &again["id"]), (200, &first["id"]), "{again}");
+    // its spec may give no definition any more
+    contract.sagas.clear();
+    orchestrator.rewrite(contract);
+    orchestrator.kill9();
+    orchestrator.start();
+    orchestrator.until_ready().await;
+    world.participant.behave("ship", Behaviour::Succeed);
+    orchestrator.until_state("order", &id(&first), "Completed").await;
+    servers::until("none is left", async || {
+        let order = orchestrator.status().await["sagas"]["order"].clone();
+        order["draining"] == true && order["running"] == 0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_instance_follows_its_participants_to_where_they_are_now() {
     let world = World::new().await;
     let mut orchestrator = world.orchestrator_of(|order| order.steps[1].retry.max_attempts = 1000).await;

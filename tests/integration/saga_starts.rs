@@ -1,6 +1,7 @@
 //! Sagas that are started by events of a real NATS JetStream.
 
 use async_nats::{HeaderMap, jetstream};
+use futures::StreamExt;
 use serde_json::json;
 use weft::contract::{
     orchestrator::Start,
@@ -57,7 +58,12 @@ fn reserved(world: &World) -> Vec<String> {
     orders
 }
 
-const CONSUMER: &str = "weft-saga_shop_default_order_OrderCreated";
+/// The consumers of the stream, by name.
+async fn consumers(stream: &jetstream::stream::Stream) -> Vec<jetstream::consumer::Info> {
+    let mut all: Vec<_> = stream.consumers().map(Result::unwrap).collect().await;
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    all
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_older_than_the_saga_start_nothing() {
@@ -78,48 +84,143 @@ async fn events_older_than_the_saga_start_nothing() {
     publish(&context, "/shop/orders", "OrderCreated", "e-2", &order_data("o-2")).await;
     orchestrator.until_counts("order", &[("completed", 2), ("running", 0)]).await;
     assert_eq!(reserved(&world), ["o-1", "o-2"]);
-    let info = stream.consumer_info(CONSUMER).await.unwrap();
-    assert_eq!(info.config.filter_subject, "events.shop.orders.*.OrderCreated");
-    assert_eq!(info.delivered.consumer_sequence, 2, "nothing else was read");
+    let consumers = consumers(&stream).await;
+    assert_eq!(consumers.len(), 1);
+    assert_eq!(consumers[0].config.filter_subject, "events.shop.orders.*.OrderCreated");
+    assert_eq!(consumers[0].delivered.consumer_sequence, 2, "nothing else was read");
+    assert_eq!(consumers[0].config.metadata["weft.dev/namespace"], "shop");
 }
 
-/// Such a consumer may be left by an older version, or by a deleted Saga of the same name.
+/// The events that waited meanwhile start it, whatever its new creation time and whatever its consumer.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_existing_consumer_keeps_its_position_and_skips_past_events() {
+async fn a_saga_that_is_deleted_and_applied_again_continues_where_it_was() {
     let world = World::new().await;
     let nats = Nats::start();
     let context = jetstream::new(async_nats::connect(nats.url()).await.unwrap());
     let stream = make_stream(&context).await;
-    let config = jetstream::consumer::pull::Config {
-        durable_name: Some(CONSUMER.into()),
-        filter_subject: "events.*.*.order.>".into(),
-        ..Default::default()
-    };
-    stream.create_consumer(config).await.unwrap();
     publish(&context, "/shop/orders", "OrderCreated", "old", &order_data("old")).await;
     let since = jiff::Timestamp::now();
     let contract = world.contract(vec![world.definition("order")], vec![order_created(&nats, Some(since))]);
-    let mut orchestrator = world.run(contract).await;
+    let mut orchestrator = world.run(contract.clone()).await;
     publish(&context, "/shop/orders", "OrderCreated", "e-1", &order_data("o-1")).await;
     orchestrator.until_counts("order", &[("completed", 1), ("running", 0)]).await;
-    assert_eq!(reserved(&world), ["o-1"]);
-    let filter = async || stream.consumer_info(CONSUMER).await.unwrap().config.filter_subject;
-    assert_eq!(filter().await, "", "all subjects, until it has caught up");
+    let mut draining = contract.clone();
+    draining.draining = vec!["order".to_owned()];
+    orchestrator.rewrite(draining);
+    servers::until("its consumer is deleted", async || consumers(&stream).await.is_empty()).await;
+    publish(&context, "/shop/orders", "OrderCreated", "e-2", &order_data("o-2")).await;
+    let mut again = contract.clone();
+    again.starts[0].since = Some(jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1));
+    orchestrator.rewrite(again.clone());
+    orchestrator.until_counts("order", &[("completed", 2), ("running", 0)]).await;
+    assert_eq!(reserved(&world), ["o-1", "o-2"]);
+
+    // another event starts it now: the consumer of the first is swept
+    let first = consumers(&stream).await.remove(0).name;
+    again.starts[0].event_type = "OrderPaid".to_owned();
+    orchestrator.rewrite(again);
+    servers::until("the other consumer is alone", async || {
+        let names: Vec<_> = consumers(&stream).await.into_iter().map(|consumer| consumer.name).collect();
+        names.len() == 1 && names[0] != first
+    })
+    .await;
+
+    // a stream that is made again counts from 1 again
+    orchestrator.kill9();
+    context.delete_stream("events").await.unwrap();
+    make_stream(&context).await;
+    publish(&context, "/shop/orders", "OrderCreated", "e-3", &order_data("o-3")).await;
+    orchestrator.rewrite(contract);
+    orchestrator.start();
+    orchestrator.until_counts("order", &[("completed", 3), ("running", 0)]).await;
+    assert_eq!(reserved(&world), ["o-1", "o-2", "o-3"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_clusters_at_one_broker_each_see_every_event() {
+    let (one, other) = (World::new().await, World::new().await);
+    let nats = Nats::start();
+    let context = jetstream::new(async_nats::connect(nats.url()).await.unwrap());
+    let stream = make_stream(&context).await;
+    let mut running = Vec::new();
+    for world in [&one, &other] {
+        let contract = world.contract(vec![world.definition("order")], vec![order_created(&nats, None)]);
+        running.push(world.run(contract).await);
+    }
+    for number in 0..10 {
+        publish(&context, "/shop/orders", "OrderCreated", &format!("e-{number}"), &order_data("o")).await;
+    }
+    for orchestrator in &running {
+        orchestrator.until_counts("order", &[("completed", 10), ("running", 0)]).await;
+    }
+    assert_eq!(consumers(&stream).await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_of_another_subject_template_reads_what_was_published_under_that_one() {
+    let world = World::new().await;
+    let nats = Nats::start();
+    let context = jetstream::new(async_nats::connect(nats.url()).await.unwrap());
+    let stream = make_stream(&context).await;
+    let mut contract = world.contract(vec![world.definition("order")], vec![order_created(&nats, None)]);
+    let Sink::Nats(sink) = &mut contract.starts[0].from;
+    let template = std::mem::replace(&mut sink.subject, "events.{header:a}.{header:b}.order.{type}".to_owned());
+    let mut orchestrator = world.run(contract.clone()).await;
+    let filter = async || consumers(&stream).await.first().map(|consumer| consumer.config.filter_subject.clone());
+    servers::until("it reads", async || filter().await.as_deref() == Some("events.*.*.order.OrderCreated")).await;
+    orchestrator.kill9();
+    publish(&context, "/shop/orders", "OrderCreated", "e-1", &order_data("o-1")).await;
+    let Sink::Nats(sink) = &mut contract.starts[0].from;
+    sink.subject = template;
+    orchestrator.rewrite(contract);
+    orchestrator.start();
+    orchestrator.until_counts("order", &[("completed", 1), ("running", 0)]).await;
+    assert_eq!(filter().await.as_deref(), Some(""), "all subjects, until it has caught up");
     servers::until("it has caught up", async || {
-        let info = stream.consumer_info(CONSUMER).await.unwrap();
-        info.num_pending == 0 && info.num_ack_pending == 0
+        consumers(&stream).await.iter().all(|info| info.num_pending == 0 && info.num_ack_pending == 0)
     })
     .await;
     orchestrator.kill9();
     orchestrator.start();
-    orchestrator.until_ready().await;
-    servers::until("it reads its own events only", async || filter().await == "events.shop.orders.*.OrderCreated")
-        .await;
-    publish(&context, "/shop/orders", "OrderPaid", "p-1", &order_data("paid")).await;
+    servers::until("it reads its own events only", async || {
+        filter().await.as_deref() == Some("events.shop.orders.*.OrderCreated")
+    })
+    .await;
     publish(&context, "/shop/orders", "OrderCreated", "e-2", &order_data("o-2")).await;
     orchestrator.until_counts("order", &[("completed", 2), ("running", 0)]).await;
     assert_eq!(reserved(&world), ["o-1", "o-2"]);
-    assert_eq!(stream.consumer_info(CONSUMER).await.unwrap().delivered.consumer_sequence, 3, "nothing is read twice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_was_never_seen_and_one_that_can_start_nothing_are_reported() {
+    let world = World::new().await;
+    let nats = Nats::start();
+    let context = jetstream::new(async_nats::connect(nats.url()).await.unwrap());
+    make_stream(&context).await;
+    publish(&context, "/shop/orders", "OrderPaid", "p-1", &order_data("paid")).await;
+    let contract = world.contract(vec![world.definition("order")], vec![order_created(&nats, None)]);
+    let orchestrator = world.run(contract).await;
+    let report = async || orchestrator.status().await["sagas"]["order"]["start"].clone();
+    servers::until("the types that there are are reported", async || {
+        report().await == json!({"seen": false, "types": ["OrderPaid"], "dead": 0})
+    })
+    .await;
+    publish(&context, "/shop/orders", "OrderCreated", "e-1", "not json").await;
+    let subject = "events.shop.orders.order.OrderCreated";
+    let plain = json!({"orderId": "o-1", "total": 1}).to_string();
+    context.publish(subject, plain.clone().into()).await.unwrap().await.unwrap();
+    let mut structured = HeaderMap::new();
+    structured.insert("content-type", "application/cloudevents+json");
+    context.publish_with_headers(subject, structured, "{".into()).await.unwrap().await.unwrap();
+    let mut without_id = HeaderMap::new();
+    without_id.insert("ce-source", "/shop/orders");
+    without_id.insert("ce-type", "OrderCreated");
+    context.publish_with_headers(subject, without_id, plain.into()).await.unwrap().await.unwrap();
+    publish(&context, "/shop/orders", "OrderCreated", "e-2", &order_data("o-2")).await;
+    orchestrator.until_counts("order", &[("completed", 1), ("running", 0)]).await;
+    servers::until("they are counted", async || report().await == json!({"seen": true, "dead": 4})).await;
+    assert_eq!(reserved(&world), ["o-2"]);
+    assert!(orchestrator.metrics().await.contains("weft_saga_dead_starts{saga=\"order\"} 4"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -88,6 +88,7 @@ impl World {
             database: self.database.login("app"),
             retention_ms: 3_600_000,
             sagas,
+            draining: Vec::new(),
             starts,
         }
     }

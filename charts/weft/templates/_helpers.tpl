@@ -103,8 +103,12 @@ matchLabels: {weft.dev/enabled: "true"}
 {{/* What the operator may do in a namespace that it works in; docs/security.md has the reason of each rule. */}}
 {{- define "weft.rules" -}}
 - apiGroups: [weft.dev]
-  resources: [microservices, outboxrelays, sagas]
+  resources: [microservices, outboxrelays]
   verbs: [list, watch]
+# The finalizer of a Saga.
+- apiGroups: [weft.dev]
+  resources: [sagas]
+  verbs: [list, watch, patch]
 - apiGroups: [weft.dev]
   resources: [microservices/status, outboxrelays/status, sagas/status]
   verbs: [patch]

@@ -229,7 +229,7 @@ pub struct SagaStatus {
     /// The generation of the spec that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`, `Reconciling`, `Stalled`, `Accepted`, `DatabaseReady`, `Stuck`, each with a reason and a sentence.
+    /// `Ready`, `Reconciling`, `Stalled`, `Accepted`, `DatabaseReady`, `Stuck`, `StartEventSeen` with `startOn`, and `Deleting` while it is being deleted, each with a reason and a sentence.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -248,6 +248,9 @@ pub struct SagaStatus {
     /// Instances that wait for a person.
     #[serde(default)]
     pub stuck: i64,
+    /// Events of the last month that can never start the saga, since they have no id or their data cannot be its input: rows of `weft.saga_dead_start`.
+    #[serde(default)]
+    pub dead_starts: i64,
     /// The oldest stuck instances, at most ten.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stuck_instances: Vec<StuckSaga>,

@@ -53,6 +53,12 @@ pub const SET_UP_ANNOTATION: &str = "weft.dev/set-up";
 pub const RELEASED_ANNOTATION: &str = "weft.dev/released";
 /// On a custom resource: `now` asks for the operator's own data-plane image at once.
 pub const UPGRADE_ANNOTATION: &str = "weft.dev/upgrade";
+/// On a Saga: `true` deletes it although it has instances that have not ended.
+pub const FORCE_DELETE_ANNOTATION: &str = "weft.dev/force-delete";
+/// Finalizer of a Saga: its instances have not ended.
+pub const DRAIN_FINALIZER: &str = "weft.dev/drain";
+/// Field manager of the finalizer.
+pub const FINALIZER_MANAGER: &str = "weft-finalizer";
 /// On a pod of the data plane, written when the contract that it mounts changed: that ConfigMap's `resourceVersion`.
 pub const CONTRACT_VERSION_ANNOTATION: &str = "weft.dev/contract-version";
 /// On every child but Secrets, written by the runtime: hash of what was applied. Plans do not set it.

@@ -86,6 +86,8 @@ reasons! {
         AddedByOthers,
         ChangedByOthers,
         // of sagas
+        Draining,
+        NoSuchEvent,
         InstancesStuck,
         // of Events only
         Contested,

@@ -74,6 +74,18 @@ pub trait Driven: Kind<Object: Send + Sync, Observed: Send + Sync, Planned: Send
         false
     }
 
+    /// Writes the finalizer of an object that has to be kept, and removes it when nothing keeps a deleted one any more: then
+    /// the answer is true, and nothing else is to be done.
+    fn finalize(
+        _context: &Context,
+        _key: &Key,
+        _object: &Self::Object,
+        _observed: &Self::Observed,
+        _planned: &Result<Self::Planned, Rejection>,
+    ) -> impl Future<Output = Result<bool, RequestError>> + Send {
+        std::future::ready(Ok(false))
+    }
+
     /// The children of what is planned.
     fn children(planned: &Self::Planned) -> &Plan;
 
@@ -141,6 +153,10 @@ async fn pass<K: Driven>(context: &Context, key: &Key, object: &K::Object) -> Re
         Some(rejection) => Err(rejection),
         None => K::plan(object, &observed, &context.settings),
     };
+    let finalized = K::finalize(context, key, object, &observed, &planned).await;
+    if matches!(finalized, Ok(true)) {
+        return Ok(Verdict::Done);
+    }
     let mut carried = Carried::default();
     // a rejected object keeps what it has
     while let Ok(plan) = &planned
@@ -164,6 +180,7 @@ async fn pass<K: Driven>(context: &Context, key: &Key, object: &K::Object) -> Re
         return Ok(Verdict::Failed(class));
     }
     reported?;
+    finalized?;
     let recheck_in = planned.as_ref().ok().and_then(|planned| K::children(planned).recheck_in);
     let recheck = recheck_in.map(|pause| Instant::now() + pause);
     Ok(recheck.into_iter().chain(again).min().map_or(Verdict::Done, Verdict::At))

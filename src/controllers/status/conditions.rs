@@ -24,6 +24,10 @@ pub const CONTESTED: &str = "Contested";
 /// A workload has fields that somebody added. There only while it is so.
 pub const DRIFTED: &str = "Drifted";
 pub const SLOT_AT_RISK: &str = "SlotAtRisk";
+/// Whether an event of the type that starts the Saga was ever published. There only with `startOn`.
+pub const START_EVENT_SEEN: &str = "StartEventSeen";
+/// A Saga is being deleted, and what for it is kept until then. There only while it is so.
+pub const DELETING: &str = "Deleting";
 pub const STUCK: &str = "Stuck";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -23,7 +23,10 @@ use super::{
 use crate::{
     api::v1alpha1::{Microservice, OutboxRelay, Saga},
     controllers::{
-        resources::key::{Key, ObjectId, ObjectKind},
+        resources::{
+            key::{Key, ObjectId, ObjectKind},
+            labels::DRAIN_FINALIZER,
+        },
         status::conditions::{READY, Truth, status_of},
     },
 };
@@ -123,10 +126,11 @@ impl<K> Kept<K> {
 }
 
 fn intent(metadata: &ObjectMeta) -> u64 {
-    let ObjectMeta { uid, generation, deletion_timestamp, annotations, .. } = metadata;
+    let ObjectMeta { uid, generation, deletion_timestamp, annotations, finalizers, .. } = metadata;
     let deleted = deletion_timestamp.as_ref().map(|time| time.0);
     // an empty list is as good as none
-    hash(&(uid, generation, deleted, annotations.iter().flatten().collect::<Vec<_>>()))
+    let finalizers: Vec<_> = finalizers.iter().flatten().collect();
+    hash(&(uid, generation, deleted, annotations.iter().flatten().collect::<Vec<_>>(), finalizers))
 }
 
 fn hash(value: &impl Hash) -> u64 {
@@ -220,12 +224,14 @@ impl Store {
         relays
     }
 
-    /// Sagas that name an orchestrator and are not being deleted, by name.
+    /// Sagas that name an orchestrator, by name. One that is being deleted counts while it drains.
     pub fn members_of(&self, orchestrator: &ObjectId) -> Vec<Arc<Saga>> {
         self.references
             .of_kind(&Named::Orchestrator(orchestrator.clone()), ObjectKind::Saga)
             .filter_map(|id| self.get::<Saga>(id))
-            .filter(|saga| saga.metadata.deletion_timestamp.is_none())
+            .filter(|saga| {
+                saga.metadata.deletion_timestamp.is_none() || saga.finalizers().iter().any(|one| one == DRAIN_FINALIZER)
+            })
             .collect()
     }
 

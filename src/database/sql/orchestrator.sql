@@ -97,5 +97,37 @@ $$;
 grant select, insert, update, delete on
   weft.saga_partition, weft.saga_definition, weft.saga_count, weft.saga_instance, weft.saga_event
 to {app};
+
+-- Which store this is: a part of what its orchestrator is called at a broker, so that two clusters do not share a consumer. It
+-- is restored with the rest.
+create table weft.saga_store (id uuid not null default gen_random_uuid());
+insert into weft.saga_store default values;
+
+-- How far the events that start sagas are read, by stream: all before `next` are handled. `stream_created` is what the server
+-- says; a stream that is made again counts from 1.
+create table weft.saga_start (
+  saga text not null,
+  service text not null,
+  event_type text not null,
+  stream text not null,
+  stream_created text not null,
+  next bigint not null,
+  primary key (saga, service, event_type, stream)
+);
+
+-- Events that can never start their saga, for a month.
+create table weft.saga_dead_start (
+  saga text not null,
+  stream text not null,
+  sequence bigint not null,
+  subject text not null,
+  event_id text,
+  reason text not null,
+  at timestamptz not null default clock_timestamp(),
+  primary key (saga, stream, sequence)
+);
+
+grant select on weft.saga_store to {app};
+grant select, insert, update, delete on weft.saga_start, weft.saga_dead_start to {app};
 revoke execute on all functions in schema weft from public;
 grant execute on function weft.saga_rotate(interval) to {app};

@@ -4,6 +4,7 @@
 //! a definition or a rejection, and the status) and `OrchestratorController` (children: Deployment, Service, ConfigMap,
 //! database, …; no status of its own, the Sagas report).
 
+mod drain;
 mod observe;
 mod plan;
 mod status;
@@ -92,7 +93,7 @@ pub struct Start {
 pub struct Orchestrator {
     pub namespace: String,
     pub name: String,
-    /// Sorted by name; those being deleted are left out. Each owns the children.
+    /// Sorted by name; those that drain among them. Each owns the children.
     pub members: Vec<Member>,
     /// Sagas that the contract defines and that cannot be read: each owns the children too.
     pub unreadable: Vec<OwnerReference>,
@@ -189,7 +190,19 @@ impl Driven for Controller {
     }
 
     fn is_being_deleted(object: &Saga) -> bool {
-        object.metadata.deletion_timestamp.is_some()
+        object.metadata.deletion_timestamp.is_some() && !drain::has_finalizer(object)
+    }
+
+    async fn finalize(
+        context: &Context,
+        key: &Key,
+        object: &Saga,
+        observed: &Observed,
+        planned: &Result<Defined, Rejection>,
+    ) -> Result<bool, RequestError> {
+        let Some(change) = drain::change(object, observed, planned) else { return Ok(false) };
+        drain::write(context, key, object, change).await?;
+        Ok(change == drain::Change::Remove)
     }
 
     fn children(_planned: &Defined) -> &Plan {

@@ -6,16 +6,17 @@ use kube::ResourceExt;
 
 use super::{
     Defined, Observed,
+    drain::{is_draining, waits_for},
     plan::{api_url, stage},
 };
 use crate::{
-    api::v1alpha1::{Saga, SagaStatus, StuckSaga},
+    api::v1alpha1::{Saga, SagaStatus, StartOn, StuckSaga},
     contract::status::{SagaCounts, StuckInstance},
     controllers::{
         database::status as database_status,
         resources::{outcome::Applied, plan::Rejection, reason::Reason},
         status::{
-            conditions::{ACCEPTED, Conditions, DATABASE_READY, STUCK, Truth},
+            conditions::{ACCEPTED, Conditions, DATABASE_READY, DELETING, START_EVENT_SEEN, STUCK, Truth},
             progress::{self, Finding, Progress, not_applied, not_rolled_out, set_foreign},
         },
     },
@@ -27,10 +28,21 @@ pub fn status(object: &Saga, observed: &Observed, planned: &Result<Defined, Reje
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     let counts = observed.orchestrator.status.as_ref().and_then(|status| status.sagas.get(&name));
     let mut conditions = Conditions::new(&previous.conditions, object.metadata.generation, now);
-    progress(object, observed, planned, &applied, counts).set(&mut conditions);
+    let deleting = is_draining(object).then(|| waits_for(object, observed, planned)).flatten();
+    match &deleting {
+        Some(Finding { reason, message, .. }) => Progress::Waiting(*reason, message.clone()),
+        None => progress(object, observed, planned, &applied, counts),
+    }
+    .set(&mut conditions);
     accepted(planned, &applied, counts).set(ACCEPTED, &mut conditions);
     database(observed).set(DATABASE_READY, &mut conditions);
     stuck(observed, counts).set(STUCK, &mut conditions);
+    if let Some(seen) = start_event(object, counts) {
+        seen.set(START_EVENT_SEEN, &mut conditions);
+    }
+    if let Some(deleting) = &deleting {
+        deleting.set(DELETING, &mut conditions);
+    }
     set_foreign(&applied, &mut conditions);
     let conditions = conditions.finish();
     let status = SagaStatus {
@@ -59,6 +71,7 @@ fn numbers(status: SagaStatus, counts: &SagaCounts) -> SagaStatus {
         completed: count(counts.completed),
         compensated: count(counts.compensated),
         stuck: count(counts.stuck),
+        dead_starts: count(counts.start.as_ref().map_or(0, |start| start.dead)),
         stuck_instances: counts.stuck_instances.iter().take(10).map(stuck_saga).collect(),
         ..status
     }
@@ -156,6 +169,24 @@ fn stuck(observed: &Observed, counts: Option<&SagaCounts>) -> Finding {
     let waits =
         if counts.stuck == 1 { "1 instance waits".to_owned() } else { format!("{} instances wait", counts.stuck) };
     Finding::new(true, Reason::InstancesStuck, format!("{waits} for a person{oldest}"))
+}
+
+/// `StartEventSeen`: whether the event exists by which the Saga starts. A service that has just begun has emitted none yet, so
+/// this is no error.
+fn start_event(object: &Saga, counts: Option<&SagaCounts>) -> Option<Finding> {
+    let start = object.spec.start_on.as_ref()?;
+    let report = counts?.start.as_ref()?;
+    let StartOn { service, event } = start;
+    if report.seen? {
+        return Some(Finding::new(true, Reason::Found, format!("`{service}` has published events of type `{event}`")));
+    }
+    let types: Vec<_> = report.types.iter().map(|known| format!("`{known}`")).collect();
+    let others = match types.as_slice() {
+        [] => "it has published no other type either".to_owned(),
+        types => format!("those that the stream has are {}", types.join(", ")),
+    };
+    let message = format!("`{service}` has published no event of type `{event}` yet; {others}");
+    Some(Finding::new(false, Reason::NoSuchEvent, message))
 }
 
 #[cfg(test)]

@@ -8,7 +8,8 @@ use super::{
     *,
 };
 use crate::{
-    contract::status::OrchestratorStatus,
+    api::v1alpha1::StartOn,
+    contract::status::{OrchestratorStatus, StartReport},
     controllers::{
         fixtures::{self, job, message, microservice, now, ready, refused, saga, settings, summaries},
         resources::{
@@ -162,4 +163,39 @@ fn a_rejected_saga_says_which_version_runs() {
     // one that was never good has none
     counts(&mut observed).version.clear();
     assert!(!accepted(&observed).contains("last good"));
+}
+
+#[test]
+fn a_deleted_saga_says_what_it_waits_for() {
+    let (mut object, mut observed) = settled();
+    object.metadata.finalizers = Some(vec!["weft.dev/drain".to_owned()]);
+    object.metadata.deletion_timestamp = Some(Time(now()));
+    counts(&mut observed).draining = true;
+    let conditions = status_of(&object, &observed).conditions;
+    assert_eq!(summaries(&conditions)[0], "Ready=False Draining");
+    assert!(message(&conditions, "Deleting").starts_with("3 instances are left"), "{conditions:?}");
+}
+
+#[test]
+fn an_event_that_was_never_seen_is_said_and_hinders_nothing() {
+    let (mut object, mut observed) = settled();
+    let planned = define(&object, &observed);
+    object.spec.start_on = Some(StartOn { service: "orders".to_owned(), event: "OrderCreatd".to_owned() });
+    let report = |seen, types: &[&str]| {
+        let types = types.iter().map(|&one| one.to_owned()).collect();
+        Some(StartReport { seen, types, dead: 2 })
+    };
+    let mut said = |start| {
+        counts(&mut observed).start = start;
+        let status = status(&object, &observed, &planned, now());
+        assert_eq!(summaries(&status.conditions)[0], "Ready=True Ready");
+        let found = status.conditions.iter().find(|one| one.type_ == "StartEventSeen");
+        (found.map(|one| (one.status.clone(), one.reason.clone(), one.message.clone())), status.dead_starts)
+    };
+    assert_eq!(said(None), (None, 0));
+    assert_eq!(said(report(None, &[])), (None, 2), "subjects do not say the type");
+    let sentence = "`orders` has published no event of type `OrderCreatd` yet; those that the stream has are `OrderCreated`, `OrderPaid`";
+    let unseen = Some(("False".to_owned(), "NoSuchEvent".to_owned(), sentence.to_owned()));
+    assert_eq!(said(report(Some(false), &["OrderCreated", "OrderPaid"])), (unseen, 2));
+    assert_eq!(said(report(Some(true), &[])).0.unwrap().0, "True");
 }

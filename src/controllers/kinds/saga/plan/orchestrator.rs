@@ -17,7 +17,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::util::intstr::IntOrString,
 };
-use kube::core::ObjectMeta;
+use kube::{ResourceExt, core::ObjectMeta};
 
 use crate::{
     api::v1alpha1::{Postgres, Retention},
@@ -26,7 +26,7 @@ use crate::{
         database::{self, APP_PASSWORD, Stage, Wanted},
         kinds::{
             outbox_relay,
-            saga::{Defined, Orchestrator, OrchestratorObserved},
+            saga::{Defined, Member, Orchestrator, OrchestratorObserved, drain::is_draining},
         },
         render::{
             broker, milliseconds, network,
@@ -74,7 +74,7 @@ pub fn orchestrator(
         });
     }
     let exists = observed.deployment.is_some() || observed.database.server.is_some();
-    if !exists && object.unreadable.is_empty() && object.members.iter().all(|member| member.defined.is_none()) {
+    if !exists && object.unreadable.is_empty() && !object.members.iter().any(is_startable) {
         return Ok(Plan::default());
     }
     let storage = database::storage(observed.database.server.as_ref());
@@ -94,6 +94,10 @@ pub fn orchestrator(
     plan.children.extend(children);
     plan.retained.extend(retained);
     Ok(Plan { recheck_in, ..plan })
+}
+
+fn is_startable(member: &Member) -> bool {
+    member.defined.is_some() && !is_draining(&member.saga)
 }
 
 /// How far the set-up of the database of orchestrator `name` has come.
@@ -151,6 +155,7 @@ fn contract(
         sagas.sort_by(|a, b| a.name.cmp(&b.name));
         starts.sort_by(|a, b| a.saga.cmp(&b.saga));
     }
+    let draining = object.members.iter().filter(|member| is_draining(&member.saga));
     contract::Orchestrator {
         name: object.name.clone(),
         namespace: object.namespace.clone(),
@@ -163,6 +168,7 @@ fn contract(
         },
         retention_ms: retention_ms(object),
         sagas,
+        draining: draining.map(|member| member.saga.name_any()).collect(),
         starts,
     }
 }

@@ -1,5 +1,7 @@
 use std::{path::Path, sync::Arc};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
 use super::{check_broker, define, orchestrator};
 use crate::{
     api::v1alpha1::{EventFormat, Saga},
@@ -345,4 +347,23 @@ fn another_operator_or_another_saga_restarts_nothing() {
 fn its_pods_keep_to_pod_security_restricted() {
     let plan = orchestrator(&two_sagas(), &settled(&two_sagas()), &settings()).unwrap();
     fixtures::assert_restricted(&find(&plan, "Deployment/default-orchestrator")["spec"]["template"]["spec"]);
+}
+
+#[test]
+fn a_saga_that_is_being_deleted_drains_and_owns_the_orchestrator_until_then() {
+    let mut object = two_sagas();
+    let before = orchestrator(&object, &settled(&object), &settings_with_broker()).unwrap();
+    let mut deleted = create_order();
+    deleted.metadata.finalizers = Some(vec!["weft.dev/drain".to_owned()]);
+    deleted.metadata.deletion_timestamp = Some(Time(fixtures::now()));
+    object.members[1] = member(deleted, &observed());
+    assert!(object.members[1].defined.is_some());
+    let after = orchestrator(&object, &settled(&object), &settings_with_broker()).unwrap();
+    let contract = |plan| find(plan, "ConfigMap/default-orchestrator")["data"]["orchestrator.yaml"].to_string();
+    assert!(!contract(&before).contains("draining") && contract(&after).contains("draining:\\n- create-order"));
+    let deployment = |plan| find(plan, "Deployment/default-orchestrator");
+    assert_eq!(deployment(&before), deployment(&after));
+    // nothing is made for it
+    let nothing = orchestrator(&object, &OrchestratorObserved::default(), &settings_with_broker()).unwrap();
+    assert!(nothing.children.is_empty());
 }
