@@ -5,10 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 
-use crate::{
-    broker, controllers::operator, crds, database, domain::saga::expression::EVALUATION_STACK, output, relay, saga,
-    shutdown::Shutdown, telemetry,
-};
+use crate::{broker, controllers::operator, crds, database, output, relay, saga, shutdown::Shutdown, telemetry};
 
 /// A database per service, reliable events, and transactions across services, on Kubernetes.
 #[derive(Debug, Parser)]
@@ -135,6 +132,7 @@ where
     R: Future<Output = anyhow::Result<()>>,
 {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    let runtime = runtime.enable_all().thread_stack_size(EVALUATION_STACK).build().context("starting the runtime")?;
+    let runtime =
+        runtime.enable_all().thread_stack_size(saga::EVALUATION_STACK).build().context("starting the runtime")?;
     runtime.block_on(async { run(Shutdown::on_signal()?).await })
 }

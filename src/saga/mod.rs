@@ -33,6 +33,7 @@ mod writer;
 
 use std::path::PathBuf;
 
+pub use crate::domain::saga::expression::EVALUATION_STACK;
 use crate::shutdown::Shutdown;
 
 /// Run the orchestrator (`--config`, or `run`), and list, show, start and repair sagas.
