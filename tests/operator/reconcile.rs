@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use weft::{
-    api::v1alpha1::{Microservice, OutboxRelay},
+    api::v1alpha1::{Microservice, OutboxRelay, Saga},
     contract::status::RelayStatus,
     controllers::{
         kinds::reconcile,
@@ -374,4 +374,45 @@ async fn a_changed_contract_is_read_at_once() {
     let asked = server.asked();
     let told = asked.iter().find(|asked| asked.line() == "PATCH pods/orders-1").expect("the pod is told");
     assert!(told.body["metadata"]["annotations"]["weft.dev/contract-version"].is_string(), "{}", told.body);
+}
+
+/// A Saga in the form of its type, accepted beside [`microservice`].
+fn saga(metadata: &Value) -> Saga {
+    let mut object = json!({
+        "apiVersion": "weft.dev/v1alpha1", "kind": "Saga",
+        "metadata": {"name": "create-order", "namespace": "shop", "uid": "uid-saga", "generation": 1, "resourceVersion": "1"},
+        "spec": {"steps": [{"name": "act", "do": {"service": "orders", "command": "Act"}, "undo": {"none": true}}]},
+    });
+    for (name, value) in metadata.as_object().unwrap() {
+        object["metadata"][name] = value.clone();
+    }
+    serde_json::from_value(object).unwrap()
+}
+
+#[tokio::test]
+async fn a_saga_gets_its_finalizer_once_and_loses_it_when_it_is_deleted_by_force() {
+    let service =
+        microservice(&json!({"image": "shop/orders:1", "ports": [{"name": "http", "port": 80, "protocol": "http"}],
+        "commands": {"Act": {"http": {"path": "/act"}}}}));
+    let key = Key::new(ObjectKind::Saga, "shop", "create-order");
+    let with_finalizer = json!({"finalizers": ["weft.dev/drain"], "resourceVersion": "2"});
+    let deleted = json!({"finalizers": ["weft.dev/drain"], "deletionTimestamp": "2026-01-02T03:04:05Z",
+        "annotations": {"weft.dev/force-delete": "true"}, "resourceVersion": "3"});
+    for (metadata, finalizers) in
+        [(json!({}), Some(json!(["weft.dev/drain"]))), (with_finalizer, None), (deleted, Some(json!([])))]
+    {
+        let server = Server::default();
+        let context = context(&server);
+        context.store().set(service.clone());
+        context.store().set(saga(&metadata));
+        reconcile(&context, &key).await;
+        let asked = server.asked();
+        let written = asked.iter().find(|asked| asked.line() == "PATCH sagas/create-order");
+        assert_eq!(written.map(|asked| asked.body["metadata"]["finalizers"].clone()), finalizers, "{metadata}");
+        assert!(written.is_none_or(|asked| asked.body["metadata"]["uid"] == "uid-saga"));
+        // nothing is reported on one that is gone
+        let is_gone = finalizers == Some(json!([]));
+        let lines: Vec<_> = asked.iter().map(Asked::line).collect();
+        assert_eq!(lines.iter().any(|line| line.ends_with("/status")), !is_gone, "{lines:?}");
+    }
 }
