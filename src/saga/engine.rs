@@ -4,12 +4,12 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
@@ -170,14 +170,10 @@ struct Prepared {
 }
 
 impl Prepared {
-    /// What [`Compiled::body`] makes; not on the threads that everything else needs, when that may take long.
+    /// What [`Compiled::body`] makes.
     async fn body(&self, phase: Phase) -> Result<String, String> {
-        if !self.compiled.is_heavy(phase) {
-            return self.compiled.body(phase, &self.facts);
-        }
         let (compiled, facts) = (Arc::clone(&self.compiled), Arc::clone(&self.facts));
-        let made = tokio::task::spawn_blocking(move || compiled.body(phase, &facts)).await;
-        made.unwrap_or_else(|_panicked| Err(INTERPRETER_FAULT.to_owned()))
+        evaluate(self.compiled.is_heavy(phase, facts.length()), move || compiled.body(phase, &facts)).await
     }
 }
 
@@ -629,14 +625,32 @@ impl Instance {
     }
 }
 
-/// As [`Compiled::check_input`], not on the threads that everything else needs when that may take long.
+/// As [`Compiled::check_input`].
 async fn check_input(compiled: &Arc<Compiled>, input: &Json) -> Result<(), String> {
-    if !compiled.has_heavy() {
-        return compiled.check_input(input);
+    let (of, input) = (Arc::clone(compiled), input.clone());
+    evaluate(compiled.has_heavy(input.as_str().len()), move || of.check_input(&input)).await
+}
+
+/// Evaluations that may take long run one at a time: each may need 100 MiB, and hundreds of busy threads would delay those that
+/// renew the lease and answer the probes.
+static EVALUATIONS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(1)));
+
+/// Evaluates expressions; not on the threads that everything else needs, when that may take long.
+async fn evaluate<T: Send + 'static>(
+    long: bool,
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    if !long {
+        return work();
     }
-    let (compiled, input) = (Arc::clone(compiled), input.clone());
-    let checked = tokio::task::spawn_blocking(move || compiled.check_input(&input)).await;
-    checked.unwrap_or_else(|_panicked| Err(INTERPRETER_FAULT.to_owned()))
+    // acquiring fails only when the semaphore is closed, and it never is
+    let permit = Arc::clone(&EVALUATIONS).acquire_owned().await;
+    let work = move || {
+        // held by the thread: the caller may have given up
+        let _permit = permit;
+        work()
+    };
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_panicked| Err(INTERPRETER_FAULT.to_owned()))
 }
 
 /// Converts the stored deadline to this process's monotonic clock. A wall clock that jumped between two processes can

@@ -128,8 +128,8 @@ pub mod codes {
     pub const ATTEMPTS: &str = "AttemptsExhausted";
     /// A person cancelled the saga.
     pub const CANCELLED: &str = "Cancelled";
-    /// An expression in `with` could not be evaluated.
-    pub const EXPRESSION: &str = "InvalidExpression";
+    /// An expression in `with` has no value, so nothing was sent. A participant cannot give this code: its own have no `/`.
+    pub const EXPRESSION: &str = "weft/InvalidExpression";
 }
 
 /// Set when an operation that must succeed does not.
