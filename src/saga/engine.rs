@@ -191,7 +191,8 @@ pub(super) struct Engine {
     pub(super) queue: Queue,
     pub(super) catalogue: Catalogue,
     transport: Transport,
-    /// Evaluations that may take long, one at a time.
+    /// Evaluations that may take long, one at a time: each may need 100 MiB, and many busy threads would delay those that renew
+    /// the lease and answer the probes.
     evaluations: Arc<Semaphore>,
     pub(super) lease: Lease,
     pub(super) kept: Kept,
@@ -243,7 +244,7 @@ impl Engine {
             return Err(EngineError::Congested(waiting));
         }
         let (of, checked) = (Arc::clone(&compiled), input.clone());
-        let check = self.evaluate(compiled.has_heavy(), move || of.check_input(&checked)).await;
+        let check = self.evaluate(compiled.has_heavy(input.as_str().len()), move || of.check_input(&checked)).await;
         check.map_err(EngineError::UnusableInput)?;
         let id = key.map_or_else(Uuid::now_v7, |key| key.id(saga));
         if matches!(key, Some(Key::Request(_))) {
@@ -501,7 +502,10 @@ impl Engine {
         let compiled = &prepared.compiled;
         let (call, timeout_ms) = command.at.call(&compiled.definition)?;
         let (of, facts) = (Arc::clone(compiled), Arc::clone(&prepared.facts));
-        let body = match self.evaluate(compiled.is_heavy(command.at), move || of.body(command.at, &facts)).await {
+        let body = match self
+            .evaluate(compiled.is_heavy(command.at, prepared.facts.length()), move || of.body(command.at, &facts))
+            .await
+        {
             Ok(body) => body,
             Err(why) => return Some(answer::failure(codes::EXPRESSION, &why)),
         };

@@ -616,7 +616,7 @@ async fn an_input_that_no_call_can_use_starts_nothing() {
 
     // what is read after the pivot, too: `ship` doubles the total, which is absent
     let view = orchestrator.to_its_end("order", &json!({"orderId": "o-1"})).await;
-    assert_eq!((&view["failure"]["step"], &view["failure"]["code"]), (&json!("charge"), &json!("InvalidExpression")));
+    assert_eq!((&view["failure"]["step"], &view["failure"]["code"]), (&json!("charge"), &json!("weft/InvalidExpression")));
     assert_eq!(
         world.participant.effects(&id(&view)),
         ["reserve do", "pack do", "pack undo", "reserve undo", "onCompensated do"]

@@ -59,6 +59,10 @@ pub enum Refusal {
     NotStuck,
     #[error("no attempt has failed, so there is nothing to retry")]
     NothingToRetry,
+    #[error(
+        "an expression of its step has no value for what is recorded, and never will have: do by hand what the step does, then skip it"
+    )]
+    NoValue,
     #[error("it is already being compensated")]
     Compensating,
     #[error("it is past its point of no return (its pivot), so it can only go forward")]
@@ -118,6 +122,10 @@ pub fn decide(definition: &Definition, state: &mut State, event: &Event, moment:
             Decision::Ignored
         }),
         Event::Failed { at, attempt, code, message, note: _ } => Ok(if current(state, *at, *attempt) {
+            if code == codes::EXPRESSION {
+                // an expression that has no value now had none at any attempt: none was sent
+                state.attempt = 1;
+            }
             Decision::Recorded(failed(definition, state, code, message, moment))
         } else {
             Decision::Ignored
@@ -200,6 +208,7 @@ fn again(state: &mut State, after_ms: u64) -> Option<Command> {
 fn failed(definition: &Definition, state: &mut State, code: &str, message: &str, moment: Moment) -> Option<Command> {
     if let Phase::Undo(index) = state.phase
         && definition.pivot() == Some(index)
+        && code != codes::EXPRESSION
     {
         return pivot_happened(state, index);
     }
@@ -314,6 +323,9 @@ fn deadline(definition: &Definition, state: &mut State) -> Decision {
 fn retry(state: &mut State, after: u32) -> Result<Decision, Refusal> {
     if state.phase.is_end() {
         return Err(Refusal::Ended);
+    }
+    if state.stuck.as_ref().is_some_and(|stuck| stuck.message == codes::EXPRESSION) {
+        return Err(Refusal::NoValue);
     }
     state.attempt = state.attempt.max(after);
     if state.stuck.is_none() && state.attempt == 1 {

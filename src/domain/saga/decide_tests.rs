@@ -316,3 +316,19 @@ fn a_retry_needs_a_failed_attempt() {
     let run = Run::new().unknown().unknown().event(Event::Retry { after: 3 }).unknown().unknown();
     assert_eq!(run.state.phase, Phase::Do(0), "a retry begins a new allowance of attempts");
 }
+
+#[test]
+fn a_step_whose_expression_has_no_value_was_never_sent() {
+    let fail = |run: Run| {
+        let (at, attempt) = run.at();
+        run.event(Event::Failed { at, attempt, code: codes::EXPRESSION.into(), message: "no".into(), note: None })
+    };
+    // another process evaluates it first, after a recovery that counts an attempt
+    let mut run = Run::new().ok().ok();
+    recover(&mut run.state);
+    assert_eq!(fail(run).undone(), [Phase::Undo(0), Phase::Notify]);
+    // after the pivot it can only be skipped
+    let mut run = fail(Run::new().times(4, Run::ok));
+    assert_eq!(run.try_event(Event::Retry { after: 1 }), Err(Refusal::NoValue));
+    assert_eq!(run.event(Event::Skip).state.status(), Status::Completed);
+}

@@ -4,11 +4,13 @@
 //! `step`, `code`, `reason`, `message`. A step whose name holds a dash is written `steps["reserve-credit"].reply`.
 //! Integers of the JSON are CEL `int`s, other numbers are `double`s.
 
+use std::borrow::Cow;
+
 use cel::{
     Context, Program,
     common::ast::{Expr, LiteralValue},
 };
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{
     definition::Call,
@@ -18,6 +20,9 @@ use super::{
 
 /// A longer expression is refused: it is code, and code belongs in a service.
 pub const MAX_LENGTH: usize = 1_000;
+
+/// Longest body of a call, in bytes.
+pub const MAX_BODY: usize = 4 * 1024 * 1024;
 
 /// Maximum nesting depth of the tree: the interpreter needs about 40 kB of stack for each level, and as much for what charges it.
 const MAX_DEPTH: usize = 32;
@@ -42,6 +47,8 @@ pub enum ExpressionError {
     Refused(String),
     #[error("cannot be evaluated: {0}")]
     Evaluate(String),
+    #[error("with.{0} makes the body longer than {MAX_BODY} bytes")]
+    BodyTooLong(String),
 }
 
 /// The values of the variables in one evaluation.
@@ -94,11 +101,18 @@ impl Expression {
         Ok(Self(form))
     }
 
+    #[cfg(test)]
     pub fn evaluate(&self, scope: Scope<'_>) -> Result<Value, ExpressionError> {
+        meter::begin();
+        self.find(scope).map(Cow::into_owned)
+    }
+
+    /// Within what is left of the budget.
+    fn find<'v>(&'v self, scope: Scope<'v>) -> Result<Cow<'v, Value>, ExpressionError> {
         match &self.0 {
-            Form::Constant(value) => Ok(value.clone()),
-            Form::Path(path) => follow(path, scope).cloned(),
-            Form::Program(program) => interpret(program, scope),
+            Form::Constant(value) => Ok(Cow::Borrowed(value)),
+            Form::Path(path) => follow(path, scope).map(Cow::Borrowed),
+            Form::Program(program) => interpret(program, scope).map(Cow::Owned),
         }
     }
 }
@@ -137,27 +151,52 @@ impl Body {
         Ok(Self(members.collect::<Result<_, _>>()?))
     }
 
-    /// Whether it reads the reply of no other steps than those.
-    pub fn reads_only(&self, steps: impl Fn(&str) -> bool) -> bool {
-        self.0.iter().all(|(_, expression)| expression.steps().all(&steps))
-    }
-
     /// Whether it may take so long that it belongs onto a thread of its own.
     pub fn is_heavy(&self) -> bool {
         self.0.iter().any(|(_, expression)| expression.is_heavy())
     }
 
-    /// The JSON object to send; the error names the member.
-    pub fn evaluate(&self, scope: Scope<'_>) -> Result<Value, ExpressionError> {
-        let mut body = Map::new();
-        for (name, expression) in &self.0 {
-            let value = expression.evaluate(scope).map_err(|error| match error {
+    /// The text of the JSON object to send; the error names the member. All members together have one budget.
+    pub fn evaluate(&self, scope: Scope<'_>) -> Result<String, ExpressionError> {
+        let mut text = Vec::from(*b"{");
+        self.each(
+            scope,
+            |_| true,
+            |name, value| {
+                if text.len() > 1 {
+                    text.push(b',');
+                }
+                // writing strings and JSON into memory cannot fail
+                let _ = serde_json::to_writer(&mut text, name);
+                text.push(b':');
+                let _ = serde_json::to_writer(&mut text, value);
+                if text.len() > MAX_BODY { Err(ExpressionError::BodyTooLong(name.to_owned())) } else { Ok(()) }
+            },
+        )?;
+        text.push(b'}');
+        Ok(String::from_utf8(text).unwrap_or_default())
+    }
+
+    /// Evaluates the members that read the reply of no other steps than those.
+    pub fn check(&self, scope: Scope<'_>, steps: impl Fn(&str) -> bool) -> Result<(), ExpressionError> {
+        self.each(scope, steps, |_, _| Ok(()))
+    }
+
+    fn each(
+        &self,
+        scope: Scope<'_>,
+        steps: impl Fn(&str) -> bool,
+        mut found: impl FnMut(&str, &Value) -> Result<(), ExpressionError>,
+    ) -> Result<(), ExpressionError> {
+        meter::begin();
+        for (name, expression) in self.0.iter().filter(|(_, expression)| expression.steps().all(&steps)) {
+            let value = expression.find(scope).map_err(|error| match error {
                 ExpressionError::Evaluate(why) => ExpressionError::Evaluate(format!("with.{name}: {why}")),
                 other => other,
             })?;
-            body.insert(name.clone(), value);
+            found(name, &value)?;
         }
-        Ok(Value::Object(body))
+        Ok(())
     }
 }
 
@@ -257,10 +296,13 @@ fn interpret(metered: &Metered, scope: Scope<'_>) -> Result<Value, ExpressionErr
         for (place, path) in metered.paths.iter().enumerate() {
             // what is absent is an error only where it is needed
             if let Ok(value) = follow(path, scope) {
+                // it is copied whether or not it is needed
+                if !meter::spend(value) {
+                    return Err(ExpressionError::Evaluate(meter::too_many()));
+                }
                 context.add_variable_from_value(meter::variable(place), meter::to_cel(value));
             }
         }
-        meter::begin();
         let value = context.resolve(&metered.expression);
         let value = value.map_err(|error| ExpressionError::Evaluate(meter::sentence(&error, metered)))?;
         value.json().map_err(|_| ExpressionError::Evaluate("the result has no JSON form".to_owned()))

@@ -70,8 +70,8 @@ pub fn lint(spec: &Spec) -> Vec<Finding> {
     if spec.deadline_ms == 0 {
         findings.add("spec.deadline", "0s leaves no time for any step; give a duration such as `5m`");
     }
-    if let Some(Err(why)) = spec.input.as_ref().map(Schema::compile) {
-        findings.add("spec.input", why);
+    if let Some(Err(error)) = spec.input.as_ref().map(Schema::compile) {
+        findings.add("spec.input", error.to_string());
     }
     if spec.steps.is_empty() {
         findings.add("spec.steps", "a saga without steps does nothing; give at least one step");

@@ -89,7 +89,7 @@ fn the_input_s_schema_is_one_and_lists_what_is_read() {
     described.input = Some(schema.clone());
     assert_eq!(lint(&described), []);
     let message = finding(|spec| spec.input = Some(serde_json::json!({"type": "objekt"})));
-    assert!(message.starts_with("spec.input: is no JSON Schema at /type"), "{message}");
+    assert!(message.starts_with("spec.input: is not a JSON Schema: /type"), "{message}");
     let message = finding(|spec| {
         spec.input = Some(schema);
         spec.steps[1].action = with("input.total + 1");

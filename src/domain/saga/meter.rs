@@ -59,6 +59,23 @@ thread_local! {
     static LEFT: Cell<usize> = const { Cell::new(0) };
 }
 
+/// Charges for a copy of `value`; false when the budget is used up.
+pub(super) fn spend(value: &serde_json::Value) -> bool {
+    use serde_json::Value;
+    let cost = match value {
+        Value::String(text) => 1 + text.len() / 16,
+        Value::Array(items) => return items.iter().all(spend) && take(1),
+        Value::Object(members) => return members.iter().all(|(name, value)| take(1 + name.len() / 16) && spend(value)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => 1,
+    };
+    take(cost)
+}
+
+fn take(cost: usize) -> bool {
+    LEFT.set(LEFT.get().saturating_sub(cost));
+    !is_used_up()
+}
+
 /// Begins an evaluation in this thread.
 pub(super) fn begin() {
     LEFT.set(BUDGET);
@@ -71,8 +88,7 @@ pub(super) fn is_used_up() -> bool {
 
 /// The function [`CHARGE`].
 pub(super) fn charge(value: Cel) -> Result<Cel, ExecutionError> {
-    LEFT.set(LEFT.get().saturating_sub(size(&value)));
-    if is_used_up() { Err(ExecutionError::function_error(CHARGE, "")) } else { Ok(value) }
+    if take(size(&value)) { Ok(value) } else { Err(ExecutionError::function_error(CHARGE, "")) }
 }
 
 fn size(value: &Cel) -> usize {
@@ -189,13 +205,15 @@ fn charged(node: IdedExpr) -> IdedExpr {
     IdedExpr { id, expr: Expr::Call(CallExpr { func_name: CHARGE.to_owned(), target: None, args: vec![node] }) }
 }
 
+pub(super) fn too_many() -> String {
+    format!("it takes more than {BUDGET} steps on these values; leave what needs so many to the service, or send less")
+}
+
 /// What an error of the interpreter is about, without any value: those must not get into logs, status and history.
 pub(super) fn sentence(error: &ExecutionError, metered: &Metered) -> String {
     use ExecutionError as E;
     if is_used_up() {
-        return format!(
-            "it takes more than {BUDGET} steps on these values; leave what needs so many to the service, or send less"
-        );
+        return too_many();
     }
     let of = Cel::type_of;
     match error {

@@ -130,8 +130,8 @@ pub mod codes {
     pub const CANCELLED: &str = "Cancelled";
     /// A job that was accepted (202) has failed, and its status names no code.
     pub const JOB: &str = "JobFailed";
-    /// An expression in `with` could not be evaluated.
-    pub const EXPRESSION: &str = "InvalidExpression";
+    /// An expression in `with` has no value, so nothing was sent. A participant cannot give this code: its own have no `/`.
+    pub const EXPRESSION: &str = "weft/InvalidExpression";
 }
 
 /// Set when an operation that must succeed does not.
