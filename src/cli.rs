@@ -35,6 +35,12 @@ enum Command {
         #[arg(long)]
         dir: Option<PathBuf>,
     },
+    /// Remove the finalizers of Sagas, which only an operator would: the last step of an uninstallation
+    ReleaseSagas {
+        /// Only in these namespaces
+        #[arg(long, value_delimiter = ',')]
+        namespaces: Vec<String>,
+    },
     /// Print a completion script for your shell
     Completion { shell: clap_complete::Shell },
 }
@@ -76,6 +82,9 @@ impl Cli {
                 output::answer(&String::from_utf8_lossy(&script)).context("writing the completion script")
             }
             Command::Crds { dir } => crds::write(dir.as_deref()).context("writing the custom resource definitions"),
+            Command::ReleaseSagas { namespaces } => {
+                on_runtime(async move |_| operator::release_sagas(&namespaces).await)
+            }
             Command::Operator(args) => on_runtime(|shutdown| operator::run(*args, shutdown)),
             Command::Relay(args) => on_runtime(|shutdown| relay::run(args, shutdown)),
             Command::Broker(command) => on_runtime(|_| broker::run(command)),
@@ -91,7 +100,7 @@ impl Command {
         match self {
             Self::Broker(_) | Self::Crds { .. } | Self::Completion { .. } => true,
             Self::Saga(args) => args.is_for_people(),
-            Self::Operator(_) | Self::Relay(_) | Self::Database(_) => false,
+            Self::Operator(_) | Self::Relay(_) | Self::Database(_) | Self::ReleaseSagas { .. } => false,
         }
     }
 }

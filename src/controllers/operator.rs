@@ -151,6 +151,12 @@ struct Operator {
     status: watch::Sender<OperatorStatus>,
 }
 
+/// Removes the finalizers of the Sagas of these namespaces (of all, if none is given), for after the operator's end.
+pub async fn release_sagas(namespaces: &[String]) -> anyhow::Result<()> {
+    let config = Config::infer().await.context("finding the cluster: neither in a pod nor with a kubeconfig")?;
+    kinds::saga::drain::release_all(&Client::try_from(config)?, namespaces).await
+}
+
 pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     let Args {
         namespaces,

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use axum::http::Method;
 use k8s_openapi::api::events::v1::Event;
 use kube::api::ListParams;
-use serde_json::json;
+use serde_json::{Value, json};
 use weft::api::v1alpha1::{Microservice, Saga, SagaStatus};
 
 use crate::harness::{Company, Scenario, microservice, saga, scenario};
@@ -43,9 +43,11 @@ async fn saga_gets_stuck_loudly() {
         in_a_metric(world).await?;
 
         world.http(Method::DELETE, "services/travel:8080", "/switches/fail-undo", None).await?.ok()?;
+        a_mistake_stops_nothing(world, &trip).await?;
         let id = &status.stuck_instances.first().context("status.stuckInstances is empty")?.id;
         world.http(Method::POST, ORCHESTRATOR, &format!("/sagas/trip/{id}/retry"), None).await?.ok()?;
-        mended(world).await
+        mended(world, id).await?;
+        deleted(world).await
     })
     .await;
 }
@@ -91,17 +93,42 @@ async fn in_a_metric(world: &Scenario) -> Result<()> {
         .await
 }
 
-async fn mended(world: &Scenario) -> Result<()> {
+/// An edit with a mistake in it: new instances start with the last good version.
+async fn a_mistake_stops_nothing(world: &Scenario, trip: &Value) -> Result<()> {
+    let mut wrong = trip.clone();
+    wrong["spec"]["steps"][0]["do"]["command"] = json!("Akt");
+    world.apply(&wrong).await?;
+    let condition = world.says::<Saga>("trip", "Accepted", "False", 30).await?;
+    ensure!(condition.message.contains("start with the last good version"), "{}", condition.message);
+    world.http(Method::POST, ORCHESTRATOR, "/sagas/trip", Some(json!({}))).await?.ok()?;
+    world.apply(trip).await?;
+    world.says::<Saga>("trip", "Accepted", "True", 30).await?;
+    Ok(())
+}
+
+/// A Saga whose instances have ended goes at once.
+async fn deleted(world: &Scenario) -> Result<()> {
+    world.delete::<Saga>("trip").await?;
+    world
+        .until("the Saga is gone", Duration::from_secs(60), async || {
+            Ok(world.get::<Saga>("trip").await?.is_none().then_some(()))
+        })
+        .await
+}
+
+async fn mended(world: &Scenario, id: &str) -> Result<()> {
     world
         .until("the saga is compensated", Duration::from_mins(1), async || {
             let status = world.get::<Saga>("trip").await?.and_then(|saga| saga.status).unwrap_or_default();
-            ensure!((status.compensated, status.running, status.stuck) == (1, 0, 0), "{status:?}");
+            let counts = (status.completed, status.compensated, status.running, status.stuck);
+            ensure!(counts == (1, 1, 0, 0), "{status:?}");
             Ok(Some(()))
         })
         .await?;
     world.says::<Saga>("trip", "Stuck", "False", 30).await?;
     for (service, wanted) in [("stock", ["reserve/do", "reserve/undo"]), ("travel", ["book/do", "book/undo"])] {
-        let effects = world.psql(service, "select step || '/' || op from effect order by position").await?;
+        let effects = format!("select step || '/' || op from effect where saga = '{id}' order by position");
+        let effects = world.psql(service, &effects).await?;
         ensure!(effects == wanted, "the effects at {service} are {effects:?}");
     }
     Ok(())

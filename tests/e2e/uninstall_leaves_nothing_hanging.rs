@@ -1,5 +1,5 @@
-//! Without the operator every deletion ends by itself: a Microservice with `retention: Delete` takes its data with it, and a namespace
-//! goes.
+//! Without the operator every deletion ends by itself: a Microservice with `retention: Delete` takes its data with it, a Saga waits
+//! for nobody, and a namespace goes.
 
 use std::time::Duration;
 
@@ -10,9 +10,9 @@ use kube::{
     api::{DeleteParams, ListParams},
 };
 use serde_json::json;
-use weft::api::v1alpha1::Microservice;
+use weft::api::v1alpha1::{Microservice, Saga};
 
-use crate::harness::{Company, Scenario, merged, microservice, scenario};
+use crate::harness::{Company, Scenario, merged, microservice, saga, scenario};
 
 #[tokio::test]
 async fn uninstall_leaves_nothing_hanging() {
@@ -26,6 +26,14 @@ async fn uninstall_leaves_nothing_hanging() {
             world.ready::<Microservice>(name).await?;
         }
         ensure!(!left_of(world, "first").await?.is_empty(), "the first has neither Secrets nor a claim");
+        world.apply(&saga("trip", "first", "second")).await?;
+        world.says::<Saga>("trip", "Accepted", "True", 30).await?;
+        world
+            .until("the Saga has its finalizer", Duration::from_secs(30), async || {
+                let saga = world.get::<Saga>("trip").await?;
+                Ok(saga.is_some_and(|saga| !saga.finalizers().is_empty()).then_some(()))
+            })
+            .await?;
         world.uninstall().await?;
 
         world.delete::<Microservice>("first").await?;

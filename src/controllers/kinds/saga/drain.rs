@@ -2,11 +2,11 @@
 //! the instances have ended.
 
 use kube::{
-    Api, Resource, ResourceExt,
-    api::{Patch, PatchParams},
+    Api, Client, Resource, ResourceExt,
+    api::{ListParams, Patch, PatchParams},
     core::DeserializeGuard,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Defined, Observed};
 use crate::{
@@ -91,17 +91,52 @@ pub fn change(object: &Saga, observed: &Observed, planned: &Result<Defined, Reje
     }
 }
 
-/// Writes the change by a field manager of its own, so that other finalizers stay.
-pub async fn write(context: &Context, key: &Key, object: &Saga, change: Change) -> Result<(), RequestError> {
+/// Removes the finalizer from the Sagas of these namespaces (of all, if none is given): for after the operator's end, when nobody
+/// else would. Those of a namespace that may not be read stay.
+pub async fn release_all(client: &Client, namespaces: &[String]) -> anyhow::Result<()> {
+    let apis = match namespaces {
+        [] => vec![Api::<Saga>::all(client.clone())],
+        some => some.iter().map(|namespace| Api::namespaced(client.clone(), namespace)).collect(),
+    };
+    for api in apis {
+        let sagas = match within_deadline(api.list_metadata(&ListParams::default())).await {
+            Ok(sagas) => sagas.items,
+            // the namespace, or the definition of Sagas, is gone
+            Err(error) if matches!(error.code(), Some(403 | 404)) => continue,
+            Err(error) => return Err(anyhow::anyhow!("the Sagas cannot be listed: {}", error.message())),
+        };
+        for saga in sagas.iter().filter(|saga| saga.finalizers().iter().any(|name| name == DRAIN_FINALIZER)) {
+            let (name, namespace) = (saga.name_any(), saga.namespace().unwrap_or_default());
+            let api: Api<Saga> = Api::namespaced(client.clone(), &namespace);
+            let change = applied(&name, saga.metadata.uid.as_deref(), Change::Remove);
+            let params = PatchParams::apply(FINALIZER_MANAGER).force();
+            match within_deadline(api.patch_metadata(&name, &params, &Patch::Apply(&change))).await {
+                Ok(_) => tracing::info!(namespace, name, "the Saga may be deleted without an operator"),
+                Err(error) if error.code() == Some(404) => {}
+                Err(error) => {
+                    return Err(anyhow::anyhow!("Saga {namespace}/{name} keeps its finalizer: {}", error.message()));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn applied(name: &str, uid: Option<&str>, change: Change) -> Value {
     let finalizers = match change {
         Change::Add => vec![DRAIN_FINALIZER],
         Change::Remove => Vec::new(),
     };
-    let body = json!({
+    json!({
         "apiVersion": Saga::api_version(&()),
         "kind": Saga::kind(&()),
-        "metadata": {"name": key.id.name, "uid": object.metadata.uid, "finalizers": finalizers},
-    });
+        "metadata": {"name": name, "uid": uid, "finalizers": finalizers},
+    })
+}
+
+/// Writes the change by a field manager of its own, so that other finalizers stay.
+pub async fn write(context: &Context, key: &Key, object: &Saga, change: Change) -> Result<(), RequestError> {
+    let body = applied(&key.id.name, object.metadata.uid.as_deref(), change);
     let api: Api<DeserializeGuard<Saga>> = Api::namespaced(context.client.clone(), &key.id.namespace);
     let params = PatchParams::apply(FINALIZER_MANAGER).force();
     let answer = match within_deadline(api.patch(&key.id.name, &params, &Patch::Apply(&body))).await {

@@ -4,7 +4,7 @@
 //! a definition or a rejection, and the status) and `OrchestratorController` (children: Deployment, Service, ConfigMap,
 //! database, …; no status of its own, the Sagas report).
 
-mod drain;
+pub mod drain;
 mod observe;
 mod plan;
 mod status;
