@@ -86,7 +86,8 @@ pub(super) async fn run(args: RunArgs, shutdown: Shutdown) -> anyhow::Result<()>
         close: close.clone(),
     };
     let writer = tokio::spawn(writer.run());
-    let api = Api { engine: Arc::clone(&engine), reader: Arc::clone(&reader) };
+    let api_reader = Arc::new(Reader::for_api(contract.database.clone()));
+    let api = Api { engine: Arc::clone(&engine), reader: api_reader };
     let served_api = tokio::spawn(admin::serve(api.router(), admin::any(contract.api_port), shutdown.clone()));
     let live: admin::Check = Arc::new(move || liveness.check(Instant::now()));
     let admin = Admin { live, ready: ready(&engine), status: status_receiver, registry: Arc::new(registry) };

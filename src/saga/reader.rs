@@ -20,6 +20,8 @@ use crate::{
 
 /// Deadline of a query; recovery may read much.
 const DEADLINE: Duration = Duration::from_mins(1);
+/// Deadline of a query for a request to the API.
+const API_DEADLINE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReadError {
@@ -27,8 +29,8 @@ pub(super) enum ReadError {
     Login(#[from] LoginError),
     #[error("reading the saga log")]
     Database(#[from] tokio_postgres::Error),
-    #[error("the database did not answer within {} s", DEADLINE.as_secs())]
-    Timeout,
+    #[error("the database did not answer within {} s", .0.as_secs())]
+    Timeout(Duration),
     #[error("the log of instance {id} cannot be read at row {seq}")]
     Event {
         id: Uuid,
@@ -50,7 +52,7 @@ impl ReadError {
         match self {
             Self::Login(error) => error.failure(),
             Self::Database(error) => postgres::failure(error),
-            Self::Timeout => Failure::Silent,
+            Self::Timeout(_) => Failure::Silent,
             Self::Event { .. } | Self::Definition { .. } => Failure::Refused(self.to_string()),
         }
     }
@@ -100,16 +102,23 @@ pub(super) struct DeadStart<'a> {
 
 const COLUMNS: &str = "id, saga, version, started_at, ended_at, state, bucket";
 
-/// One shared connection, re-established when it is lost.
+/// One shared connection, re-established when it is lost. Its queries come one after another, so what people list has a
+/// connection of its own: it may be slow, and nothing else waits for it.
 #[derive(Debug)]
 pub(super) struct Reader {
     login: DatabaseLogin,
+    application: &'static str,
+    deadline: Duration,
     client: Mutex<Option<Arc<Client>>>,
 }
 
 impl Reader {
     pub(super) fn new(login: DatabaseLogin) -> Self {
-        Self { login, client: Mutex::new(None) }
+        Self { login, application: "weft saga reader", deadline: DEADLINE, client: Mutex::new(None) }
+    }
+
+    pub(super) fn for_api(login: DatabaseLogin) -> Self {
+        Self { login, application: "weft saga api", deadline: API_DEADLINE, client: Mutex::new(None) }
     }
 
     async fn client(&self) -> Result<Arc<Client>, ReadError> {
@@ -117,12 +126,14 @@ impl Reader {
         if let Some(client) = client.as_ref().filter(|client| !client.is_closed()) {
             return Ok(Arc::clone(client));
         }
-        let (fresh, connection) = login::connect(&self.login, "weft saga reader").await?;
+        let (fresh, connection) = login::connect(&self.login, self.application).await?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "the reader's connection ended");
             }
         });
+        // the server gives up, too, and does not go on with what nobody waits for
+        fresh.batch_execute(&format!("set statement_timeout = {}", self.deadline.as_millis())).await?;
         let fresh = Arc::new(fresh);
         *client = Some(Arc::clone(&fresh));
         Ok(fresh)
@@ -134,11 +145,11 @@ impl Reader {
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<tokio_postgres::Row>, ReadError> {
         let client = self.client().await?;
-        match tokio::time::timeout(DEADLINE, client.query(sql, parameters)).await {
+        match tokio::time::timeout(self.deadline, client.query(sql, parameters)).await {
             Ok(rows) => Ok(rows?),
             Err(_elapsed) => {
                 *self.client.lock().await = None;
-                Err(ReadError::Timeout)
+                Err(ReadError::Timeout(self.deadline))
             }
         }
     }
@@ -150,7 +161,7 @@ impl Reader {
         refused: impl FnOnce(String, String) -> SagaProblem,
     ) -> SagaProblem {
         let address = outage::address(&self.login.host, self.login.port);
-        let waited = if matches!(error, ReadError::Timeout) { DEADLINE } else { Duration::ZERO };
+        let waited = if let ReadError::Timeout(waited) = error { *waited } else { Duration::ZERO };
         SagaProblem::of_database(&address, error.failure(), waited, refused)
     }
 

@@ -114,7 +114,7 @@ async fn a_stopped_orchestrator_neither_writes_nor_calls_after_it_was_taken_over
     let after = client.query_one(rows, &[]).await.unwrap();
     assert_eq!(before.get::<_, i64>(0), after.get::<_, i64>(0), "it has written nothing");
     assert_eq!(before.get::<_, i64>(1), after.get::<_, i64>(1));
-    let (status, problem) = first.start_saga("order", &json!({"orderId": "late"}), "", None).await;
+    let (status, problem) = first.start_saga("order", &json!({"orderId": "late", "total": 1}), "", None).await;
     assert_eq!(status, 503, "{problem}");
     check(&world, &started);
     assert_eq!(world.participant.all(), calls, "calls of a process that was taken over from");
@@ -347,4 +347,26 @@ async fn an_unreadable_instance_blocks_no_other_one() {
     orchestrator.kill9();
     orchestrator.start();
     orchestrator.until_state("order", newer, "Completed").await;
+}
+
+/// A list that is slow, here because it waits for a lock.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_list_is_given_up_and_blocks_nothing_else() {
+    let world = World::new().await;
+    let orchestrator = world.orchestrator().await;
+    let client = world.database.superuser().await;
+    client
+        .batch_execute("begin; lock weft.saga_count, weft.saga_bucket, weft.saga_instance in access exclusive mode")
+        .await
+        .unwrap();
+    let (status, problem) = orchestrator.get("/sagas/order?state=completed").await;
+    assert_eq!((status, &problem["title"]), (503, &json!("DatabaseUnreachable")), "{problem}");
+    client.batch_execute("rollback").await.unwrap();
+    let (status, list) = orchestrator.get("/sagas/order?state=completed").await;
+    assert_eq!((status, &list["items"]), (200, &json!([])), "{list}");
+    let queries = "select count(*) from pg_stat_activity where application_name = 'weft saga api' and state <> 'idle'";
+    servers::until("the server has given up, too", async || {
+        client.query_one(queries, &[]).await.unwrap().get::<_, i64>(0) == 0
+    })
+    .await;
 }

@@ -49,7 +49,7 @@ pub struct SagaSpec {
     /// An event that starts the saga; its data is the saga's input. Because it goes through the service's outbox, starting is atomic with the service's own transaction. A saga can always be started over HTTP too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_on: Option<StartOn>,
-    /// JSON Schema (2020-12 unless `$schema` says otherwise) of the input. What does not fit is refused: with 400 over HTTP, and an event that does not fit starts nothing. Expressions that read a property which it does not list are refused when the Saga is applied.
+    /// JSON Schema (2020-12 unless `$schema` says otherwise) of the input, at most 16 KiB and without `$ref`. What does not fit is refused: with 400 over HTTP, and an event that does not fit is a dead start. Expressions that read a property which it does not list are refused when the Saga is applied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::microservice::opaque_object")]
     pub input: Option<serde_json::Value>,
