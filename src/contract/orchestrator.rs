@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 use super::{Contract, DatabaseLogin, relay::Sink};
 use crate::domain::saga::definition::Definition;
 
+/// Environment variable with the container's memory limit in bytes.
+pub const MEMORY_LIMIT: &str = "WEFT_MEMORY_LIMIT";
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Orchestrator {

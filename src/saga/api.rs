@@ -79,7 +79,8 @@ impl ApiError {
             Self::Engine(EngineError::NotHeld | EngineError::Unrecorded(_)) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "NotHeld")
             }
-            Self::Engine(EngineError::Congested(_)) => (StatusCode::SERVICE_UNAVAILABLE, "Congested"),
+            Self::Engine(EngineError::Congested(_)) => (StatusCode::TOO_MANY_REQUESTS, "Congested"),
+            Self::Engine(EngineError::Full(_)) => (StatusCode::TOO_MANY_REQUESTS, "Full"),
             Self::Read(error) if error.is_permanent() => (StatusCode::INTERNAL_SERVER_ERROR, "Unreadable"),
             Self::Replay { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "Unreadable"),
             Self::Read(_) => (StatusCode::SERVICE_UNAVAILABLE, "DatabaseUnreachable"),
@@ -108,7 +109,7 @@ impl IntoResponse for ApiError {
         let mut response = (status, JsonBody(problem)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/problem+json"));
-        if status == StatusCode::SERVICE_UNAVAILABLE {
+        if [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS].contains(&status) {
             headers.insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
         }
         response

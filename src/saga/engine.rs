@@ -4,7 +4,10 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -88,6 +91,8 @@ pub(super) enum EngineError {
     NotHeld,
     #[error("the database is not keeping up with {0} waiting changes; try again")]
     Congested(usize),
+    #[error("{0} instances run, and there is no memory for more; try again when some have ended")]
+    Full(usize),
     #[error(transparent)]
     Unrecorded(#[from] Unrecorded),
 }
@@ -101,6 +106,8 @@ struct Instance {
     bucket: i32,
     next_seq: i32,
     started_at: Timestamp,
+    /// Of memory, about.
+    bytes: usize,
     /// Its key in [`Shard::deadlines`].
     due: Instant,
     /// Whether its start is in the log. Until then the commit may find that the instance exists already and ended long
@@ -196,6 +203,7 @@ pub(super) struct Engine {
     evaluations: Arc<Semaphore>,
     pub(super) lease: Lease,
     pub(super) kept: Kept,
+    memory: Memory,
     pub(super) meters: Meters,
     pub(super) tasks: TaskTracker,
     /// When cancelled, no new call is sent.
@@ -213,7 +221,8 @@ pub(super) fn partition_of(id: Uuid) -> i16 {
 }
 
 impl Engine {
-    pub(super) fn new(meters: Meters) -> Arc<Self> {
+    /// `memory` bounds the bytes of live instances.
+    pub(super) fn new(meters: Meters, memory: usize) -> Arc<Self> {
         Arc::new(Self {
             shards: (0..PARTITIONS).map(|_| Mutex::default()).collect(),
             queue: Queue::default(),
@@ -222,6 +231,7 @@ impl Engine {
             evaluations: Arc::new(Semaphore::new(1)),
             lease: Lease::default(),
             kept: Kept::default(),
+            memory: Memory::new(memory),
             meters,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
@@ -293,6 +303,10 @@ impl Engine {
         let (state, command) = decide::start(&compiled.definition, input.clone());
         let definition = &compiled.definition;
         let started_at = log::now();
+        let bytes = size(&state);
+        if !self.memory.has_room_for(bytes) {
+            return Err(EngineError::Full(self.memory.instances()));
+        }
         let bucket = self.kept.bucket();
         let row = Row {
             bucket,
@@ -310,12 +324,14 @@ impl Engine {
             bucket,
             next_seq: 1,
             started_at,
+            bytes,
             due,
             durable: false,
             calls: Arc::default(),
             waiting: vec![end_sender],
         };
         let view = instance.view(id);
+        self.memory.add(1, bytes);
         shard.insert(id, instance);
         self.queue.push(Entry { id, partition, row: Some(row), command, acknowledge: Some(acknowledge) });
         Ok((view, true))
@@ -372,6 +388,10 @@ impl Engine {
         let compiled = Arc::clone(&instance.compiled);
         let definition = &compiled.definition;
         let decision = decide::decide(definition, &mut instance.state, event, moment)?;
+        if let (Decision::Recorded(_), Event::Succeeded { reply: Some(reply), .. }) = (&decision, event) {
+            instance.bytes += reply.as_str().len();
+            self.memory.add(0, reply.as_str().len());
+        }
         compiled.counts.change(id, before, definition, Some(&instance.state));
         let (row, command) = match decision {
             Decision::Unrecorded(command) => return Ok(Some(command)),
@@ -449,6 +469,7 @@ impl Engine {
     /// Removes an instance whose start was refused.
     fn forget(&self, id: Uuid, partition: i16) {
         if let Some(instance) = self.shard(partition).and_then(|mut shard| shard.remove(id)) {
+            self.memory.remove(&instance);
             let counted = Counted::of(&instance.state);
             instance.compiled.counts.change(id, counted, &instance.compiled.definition, None);
         }
@@ -457,6 +478,7 @@ impl Engine {
     fn ended(&self, id: Uuid, partition: i16, status: Status, at: Timestamp) {
         let instance = self.shard(partition).and_then(|mut shard| shard.remove(id));
         let Some(instance) = instance else { return };
+        self.memory.remove(&instance);
         let definition = &instance.compiled.definition;
         instance.compiled.counts.ended(status);
         self.meters.ended(&definition.name, status);
@@ -600,7 +622,10 @@ impl Engine {
                 compiled.counts.change(id, Counted::NOTHING, &compiled.definition, Some(&state));
                 let due = due(started_at, compiled.definition.deadline_ms);
                 let (durable, calls, waiting) = (true, Arc::default(), Vec::new());
-                let instance = Instance { compiled, state, bucket, next_seq, started_at, due, durable, calls, waiting };
+                let bytes = size(&state);
+                let instance =
+                    Instance { compiled, state, bucket, next_seq, started_at, bytes, due, durable, calls, waiting };
+                self.memory.add(1, bytes);
                 shard.insert(id, instance);
             }
             shard.held = true;
@@ -615,6 +640,7 @@ impl Engine {
         let Some(mut shard) = self.shard(partition) else { return };
         let Shard { instances, .. } = std::mem::take(&mut *shard);
         for (id, instance) in instances {
+            self.memory.remove(&instance);
             let counted = Counted::of(&instance.state);
             instance.compiled.counts.change(id, counted, &instance.compiled.definition, None);
         }
@@ -670,6 +696,48 @@ impl Instance {
             return Err(Refusal::PivotUnderWay);
         }
         Ok(())
+    }
+}
+
+/// What an instance takes besides its input and its replies: its state, its places in maps, a task that waits.
+const OVERHEAD: usize = 2 * 1024;
+
+fn size(state: &State) -> usize {
+    let replies = state.replies.iter().flatten().map(|reply| reply.as_str().len()).sum::<usize>();
+    OVERHEAD + state.input.as_str().len() + replies
+}
+
+/// The memory of live instances. When a participant is away they do not end, so what starts more has to wait: a client gets 429,
+/// and an event stays at the broker.
+#[derive(Debug)]
+struct Memory {
+    limit: usize,
+    instances: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl Memory {
+    fn new(limit: usize) -> Self {
+        Self { limit, instances: AtomicUsize::default(), bytes: AtomicUsize::default() }
+    }
+
+    /// One is always accepted.
+    fn has_room_for(&self, bytes: usize) -> bool {
+        self.instances() == 0 || self.bytes.load(Relaxed).saturating_add(bytes) <= self.limit
+    }
+
+    fn instances(&self) -> usize {
+        self.instances.load(Relaxed)
+    }
+
+    fn add(&self, instances: usize, bytes: usize) {
+        self.instances.fetch_add(instances, Relaxed);
+        self.bytes.fetch_add(bytes, Relaxed);
+    }
+
+    fn remove(&self, instance: &Instance) {
+        self.instances.fetch_sub(1, Relaxed);
+        self.bytes.fetch_sub(instance.bytes, Relaxed);
     }
 }
 

@@ -31,20 +31,15 @@ mod transport;
 pub mod view;
 mod writer;
 
-use std::path::PathBuf;
-
 pub use crate::domain::saga::expression::EVALUATION_STACK;
 use crate::shutdown::Shutdown;
 
-/// Run the orchestrator (`--config`, or `run`), and list, show, start and repair sagas.
+/// Run the orchestrator, and list, show, start and repair sagas.
 #[derive(Debug, clap::Args)]
-#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+#[command(arg_required_else_help = true)]
 pub struct Args {
-    /// The contract file; runs the orchestrator, as `run` does
-    #[arg(long)]
-    config: Option<PathBuf>,
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Command,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -58,17 +53,13 @@ enum Command {
 impl Args {
     /// A command for people, which asks a running orchestrator; the others are the orchestrator.
     pub fn is_for_people(&self) -> bool {
-        matches!(self.command, Some(Command::Cli(_)))
+        matches!(self.command, Command::Cli(_))
     }
 }
 
 pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
-    match args {
-        Args { command: Some(Command::Cli(command)), config: _ } => cli::run(command).await,
-        Args { command: Some(Command::Run(args)), config: _ } => Box::pin(orchestrator::run(args, shutdown)).await,
-        Args { command: None, config: Some(config) } => {
-            Box::pin(orchestrator::run(orchestrator::RunArgs::of(config), shutdown)).await
-        }
-        Args { command: None, config: None } => anyhow::bail!("give the contract file with --config"),
+    match args.command {
+        Command::Cli(command) => cli::run(command).await,
+        Command::Run(args) => Box::pin(orchestrator::run(args, shutdown)).await,
     }
 }

@@ -24,7 +24,11 @@ use super::{
 };
 use crate::{
     admin::{self, Admin},
-    contract::{Contract, orchestrator::Orchestrator, status::OrchestratorStatus},
+    contract::{
+        Contract,
+        orchestrator::{MEMORY_LIMIT, Orchestrator},
+        status::OrchestratorStatus,
+    },
     domain::saga::definition::Definition,
     outage::with_causes,
     shutdown::Shutdown,
@@ -47,13 +51,13 @@ pub struct RunArgs {
     /// Port of /livez, /readyz, /metrics and /status
     #[arg(long, env = "WEFT_ADMIN_PORT", default_value_t = crate::contract::ADMIN_PORT)]
     admin_port: u16,
+    /// Bytes of memory that the process may use, of which running instances get a half
+    #[arg(long, env = MEMORY_LIMIT, default_value_t = DEFAULT_MEMORY)]
+    memory_limit: usize,
 }
 
-impl RunArgs {
-    pub(super) fn of(config: PathBuf) -> Self {
-        Self { config, admin_port: crate::contract::ADMIN_PORT }
-    }
-}
+/// Where nobody says what the limit is.
+const DEFAULT_MEMORY: usize = 512 << 20;
 
 /// What the orchestrator's tasks share.
 struct Parts {
@@ -65,10 +69,10 @@ struct Parts {
 }
 
 pub(super) async fn run(args: RunArgs, shutdown: Shutdown) -> anyhow::Result<()> {
-    let RunArgs { config, admin_port } = args;
+    let RunArgs { config, admin_port, memory_limit } = args;
     let contract = Orchestrator::load(&config)?;
     let mut registry = Registry::default();
-    let engine = Engine::new(Meters::register(&mut registry));
+    let engine = Engine::new(Meters::register(&mut registry), memory_limit / 2);
     engine.kept.retain(contract.retention_ms);
     let reader = Arc::new(Reader::new(contract.database.clone()));
     let problems = Arc::new(Problems::default());

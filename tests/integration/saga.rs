@@ -619,3 +619,39 @@ async fn an_input_that_no_call_can_use_starts_nothing() {
     let view = orchestrator.to_its_end("order", &json!({"orderId": "o-1", "total": 1, "lines": [1]})).await;
     assert_eq!(view["state"], "Completed");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_memory_for_more_instances_a_start_waits() {
+    let world = World::new().await;
+    let mut orchestrator = world.orchestrator_of(|order| order.steps[0].timeout_ms = 60_000).await;
+    orchestrator.terminate().await;
+    orchestrator.memory_limit = Some(2 << 20);
+    orchestrator.start();
+    orchestrator.until_ready().await;
+    world.participant.behave("reserve", Behaviour::NoAnswer);
+    let input = json!({"orderId": "o-1", "total": 1, "text": "x".repeat(100_000)});
+    let mut started = Vec::new();
+    let problem = loop {
+        let (status, view) = orchestrator.start_saga("order", &input, "", None).await;
+        if status != 201 {
+            assert_eq!(status, 429, "{view}");
+            break view;
+        }
+        started.push(id(&view));
+        assert!(started.len() < 12, "a half of 2 MiB is room for ten");
+    };
+    assert_eq!(problem["title"], "Full", "{problem}");
+    // what runs goes on, also in the next process
+    orchestrator.kill9();
+    orchestrator.start();
+    orchestrator.until_ready().await;
+    world.participant.behave("reserve", Behaviour::Succeed);
+    for id in &started {
+        servers::until("it has ended", async || {
+            orchestrator.get(&format!("/sagas/order/{id}")).await.1["endedAt"].is_string()
+        })
+        .await;
+    }
+    let view = orchestrator.to_its_end("order", &input).await;
+    assert_eq!(view["state"], "Completed", "there is room again");
+}

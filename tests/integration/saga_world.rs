@@ -114,8 +114,14 @@ impl World {
     pub fn spawn(&self, contract: Orchestrator) -> Running {
         let config = self.folder.path().join(format!("{}.yaml", contract.api_port));
         fs::write(&config, contract.to_yaml().unwrap()).unwrap();
-        let mut running =
-            Running { config, contract, admin_port: servers::free_port(), process: None, client: self.client.clone() };
+        let mut running = Running {
+            config,
+            contract,
+            admin_port: servers::free_port(),
+            process: None,
+            client: self.client.clone(),
+            memory_limit: None,
+        };
         running.start();
         running
     }
@@ -128,6 +134,8 @@ pub struct Running {
     admin_port: u16,
     process: Option<Child>,
     client: reqwest::Client,
+    /// Of the process, from its next start on.
+    pub memory_limit: Option<usize>,
 }
 
 impl Drop for Running {
@@ -141,6 +149,7 @@ impl Running {
         let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
         command.args(["saga", "run", "--config"]).arg(&self.config);
         command.env("WEFT_ADMIN_PORT", self.admin_port.to_string()).stdin(Stdio::null());
+        command.envs(self.memory_limit.map(|bytes| ("WEFT_MEMORY_LIMIT", bytes.to_string())));
         self.process = Some(command.spawn().unwrap());
     }
 

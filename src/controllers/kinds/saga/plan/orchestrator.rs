@@ -10,8 +10,8 @@ use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy},
         core::v1::{
-            ConfigMap, Container, ContainerPort, HTTPGetAction, PodSpec, PodTemplateSpec, Probe, Secret, Service,
-            ServicePort, ServiceSpec,
+            ConfigMap, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, PodSpec, PodTemplateSpec, Probe,
+            ResourceFieldSelector, Secret, Service, ServicePort, ServiceSpec,
         },
         networking::v1::NetworkPolicy,
     },
@@ -322,7 +322,8 @@ fn container(defaults: &Defaults, settings: &Settings) -> Container {
         name: CONTAINER.to_owned(),
         image: Some(defaults.image.clone()),
         image_pull_policy: defaults.image_pull_policy.clone(),
-        args: Some(["saga", "--config", &config].map(str::to_owned).into()),
+        args: Some(["saga", "run", "--config", &config].map(str::to_owned).into()),
+        env: Some(vec![memory_limit()]),
         ports: Some(vec![port(API_PORT_NAME, ORCHESTRATOR_API_PORT), port(ADMIN_PORT_NAME, ADMIN_PORT)]),
         liveness_probe: Some(probe("/livez", 10, 6)),
         readiness_probe: Some(probe("/readyz", 5, 3)),
@@ -332,6 +333,13 @@ fn container(defaults: &Defaults, settings: &Settings) -> Container {
         volume_mounts: Some(mounts.into_iter().chain(broker::volume_mount(settings)).collect()),
         ..Container::default()
     }
+}
+
+/// The container's limit, of which running instances get a half; of the node where there is none.
+fn memory_limit() -> EnvVar {
+    let limit = ResourceFieldSelector { resource: "limits.memory".to_owned(), ..ResourceFieldSelector::default() };
+    let source = EnvVarSource { resource_field_ref: Some(limit), ..EnvVarSource::default() };
+    EnvVar { name: contract::MEMORY_LIMIT.to_owned(), value_from: Some(source), ..EnvVar::default() }
 }
 
 fn probe(path: &str, period_seconds: i32, failures: i32) -> Probe {
