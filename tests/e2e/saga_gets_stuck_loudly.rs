@@ -100,7 +100,7 @@ async fn a_mistake_stops_nothing(world: &Scenario, trip: &Value) -> Result<()> {
     world.apply(&wrong).await?;
     let condition = world.says::<Saga>("trip", "Accepted", "False", 30).await?;
     ensure!(condition.message.contains("start with the last good version"), "{}", condition.message);
-    world.http(Method::POST, ORCHESTRATOR, "/sagas/trip", Some(json!({}))).await?.ok()?;
+    world.http(Method::POST, ORCHESTRATOR, "/sagas/trip", Some(json!({"refuse": false}))).await?.ok()?;
     world.apply(trip).await?;
     world.says::<Saga>("trip", "Accepted", "True", 30).await?;
     Ok(())
