@@ -110,7 +110,7 @@ async fn a_mistake_stops_nothing(world: &Scenario, trip: &Value) -> Result<()> {
 async fn deleted(world: &Scenario) -> Result<()> {
     world.delete::<Saga>("trip").await?;
     world
-        .until("the Saga is gone", Duration::from_secs(60), async || {
+        .until("the Saga is gone", Duration::from_mins(2), async || {
             Ok(world.get::<Saga>("trip").await?.is_none().then_some(()))
         })
         .await
