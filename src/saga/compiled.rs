@@ -101,7 +101,7 @@ impl Compiled {
         let body = compiled.as_ref().map_err(Clone::clone)?;
         let mut values = facts.values(&self.definition)?;
         let made = body.evaluate(values.scope(phase)).map_err(|error| error.to_string());
-        let made = match (phase, made) {
+        match (phase, made) {
             (Phase::Do(index), Ok(made)) => self.check_ahead(index, &values).map(|()| made),
             (Phase::Undo(_) | Phase::Notify, Err(why)) => {
                 tracing::warn!(saga = self.definition.name, ?phase, why, "an undo is made without its step's reply");
@@ -109,8 +109,7 @@ impl Compiled {
                 body.evaluate(values.scope(phase)).map_err(|error| error.to_string())
             }
             (_, made) => made,
-        };
-        made
+        }
     }
 
     fn check_ahead(&self, index: usize, values: &Values) -> Result<(), String> {

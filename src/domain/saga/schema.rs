@@ -56,7 +56,10 @@ impl Schema {
             match segment {
                 // the name of a member that the schema does not declare is the sender's, and may be data
                 LocationSegment::Property(name) if !declares(&self.schema, &name) => place.push_str("/*"),
-                segment => place.push_str(&format!("/{segment}")),
+                segment => {
+                    place.push('/');
+                    place.push_str(&segment.to_string());
+                }
             }
         }
         let rule = error.schema_path().as_str();
