@@ -307,7 +307,7 @@ impl Engine {
         if !self.memory.has_room_for(bytes) {
             return Err(EngineError::Full(self.memory.instances()));
         }
-        let bucket = self.kept.bucket();
+        let bucket = self.kept.bucket().ok_or(EngineError::NotHeld)?;
         let row = Row {
             bucket,
             seq: 0,
@@ -351,9 +351,7 @@ impl Engine {
                 return Err(EngineError::NotHeld);
             }
             let event = event(instance.state.attempt);
-            if event == Event::Cancel {
-                instance.check_cancel().map_err(|why| EngineError::Refused { id, why })?;
-            }
+            instance.check_verified(&event).map_err(|why| EngineError::Refused { id, why })?;
             let decided = self.decide_and_queue(id, instance, &event, Some(acknowledge));
             decided.map_err(|why| EngineError::Refused { id, why })?;
         }
@@ -545,7 +543,9 @@ impl Engine {
             correlation_id: id.to_string(),
             timeout: Duration::from_millis(timeout_ms),
             job_timeout: Duration::from_millis(compiled.definition.deadline_ms) + JOB_MARGIN,
-            doubtful: command.attempt > 1,
+            // a pivot's undo is called only in doubt, and its refusal decides that the saga goes forward
+            doubtful: command.attempt > 1
+                || compiled.definition.pivot().is_some_and(|pivot| command.at == Phase::Undo(pivot)),
             lease: &self.lease,
             is_current: &|| self.is_current(id, command),
             stopping: &self.stopping,
@@ -683,10 +683,16 @@ impl Instance {
         View::new(id, &self.compiled.definition, &self.state, self.started_at, None)
     }
 
-    /// A stuck pivot may be cancelled by a person who has verified that it did not happen. That must remain true: no
-    /// call of it may be in progress, and none may follow automatically.
-    fn check_cancel(&self) -> Result<(), Refusal> {
-        if !decide::cancel_must_be_verified(&self.compiled.definition, &self.state) {
+    /// A stuck pivot that cannot be asked may be cancelled, and the question to one that can be skipped, by a person who has
+    /// verified that it did not happen. That must remain true: no call of it may be in progress, and none may follow
+    /// automatically.
+    fn check_verified(&self, event: &Event) -> Result<(), Refusal> {
+        let verified = match event {
+            Event::Cancel => decide::cancel_must_be_verified(&self.compiled.definition, &self.state),
+            Event::Skip => self.compiled.definition.pivot().map(Phase::Undo) == Some(self.state.phase),
+            _ => false,
+        };
+        if !verified {
             return Ok(());
         }
         if !self.state.paused {

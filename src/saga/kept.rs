@@ -18,8 +18,8 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    pub(super) fn bucket(&self) -> i32 {
-        self.bucket.load(Relaxed)
+    pub(super) fn bucket(&self) -> Option<i32> {
+        Some(self.bucket.load(Relaxed)).filter(|&bucket| bucket > 0)
     }
 
     pub(super) fn opened(&self, bucket: i32) {

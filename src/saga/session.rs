@@ -74,6 +74,8 @@ pub(super) enum SessionError {
     Timeout,
     #[error("another orchestrator has taken over a partition of this one")]
     Fenced,
+    #[error("the tables of the saga log are in use by a long query or transaction, so no instance can be started yet")]
+    NoBucket,
 }
 
 impl SessionError {
@@ -83,7 +85,7 @@ impl SessionError {
             Self::Login(error) => error.failure(),
             Self::Database(error) => postgres::failure(error),
             Self::Timeout => Failure::Silent,
-            Self::Fenced => Failure::Refused(self.to_string()),
+            Self::Fenced | Self::NoBucket => Failure::Refused(self.to_string()),
         }
     }
 
@@ -162,8 +164,8 @@ impl Session {
         Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
     }
 
-    /// Drops what is older than `keep`; returns the bucket for new instances. `None` when a long query kept the tables from
-    /// being changed: nothing is lost by trying again later.
+    /// Drops what is older than `keep`; returns the bucket for new instances. `None` when there is none yet, or another process
+    /// rotates at the moment: nothing is lost by trying again later.
     pub(super) async fn rotate(&self, keep: Duration) -> Result<Option<i32>, SessionError> {
         let rotated = within(self.client.query_one(ROTATE, &[&keep.as_secs_f64()])).await;
         match rotated {

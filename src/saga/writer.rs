@@ -106,7 +106,10 @@ impl Writer {
     /// Runs one session. Entries whose commit was interrupted stay in `in_flight_commit`.
     async fn session(&self, in_flight_commit: &mut Option<Vec<Entry>>, held: &mut Epochs) -> Result<(), SessionError> {
         let mut session = Session::open(&self.login).await?;
-        self.rotate(&session).await?;
+        // in a later session entries may wait that belong to the oldest bucket: they are written first
+        if self.engine.kept.bucket().is_none() {
+            self.rotate(&session).await?;
+        }
         let rotation = tokio::time::sleep(self.engine.kept.rotation());
         tokio::pin!(rotation);
         self.acquire(&mut session, held, in_flight_commit).await?;
@@ -137,9 +140,8 @@ impl Writer {
     async fn rotate(&self, session: &Session) -> Result<(), SessionError> {
         match session.rotate(self.engine.kept.retention()).await? {
             Some(bucket) => self.engine.kept.opened(bucket),
-            None => {
-                tracing::info!("instances that are older than the retention are purged later: their tables are in use");
-            }
+            None if self.engine.kept.bucket().is_none() => return Err(SessionError::NoBucket),
+            None => {}
         }
         Ok(())
     }

@@ -165,6 +165,15 @@ async fn a_pivot_with_an_undo_is_asked_before_the_saga_turns_back() {
         ["reserve do", "pack do", "pack undo", "reserve undo", "onCompensated do"]
     );
 
+    // what a proxy answers in its place decides nothing
+    world.participant.behave("charge", Behaviour::Unavailable);
+    world.participant.behave("undo-charge", Behaviour::NotReached(404));
+    let proxied = id(&orchestrator.to_its_end("order", &input).await);
+    assert_eq!(
+        world.participant.effects(&proxied),
+        ["reserve do", "pack do", "pack undo", "reserve undo", "onCompensated do"]
+    );
+
     // a person who cancels need not verify anything
     world.participant.behave("charge", Behaviour::NoAnswer);
     let calls = world.participant.count("charge");

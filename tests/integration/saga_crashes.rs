@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use weft::contract::orchestrator::Orchestrator;
 
 use crate::{
     saga_participant::Behaviour,
@@ -369,4 +370,38 @@ async fn a_slow_list_is_given_up_and_blocks_nothing_else() {
         client.query_one(queries, &[]).await.unwrap().get::<_, i64>(0) == 0
     })
     .await;
+}
+
+/// A dump, or a transaction that somebody forgot, keeps the tables from being changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_starts_before_there_is_a_bucket_and_no_bucket_is_needed_for_what_runs() {
+    let world = World::new().await;
+    let client = world.database.superuser().await;
+    let hold = "begin; lock weft.saga_instance, weft.saga_event in access share mode";
+    client.batch_execute(hold).await.unwrap();
+    let contract = Orchestrator { retention_ms: 1_000, ..world.contract(vec![world.definition("order")], Vec::new()) };
+    let mut orchestrator = world.spawn(contract);
+    servers::until("it says why it is not ready", async || {
+        orchestrator.status().await["problems"].to_string().contains("in use by a long query or transaction")
+    })
+    .await;
+    client.batch_execute("rollback").await.unwrap();
+    orchestrator.until_ready().await;
+    let input = json!({"orderId": "o-1", "total": 1});
+    assert_eq!(orchestrator.to_its_end("order", &input).await["state"], "Completed");
+    // with a bucket everything goes on, though another is due
+    client.batch_execute(hold).await.unwrap();
+    orchestrator.kill9();
+    orchestrator.start();
+    orchestrator.until_ready().await;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(orchestrator.to_its_end("order", &input).await["state"], "Completed");
+    let buckets = "select count(*) from weft.saga_bucket";
+    assert_eq!(client.query_one(buckets, &[]).await.unwrap().get::<_, i64>(0), 1);
+    client.batch_execute("rollback").await.unwrap();
+    servers::until("another bucket is opened", async || {
+        client.query_one(buckets, &[]).await.unwrap().get::<_, i64>(0) > 1
+    })
+    .await;
+    assert_eq!(orchestrator.to_its_end("order", &input).await["state"], "Completed");
 }

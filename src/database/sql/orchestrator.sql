@@ -60,7 +60,8 @@ create table weft.saga_event (
 ) partition by list (bucket);
 
 -- Opens a bucket when the newest is a quarter of `keep` old, drops those whose last instance ended longer than `keep` ago, and
--- returns the newest. Called in a while: until the next call the caller starts instances in the bucket of this one.
+-- returns the newest. Called in a while: until the next call the caller starts instances in the bucket of this one. What another
+-- transaction keeps from being done now is done by a later call; null: there is no bucket yet.
 create function weft.saga_rotate(keep interval) returns integer
   language plpgsql
   security definer
@@ -75,22 +76,36 @@ declare
 begin
   perform pg_advisory_xact_lock(5701, -1);
   select * into newest from weft.saga_bucket order by bucket desc limit 1;
-  if newest.bucket is null or newest.opened_at < clock_timestamp() - keep / 4 then
-    insert into weft.saga_bucket (bucket) values (coalesce(newest.bucket, 0) + 1) returning * into newest;
-    execute format('create table weft.saga_instance_%1$s partition of weft.saga_instance for values in (%1$s);'
-      'create table weft.saga_event_%1$s partition of weft.saga_event for values in (%1$s)', newest.bucket);
-  end if;
-  for one in select b.bucket, b.live_at from weft.saga_bucket as b where b.bucket < newest.bucket order by b.bucket loop
-    execute format('select exists (select from weft.saga_instance_%s where state is null)', one.bucket) into live;
+  for one in select b.bucket from weft.saga_bucket as b order by b.bucket loop
+    live := one.bucket = newest.bucket;
+    if not live then
+      execute format('select exists (select from weft.saga_instance_%s where state is null)', one.bucket) into live;
+    end if;
     if live then
       update weft.saga_bucket as b set live_at = clock_timestamp() where b.bucket = one.bucket;
-    elsif one.live_at < clock_timestamp() - keep then
-      execute format('drop table weft.saga_instance_%1$s, weft.saga_event_%1$s', one.bucket);
-      delete from weft.saga_bucket as b where b.bucket = one.bucket;
     end if;
   end loop;
-  update weft.saga_bucket as b set live_at = clock_timestamp() where b.bucket = newest.bucket;
-  return newest.bucket;
+  if newest.bucket is null or newest.opened_at < clock_timestamp() - keep / 4 then
+    begin
+      insert into weft.saga_bucket (bucket) values (coalesce(newest.bucket, 0) + 1) returning bucket into one;
+      execute format('create table weft.saga_instance_%1$s partition of weft.saga_instance for values in (%1$s);'
+        'create table weft.saga_event_%1$s partition of weft.saga_event for values in (%1$s)', one.bucket);
+    exception when lock_not_available then
+      null;
+    end;
+  end if;
+  for one in
+    select b.bucket from weft.saga_bucket as b
+    where b.bucket < newest.bucket and b.live_at < clock_timestamp() - keep order by b.bucket
+  loop
+    begin
+      execute format('drop table weft.saga_instance_%1$s, weft.saga_event_%1$s', one.bucket);
+      delete from weft.saga_bucket as b where b.bucket = one.bucket;
+    exception when lock_not_available then
+      exit;
+    end;
+  end loop;
+  return (select max(b.bucket) from weft.saga_bucket as b);
 end
 $$;
 

@@ -68,9 +68,11 @@ pub enum Refusal {
     #[error("it is past its point of no return (its pivot), so it can only go forward")]
     PastPivot,
     /// Returned by the engine, as is the next one: a replay does not know which calls are in progress.
-    #[error("its pivot is retried automatically and may still happen; pause it first, then cancel")]
+    #[error(
+        "its pivot is called automatically and may still happen; pause it first, make sure that it did not happen, then repeat this"
+    )]
     PivotTried,
-    #[error("a call of its pivot is in progress; cancel again when it has ended")]
+    #[error("a call of its pivot is in progress; repeat this when it has ended")]
     PivotUnderWay,
 }
 
@@ -208,7 +210,7 @@ fn again(state: &mut State, after_ms: u64) -> Option<Command> {
 fn failed(definition: &Definition, state: &mut State, code: &str, message: &str, moment: Moment) -> Option<Command> {
     if let Phase::Undo(index) = state.phase
         && definition.pivot() == Some(index)
-        && code != codes::EXPRESSION
+        && ![codes::EXPRESSION, codes::JOB].contains(&code)
     {
         return pivot_happened(state, index);
     }

@@ -304,7 +304,8 @@ impl World {
         if faulty && self.random.percent(5) {
             // what is not the barrier's answer is definite only as long as nothing was in doubt (`answer::classify`)
             self.proxied = true;
-            return self.handle(if attempt == 1 { failed("HTTP_404") } else { unknown("404 of a proxy") });
+            let asked = self.definition.pivot().map(Phase::Undo) == Some(at);
+            return self.handle(if attempt == 1 && !asked { failed("HTTP_404") } else { unknown("404 of a proxy") });
         }
         if faulty && self.random.percent(15) {
             self.stray.push(called);

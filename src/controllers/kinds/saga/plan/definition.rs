@@ -116,19 +116,22 @@ impl Participants<'_> {
     }
 }
 
+/// Undoing begins at the deadline, at the latest, and takes as long as an outage or a stuck instance does: a week, in milliseconds.
+const UNDOING_MS: u64 = 604_800_000;
+
 impl Participants<'_> {
     /// A command whose record is gone is done again when it comes again, and its undo undoes nothing.
     fn check_window(&self, participant: &Microservice) -> Result<(), Rejection> {
         let Some(database) = &participant.spec.database else { return Ok(()) };
         let (deadline, window) = (self.deadline, database.duplicate_window.commands);
-        if milliseconds(deadline) < milliseconds(window) {
+        if milliseconds(deadline).saturating_add(UNDOING_MS) <= milliseconds(window) {
             return Ok(());
         }
         let name = participant.name_any();
         Err(Rejection {
             reason: Reason::InvalidSaga,
             message: format!(
-                "spec.deadline: a saga of {deadline} may outlast the {window} for which Microservice `{name}` recognizes its commands: shorten it, or lengthen spec.database.duplicateWindow.commands of `{name}`"
+                "spec.deadline: a saga of {deadline}, and a week for its undoing, may outlast the {window} for which Microservice `{name}` recognizes its commands: shorten it, or lengthen spec.database.duplicateWindow.commands of `{name}`"
             ),
         })
     }

@@ -221,7 +221,10 @@ fn what_a_saga_names_and_does_not_exist_gets_a_sentence() {
 
     let (reason, message) = refused(&|saga, _| saga.spec.deadline = std::time::Duration::from_hours(2_160).into());
     assert_eq!(reason, Reason::InvalidSaga);
-    assert!(message.contains("may outlast the 7776000s") && message.contains("duplicateWindow.commands"), "{message}");
+    assert!(
+        message.contains("may outlast the 7776000s for") && message.contains("duplicateWindow.commands"),
+        "{message}"
+    );
 
     let (reason, message) = refused(&|_, observed| observed.relays.clear());
     assert_eq!(reason, Reason::OutboxRelayNotFound);
