@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
-    engine::{Engine, EngineError, Key},
+    engine::{Engine, EngineError},
+    key::Key,
     log::Recorded,
     reader::{Listed, ReadError, Reader},
     view::{Detail, ReplayError, View},

@@ -3,11 +3,8 @@
 //! after the commit.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -22,9 +19,11 @@ use super::{
     compiled::{Compiled, Facts},
     counts::Counted,
     kept::Kept,
+    key::{Key, PARTITIONS, partition_of},
     lease::Lease,
     log::{self, Acknowledge, Entry, Queue, Recorded, Row, Unrecorded},
     meters::Meters,
+    shard::{Instance, Memory, Recovered, Shard, due, size},
     transport::{self, Permit, Transport},
     view::View,
 };
@@ -34,38 +33,10 @@ use crate::domain::saga::{
     state::{Event, Json, Outcome, Phase, Record, State, Status, codes},
 };
 
-/// Number of partitions of an orchestrator's instances: as many as `orchestrator.sql` inserts rows.
-pub(super) const PARTITIONS: i16 = 16;
-
-/// A deadline that passed before the start was durable is checked again after this time.
-const NOT_DURABLE_RETRY: Duration = Duration::from_millis(500);
-
 const INTERPRETER_FAULT: &str = "the expression ended by a fault of its interpreter";
 
 /// A job is polled for this time longer than the deadline, which is checked at intervals: what the deadline ends ends by it.
 const JOB_MARGIN: Duration = Duration::from_secs(10);
-
-/// Namespace of the ids that are derived from idempotency keys (UUID version 5).
-const KEY_NAMESPACE: Uuid = Uuid::from_u128(0x8f1d_6a52_94f0_4c53_9a0e_2d2f_6b70_31c8);
-
-/// What makes a repeated start the same one. Keys of the two kinds are apart, also when they have the same text.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Key<'a> {
-    /// The header `Idempotency-Key`; another input under it is an error.
-    Request(&'a str),
-    /// The id of an event.
-    Event(&'a str),
-}
-
-impl Key<'_> {
-    pub(super) fn id(self, saga: &str) -> Uuid {
-        let (kind, text) = match self {
-            Self::Request(text) => ("request", text),
-            Self::Event(text) => ("event", text),
-        };
-        Uuid::new_v5(&KEY_NAMESPACE, format!("{saga}\0{kind}\0{text}").as_bytes())
-    }
-}
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum EngineError {
@@ -95,79 +66,6 @@ pub(super) enum EngineError {
     Full(usize),
     #[error(transparent)]
     Unrecorded(#[from] Unrecorded),
-}
-
-/// One live instance.
-#[derive(Debug)]
-struct Instance {
-    compiled: Arc<Compiled>,
-    state: State,
-    /// Where its rows are, see `weft.saga_bucket`.
-    bucket: i32,
-    next_seq: i32,
-    started_at: Timestamp,
-    /// Of memory, about.
-    bytes: usize,
-    /// Its key in [`Shard::deadlines`].
-    due: Instant,
-    /// Whether its start is in the log. Until then the commit may find that the instance exists already and ended long
-    /// ago. So nothing but its start may be queued: a second row of this life could be mistaken for one of the first
-    /// life.
-    durable: bool,
-    /// Every call that is in progress holds a clone.
-    calls: Arc<()>,
-    /// Senders for callers that wait for its end.
-    waiting: Vec<oneshot::Sender<View>>,
-}
-
-#[derive(Debug, Default)]
-struct Shard {
-    held: bool,
-    instances: HashMap<Uuid, Instance>,
-    /// Deadlines of live instances only: a deadline may be a year away, and an instance that has ended must not use
-    /// memory until then.
-    deadlines: BTreeSet<(Instant, Uuid)>,
-}
-
-impl Shard {
-    fn insert(&mut self, id: Uuid, instance: Instance) {
-        self.deadlines.insert((instance.due, id));
-        self.instances.insert(id, instance);
-    }
-
-    fn remove(&mut self, id: Uuid) -> Option<Instance> {
-        let instance = self.instances.remove(&id)?;
-        self.deadlines.remove(&(instance.due, id));
-        Some(instance)
-    }
-
-    /// Returns the instances whose deadline has passed, each once; instances that are not durable yet are postponed.
-    fn overdue(&mut self, now: Instant) -> Vec<Uuid> {
-        let mut passed = Vec::new();
-        while let Some((due, id)) = self.deadlines.first().copied().filter(|(due, _)| *due <= now) {
-            self.deadlines.remove(&(due, id));
-            match self.instances.get_mut(&id) {
-                Some(instance) if !instance.durable => {
-                    instance.due = now + NOT_DURABLE_RETRY;
-                    self.deadlines.insert((instance.due, id));
-                }
-                Some(_) => passed.push(id),
-                None => {}
-            }
-        }
-        passed
-    }
-}
-
-/// An instance that was read from the database, for [`Engine::adopt`].
-#[derive(Debug)]
-pub(super) struct Recovered {
-    pub id: Uuid,
-    pub compiled: Arc<Compiled>,
-    pub state: State,
-    pub bucket: i32,
-    pub next_seq: i32,
-    pub started_at: Timestamp,
 }
 
 /// Everything that a call needs.
@@ -208,16 +106,6 @@ pub(super) struct Engine {
     pub(super) tasks: TaskTracker,
     /// When cancelled, no new call is sent.
     pub(super) stopping: CancellationToken,
-}
-
-/// Whether the id is derived from a [`Key`].
-pub(super) fn is_keyed(id: Uuid) -> bool {
-    id.get_version() == Some(uuid::Version::Sha1)
-}
-
-pub(super) fn partition_of(id: Uuid) -> i16 {
-    let [.., last] = *id.as_bytes();
-    i16::from(last) % PARTITIONS
 }
 
 impl Engine {
@@ -676,83 +564,6 @@ impl Engine {
         views.truncate(limit);
         views
     }
-}
-
-impl Instance {
-    fn view(&self, id: Uuid) -> View {
-        View::new(id, &self.compiled.definition, &self.state, self.started_at, None)
-    }
-
-    /// A stuck pivot that cannot be asked may be cancelled, and the question to one that can be skipped, by a person who has
-    /// verified that it did not happen. That must remain true: no call of it may be in progress, and none may follow
-    /// automatically.
-    fn check_verified(&self, event: &Event) -> Result<(), Refusal> {
-        let verified = match event {
-            Event::Cancel => decide::cancel_must_be_verified(&self.compiled.definition, &self.state),
-            Event::Skip => self.compiled.definition.pivot().map(Phase::Undo) == Some(self.state.phase),
-            _ => false,
-        };
-        if !verified {
-            return Ok(());
-        }
-        if !self.state.paused {
-            return Err(Refusal::PivotTried);
-        }
-        if Arc::strong_count(&self.calls) > 1 {
-            return Err(Refusal::PivotUnderWay);
-        }
-        Ok(())
-    }
-}
-
-/// What an instance takes besides its input and its replies: its state, its places in maps, a task that waits.
-const OVERHEAD: usize = 2 * 1024;
-
-fn size(state: &State) -> usize {
-    let replies = state.replies.iter().flatten().map(|reply| reply.as_str().len()).sum::<usize>();
-    OVERHEAD + state.input.as_str().len() + replies
-}
-
-/// The memory of live instances. When a participant is away they do not end, so what starts more has to wait: a client gets 429,
-/// and an event stays at the broker.
-#[derive(Debug)]
-struct Memory {
-    limit: usize,
-    instances: AtomicUsize,
-    bytes: AtomicUsize,
-}
-
-impl Memory {
-    fn new(limit: usize) -> Self {
-        Self { limit, instances: AtomicUsize::default(), bytes: AtomicUsize::default() }
-    }
-
-    /// One is always accepted.
-    fn has_room_for(&self, bytes: usize) -> bool {
-        self.instances() == 0 || self.bytes.load(Relaxed).saturating_add(bytes) <= self.limit
-    }
-
-    fn instances(&self) -> usize {
-        self.instances.load(Relaxed)
-    }
-
-    fn add(&self, instances: usize, bytes: usize) {
-        self.instances.fetch_add(instances, Relaxed);
-        self.bytes.fetch_add(bytes, Relaxed);
-    }
-
-    fn remove(&self, instance: &Instance) {
-        self.instances.fetch_sub(1, Relaxed);
-        self.bytes.fetch_sub(instance.bytes, Relaxed);
-    }
-}
-
-/// Converts the stored deadline to this process's monotonic clock. A wall clock that jumped between two processes can
-/// shift it to now, or delay it by one whole deadline at most.
-fn due(started_at: Timestamp, deadline_ms: u64) -> Instant {
-    let elapsed = Timestamp::now().as_millisecond().saturating_sub(started_at.as_millisecond());
-    let left = deadline_ms.saturating_sub(u64::try_from(elapsed).unwrap_or(0)).min(deadline_ms);
-    Instant::now() + Duration::from_millis(left)
 }
 
 fn body(event: Event, state: &State) -> String {

@@ -14,7 +14,8 @@ use uuid::Uuid;
 
 use super::{
     api::Api,
-    engine::{Engine, PARTITIONS},
+    engine::Engine,
+    key::PARTITIONS,
     liveness::Liveness,
     meters::Meters,
     problem::{Problems, SagaProblem},

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Statement, error::SqlState};
 use uuid::Uuid;
 
-use super::{engine::is_keyed, log::Entry};
+use super::{key::is_keyed, log::Entry};
 use crate::{
     contract::DatabaseLogin,
     domain::saga::state::Status,

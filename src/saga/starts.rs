@@ -34,7 +34,8 @@ use self::{
     received::Received,
 };
 use super::{
-    engine::{Engine, EngineError, Key},
+    engine::{Engine, EngineError},
+    key::Key,
     problem::{Problems, SagaProblem},
     reader::{DeadStart, ReadError, Reader},
 };

@@ -8,13 +8,15 @@ use uuid::Uuid;
 
 use super::{
     compiled::Compiled,
-    engine::{Engine, PARTITIONS, Recovered},
+    engine::Engine,
+    key::PARTITIONS,
     lease::Moment,
     liveness::Liveness,
     log::{Entry, Unrecorded},
     problem::{Problems, SagaProblem},
     reader::{Listed, Log, ReadError, Reader},
     session::{Epochs, RENEW_INTERVAL, Session, SessionError},
+    shard::Recovered,
     view::{self, ReplayError},
 };
 use crate::{
