@@ -136,6 +136,38 @@ async fn a_saga_that_is_deleted_and_applied_again_continues_where_it_was() {
     assert_eq!(reserved(&world), ["o-1", "o-2", "o-3"]);
 }
 
+/// The database is a backup from before the last event: what it does not know is started, what it knows is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_database_starts_what_came_after_its_backup() {
+    let world = World::new().await;
+    let nats = Nats::start();
+    let context = jetstream::new(async_nats::connect(nats.url()).await.unwrap());
+    make_stream(&context).await;
+    let contract = world.contract(vec![world.definition("order")], vec![order_created(&nats, None)]);
+    let mut orchestrator = world.run(contract).await;
+    publish(&context, "/shop/orders", "OrderCreated", "e-1", &order_data("o-1")).await;
+    orchestrator.until_counts("order", &[("completed", 1), ("running", 0)]).await;
+    let client = world.database.superuser().await;
+    let backup =
+        "create table kept_instance as table weft.saga_instance; create table kept_event as table weft.saga_event";
+    client.batch_execute(backup).await.unwrap();
+    publish(&context, "/shop/orders", "OrderCreated", "e-2", &order_data("o-2")).await;
+    orchestrator.until_counts("order", &[("completed", 2), ("running", 0)]).await;
+    orchestrator.terminate().await;
+    let restore = "delete from weft.saga_instance; insert into weft.saga_instance table kept_instance;
+         delete from weft.saga_event; insert into weft.saga_event table kept_event;
+         update weft.saga_count set completed = 1; update weft.saga_start set next = 2";
+    client.batch_execute(restore).await.unwrap();
+    orchestrator.start();
+    orchestrator.until_counts("order", &[("completed", 2), ("running", 0)]).await;
+    assert_eq!(reserved(&world), ["o-1", "o-2", "o-2"]);
+    let list = orchestrator.get("/sagas/order?state=completed").await.1;
+    for item in list["items"].as_array().unwrap() {
+        let effects = world.participant.effects(item["id"].as_str().unwrap());
+        assert_eq!(effects, ["reserve do", "pack do", "charge do", "ship do"], "the barriers know the repeated calls");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_clusters_at_one_broker_each_see_every_event() {
     let (one, other) = (World::new().await, World::new().await);

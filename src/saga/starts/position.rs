@@ -140,8 +140,15 @@ impl<'a> Place<'a> {
         let since = self.start.since.map(|since| since_by_server(since, self.clock, Timestamp::now()));
         let config = self.config(filter.clone(), first, since)?;
         let name = self.identity.durable_name(self.start);
-        let consumer = self.stream.get_or_create_consumer(&name, config).await?;
-        let next = consumer.cached_info().ack_floor.stream_sequence + 1;
+        let mut consumer = self.stream.get_or_create_consumer(&name, config.clone()).await?;
+        let mut next = consumer.cached_info().ack_floor.stream_sequence + 1;
+        // the consumer is further than the database knows: that was restored from a backup, or stopped before it recorded the
+        // last seconds. What it does not know may not have started; what has, is not started again
+        if first.is_some_and(|first| first < next) && self.retention() == RetentionPolicy::Limits {
+            self.stream.delete_consumer(&name).await?;
+            consumer = self.stream.create_consumer(config).await?;
+            next = 0;
+        }
         let is_queue = self.is_queue();
         let floor = Floor { first: first.unwrap_or(0), since: since.filter(|_| first.is_none() && is_queue) };
         self.record(next.max(floor.first)).await?;
@@ -149,11 +156,15 @@ impl<'a> Place<'a> {
     }
 
     fn is_queue(&self) -> bool {
-        self.stream.cached_info().config.retention == RetentionPolicy::WorkQueue
+        self.retention() == RetentionPolicy::WorkQueue
+    }
+
+    fn retention(&self) -> RetentionPolicy {
+        self.stream.cached_info().config.retention
     }
 
     fn config(&self, filter: String, first: Option<u64>, since: Option<Timestamp>) -> Result<pull::Config, BoxError> {
-        let retention = self.stream.cached_info().config.retention;
+        let retention = self.retention();
         Ok(pull::Config {
             durable_name: Some(self.identity.durable_name(self.start)),
             description: Some(format!("starts saga {}", self.start.saga)),
