@@ -24,6 +24,8 @@ pub(super) struct Compiled {
     /// Of each step, the do and the undo.
     steps: Vec<(Compilation, Compilation)>,
     notify: Compilation,
+    /// Whether any expression has a macro.
+    has_macros: bool,
 }
 
 /// A compiled body, or why an expression does not compile. The call then fails with this text; the lint keeps such a
@@ -36,7 +38,9 @@ impl Compiled {
         let steps = definition.steps.iter().map(|step| (compile(&step.action), optional(step.undo.as_ref()))).collect();
         let notify = optional(definition.on_compensated.as_ref());
         let input = definition.input.as_ref().map(Schema::compile);
-        Self { definition, counts, input, steps, notify }
+        let compiled = Self { definition, counts, input, steps, notify, has_macros: false };
+        let mut phases = (0..compiled.steps.len()).map(Phase::Do).chain([Phase::Notify]);
+        Self { has_macros: phases.any(|phase| compiled.repeats(phase)), ..compiled }
     }
 
     fn compiled(&self, phase: Phase) -> Option<&Compilation> {
@@ -61,7 +65,7 @@ impl Compiled {
 
     /// Whether [`Self::check_input`] of `length` bytes may take so long.
     pub(super) fn has_heavy(&self, length: usize) -> bool {
-        (0..self.steps.len()).map(Phase::Do).chain([Phase::Notify]).any(|phase| self.is_heavy(phase, length))
+        length > SHORT || self.has_macros
     }
 
     /// Why this is no input: it does not fit the schema, or an expression that reads nothing else fails, so that no instance

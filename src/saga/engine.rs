@@ -200,7 +200,7 @@ impl Engine {
             bucket,
             seq: 0,
             at: started_at,
-            body: body(Event::Started { input }, &state),
+            body: body(&Event::Started { input }, &state),
             start: Some((definition.name.clone(), definition.version.clone())),
             end: None,
         };
@@ -289,7 +289,7 @@ impl Engine {
                     bucket: instance.bucket,
                     seq: instance.next_seq,
                     at,
-                    body: body(event.clone(), &instance.state),
+                    body: body(event, &instance.state),
                     start: None,
                     end,
                 };
@@ -566,7 +566,7 @@ impl Engine {
     }
 }
 
-fn body(event: Event, state: &State) -> String {
+fn body(event: &Event, state: &State) -> String {
     let record = Record { event, to: Outcome::of(state) };
     // serializing strings, numbers and raw JSON cannot fail
     serde_json::to_string(&record).unwrap_or_default()

@@ -101,10 +101,8 @@ fn is_code(text: &str) -> bool {
 
 /// False for what frameworks write on every error: `error`, or the reason phrase of the status.
 fn names_a_failure(word: &str, status: u16) -> bool {
-    let letters =
-        |text: &str| text.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
-    let word_letters = letters(word);
-    let phrase = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).map(letters);
+    let word_letters = members::letters(word);
+    let phrase = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).map(members::letters);
     is_code(word)
         && !GENERIC.contains(&word_letters.as_str())
         && word_letters != status.to_string()

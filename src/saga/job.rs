@@ -147,8 +147,7 @@ fn progress(raw: &Raw) -> Progress {
         Some(true) => return Progress::Done,
         None => {}
     }
-    let words = ["status", "state"].map(|name| members.string(name).unwrap_or_default());
-    let words = words.map(|word| word.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_lowercase());
+    let words = ["status", "state"].map(|name| members::letters(&members.string(name).unwrap_or_default()));
     let any_of = |states: &[&str]| words.iter().any(|word| states.contains(&word.as_str()));
     if any_of(&FAILED) {
         Progress::Failed

@@ -54,6 +54,11 @@ impl<'a> Members<'a> {
     }
 }
 
+/// A word in lower case and without separators: `in_progress`, `In progress` and `InProgress` are one.
+pub(super) fn letters(word: &str) -> String {
+    word.chars().filter(char::is_ascii_alphanumeric).map(|letter| letter.to_ascii_lowercase()).collect()
+}
+
 /// The text of a JSON string. One with a fault, such as a lone surrogate, is returned as it is written.
 pub(super) fn string(value: &str) -> Option<String> {
     let written = value.strip_prefix('"')?.strip_suffix('"')?;

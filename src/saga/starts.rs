@@ -281,9 +281,9 @@ impl Consumer {
     /// Records the position, and reports what was seen.
     async fn record(&self, place: &Place<'_>, template: &Template) -> Result<(), BoxError> {
         let delivered = place.record_progress().await?;
-        let typed = template.type_of(&template.filter(Some(&self.start.event_type))).is_some();
+        let filter = template.filter(Some(&self.start.event_type));
+        let typed = template.type_of(&filter).is_some();
         if typed && !self.seen.load(Relaxed) {
-            let filter = template.filter(Some(&self.start.event_type));
             let any = place.stream.info_with_subjects(filter).await?.try_next().await?.is_some();
             self.seen.store(delivered || any, Relaxed);
         }
@@ -349,14 +349,11 @@ impl Consumer {
         let Some(data) = event.data else {
             return self.bury(message, sequence, Some(&id), "its data is not JSON").await;
         };
-        let input = match json::admit(data.get().as_bytes()) {
-            Ok(input) => input,
-            Err(why) => {
-                let why = format!("its data cannot be the saga's input: {why}");
-                return self.bury(message, sequence, Some(&id), &why).await;
-            }
+        let started = match json::admit(data.get().as_bytes()) {
+            Ok(input) => self.engine.start(saga, input, Some(Key::Event(&id))).await,
+            Err(why) => Err(EngineError::UnusableInput(why.to_string())),
         };
-        match self.engine.start(saga, input, Some(Key::Event(&id))).await {
+        match started {
             Ok(_) => None,
             Err(EngineError::UnusableInput(why)) => {
                 let why = format!("its data cannot be the saga's input: {why}");

@@ -1,4 +1,4 @@
-//! An undo that always fails: the saga is Stuck in the columns, in an Event and in a metric, and `retry` mends it.
+//! An undo that always fails: the saga is Stuck in the columns, in an Event and in a metric, and `retry` resolves it.
 
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ async fn saga_gets_stuck_loudly() {
         a_mistake_stops_nothing(world, &trip).await?;
         let id = &status.stuck_instances.first().context("status.stuckInstances is empty")?.id;
         world.http(Method::POST, ORCHESTRATOR, &format!("/sagas/trip/{id}/retry"), None).await?.ok()?;
-        mended(world, id).await?;
+        compensated(world, id).await?;
         deleted(world).await
     })
     .await;
@@ -116,7 +116,7 @@ async fn deleted(world: &Scenario) -> Result<()> {
         .await
 }
 
-async fn mended(world: &Scenario, id: &str) -> Result<()> {
+async fn compensated(world: &Scenario, id: &str) -> Result<()> {
     world
         .until("the saga is compensated", Duration::from_mins(1), async || {
             let status = world.get::<Saga>("trip").await?.and_then(|saga| saga.status).unwrap_or_default();

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use kube::ResourceExt;
+
 /// `app.kubernetes.io/managed-by` of every child; the operator's watches select on it.
 pub const MANAGED_BY: &str = "weft";
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
@@ -57,6 +59,11 @@ pub const UPGRADE_ANNOTATION: &str = "weft.dev/upgrade";
 pub const FORCE_DELETE_ANNOTATION: &str = "weft.dev/force-delete";
 /// Finalizer of a Saga: its instances have not ended.
 pub const DRAIN_FINALIZER: &str = "weft.dev/drain";
+
+pub fn has_drain_finalizer(object: &impl ResourceExt) -> bool {
+    object.finalizers().iter().any(|finalizer| finalizer == DRAIN_FINALIZER)
+}
+
 /// Field manager of the finalizer.
 pub const FINALIZER_MANAGER: &str = "weft-finalizer";
 /// On a pod of the data plane, written when the contract that it mounts changed: that ConfigMap's `resourceVersion`.

@@ -25,7 +25,7 @@ use crate::{
     controllers::{
         resources::{
             key::{Key, ObjectId, ObjectKind},
-            labels::DRAIN_FINALIZER,
+            labels::has_drain_finalizer,
         },
         status::conditions::{READY, Truth, status_of},
     },
@@ -229,9 +229,7 @@ impl Store {
         self.references
             .of_kind(&Named::Orchestrator(orchestrator.clone()), ObjectKind::Saga)
             .filter_map(|id| self.get::<Saga>(id))
-            .filter(|saga| {
-                saga.metadata.deletion_timestamp.is_none() || saga.finalizers().iter().any(|one| one == DRAIN_FINALIZER)
-            })
+            .filter(|saga| saga.metadata.deletion_timestamp.is_none() || has_drain_finalizer(saga.as_ref()))
             .collect()
     }
 

@@ -115,9 +115,7 @@ impl Expression {
             Form::Program(program) => interpret(program, scope).map(Cow::Owned),
         }
     }
-}
 
-impl Expression {
     /// The names of the steps whose replies it reads, guarded or not.
     fn steps(&self) -> impl Iterator<Item = &str> {
         let paths = match &self.0 {

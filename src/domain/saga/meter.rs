@@ -3,8 +3,9 @@
 //! The interpreter cannot be interrupted, and a few characters are enough to keep it busy for hours
 //! (`input.l.filter(x, input.l.exists(y, y == x))` over a long list) or to fill the memory (`[s].map(a, a + a).map(…)`). So
 //! every node that may give something large is wrapped into a call of [`CHARGE`], which ends the evaluation when the budget is
-//! used up. That bounds time and memory at once, since the interpreter copies what it evaluates, and each iteration is charged. It depends on nothing but the values, so a
-//! repetition ends alike. Kubernetes bounds its CEL likewise, by a cost limit for each evaluation (KEP-2876).
+//! used up. That bounds time and memory at once, since the interpreter copies what it evaluates, and each iteration is charged.
+//! It depends on nothing but the values, so a repetition ends alike. Kubernetes bounds its CEL likewise, by a cost limit for each
+//! evaluation (KEP-2876).
 
 use std::{cell::Cell, sync::Arc};
 
@@ -62,13 +63,17 @@ thread_local! {
 /// Charges for a copy of `value`; false when the budget is used up.
 pub(super) fn spend(value: &serde_json::Value) -> bool {
     use serde_json::Value;
-    let cost = match value {
-        Value::String(text) => 1 + text.len() / 16,
-        Value::Array(items) => return items.iter().all(spend) && take(1),
-        Value::Object(members) => return members.iter().all(|(name, value)| take(1 + name.len() / 16) && spend(value)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => 1,
-    };
-    take(cost)
+    match value {
+        Value::String(value) => take(text(value.len())),
+        Value::Array(items) => items.iter().all(spend) && take(1),
+        Value::Object(members) => members.iter().all(|(name, value)| take(text(name.len())) && spend(value)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => take(1),
+    }
+}
+
+/// The cost of a string of `length` bytes.
+fn text(length: usize) -> usize {
+    1 + length / 16
 }
 
 fn take(cost: usize) -> bool {
@@ -92,7 +97,6 @@ pub(super) fn charge(value: Cel) -> Result<Cel, ExecutionError> {
 }
 
 fn size(value: &Cel) -> usize {
-    let text = |length: usize| 1 + length / 16;
     match value {
         Cel::List(items) => 1 + items.iter().map(size).sum::<usize>(),
         Cel::Map(members) => {

@@ -314,8 +314,8 @@ impl Outcome {
 /// A row of the log. A replay must lead to the same outcomes: rules that decide otherwise than those that wrote the row would
 /// make another history of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Record {
-    pub event: Event,
+pub struct Record<E = Event> {
+    pub event: E,
     pub to: Outcome,
 }
 

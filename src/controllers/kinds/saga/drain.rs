@@ -15,7 +15,7 @@ use crate::{
         request::{RequestError, within_deadline},
         resources::{
             key::Key,
-            labels::{DRAIN_FINALIZER, FINALIZER_MANAGER, FORCE_DELETE_ANNOTATION},
+            labels::{DRAIN_FINALIZER, FINALIZER_MANAGER, FORCE_DELETE_ANNOTATION, has_drain_finalizer},
             plan::Rejection,
             reason::Reason,
         },
@@ -33,11 +33,7 @@ pub enum Change {
 
 /// The Saga is deleted, and waits for its instances.
 pub fn is_draining(object: &Saga) -> bool {
-    object.metadata.deletion_timestamp.is_some() && has_finalizer(object)
-}
-
-pub fn has_finalizer(object: &Saga) -> bool {
-    object.finalizers().iter().any(|finalizer| finalizer == DRAIN_FINALIZER)
+    object.metadata.deletion_timestamp.is_some() && has_drain_finalizer(object)
 }
 
 /// What a Saga that is being deleted waits for; `None` when nothing keeps it.
@@ -84,7 +80,7 @@ const WAY_OUT: &str = "to give them up where they are, annotate the Saga with we
 
 /// How the finalizer is to change. A Saga that was never accepted has no instances, so it gets none.
 pub fn change(object: &Saga, observed: &Observed, planned: &Result<Defined, Rejection>) -> Option<Change> {
-    match (object.metadata.deletion_timestamp.is_some(), has_finalizer(object)) {
+    match (object.metadata.deletion_timestamp.is_some(), has_drain_finalizer(object)) {
         (false, false) if planned.is_ok() => Some(Change::Add),
         (true, true) if waits_for(object, observed, planned).is_none() => Some(Change::Remove),
         _ => None,
@@ -105,7 +101,7 @@ pub async fn release_all(client: &Client, namespaces: &[String]) -> anyhow::Resu
             Err(error) if matches!(error.code(), Some(403 | 404)) => continue,
             Err(error) => return Err(anyhow::anyhow!("the Sagas cannot be listed: {}", error.message())),
         };
-        for saga in sagas.iter().filter(|saga| saga.finalizers().iter().any(|name| name == DRAIN_FINALIZER)) {
+        for saga in sagas.iter().filter(|saga| has_drain_finalizer(*saga)) {
             let (name, namespace) = (saga.name_any(), saga.namespace().unwrap_or_default());
             let api: Api<Saga> = Api::namespaced(client.clone(), &namespace);
             let change = applied(&name, saga.metadata.uid.as_deref(), Change::Remove);

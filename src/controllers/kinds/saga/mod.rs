@@ -28,6 +28,7 @@ use crate::{
         request::RequestError,
         resources::{
             key::{Key, ObjectId, ObjectKind},
+            labels::has_drain_finalizer,
             observed::{DatabaseObserved, Workload},
             outcome::Applied,
             plan::{Plan, Rejection},
@@ -190,7 +191,7 @@ impl Driven for Controller {
     }
 
     fn is_being_deleted(object: &Saga) -> bool {
-        object.metadata.deletion_timestamp.is_some() && !drain::has_finalizer(object)
+        object.metadata.deletion_timestamp.is_some() && !has_drain_finalizer(object)
     }
 
     async fn finalize(
