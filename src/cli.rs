@@ -19,7 +19,7 @@ pub struct Cli {
 enum Command {
     /// Reconcile Microservices, OutboxRelays and Sagas in a cluster (the control plane)
     Operator(Box<operator::Args>),
-    /// Publish a service's outbox to a broker (a sidecar that the operator starts)
+    /// Publish a service's outbox to a broker; list and retry events that the broker refuses
     Relay(relay::Args),
     /// Run sagas: the orchestrator's engine and its HTTP API
     Saga(saga::Args),
@@ -100,7 +100,8 @@ impl Command {
         match self {
             Self::Broker(_) | Self::Crds { .. } | Self::Completion { .. } => true,
             Self::Saga(args) => args.is_for_people(),
-            Self::Operator(_) | Self::Relay(_) | Self::Database(_) | Self::ReleaseSagas { .. } => false,
+            Self::Relay(args) => args.is_for_people(),
+            Self::Operator(_) | Self::Database(_) | Self::ReleaseSagas { .. } => false,
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod relay {
     pub const PENDING: &str = "weft_relay_pending";
     pub const INFLIGHT: &str = "weft_relay_inflight";
     pub const HELD: &str = "weft_relay_held";
+    pub const DEAD: &str = "weft_relay_dead_letters";
     pub const LAG_SECONDS: &str = "weft_relay_lag_seconds";
     pub const LAG_BYTES: &str = "weft_relay_lag_bytes";
     pub const LEADING: &str = "weft_relay_leading";

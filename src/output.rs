@@ -1,6 +1,17 @@
 //! What the commands for people write: their answer to standard output, what is wrong in one line to standard error.
 
-use std::io::{self, ErrorKind, Write};
+use std::{
+    fmt::Write as _,
+    io::{self, ErrorKind, Write},
+};
+
+/// Form of an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    #[default]
+    Table,
+    Json,
+}
 
 /// Writes to standard output. A reader that has seen enough (`| head`) is no error.
 pub fn answer(text: &str) -> io::Result<()> {
@@ -15,6 +26,26 @@ pub fn answer(text: &str) -> io::Result<()> {
 pub fn error(message: &str) {
     // when nobody can be reached there, the exit code says it
     let _ = writeln!(io::stderr(), "weft: {}", one_line(message));
+}
+
+/// Columns as wide as their widest cell, three blanks apart; no blanks at the end of a line.
+pub fn columns<const N: usize>(rows: Vec<[String; N]>) -> String {
+    let mut widths = [0; N];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            let _ = write!(line, "{cell:<width$}   ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
 }
 
 fn one_line(message: &str) -> String {

@@ -21,7 +21,7 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("api", vec!["domain"]),
         ("postgres", with_everyday(&["contract", "domain"])),
         ("database", with_everyday(&["contract", "domain", "postgres"])),
-        ("relay", with_everyday(&["contract", "domain", "nats", "postgres", "secret"])),
+        ("relay", with_everyday(&["contract", "domain", "nats", "output", "postgres", "secret"])),
         ("saga", with_everyday(&["contract", "domain", "nats", "output", "postgres"])),
         ("controllers", with_everyday(&["api", "contract", "crds", "domain", "nats", "secret"])),
         ("crds", vec!["api", "output"]),

@@ -50,7 +50,7 @@ fn commands() -> Vec<Vec<&'static str>> {
 #[test]
 fn a_server_that_cannot_be_reached_is_named_in_one_line() {
     for command in commands() {
-        for json in [&[][..], &["--json"]] {
+        for json in [&[][..], &["-o", "json"]] {
             let line = line(&[&command, &["--orchestrator-url", NOBODY][..], json].concat());
             assert!(
                 line.starts_with("no orchestrator answers at http://127.0.0.1:1; give --orchestrator-url"),
@@ -76,7 +76,7 @@ fn another_server_than_an_orchestrator_is_recognised() {
         let refused = line(&[&command, &["--orchestrator-url", &url][..]].concat());
         assert!(refused.contains(&url) && refused.contains("502 Bad Gateway"), "{refused}");
         let url = answers("200 OK", "<html>\n<body>welcome</body>\n</html>");
-        let welcomed = line(&[&command, &["--orchestrator-url", &url, "--json"][..]].concat());
+        let welcomed = line(&[&command, &["--orchestrator-url", &url, "-o", "json"][..]].concat());
         assert!(welcomed.contains("is --orchestrator-url right?"), "{welcomed}");
     }
 }
@@ -90,7 +90,7 @@ fn wrong_arguments_are_one_line_with_the_usage() {
     );
     for arguments in [
         &["sagas"][..],
-        &["--json"],
+        &["-o", "json"],
         &["crds", "--folder", "x"],
         &["completion", "tcl"],
         &["operator", "--nonsense"],
@@ -119,7 +119,7 @@ fn json_is_printed_when_it_is_asked_for_and_only_then() {
         assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     };
-    assert_eq!(list(&["--json"]), format!("{body}\n"));
+    assert_eq!(list(&["-o", "json"]), format!("{body}\n"));
     assert!(list(&[]).starts_with("ID "));
 }
 

@@ -148,6 +148,7 @@ fn the_status_documents_of_the_data_plane() {
         published: 41,
         pending: 2,
         held: 2,
+        dead_letters: 1,
         lag_seconds: 1.5,
         lag_bytes: Some(4096),
         position: Some("0/16B3748".into()),

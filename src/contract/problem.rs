@@ -50,6 +50,7 @@ reasons! {
         DatabaseFails,
         DatabaseNotReady,
         DatabaseUnreachable,
+        DeadLetters,
         DefinitionInvalid,
         DefinitionsNotStored,
         EventRefused,

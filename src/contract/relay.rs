@@ -26,6 +26,9 @@ pub struct Relay {
     pub format: Format,
     #[serde(default)]
     pub retention: Retention,
+    /// Without it a refused event is held until the broker accepts it, or a person skips it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_letter: Option<DeadLetter>,
     /// Keep connections and leadership, publish nothing.
     #[serde(default)]
     pub paused: bool,
@@ -95,6 +98,14 @@ pub enum Format {
     CloudEventsStructured,
     /// The payload as the body; `event-id`, `event-key` and `content-type` as headers.
     Raw,
+}
+
+/// When an event is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeadLetter {
+    /// How often the broker may refuse an event, the first time included.
+    pub max_attempts: u32,
 }
 
 /// What happens to a row after the broker has acknowledged its event.

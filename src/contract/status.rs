@@ -29,6 +29,9 @@ pub struct RelayStatus {
     /// Events that the broker refuses, and those that wait behind them; part of `pending`.
     #[serde(default)]
     pub held: u64,
+    /// Events that were given up.
+    #[serde(default)]
+    pub dead_letters: u64,
     pub lag_seconds: f64,
     /// WAL between the server's position and the slot's `confirmed_flush_lsn`; `None` when polling.
     #[serde(default, skip_serializing_if = "Option::is_none")]

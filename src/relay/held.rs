@@ -16,6 +16,10 @@ impl HeldKeys {
         self.0.contains_key(&key)
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// `events` more of the key are handed over.
     pub(crate) fn hand_over(&mut self, key: u64, events: u64) {
         *self.0.entry(key).or_default() += events;

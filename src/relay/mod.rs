@@ -12,6 +12,7 @@
 //! broker has stored it; nothing is reordered, because of the rule in [`window`]. An event that the broker refuses is
 //! *held* with those behind it in its key, which is recorded too, so that it stops nothing else.
 
+mod cli;
 pub mod encode;
 mod held;
 mod leader;
@@ -53,10 +54,36 @@ const BETWEEN_TERMS: (Duration, Duration) = (Duration::from_millis(200), Duratio
 /// After a term of at least this length the wait between terms starts again at the shortest.
 const STABLE_TERM: Duration = Duration::from_secs(30);
 
+/// Where the operator mounts the contract file.
+const CONFIG: &str = "/etc/weft/relay/relay.yaml";
+
+/// Publish a service's outbox to a broker, and list, retry and skip events that the broker refuses.
 #[derive(Debug, clap::Args)]
+#[command(arg_required_else_help = true)]
 pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Publish the outbox (a sidecar that the operator starts)
+    Run(RunArgs),
+    #[command(flatten)]
+    Cli(cli::Command),
+}
+
+impl Args {
+    /// A command for people; the other one is the relay.
+    pub fn is_for_people(&self) -> bool {
+        matches!(self.command, Command::Cli(_))
+    }
+}
+
+#[derive(Debug, clap::Args)]
+struct RunArgs {
     /// The contract file
-    #[arg(long, env = "WEFT_CONFIG")]
+    #[arg(long, env = "WEFT_CONFIG", default_value = CONFIG)]
     config: PathBuf,
     /// Address of the admin endpoints: /livez, /readyz, /metrics, /status
     #[arg(long, env = "WEFT_ADMIN", default_value_t = admin::any(ADMIN_PORT))]
@@ -64,7 +91,14 @@ pub struct Args {
 }
 
 pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
-    let Args { config, admin } = args;
+    match args.command {
+        Command::Cli(command) => cli::run(command).await,
+        Command::Run(args) => Box::pin(publish(args, shutdown)).await,
+    }
+}
+
+async fn publish(args: RunArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+    let RunArgs { config, admin } = args;
     let contract = Relay::load(&config)?;
     let mut registry = Registry::default();
     let reporter = Reporter::new(&contract.name, &mut registry);

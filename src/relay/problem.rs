@@ -50,6 +50,12 @@ pub enum RelayProblem {
         waiting: u64,
         cause: String,
     },
+    /// Events were given up, the latest one for this cause.
+    DeadLetters {
+        events: u64,
+        latest: String,
+        cause: String,
+    },
     /// The server will remove WAL that the slot needs after `bytes` more.
     SlotAtRisk {
         bytes: u64,
@@ -75,6 +81,7 @@ impl RelayProblem {
             Self::StreamMissing { .. } => ProblemReason::StreamMissing,
             Self::PublishFailing { .. } => ProblemReason::PublishFailing,
             Self::EventRefused { .. } => ProblemReason::EventRefused,
+            Self::DeadLetters { .. } => ProblemReason::DeadLetters,
             Self::SlotAtRisk { .. } => ProblemReason::SlotAtRisk,
             Self::SlotLost => ProblemReason::SlotLost,
             Self::SlotPending { .. } => ProblemReason::SlotPending,
@@ -140,7 +147,14 @@ impl fmt::Display for RelayProblem {
                     let (verb, target) = (verb(*waiting), if *others > 0 { "them" } else { "it" });
                     write!(f, "{} {verb} behind {target}; ", events(*waiting))?;
                 }
-                write!(f, "to skip an event, delete its row from weft.outbox")
+                write!(f, "`weft relay skip` moves an event to the dead letters")
+            }
+            Self::DeadLetters { events: count, latest, cause } => {
+                let (events, are) = (events(*count), if *count == 1 { "is" } else { "are" });
+                write!(
+                    f,
+                    "{events} {are} given up, the latest of them event {latest}: {cause}; `weft relay retry` publishes them again, `weft relay purge` deletes them"
+                )
             }
             Self::SlotAtRisk { bytes } => write!(
                 f,

@@ -1,7 +1,11 @@
 //! The publisher: moves events from the source's batches through the window to the broker, and hands over what is
 //! published or held to be recorded. It waits for nothing but its sockets.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use tokio::{
@@ -32,6 +36,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// An event that has failed this often, while the broker stored others within `HOLD_WHILE`, is held like a refused one.
 const HOLD_AFTER: u32 = 6;
 const HOLD_WHILE: Duration = Duration::from_secs(5);
+/// When the events of so many keys were refused, one after the other and none stored, it is not the events.
+const EVERYBODY: usize = 3;
 /// How often back-off times, deadlines and the status are checked.
 const TICK: Duration = Duration::from_millis(200);
 /// How often the status is updated while there is no connection.
@@ -96,6 +102,8 @@ pub(crate) struct Publisher<'a, S> {
     /// otherwise be connected to ten times a second, forever.
     reconnect: Duration,
     failing: bool,
+    /// Keys whose events were refused since the broker stored an event, up to [`EVERYBODY`].
+    refused: HashSet<u64>,
     /// What was admitted last is an event of the log, and not a mark: all events since the last mark would come again.
     in_transaction: bool,
     /// Of the broker, for messages.
@@ -139,6 +147,7 @@ impl<'a, S: Sink> Publisher<'a, S> {
             last_stored: None,
             reconnect: RECONNECT.0,
             failing: false,
+            refused: HashSet::new(),
             in_transaction: false,
             address: String::new(),
         }
@@ -326,6 +335,10 @@ impl<'a, S: Sink> Publisher<'a, S> {
                 Again::Event(row) => self.window.admit_recorded(Pending { row: *row, held: true, sent }),
                 Again::Free { key, handed } => {
                     self.held.free(key, handed);
+                    if self.held.is_empty() {
+                        self.refused.clear();
+                        self.report_failing(None, true);
+                    }
                 }
             }
         }
@@ -395,6 +408,7 @@ impl<'a, S: Sink> Publisher<'a, S> {
             self.sent.pop_front();
         }
         if stored > 0 {
+            self.refused.clear();
             self.last_stored = Some(now);
             self.reporter.acknowledged(stored);
         }
@@ -423,6 +437,11 @@ impl<'a, S: Sink> Publisher<'a, S> {
         let mut cause = Some(why);
         for Pending { row, held, .. } in self.window.hold(ticket) {
             let cause = cause.take();
+            if let Some(cause) = &cause
+                && (!held || self.last_stored.is_none())
+            {
+                self.count_refusal(row.event.key(), cause);
+            }
             if !held {
                 self.hold(row.event.key(), row, cause);
             } else if let Some(cause) = cause {
@@ -431,6 +450,13 @@ impl<'a, S: Sink> Publisher<'a, S> {
             }
         }
         self.pass();
+    }
+
+    /// Attempts to publish held events again count only as long as the broker has stored nothing at all.
+    fn count_refusal(&mut self, key: u64, cause: &str) {
+        if self.refused.len() < EVERYBODY && self.refused.insert(key) && self.refused.len() == EVERYBODY {
+            self.report_failing(Some(format!("it refuses the events of every aggregate: {cause}")), false);
+        }
     }
 
     /// Checks everything that depends on time (answers that are overdue, back-off) and returns when to check again.

@@ -20,7 +20,7 @@ use super::{
     problem::{BLOCKING, RelayProblem},
     source::{
         Point,
-        postgres::{ledger::HeldEvents, slot::Slot, tail::Tail},
+        postgres::{dead::DeadEvents, ledger::HeldEvents, slot::Slot, tail::Tail},
     },
 };
 use crate::{
@@ -64,6 +64,7 @@ struct State {
     /// When the oldest of them was made, by the clock of this process.
     oldest: Option<Timestamp>,
     held: u64,
+    dead: u64,
     /// Whether an event was published or waited since the rows were last counted, so that counting again is worthwhile.
     busy: bool,
     waiting: Waiting,
@@ -101,6 +102,7 @@ struct Metrics {
     pending: Gauge,
     inflight: Gauge,
     held: Gauge,
+    dead: Gauge,
     lag_seconds: Gauge<f64, AtomicU64>,
     lag_bytes: Gauge<i64, AtomicI64>,
     leading: Gauge,
@@ -117,17 +119,20 @@ impl Metrics {
             pending: Gauge::default(),
             inflight: Gauge::default(),
             held: Gauge::default(),
+            dead: Gauge::default(),
             lag_seconds: Gauge::default(),
             lag_bytes: Gauge::default(),
             leading: Gauge::default(),
         };
-        let Self { published, retries, duration, pending, inflight, held, lag_seconds, lag_bytes, leading } = &metrics;
+        let Self { published, retries, duration, pending, inflight, held, dead, lag_seconds, lag_bytes, leading } =
+            &metrics;
         registry.register(names::PUBLISHED, "Events that the broker acknowledged to this process", published.clone());
         registry.register(names::RETRIES, "Publishes that failed and are repeated", retries.clone());
         registry.register(names::PUBLISH_DURATION, "From publish to acknowledgement", duration.clone());
         registry.register(names::PENDING, "Rows of the outbox that are not acknowledged", pending.clone());
         registry.register(names::INFLIGHT, "Events on the way to the broker", inflight.clone());
         registry.register(names::HELD, "Events that the broker refuses, and those that wait behind them", held.clone());
+        registry.register(names::DEAD, "Events that were given up", dead.clone());
         registry.register(names::LAG_SECONDS, "Age of the oldest event that waits", lag_seconds.clone());
         registry.register(names::LAG_BYTES, "WAL behind the slot's confirmed position", lag_bytes.clone());
         registry.register(names::LEADING, "1 when this process publishes, 0 when it is a standby", leading.clone());
@@ -153,6 +158,7 @@ impl Reporter {
                 rows: 0,
                 oldest: None,
                 held: 0,
+                dead: 0,
                 busy: true,
                 waiting: Waiting::default(),
                 tail: None,
@@ -228,6 +234,7 @@ impl Reporter {
             state.tail = None;
             state.slot_lag = None;
             for resolved in [
+                ProblemReason::DeadLetters,
                 ProblemReason::EventRefused,
                 ProblemReason::PublicationInvalid,
                 ProblemReason::PublishFailing,
@@ -236,7 +243,7 @@ impl Reporter {
             ] {
                 state.problems.remove(&resolved);
             }
-            state.held = 0;
+            (state.held, state.dead) = (0, 0);
             for resolved in [ProblemReason::BrokerUnreachable, ProblemReason::StreamMissing, ProblemReason::SlotPending]
             {
                 state.problems.remove(&resolved);
@@ -367,6 +374,16 @@ impl Reporter {
         }
     }
 
+    pub(crate) fn dead(&self, dead: Option<DeadEvents>) {
+        self.change(|state| state.dead = dead.as_ref().map_or(0, |dead| dead.events));
+        match dead {
+            Some(DeadEvents { events, latest, cause }) => {
+                self.report(RelayProblem::DeadLetters { events, latest, cause });
+            }
+            None => self.resolve(ProblemReason::DeadLetters),
+        }
+    }
+
     pub(crate) fn slot(&self, slot: Option<&Slot>) {
         self.change(|state| state.slot_lag = slot.map(|slot| slot.lag_bytes));
         match slot.and_then(|slot| slot.at_risk) {
@@ -382,11 +399,12 @@ impl Reporter {
     fn change(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.lock();
         change(&mut state);
-        let Metrics { pending, inflight, held, lag_seconds, lag_bytes, leading, .. } = &self.metrics;
+        let Metrics { pending, inflight, held, dead, lag_seconds, lag_bytes, leading, .. } = &self.metrics;
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         pending.set(gauge(state.pending()));
         inflight.set(gauge(state.waiting.in_flight as u64));
         held.set(gauge(state.held));
+        dead.set(gauge(state.dead));
         lag_seconds.set(state.lag_seconds());
         lag_bytes.set(gauge(state.lag_bytes().unwrap_or_default()));
         leading.set(i64::from(state.leading));
@@ -452,6 +470,7 @@ impl State {
             published: self.recorded + self.unrecorded,
             pending: self.pending(),
             held: self.held,
+            dead_letters: self.dead,
             lag_seconds: self.lag_seconds(),
             lag_bytes: self.lag_bytes(),
             position: self.position.clone(),

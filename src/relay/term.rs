@@ -15,7 +15,7 @@ use super::{
         SourceError,
         postgres::{
             Postgres, ledger,
-            recorder::{Ends, Recorder},
+            recorder::{Ends, Options, Recorder},
             session::Session,
         },
     },
@@ -75,7 +75,7 @@ async fn lead_with(
     reporter: &Arc<Reporter>,
     stop: CancellationToken,
 ) -> Result<(), TermError> {
-    let Relay { name, namespace, service, mode, source, sink: _, format, retention, paused: _, version: _ } = contract;
+    let Relay { name, namespace, service, mode, source, format, retention, dead_letter, .. } = contract;
     // `AfterPublish` is the only retention; the recorder deletes the rows
     let Retention::AfterPublish = retention;
     let encoder = Encoder::new(template, *format, names::event_source(namespace, service));
@@ -91,8 +91,12 @@ async fn lead_with(
     let (again, again_received) = mpsc::channel(1);
     let (progress, recorded) = watch::channel(None);
     let ends = Ends { done: finished, again, recorded: progress };
-    let slot = *mode == Mode::LogTailing;
-    let recorder = Recorder::new(&session.client, &ledger, slot, !held.is_empty(), ends, reporter).await?;
+    let options = Options {
+        slot: *mode == Mode::LogTailing,
+        any_held: !held.is_empty(),
+        max_attempts: dead_letter.map(|letter| letter.max_attempts),
+    };
+    let recorder = Recorder::new(&session.client, &ledger, options, ends, reporter).await?;
     let queues = Queues { batches: received, again: again_received, done, paused, stop: stop.clone() };
     let publisher = Publisher::new(&sink, encoder, queues, HeldKeys::new(held), reporter);
     let source_of_events = Postgres {

@@ -8,7 +8,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use super::view::{Detail, Transition, View};
-use crate::output;
+use crate::output::{self, Format};
 
 const DEADLINE: Duration = Duration::from_secs(90);
 
@@ -17,9 +17,9 @@ pub struct Endpoint {
     /// The address of the orchestrator's API, such as http://default-orchestrator.shop:8080
     #[arg(long, env = "WEFT_ORCHESTRATOR_URL", default_value = "http://localhost:8080")]
     orchestrator_url: String,
-    /// Print the API's JSON
-    #[arg(long)]
-    json: bool,
+    /// Form of the answer; json is the API's
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
 }
 
 #[derive(Debug, clap::Args)]
@@ -160,7 +160,10 @@ async fn request(method: Method, url: Url, body: Option<(String, Option<String>)
 fn print<T: DeserializeOwned>(endpoint: &Endpoint, text: &str, form: impl FnOnce(T) -> String) -> anyhow::Result<()> {
     let not_ours = "the answer is not an orchestrator's; is --orchestrator-url right?";
     let answer = serde_json::from_str(text).context(not_ours)?;
-    let text = if endpoint.json { format!("{}\n", text.trim_end()) } else { form(answer) };
+    let text = match endpoint.output {
+        Format::Json => format!("{}\n", text.trim_end()),
+        Format::Table => form(answer),
+    };
     output::answer(&text).context("writing the answer")
 }
 
@@ -175,7 +178,7 @@ fn table(views: &[View]) -> String {
         let reason = stuck.or_else(|| view.failure.as_ref().map(|failure| failure.reason.clone())).unwrap_or_default();
         [view.id.to_string(), state(view), step, format!("{:.0}", view.started_at), reason]
     });
-    columns(std::iter::once(head).chain(rows).collect())
+    output::columns(std::iter::once(head).chain(rows).collect())
 }
 
 fn state(view: &View) -> String {
@@ -222,7 +225,7 @@ fn history(detail: &Detail) -> String {
             [transition.code.clone(), transition.message.clone()].into_iter().flatten().collect::<Vec<_>>().join(": "),
         ]
     });
-    text.push_str(&columns(std::iter::once(head).chain(rows).collect()));
+    text.push_str(&output::columns(std::iter::once(head).chain(rows).collect()));
     text
 }
 
@@ -231,26 +234,6 @@ fn outcome(transition: &Transition) -> String {
         Some(attempt) if attempt > 1 => format!("{} (attempt {attempt})", transition.outcome),
         _ => transition.outcome.clone(),
     }
-}
-
-/// Columns as wide as their widest cell, three blanks apart; no blanks at the end of a line.
-fn columns<const N: usize>(rows: Vec<[String; N]>) -> String {
-    let mut widths = [0; N];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let mut text = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths) {
-            let _ = write!(line, "{cell:<width$}   ");
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod database_patience;
 mod database_setup;
 mod database_start;
 mod relay;
+mod relay_dead;
 mod relay_faults;
 mod relay_harness;
 mod relay_kills;

@@ -73,6 +73,7 @@ impl Setting {
             }),
             format: Format::CloudEvents,
             retention: Retention::AfterPublish,
+            dead_letter: None,
             paused: false,
             version: String::new(),
         };
@@ -205,7 +206,7 @@ impl RelayProcess {
         // a benchmark may measure a binary that was built elsewhere
         let program = std::env::var_os("WEFT_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_weft").into());
         let child = Command::new(program)
-            .args(["relay", "--admin", &format!("127.0.0.1:{port}"), "--config"])
+            .args(["relay", "run", "--admin", &format!("127.0.0.1:{port}"), "--config"])
             .arg(contract)
             .stdout(Stdio::null())
             .stderr(log.reopen().unwrap())

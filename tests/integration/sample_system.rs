@@ -130,6 +130,7 @@ impl System {
                 sink: Sink::Nats(sink(Access::Publish)),
                 format: Format::CloudEvents,
                 retention: Retention::AfterPublish,
+                dead_letter: None,
                 paused: false,
                 version: String::new(),
                 name: name.clone(),

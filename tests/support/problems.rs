@@ -32,6 +32,11 @@ pub fn relay() -> Vec<RelayProblem> {
         waiting,
         cause: "it has 2000123 bytes and NATS accepts 1048576: raise the server's max_payload".to_owned(),
     };
+    let dead = |events| RelayProblem::DeadLetters {
+        events,
+        latest: "0192f3a4-0000-7000-8000-000000000001".to_owned(),
+        cause: "HTTP 422 Unprocessable Entity".to_owned(),
+    };
     let invalid = Relay::from_yaml("apiVersion: contract.weft.dev/v1\nkind: Saga\n", "/etc/weft/relay.yaml".as_ref());
     vec![
         RelayProblem::contract(&invalid.unwrap_err()),
@@ -53,6 +58,8 @@ pub fn relay() -> Vec<RelayProblem> {
         event(0, 0),
         event(0, 1),
         event(1, 2),
+        dead(1),
+        dead(3),
         RelayProblem::SlotAtRisk { bytes: 1_048_576 },
         RelayProblem::SlotLost,
         RelayProblem::PublicationInvalid { tables: String::new() },
@@ -114,11 +121,12 @@ pub fn relay_variant(problem: &RelayProblem) -> usize {
         RelayProblem::SlotLost => 8,
         RelayProblem::SlotPending { .. } => 9,
         RelayProblem::PublicationInvalid { .. } => 10,
+        RelayProblem::DeadLetters { .. } => 11,
     }
 }
 
 /// The number of variants of [`RelayProblem`].
-pub const RELAY_VARIANTS: usize = 11;
+pub const RELAY_VARIANTS: usize = 12;
 
 /// The variant's number.
 pub fn saga_variant(problem: &SagaProblem) -> usize {

@@ -29,6 +29,8 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Leader", type_ = "string", priority = 1, json_path = ".status.leader"),
+    printcolumn(name = "Held", type_ = "integer", priority = 1, json_path = ".status.held"),
+    printcolumn(name = "Dead", type_ = "integer", priority = 1, json_path = ".status.deadLetters"),
     printcolumn(name = "Message", type_ = "string", priority = 1, json_path = r#".status.conditions[?(@.type=="Ready")].message"#),
     validation = Rule::new("size(self.metadata.name) <= 32").message("metadata.name is too long: at most 32 characters, so that the names of its children fit into 63"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name becomes part of a ConfigMap's name: lower case letters, digits and '-', beginning with a letter, without dots")
@@ -58,6 +60,9 @@ pub struct OutboxRelaySpec {
     /// What becomes of a row once the broker has its event.
     #[serde(default)]
     pub retention: OutboxRetention,
+    /// When an event that the broker refuses is given up: it moves to the dead letters (`weft.relay_dead` in the service's database) with its cause, and what waits behind it in its aggregate goes on. Left out, it is held, with those behind it, until the broker accepts it or a person skips it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_letter: Option<DeadLetter>,
     /// Publish nothing until set back; rows wait in the outbox.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
@@ -224,6 +229,15 @@ pub enum DeleteWhen {
     AfterPublish,
 }
 
+/// When an event that the broker refuses is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeadLetter {
+    /// How often the broker may refuse an event, the first time included. Attempts are 1, 2, 4, 8, 16 and then 30 seconds apart.
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_attempts: i32,
+}
+
 /// What Weft found and did.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -247,6 +261,12 @@ pub struct OutboxRelayStatus {
     /// Events that wait in the outbox.
     #[serde(default)]
     pub pending: i64,
+    /// Of these, events that the broker refuses, and those that wait behind them in their aggregates.
+    #[serde(default)]
+    pub held: i64,
+    /// Events that were given up: `weft relay list` shows them.
+    #[serde(default)]
+    pub dead_letters: i64,
     /// How far the relay is behind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag: Option<Lag>,

@@ -64,6 +64,20 @@ create table weft.relay_held (
 create index relay_held_key on weft.relay_held (key, place);
 create index relay_held_retry on weft.relay_held (retry_at) where retry_at is not null;
 
+-- Dead letters: events that the broker has refused as often as `spec.deadLetter.maxAttempts` says, or that a person skipped.
+-- They stay until a person retries or purges them.
+create table weft.relay_dead (
+    like weft.outbox,
+    attempts integer not null,
+    cause    text not null,
+    died_at  timestamptz not null,
+    primary key (seq)
+);
+create index relay_dead_died on weft.relay_dead (died_at, seq);
+grant select, insert, delete on weft.relay_dead to {relay};
+-- a dead letter that is retried is a new row
+grant insert (id, aggregate_type, aggregate_id, type, payload, headers, created_at) on weft.outbox to {relay};
+
 grant usage on schema weft to {relay};
 grant select, insert, update on weft.relay_ledger to {relay};
 grant select, insert, update, delete on weft.relay_held to {relay};

@@ -1,7 +1,7 @@
 //! An event that the broker refuses stops its own key and nothing else.
 
 use async_nats::jetstream::stream::DiscardPolicy;
-use weft::contract::{problem::ProblemReason, relay::Mode};
+use weft::contract::{problem::ProblemReason, relay::Mode, status::RelayStatus};
 
 use super::{MODES, SOON, confirmed, has, insert, numbers, started, stored, taking, wal_position};
 use crate::{
@@ -127,6 +127,26 @@ async fn a_stream_that_takes_nothing_any_more_makes_the_relay_not_ready() {
         insert(&app, "order", aggregate, [1]).await;
     }
     relay.within(SOON, "not ready", |status| !status.ready && !status.problems.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_accepts_no_event_of_anybody_makes_the_relay_not_ready() {
+    let setting = Setting::new(Mode::LogTailing).await;
+    let context = setting.jetstream().await;
+    context.create_stream(taking(&["events.of.others.>"])).await.unwrap();
+    let mut relay = started(&setting).await;
+    let app = setting.database.app().await;
+    for aggregate in ["a", "b", "c", "d"] {
+        insert(&app, "order", aggregate, [1]).await;
+    }
+    let failing = |status: &RelayStatus| !status.ready && has(status, ProblemReason::PublishFailing);
+    relay.within(SOON, "not ready", failing).await;
+    relay.kill9();
+    let relay = setting.start_relay();
+    relay.until("not ready after a restart", failing).await;
+    context.update_stream(taking(&["events.>"])).await.unwrap();
+    setting.drained().await;
+    relay.until("resolved", |status| status.ready && status.problems.is_empty()).await;
 }
 
 #[tokio::test]

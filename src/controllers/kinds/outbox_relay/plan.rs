@@ -113,6 +113,9 @@ fn contract(object: &OutboxRelay, settings: &Settings) -> Result<Relay, Rejectio
         retention: match spec.retention.delete {
             DeleteWhen::AfterPublish => Retention::AfterPublish,
         },
+        dead_letter: spec
+            .dead_letter
+            .map(|letter| relay::DeadLetter { max_attempts: u32::try_from(letter.max_attempts).unwrap_or(u32::MAX) }),
         paused: spec.paused,
         version: String::new(),
         namespace,

@@ -57,6 +57,8 @@ fn numbers(status: OutboxRelayStatus, pod: &str, relay: &RelayStatus) -> OutboxR
         leader: Some(pod.to_owned()),
         published: count(relay.published),
         pending: count(relay.pending),
+        held: count(relay.held),
+        dead_letters: count(relay.dead_letters),
         lag: Some(Lag {
             seconds: relay.lag_seconds,
             bytes: relay.lag_bytes.map(count),

@@ -5,7 +5,7 @@
 
 use tokio_postgres::{Client, Statement, error::SqlState, types::ToSql};
 
-use super::{DEADLINE, slot::Slot, snapshot::Snapshot};
+use super::{DEADLINE, dead, slot::Slot, snapshot::Snapshot};
 use crate::{
     postgres::replication::Lsn,
     relay::source::{Held, Point, SourceError, within},
@@ -142,6 +142,8 @@ pub(crate) struct Recorded {
     pub(crate) locked: bool,
     /// What the transaction saw.
     pub(crate) snapshot: Snapshot,
+    /// Keys of events that were given up.
+    pub(crate) buried: Vec<u64>,
 }
 
 /// Records, by prepared statements.
@@ -149,6 +151,8 @@ pub(crate) struct Recorded {
 pub(crate) struct Records<'a> {
     pub(crate) client: &'a Client,
     system: String,
+    /// After so many refusals an event is given up.
+    max_attempts: Option<u32>,
     /// Deletes rows, and waits for who has locked one.
     any: Statement,
     /// Deletes rows that nobody has locked.
@@ -158,7 +162,11 @@ pub(crate) struct Records<'a> {
 const ACTION: &str = "recording what is published";
 
 impl<'a> Records<'a> {
-    pub(crate) async fn new(client: &'a Client, ledger: &Ledger) -> Result<Self, SourceError> {
+    pub(crate) async fn new(
+        client: &'a Client,
+        ledger: &Ledger,
+        max_attempts: Option<u32>,
+    ) -> Result<Self, SourceError> {
         let prepare = async |rows| {
             let statement = format!(
                 "with gone as (delete from weft.outbox where {rows} returning seq)
@@ -175,7 +183,7 @@ impl<'a> Records<'a> {
         };
         let any = prepare("seq = any ($2)").await?;
         let unlocked = "seq in (select seq from weft.outbox where seq = any ($2) for update skip locked)";
-        Ok(Self { client, system: ledger.system.clone(), any, unlocked: prepare(unlocked).await? })
+        Ok(Self { client, system: ledger.system.clone(), max_attempts, any, unlocked: prepare(unlocked).await? })
     }
 
     /// Records in one transaction. With `patient` it waits for rows that somebody has locked, for a second.
@@ -193,9 +201,10 @@ impl<'a> Records<'a> {
 
     async fn record_once(&self, entry: &Entry<'_>, statement: &Statement) -> Result<Recorded, SourceError> {
         let transaction = entry.changes_held();
+        let mut buried = Vec::new();
         if transaction {
             within(DEADLINE, ACTION, self.client.batch_execute("begin")).await?;
-            within(RECORD_DEADLINE, ACTION, change_held(self.client, entry)).await?;
+            buried = within(RECORD_DEADLINE, ACTION, change_held(self.client, entry, self.max_attempts)).await?;
         }
         let (lsn, floor) = (entry.lsn.map(|lsn| lsn.to_string()), entry.floor.map(|floor| floor.to_string()));
         let snapshot = entry.snapshot.map(Snapshot::to_string);
@@ -212,6 +221,7 @@ impl<'a> Records<'a> {
             missing: row.try_get(2).map_err(&failed)?,
             locked: false,
             snapshot: snapshot.map_err(|_| SourceError::Layout("a snapshot cannot be read"))?,
+            buried: buried.into_iter().map(i64::cast_unsigned).collect(),
         })
     }
 }
@@ -222,7 +232,12 @@ impl Entry<'_> {
     }
 }
 
-async fn change_held(client: &Client, entry: &Entry<'_>) -> Result<(), tokio_postgres::Error> {
+/// Returns the keys of events that were given up, as the table has them.
+async fn change_held(
+    client: &Client,
+    entry: &Entry<'_>,
+    max_attempts: Option<u32>,
+) -> Result<Vec<i64>, tokio_postgres::Error> {
     if !entry.held.is_empty() {
         // one that comes again from the log, because its term ended before its position was recorded, is there already
         let statement = "
@@ -253,7 +268,17 @@ async fn change_held(client: &Client, entry: &Entry<'_>) -> Result<(), tokio_pos
             entry.refused.iter().map(|(seq, cause)| (*seq, cause.as_str())).unzip();
         client.execute(statement, &[&seqs, &causes]).await?;
     }
-    free(client, &entry.freed).await
+    let mut buried = Vec::new();
+    if let Some(max_attempts) = max_attempts {
+        let held = entry.held.iter().filter(|held| held.cause.is_some()).map(|held| held.place.seq);
+        let refused: Vec<i64> = entry.refused.iter().map(|(seq, _)| *seq).chain(held).collect();
+        if !refused.is_empty() {
+            buried = dead::bury(client, &refused, max_attempts).await?;
+            first_is_due(client, buried.clone()).await?;
+        }
+    }
+    free(client, &entry.freed).await?;
+    Ok(buried)
 }
 
 /// Removes events from the held ones; the next one of each key is due.

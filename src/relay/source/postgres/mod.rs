@@ -12,6 +12,7 @@
 //! meanwhile ([`copy`]). So nothing is skipped, whatever happened to the slot, and nothing waits for a new one.
 
 mod copy;
+pub(crate) mod dead;
 mod held;
 pub(crate) mod ledger;
 mod poll;

@@ -21,7 +21,7 @@ use tokio::{
 use tokio_postgres::{Client, SimpleQueryMessage, types::ToSql};
 
 use super::{
-    DEADLINE,
+    DEADLINE, dead,
     held::{self, Found},
     ledger::{self, Entry, Ledger, Records},
     slot::Slot,
@@ -47,6 +47,7 @@ const HELD_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Records what is done, until the source or the connection ends.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "independent facts, not a state machine")]
 pub(crate) struct Recorder<'a> {
     records: Records<'a>,
     done: mpsc::Receiver<Done>,
@@ -68,6 +69,7 @@ pub(crate) struct Recorder<'a> {
     /// Held events that were given to the publisher again, by key.
     loaded: HashMap<u64, HashSet<i64>>,
     any_held: bool,
+    any_dead: bool,
 }
 
 /// The recorder's ends of the queues to the other parts.
@@ -79,19 +81,28 @@ pub(crate) struct Ends {
     pub(crate) recorded: watch::Sender<Option<Mark>>,
 }
 
+/// How a recorder works.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Options {
+    /// The relay uses a slot, whose state is then read for the status.
+    pub(crate) slot: bool,
+    /// A former term left held events.
+    pub(crate) any_held: bool,
+    /// After so many refusals an event is given up; `None`: never.
+    pub(crate) max_attempts: Option<u32>,
+}
+
 impl<'a> Recorder<'a> {
-    /// `slot`: the relay uses one, whose state is then read for the status.
     pub(crate) async fn new(
         client: &'a Client,
         ledger: &Ledger,
-        slot: bool,
-        any_held: bool,
+        Options { slot, any_held, max_attempts }: Options,
         ends: Ends,
         reporter: &'a Arc<Reporter>,
     ) -> Result<Self, SourceError> {
         let Ends { done, again, recorded } = ends;
         Ok(Self {
-            records: Records::new(client, ledger).await?,
+            records: Records::new(client, ledger, max_attempts).await?,
             done,
             recorded,
             again,
@@ -104,6 +115,8 @@ impl<'a> Recorder<'a> {
             handed: HashMap::new(),
             loaded: HashMap::new(),
             any_held,
+            // the first status says it
+            any_dead: true,
         })
     }
 
@@ -143,9 +156,7 @@ impl<'a> Recorder<'a> {
     }
 
     async fn record(&mut self, done: Done) -> Result<(), SourceError> {
-        if !done.is_empty() {
-            self.write(&done).await?;
-        }
+        let buried = if done.is_empty() { Vec::new() } else { self.write(&done).await? };
         self.delete_later().await?;
         if !done.held.is_empty() {
             self.any_held = true;
@@ -163,10 +174,16 @@ impl<'a> Recorder<'a> {
         if !(done.held.is_empty() && done.refused.is_empty() && done.freed.is_empty()) {
             self.report_held().await?;
         }
-        self.follow(&done.freed).await
+        if !buried.is_empty() {
+            tracing::warn!(events = buried.len(), "events were given up, and are dead letters now");
+            self.report_dead().await?;
+        }
+        self.follow(&done.freed).await?;
+        self.go_on(buried).await
     }
 
-    async fn write(&mut self, done: &Done) -> Result<(), SourceError> {
+    /// Returns the keys of events that were given up.
+    async fn write(&mut self, done: &Done) -> Result<Vec<u64>, SourceError> {
         let mut entry = Entry {
             published: done.published.iter().map(|place| place.seq).collect(),
             freed: done.freed.iter().map(|&(_, seq)| seq).collect(),
@@ -201,7 +218,7 @@ impl<'a> Recorder<'a> {
         let published = recorded.published + self.undeleted.len() as u64;
         let (count, point) = (done.published.len() as u64, done.mark.as_ref().map(|mark| &mark.point));
         self.reporter.recorded(count, published, point);
-        Ok(())
+        Ok(recorded.buried)
     }
 
     /// Deletes rows that were invisible or locked before.
@@ -273,6 +290,8 @@ impl<'a> Recorder<'a> {
             return Ok(());
         }
         ledger::skip(self.records.client, &skipped).await?;
+        // a person may have moved them to the dead letters
+        self.report_dead().await?;
         self.report_held().await?;
         keys.retain(|key| !self.loaded.contains_key(key));
         self.go_on(keys).await
@@ -302,10 +321,20 @@ impl<'a> Recorder<'a> {
         Ok(())
     }
 
+    async fn report_dead(&mut self) -> Result<(), SourceError> {
+        let dead = dead::dead(self.records.client).await?;
+        self.any_dead = dead.is_some();
+        self.reporter.dead(dead);
+        Ok(())
+    }
+
     /// Updates the row count and the slot's state in the status, and reports a slot at risk.
     async fn refresh_status(&mut self) -> Result<(), SourceError> {
         if self.any_held {
             self.report_held().await?;
+        }
+        if self.any_dead {
+            self.report_dead().await?;
         }
         if self.slot {
             let slot = Slot::find(self.records.client).await?;

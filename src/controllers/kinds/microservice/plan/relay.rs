@@ -62,7 +62,7 @@ pub fn sidecar(carried: &Carried, defaults: &Defaults, settings: &Settings) -> C
         name: CONTAINER.to_owned(),
         image: Some(defaults.image.clone()),
         image_pull_policy: defaults.image_pull_policy.clone(),
-        args: Some(["relay", "--config", &config].map(str::to_owned).into()),
+        args: Some(["relay", "run", "--config", &config].map(str::to_owned).into()),
         restart_policy: Some("Always".to_owned()),
         ports: Some(vec![admin_port()]),
         liveness_probe: Some(Probe { period_seconds: Some(10), failure_threshold: Some(6), ..admin_probe("/livez") }),

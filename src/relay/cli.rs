@@ -1,0 +1,295 @@
+//! `weft relay list|show|retry|skip|purge`: commands for people, about the events that the broker refuses.
+//!
+//! They work in the service's database, as the relay does: `kubectl exec deploy/orders -c weft-relay -- weft relay list`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use tokio_postgres::{Client, types::ToSql};
+
+use crate::{
+    contract::{Contract, relay::Relay},
+    output::{self, Format},
+    postgres::login,
+};
+
+/// Most events that one command lists or changes.
+const LIMIT: i64 = 10_000;
+
+#[derive(Debug, clap::Args)]
+pub struct Common {
+    /// The contract file, which says where the database is
+    #[arg(long, env = "WEFT_CONFIG", default_value = super::CONFIG)]
+    config: PathBuf,
+    /// Form of the answer
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+/// Which events.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub struct Which {
+    /// Ids of events
+    ids: Vec<String>,
+    /// All of them
+    #[arg(long)]
+    all: bool,
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// List the events that the broker refuses, those that wait behind them, and the dead letters
+    List {
+        /// Only those that are Refused, Waiting or Dead
+        #[arg(long, value_enum, ignore_case = true)]
+        state: Option<State>,
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i64).range(1..=LIMIT))]
+        limit: i64,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Show an event with its payload
+    Show {
+        /// The event's id
+        id: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Publish dead letters again, as new events of their aggregates with the same ids; try refused events now
+    Retry {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Move refused events to the dead letters, so that those behind them go on
+    Skip {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Delete dead letters
+    Purge {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum State {
+    Refused,
+    Waiting,
+    Dead,
+}
+
+impl State {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "Refused",
+            Self::Waiting => "Waiting",
+            Self::Dead => "Dead",
+        }
+    }
+}
+
+/// An event that is not published.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Listed {
+    id: String,
+    state: String,
+    aggregate_type: String,
+    aggregate_id: String,
+    #[serde(rename = "type")]
+    kind: String,
+    attempts: i32,
+    since: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cause: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    headers: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload: Option<Box<RawValue>>,
+}
+
+/// What a command has changed.
+#[derive(Debug, Serialize)]
+struct Changed {
+    events: u64,
+}
+
+const COLUMNS: &str = "o.id::text, o.aggregate_type, o.aggregate_id, o.type, o.headers::text, o.payload::text, o.seq";
+
+pub(super) async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::List { state, limit, common } => {
+            let client = common.connect().await?;
+            let events = listed(&client, state, None, limit).await?;
+            common.print(&events, || table(&events))
+        }
+        Command::Show { id, common } => {
+            let client = common.connect().await?;
+            let mut events = listed(&client, None, Some(&id), LIMIT).await?;
+            if events.is_empty() {
+                bail!("event {id} is neither refused, nor does it wait behind one that is, nor is it a dead letter");
+            }
+            let event = events.swap_remove(0);
+            common.print(&event, || show(&event))
+        }
+        Command::Retry { which, common } => {
+            let client = common.connect().await?;
+            let dead = format!(
+                "with again as (delete from weft.relay_dead as d where {CONDITION} returning *)
+                 insert into weft.outbox (id, aggregate_type, aggregate_id, type, payload, headers, created_at)
+                 select id, aggregate_type, aggregate_id, type, payload, headers, created_at from again order by seq"
+            );
+            let refused = format!(
+                "update weft.relay_held as h set retry_at = now() from weft.outbox as d
+                  where d.seq = h.seq and h.retry_at is not null and {CONDITION}"
+            );
+            which
+                .change(&client, &[&dead, &refused], &common, "is to be published again", "are to be published again")
+                .await
+        }
+        Command::Skip { which, common } => {
+            let client = common.connect().await?;
+            // the relay finds that the row is gone, and goes on with those behind it
+            let skip = format!(
+                "with due as (
+                     select d.seq, h.attempts, h.cause from weft.relay_held as h join weft.outbox as d using (seq)
+                      where h.cause is not null and {CONDITION} for update of d
+                 ), letters as (
+                     delete from weft.outbox as o using due where o.seq = due.seq returning o.*, due.attempts, due.cause
+                 )
+                 insert into weft.relay_dead select letters.*, now() from letters"
+            );
+            which.change(&client, &[&skip], &common, "is a dead letter now", "are dead letters now").await
+        }
+        Command::Purge { which, common } => {
+            let client = common.connect().await?;
+            let purge = format!("delete from weft.relay_dead as d where {CONDITION}");
+            which.change(&client, &[&purge], &common, "is deleted", "are deleted").await
+        }
+    }
+}
+
+/// The events `d` that [`Which`] names: `$1` says whether all.
+const CONDITION: &str = "($1::bool or d.id::text = any ($2::text[]))";
+
+impl Which {
+    async fn change(
+        &self,
+        client: &Client,
+        statements: &[&str],
+        common: &Common,
+        is: &str,
+        are: &str,
+    ) -> anyhow::Result<()> {
+        let parameters: [&(dyn ToSql + Sync); 2] = [&self.all, &self.ids];
+        client.batch_execute("begin").await.context("beginning a transaction")?;
+        let mut events = 0;
+        for statement in statements {
+            events += client.execute(*statement, &parameters).await.context("changing the events")?;
+        }
+        client.batch_execute("commit").await.context("committing")?;
+        if events == 0 && !self.all {
+            bail!("there is no such event: `weft relay list` shows those that there are");
+        }
+        let text = if events == 1 { format!("1 event {is}\n") } else { format!("{events} events {are}\n") };
+        common.print(&Changed { events }, || text)
+    }
+}
+
+impl Common {
+    async fn connect(&self) -> anyhow::Result<Client> {
+        let contract = Relay::load(&self.config)
+            .context("--config: run it in the relay's container, or give its contract file")?;
+        let config = login::config(&contract.source, "weft relay, a person").await?;
+        let (client, connection) = login::open(&contract.source, &config).await?;
+        tokio::spawn(connection);
+        let settings = "set statement_timeout = '30s'; set lock_timeout = '10s'";
+        client.batch_execute(settings).await.context("preparing the session")?;
+        Ok(client)
+    }
+
+    fn print(&self, answer: &impl Serialize, table: impl FnOnce() -> String) -> anyhow::Result<()> {
+        let text = match self.output {
+            Format::Table => table(),
+            Format::Json => format!("{}\n", serde_json::to_string_pretty(answer).context("writing JSON")?),
+        };
+        output::answer(&text).context("writing the answer")
+    }
+}
+
+async fn listed(client: &Client, state: Option<State>, id: Option<&str>, limit: i64) -> anyhow::Result<Vec<Listed>> {
+    let statement = format!(
+        "select * from (
+             select {COLUMNS}, case when h.cause is null then 'Waiting' else 'Refused' end as state,
+                    h.attempts, h.held_at as since, h.cause, h.place as place
+               from weft.relay_held as h join weft.outbox as o using (seq)
+             union all
+             select {COLUMNS}, 'Dead', o.attempts, o.died_at, o.cause, o.seq from weft.relay_dead as o
+         ) as events
+         where ($1::text is null or state = $1) and ($2::text is null or id = $2)
+         order by state = 'Dead', place limit $3"
+    );
+    let state = state.map(State::as_str);
+    let parameters: [&(dyn ToSql + Sync); 3] = [&state, &id, &limit];
+    let rows = client.query(&statement, &parameters).await.context("reading the events")?;
+    let read = |row: &tokio_postgres::Row| -> anyhow::Result<Listed> {
+        let json = |index| -> anyhow::Result<Option<Box<RawValue>>> {
+            let text: Option<String> = row.try_get(index)?;
+            Ok(text.filter(|_| id.is_some()).map(RawValue::from_string).transpose()?)
+        };
+        Ok(Listed {
+            id: row.try_get(0)?,
+            aggregate_type: row.try_get(1)?,
+            aggregate_id: row.try_get(2)?,
+            kind: row.try_get(3)?,
+            headers: json(4)?,
+            payload: json(5)?,
+            state: row.try_get(7)?,
+            attempts: row.try_get(8)?,
+            since: row.try_get(9)?,
+            cause: row.try_get(10)?,
+        })
+    };
+    rows.iter().map(read).collect::<Result<_, _>>().context("reading the events")
+}
+
+fn table(events: &[Listed]) -> String {
+    if events.is_empty() {
+        return "no event is refused, waits behind one that is, or is a dead letter\n".to_owned();
+    }
+    let head = ["ID", "STATE", "AGGREGATE", "TYPE", "ATTEMPTS", "SINCE", "CAUSE"].map(str::to_owned);
+    let rows = events.iter().map(|event| {
+        [
+            event.id.clone(),
+            event.state.clone(),
+            format!("{}/{}", event.aggregate_type, event.aggregate_id),
+            event.kind.clone(),
+            event.attempts.to_string(),
+            format!("{:.0}", event.since),
+            event.cause.clone().unwrap_or_default(),
+        ]
+    });
+    output::columns(std::iter::once(head).chain(rows).collect())
+}
+
+fn show(event: &Listed) -> String {
+    let Listed { id, state, aggregate_type, aggregate_id, kind, attempts, since, cause, headers, payload } = event;
+    let json = |value: &Option<Box<RawValue>>| value.as_ref().map_or("-", |value| value.get()).to_owned();
+    format!(
+        "Event:     {id}\nAggregate: {aggregate_type}/{aggregate_id}\nType:      {kind}\nState:     {state} since {since:.0}, {attempts} attempts\nCause:     {}\nHeaders:   {}\nPayload:   {}\n",
+        cause.as_deref().unwrap_or("it waits behind another event of its aggregate"),
+        json(headers),
+        json(payload)
+    )
+}
