@@ -53,7 +53,8 @@ pub fn database_name(owner: &str) -> String {
     owner.replace('-', "_")
 }
 
-/// `RELAY-relay`: ConfigMap with the relay's contract.
+/// `NAME-relay`: ConfigMap with the contract of the OutboxRelay NAME; Deployment, NetworkPolicy and ServiceAccount of the relay of the
+/// Microservice NAME that runs in a pod of its own.
 pub fn relay(relay: &str) -> String {
     format!("{relay}-relay")
 }

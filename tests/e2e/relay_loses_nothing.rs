@@ -27,20 +27,25 @@ const SERVICE: &str = "things";
 #[tokio::test]
 async fn relay_loses_nothing_log_tailing() {
     scenario("relay_loses_nothing_log_tailing", Company::Others, async |world| {
-        loses_nothing(world, "LogTailing").await
+        loses_nothing(world, "LogTailing", "Sidecar").await
     })
     .await;
 }
 
 #[tokio::test]
 async fn relay_loses_nothing_polling() {
-    scenario("relay_loses_nothing_polling", Company::Others, async |world| loses_nothing(world, "Polling").await).await;
+    scenario("relay_loses_nothing_polling", Company::Others, async |world| {
+        loses_nothing(world, "Polling", "Standalone").await
+    })
+    .await;
 }
 
-async fn loses_nothing(world: &Scenario, mode: &str) -> Result<()> {
+async fn loses_nothing(world: &Scenario, mode: &str, placement: &str) -> Result<()> {
     world.install(&Release { nats: true, ..world.release() }).await?;
     world.apply_service(&microservice(SERVICE)).await?;
-    world.apply(&relay(SERVICE, mode)).await?;
+    let mut relay = relay(SERVICE, mode);
+    relay["spec"]["placement"] = json!(placement);
+    world.apply(&relay).await?;
     world.ready::<Microservice>(SERVICE).await?;
     world.ready::<OutboxRelay>(SERVICE).await?;
 
@@ -58,7 +63,7 @@ async fn loses_nothing(world: &Scenario, mode: &str) -> Result<()> {
         let rows = world.psql(SERVICE, "select count(*) from ledger").await?;
         Ok((rows == [EVENTS.to_string()]).then_some(()))
     });
-    world.while_killing(&victims(), Duration::from_secs(3), seed, written).await?;
+    world.while_killing(&victims(placement), Duration::from_secs(3), seed, written).await?;
 
     world
         .until("the outbox is empty", Duration::from_mins(2), async || {
@@ -96,15 +101,16 @@ async fn loses_nothing(world: &Scenario, mode: &str) -> Result<()> {
         .await
 }
 
-fn victims() -> Vec<Victim> {
+fn victims(placement: &str) -> Vec<Victim> {
+    let component = if placement == "Standalone" { "relay" } else { "service" };
     let broker = Victim {
         labels: "app.kubernetes.io/component=broker".to_owned(),
         container: "nats",
         kill: Kill::ProcessThenPod,
     };
     vec![
-        Victim::new(SERVICE, "service", "weft-relay", Kill::ProcessOrPod),
-        Victim::new(SERVICE, "service", "weft-relay", Kill::ProcessOrPod),
+        Victim::new(SERVICE, component, "weft-relay", Kill::ProcessOrPod),
+        Victim::new(SERVICE, component, "weft-relay", Kill::ProcessOrPod),
         Victim::new(SERVICE, "database", "postgres", Kill::ProcessOrPod),
         broker,
     ]

@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Message", type_ = "string", priority = 1, json_path = r#".status.conditions[?(@.type=="Ready")].message"#),
     validation = Rule::new("size(self.metadata.name) <= 32").message("metadata.name is too long: at most 32 characters, so that the names of its children (NAME-db-setup-HASH) fit into 63"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name becomes the name of a Service: lower case letters, digits and '-', beginning with a letter, without dots"),
-    validation = Rule::new("!self.metadata.name.endsWith('-db') && !self.metadata.name.endsWith('-orchestrator')").message("metadata.name ends in `-db` or `-orchestrator`, as the databases and orchestrators that Weft makes do: choose another name"),
+    validation = Rule::new("!self.metadata.name.endsWith('-db') && !self.metadata.name.endsWith('-relay') && !self.metadata.name.endsWith('-orchestrator')").message("metadata.name ends in `-db`, `-relay` or `-orchestrator`, as the databases, relays and orchestrators that Weft makes do: choose another name"),
     validation = Rule::new("!has(self.spec.dependsOn) || self.spec.dependsOn.all(d, d.service != self.metadata.name)").message("spec.dependsOn names this Microservice itself: remove it"),
     validation = Rule::new("has(self.spec.database) == has(oldSelf.spec.database)").message("spec.database cannot be added or removed afterwards: delete the Microservice and apply it again (the volume is kept under `retention: Retain`)")
 )]

@@ -210,6 +210,8 @@ pub enum Placement {
     /// As a native sidecar of the service's pods; one of them leads, the others stand by.
     #[default]
     Sidecar,
+    /// In a pod of its own, for a service of many pods, of which each would hold a connection to the database.
+    Standalone,
 }
 
 /// What becomes of a row once the broker has its event.

@@ -123,9 +123,15 @@ impl Store {
     /// A Deployment or StatefulSet and what is wrong with its pods.
     pub fn workload(&self, owner: &Key, kind: ChildKind, name: &str) -> Option<Workload> {
         let seen = self.child(owner, &ChildRef::new(kind, name))?;
-        let database = Component::Database.as_str();
+        let (database, relay) = (Component::Database.as_str(), Component::Relay.as_str());
+        let is_relay = owner.kind == ObjectKind::Microservice && name == names::relay(&owner.id.name);
         let is_ours = |component: &str, job: Option<&str>| {
-            job.is_none() && (component == database) == (kind == ChildKind::StatefulSet)
+            job.is_none()
+                && match kind {
+                    ChildKind::StatefulSet => component == database,
+                    _ if is_relay => component == relay,
+                    _ => component != database && component != relay,
+                }
         };
         let missing_images = self.missing_images(owner, is_ours);
         let mut problems = self.problems(owner, is_ours);

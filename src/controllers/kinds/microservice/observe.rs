@@ -20,6 +20,7 @@ use crate::{
         },
         runtime::{Context, released},
     },
+    domain::names,
 };
 
 /// Everything that a plan and a status depend on.
@@ -64,6 +65,7 @@ fn from_store(context: &Context, key: &Key, object: &Microservice) -> Observed {
     Observed {
         predecessor_ends: deleted_with.is_some_and(|uid| Some(uid) != object.metadata.uid.as_ref()),
         deployment: store.workload(key, ChildKind::Deployment, &key.id.name),
+        relay_deployment: store.workload(key, ChildKind::Deployment, &names::relay(&key.id.name)),
         database,
         isolated: store.isolates(&key.id.namespace, &plan::pod_labels(object)),
         dependencies: dependencies.collect(),

@@ -8,6 +8,7 @@ mod environment;
 mod network;
 mod relay;
 mod scaling;
+mod standalone;
 
 pub(super) use deployment::pod_labels;
 
@@ -15,7 +16,7 @@ use kube::ResourceExt;
 
 use super::Observed;
 use crate::{
-    api::v1alpha1::{Database, Microservice},
+    api::v1alpha1::{Database, Microservice, Placement},
     contract::database_setup::Purpose,
     controllers::{
         database::{self, Stage, Wanted},
@@ -48,7 +49,12 @@ pub fn plan(object: &Microservice, observed: &Observed, settings: &Settings) -> 
     plan.children.extend(network::service(object, &owner).map(Child::Service));
     plan.children.extend(scaling::autoscaler(object, &owner).map(Child::HorizontalPodAutoscaler));
     plan.children.extend(network::policy(object, observed, &owner, settings).map(Child::NetworkPolicy));
-    let credentials = relay::of(object, observed).and_then(|_| relay::credentials(&owner, settings));
+    let carried = relay::of(object, observed);
+    let credentials = carried.as_ref().and_then(|_| relay::credentials(&owner, settings));
+    if let Some(carried) = carried.filter(|carried| carried.placement == Placement::Standalone) {
+        let carried = (&carried, credentials.as_ref());
+        plan.children.extend(standalone::children(object, &owner, observed, carried, settings)?);
+    }
     let deployment = deployment::deployment(object, &owner, observed, credentials.as_ref(), settings)?;
     plan.children.extend(credentials.map(Child::Secret));
     match object.spec.database.as_ref().map(|database| wanted(object, &owner, database)) {

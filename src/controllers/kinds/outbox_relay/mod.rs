@@ -45,7 +45,7 @@ pub struct Observed {
     pub kept_relay: Option<String>,
     /// The Microservice exists and cannot be read.
     pub unreadable: bool,
-    /// The Microservice's Deployment.
+    /// The Deployment whose pods run the relay: the Microservice's, or the relay's own.
     pub deployment: Option<Workload>,
     /// Pods of the Deployment that have a relay, by name, with the newest status of each (`None` until its stream gave one,
     /// and again once its stream has been broken for a while).

@@ -2,7 +2,7 @@
 
 use super::Observed;
 use crate::{
-    api::v1alpha1::{Microservice, OutboxRelay},
+    api::v1alpha1::{Microservice, OutboxRelay, Placement},
     controllers::{
         resources::{
             child::ChildKind,
@@ -10,7 +10,16 @@ use crate::{
         },
         store::Store,
     },
+    domain::names,
 };
+
+/// Of the pods that run the relay.
+fn deployment(object: &OutboxRelay) -> String {
+    match object.spec.placement {
+        Placement::Sidecar => object.spec.microservice.clone(),
+        Placement::Standalone => names::relay(&object.spec.microservice),
+    }
+}
 
 pub fn observe(store: &Store, id: &ObjectId, object: &OutboxRelay) -> Observed {
     let service = Key::new(ObjectKind::Microservice, &id.namespace, &object.spec.microservice);
@@ -19,7 +28,7 @@ pub fn observe(store: &Store, id: &ObjectId, object: &OutboxRelay) -> Observed {
         relays: store.relays_of(&service.id),
         kept_relay: store.kept_relay(&service.id),
         unreadable: store.is_unreadable(&service),
-        deployment: store.workload(&service, ChildKind::Deployment, &service.id.name),
+        deployment: store.workload(&service, ChildKind::Deployment, &deployment(object)),
         pods: store.relay_pods(&service),
     }
 }

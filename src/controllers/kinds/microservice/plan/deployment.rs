@@ -21,7 +21,7 @@ use super::{
     relay, scaling,
 };
 use crate::{
-    api::v1alpha1::{Microservice, Protocol},
+    api::v1alpha1::{Microservice, Placement, Protocol},
     controllers::{
         database,
         kinds::microservice::Observed,
@@ -58,15 +58,15 @@ pub fn deployment(
     reaches_its_own_only(object, &owner.name)?;
     let addresses = environment::addresses(object, observed);
     let relay = relay::of(object, observed);
+    let sidecar = relay.as_ref().filter(|relay| relay.placement == Placement::Sidecar);
     let (binding, relay_role) = (names::database(&owner.name), names::relay_secret(&owner.name));
-    let secrets: Vec<_> =
-        std::iter::once(binding.as_str()).chain(relay.as_ref().map(|_| relay_role.as_str())).collect();
+    let secrets: Vec<_> = std::iter::once(binding.as_str()).chain(sidecar.map(|_| relay_role.as_str())).collect();
     let replaced = database::replaced_annotation(&observed.database, &secrets);
     let newest = settings.defaults(&settings.resources.relay);
     let pinned = pin(observed.deployment.as_ref(), newest, wants_upgrade(object), |defaults| {
         let mut template = template(object, owner, &addresses);
         annotate(&mut template, replaced.clone());
-        if let Some((relay, spec)) = relay.as_ref().zip(template.spec.as_mut()) {
+        if let Some((relay, spec)) = sidecar.zip(template.spec.as_mut()) {
             spec.init_containers = Some(vec![relay::sidecar(relay, defaults, settings)]);
             spec.volumes.get_or_insert_default().extend(relay::volumes(owner, relay, credentials));
         }

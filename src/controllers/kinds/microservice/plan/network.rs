@@ -8,6 +8,7 @@ use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
+use super::relay;
 use crate::{
     api::v1alpha1::{Microservice, Protocol},
     contract::ADMIN_PORT,
@@ -60,7 +61,7 @@ fn app_protocol(protocol: Protocol) -> Option<&'static str> {
 /// default. Where nobody else's policy isolates the pods, everything but the relay's port stays as open as it is.
 pub fn policy(object: &Microservice, observed: &Observed, owner: &Owner, settings: &Settings) -> Option<NetworkPolicy> {
     let mut rules = Vec::new();
-    if object.spec.database.is_some() && !observed.relays.is_empty() {
+    if relay::is_sidecar(object, observed) {
         rules.push(admit(ADMIN_PORT, observers(settings)));
         if !observed.isolated {
             rules.push(admit_all_but(ADMIN_PORT));

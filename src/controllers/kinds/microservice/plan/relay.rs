@@ -1,4 +1,4 @@
-//! The relay as a native sidecar of the service's pods.
+//! The relay's container: a native sidecar of the service's pods, or alone in a pod of its own ([`super::standalone`]).
 
 use k8s_openapi::{
     api::core::v1::{Container, ContainerPort, HTTPGetAction, Probe, Secret, Volume},
@@ -7,7 +7,7 @@ use k8s_openapi::{
 use kube::ResourceExt;
 
 use crate::{
-    api::v1alpha1::Microservice,
+    api::v1alpha1::{Microservice, Placement},
     contract::ADMIN_PORT,
     controllers::{
         database::RELAY_PASSWORD,
@@ -30,13 +30,14 @@ use crate::{
     nats::accounts::Access,
 };
 
-/// Name of the sidecar.
+/// Name of the container.
 pub const CONTAINER: &str = "weft-relay";
 const VOLUME: &str = "weft-relay";
 
-/// The OutboxRelay whose sidecar the pods of a Microservice carry.
+/// The OutboxRelay of a Microservice.
 pub struct Carried {
     pub name: String,
+    pub placement: Placement,
     /// The Secret that a person gives for its broker.
     pub secret: Option<String>,
 }
@@ -44,17 +45,32 @@ pub struct Carried {
 pub fn of(object: &Microservice, observed: &Observed) -> Option<Carried> {
     object.spec.database.as_ref()?;
     if let Some(name) = observed.kept_relay.clone() {
-        return Some(Carried { name, secret: observed.kept_secret.clone() });
+        let alone = observed.relay_deployment.is_some();
+        let placement = if alone { Placement::Standalone } else { Placement::Sidecar };
+        return Some(Carried { name, placement, secret: observed.kept_secret.clone() });
     }
     let relay = observed.relays.first()?;
     // its own controller refuses another Microservice's
     let own = |secret: &&str| reach::check_secret(&relay.spec.microservice, "", secret).is_ok();
-    Some(Carried { name: relay.name_any(), secret: relay.spec.sink.secret().filter(own).map(str::to_owned) })
+    Some(Carried {
+        name: relay.name_any(),
+        placement: relay.spec.placement,
+        secret: relay.spec.sink.secret().filter(own).map(str::to_owned),
+    })
+}
+
+/// Whether the service's own pods have the relay.
+pub fn is_sidecar(object: &Microservice, observed: &Observed) -> bool {
+    of(object, observed).is_some_and(|carried| carried.placement == Placement::Sidecar)
 }
 
 /// An init container that stays (`restartPolicy: Always`). It has no readiness probe: a broker that is away must not take
 /// the service out of its Service; and no startup probe, so the service does not wait for it either.
 pub fn sidecar(carried: &Carried, defaults: &Defaults, settings: &Settings) -> Container {
+    Container { restart_policy: Some("Always".to_owned()), ..container(carried, defaults, settings) }
+}
+
+pub fn container(carried: &Carried, defaults: &Defaults, settings: &Settings) -> Container {
     let config = format!("{CONTRACT_FOLDER}/{CONTRACT_FILE}");
     let secret = carried.secret.as_deref().map(sink::volume_mount);
     let mounts = [mount(VOLUME, CONTRACT_FOLDER), mount(RELAY_PASSWORD.0, RELAY_PASSWORD.1)];
@@ -63,7 +79,6 @@ pub fn sidecar(carried: &Carried, defaults: &Defaults, settings: &Settings) -> C
         image: Some(defaults.image.clone()),
         image_pull_policy: defaults.image_pull_policy.clone(),
         args: Some(["relay", "run", "--config", &config].map(str::to_owned).into()),
-        restart_policy: Some("Always".to_owned()),
         ports: Some(vec![admin_port()]),
         liveness_probe: Some(Probe { period_seconds: Some(10), failure_threshold: Some(6), ..admin_probe("/livez") }),
         resources: Some(defaults.resources.clone()),
@@ -74,7 +89,7 @@ pub fn sidecar(carried: &Carried, defaults: &Defaults, settings: &Settings) -> C
     }
 }
 
-/// What the sidecar mounts; the relay role's password and the broker's credentials are in no other container.
+/// What the relay's container mounts; the relay role's password and the broker's credentials are in no other container.
 pub fn volumes(owner: &Owner, carried: &Carried, credentials: Option<&Secret>) -> Vec<Volume> {
     let contract = config_map_volume(VOLUME, names::relay(&carried.name));
     let secret = carried.secret.as_deref().map(sink::volume);

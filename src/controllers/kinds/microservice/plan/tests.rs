@@ -293,6 +293,34 @@ fn a_relay_that_cannot_be_read_keeps_its_sidecar() {
     assert_eq!(find(&plan(&orders(), &observed, &settings()).unwrap(), "Deployment/orders"), before);
 }
 
+fn standalone(service: &str) -> Arc<crate::api::v1alpha1::OutboxRelay> {
+    fixtures::relay(service, &format!("{{microservice: {service}, placement: Standalone, sink: {{nats: {{}}}}}}"))
+}
+
+#[test]
+fn a_relay_of_its_own_leaves_the_services_pods_alone() {
+    let (mut observed, settings) = (settled(&orders()), settings_with_broker());
+    let without = find(&plan(&orders(), &observed, &settings).unwrap(), "Deployment/orders");
+    observed.relays = vec![standalone("orders")];
+    let plan = plan(&orders(), &observed, &settings).unwrap();
+    let with = find(&plan, "Deployment/orders");
+    assert_eq!(with["spec"], without["spec"], "its pods do not roll");
+    assert!(find(&plan, "NetworkPolicy/orders-relay")["spec"].to_string().contains("9464"));
+    insta::assert_yaml_snapshot!(find(&plan, "Deployment/orders-relay"), {".metadata.annotations" => "[annotations]"});
+}
+
+#[test]
+fn a_relay_of_its_own_that_cannot_be_read_stays() {
+    let mut observed = settled(&orders());
+    observed.relays = vec![standalone("orders")];
+    let before = plan(&orders(), &observed, &settings_with_broker()).unwrap();
+    observed.relay_deployment =
+        Some(Workload { annotations: annotations(&before, "Deployment/orders-relay"), ..ready(1) });
+    observed.relays = vec![relay_of("younger")];
+    observed.kept_relay = Some("orders".to_owned());
+    assert_eq!(plan(&orders(), &observed, &settings_with_broker()), Ok(before));
+}
+
 #[test]
 fn a_relay_without_a_database_changes_nothing() {
     let gateway = microservice("gateway", STATELESS);

@@ -1,0 +1,103 @@
+//! The relay in a pod of its own: `NAME-relay`.
+//!
+//! One pod: when it is replaced, the new one waits for the old one's lock and leads at once. What is missing in between waits in
+//! the outbox.
+
+use k8s_openapi::api::{
+    apps::v1::{Deployment, DeploymentSpec},
+    core::v1::{PodSpec, PodTemplateSpec, Secret},
+};
+use kube::core::ObjectMeta;
+
+use super::relay::{self, Carried};
+use crate::{
+    api::v1alpha1::Microservice,
+    contract::ADMIN_PORT,
+    controllers::{
+        database,
+        kinds::microservice::Observed,
+        render::{
+            network,
+            owner::Owner,
+            pod::{pin, pod_security, service_account, wants_upgrade},
+        },
+        resources::{
+            child::Child,
+            labels::{Component, DATABASE_CLIENT_LABEL},
+            plan::Rejection,
+            settings::{Defaults, Settings},
+        },
+    },
+    domain::names,
+};
+
+/// `credentials`: those of the broker.
+pub fn children(
+    object: &Microservice,
+    owner: &Owner,
+    observed: &Observed,
+    (carried, credentials): (&Carried, Option<&Secret>),
+    settings: &Settings,
+) -> Result<Vec<Child>, Rejection> {
+    let metadata = || owner.metadata(names::relay(&owner.name), Component::Relay);
+    let rules = vec![network::admit(ADMIN_PORT, network::observers(settings)), network::admit_probes()];
+    let policy = network::policy(metadata(), owner.pods(Component::Relay), rules);
+    Ok(vec![
+        Child::ServiceAccount(service_account(metadata(), settings)),
+        Child::NetworkPolicy(policy),
+        Child::Deployment(deployment(object, owner, observed, (carried, credentials), settings)?),
+    ])
+}
+
+fn deployment(
+    object: &Microservice,
+    owner: &Owner,
+    observed: &Observed,
+    (carried, credentials): (&Carried, Option<&Secret>),
+    settings: &Settings,
+) -> Result<Deployment, Rejection> {
+    let newest = settings.defaults(&settings.resources.relay);
+    let pinned = pin(observed.relay_deployment.as_ref(), newest, wants_upgrade(object), |defaults| {
+        Ok(template(owner, observed, (carried, credentials), defaults, settings))
+    })?;
+    Ok(Deployment {
+        metadata: ObjectMeta {
+            annotations: Some(pinned.annotations),
+            ..owner.metadata(names::relay(&owner.name), Component::Relay)
+        },
+        spec: Some(DeploymentSpec {
+            replicas: Some(1),
+            selector: owner.pods(Component::Relay),
+            template: pinned.template,
+            ..DeploymentSpec::default()
+        }),
+        status: None,
+    })
+}
+
+fn template(
+    owner: &Owner,
+    observed: &Observed,
+    (carried, credentials): (&Carried, Option<&Secret>),
+    defaults: &Defaults,
+    settings: &Settings,
+) -> PodTemplateSpec {
+    let mut labels = owner.labels(Component::Relay);
+    labels.insert(DATABASE_CLIENT_LABEL.to_owned(), owner.name.clone());
+    PodTemplateSpec {
+        metadata: Some(ObjectMeta {
+            labels: Some(labels),
+            annotations: database::replaced_annotation(&observed.database, &[&names::relay_secret(&owner.name)]),
+            ..ObjectMeta::default()
+        }),
+        spec: Some(PodSpec {
+            service_account_name: Some(names::relay(&owner.name)),
+            automount_service_account_token: Some(false),
+            enable_service_links: Some(false),
+            security_context: Some(pod_security()),
+            containers: vec![relay::container(carried, defaults, settings)],
+            volumes: Some(relay::volumes(owner, carried, credentials)),
+            ..PodSpec::default()
+        }),
+    }
+}
