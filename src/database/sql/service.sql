@@ -6,20 +6,26 @@
 -- ------------------------------------------------------------------------------------------------ transactional outbox
 create table weft.outbox (
     -- of the event. Only indexed by a service that wants that: it costs each insert a page somewhere in an index
-    id             uuid not null default gen_random_uuid(),
+    id             text not null default gen_random_uuid()::text,
     aggregate_type text not null,
     aggregate_id   text not null,
     type           text not null,
-    payload        jsonb not null,
+    -- a payload of JSON, or in `body` the bytes of any other one
+    payload        jsonb,
+    body           bytea,
+    -- media type of the payload; null: application/json, and application/octet-stream of a body
+    content_type   text,
     headers        jsonb not null default '{}',
     created_at     timestamptz not null default now(),
     -- order within a transaction, and the transaction: what a relay goes by, so the app may not set them
     seq            bigint generated always as identity primary key,
-    txid           xid8 not null default pg_current_xact_id()
+    txid           xid8 not null default pg_current_xact_id(),
+    constraint outbox_payload_or_body check ((payload is null) <> (body is null))
 );
 create index outbox_txid_seq on weft.outbox (txid, seq);
 
-grant insert (id, aggregate_type, aggregate_id, type, payload, headers, created_at) on weft.outbox to {app}, {owner};
+grant insert (id, aggregate_type, aggregate_id, type, payload, body, content_type, headers, created_at) on weft.outbox
+    to {app}, {owner};
 -- for `insert … returning`, which ORMs like to say
 grant select on weft.outbox to {app}, {owner};
 -- update: only so that the relay may skip rows that somebody has locked (`for update skip locked`)
