@@ -438,6 +438,9 @@ pub struct SetUp {
     /// Hash of the migrations' names and contents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content_hash: Option<String>,
+    /// The table that the service's events are copied from; none: it writes to Weft's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outbox: Option<super::Outbox>,
 }
 
 /// Reference to a Secret of the same namespace.

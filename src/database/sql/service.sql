@@ -101,6 +101,52 @@ $$;
 
 create trigger wake_relay after insert on weft.outbox for each statement execute function weft.wake_relay();
 
+-- ------------------------------------------------------------------------------------- an outbox table of the team's own
+-- Of such a table a trigger copies each new row to weft.outbox, so that everything else is as if the service had written
+-- there. `weft database setup` makes the trigger and its function, which belong to the table's columns, from the contract.
+-- Both execute as whoever inserts: a team can make casts of its own types, which must not run as the superuser.
+
+-- The headers in a text. Headers that are no JSON object are none: the service's insert must not fail for them.
+create function weft.outbox_headers(headers text) returns jsonb
+    language plpgsql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    parsed jsonb;
+begin
+    parsed := headers::jsonb;
+    return case jsonb_typeof(parsed) when 'object' then parsed else '{}' end;
+exception when data_exception or program_limit_exceeded then
+    return '{}';
+end
+$$;
+
+-- The media type of a payload in a column of text.
+create function weft.outbox_content_type(payload text) returns text
+    language plpgsql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform payload::json;
+    return case when payload is not null then 'application/json' end;
+exception when data_exception or program_limit_exceeded then
+    return 'text/plain';
+end
+$$;
+
+-- What Eventuate's own publisher does with a row that it has published.
+create function weft.mark_published() returns trigger
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    new.published := 1;
+    return new;
+end
+$$;
+
 -- --------------------------------------------------------------------------------------------------- duplicate window
 -- How long repeated messages (weft.inbox) and commands (weft.saga_barrier) are recognized, as the last set-up was told.
 create table weft.duplicate_window (
@@ -304,4 +350,5 @@ grant execute on function
     weft.remember(text, text, text, jsonb),
     weft.refuse(text, text, text, text)
 to {app};
+grant execute on function weft.outbox_headers(text), weft.outbox_content_type(text) to {app}, {owner};
 -- A trigger's function is checked for EXECUTE when the trigger is made, not when it fires.

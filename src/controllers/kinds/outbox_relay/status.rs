@@ -6,7 +6,7 @@ use kube::ResourceExt;
 
 use super::{Observed, Planned};
 use crate::{
-    api::v1alpha1::{Lag, OutboxRelay, OutboxRelayStatus, RelayMode, RelaySink},
+    api::v1alpha1::{Lag, OutboxLayout, OutboxRelay, OutboxRelayStatus, RelayMode, RelaySink},
     contract::{problem::ProblemReason, status::RelayStatus},
     controllers::{
         resources::{outcome::Applied, plan::Rejection, reason::Reason},
@@ -87,8 +87,23 @@ fn progress(
         Err(rejection) => return rejection.into(),
     };
     not_applied(applied)
+        .or_else(|| not_followed(object, observed))
         .or_else(|| nobody_runs(service, observed))
         .unwrap_or_else(|| publishing(object, observed, version))
+}
+
+/// Events in a table of the team's get to the relay once the set-up of the database has made its trigger.
+fn not_followed(object: &OutboxRelay, observed: &Observed) -> Option<Progress> {
+    let OutboxRelay { spec, .. } = object;
+    let followed = observed.set_up.as_ref().and_then(|set_up| set_up.outbox.as_ref());
+    if spec.outbox.layout == OutboxLayout::Weft || followed == Some(&spec.outbox) {
+        return None;
+    }
+    let message = format!(
+        "the database of Microservice `{}` has not been set up for spec.outbox yet; its condition Migrated names the cause",
+        spec.microservice
+    );
+    Some(Progress::waiting(Reason::MicroserviceNotReady, message))
 }
 
 /// Without pods there is no relay either.

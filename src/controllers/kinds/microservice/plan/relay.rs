@@ -7,7 +7,7 @@ use k8s_openapi::{
 use kube::ResourceExt;
 
 use crate::{
-    api::v1alpha1::Microservice,
+    api::v1alpha1::{Microservice, Outbox},
     contract::ADMIN_PORT,
     controllers::{
         database::RELAY_PASSWORD,
@@ -37,6 +37,12 @@ const VOLUME: &str = "weft-relay";
 pub fn of(object: &Microservice, observed: &Observed) -> Option<String> {
     object.spec.database.as_ref()?;
     observed.kept_relay.clone().or_else(|| observed.relays.first().map(|relay| relay.name_any()))
+}
+
+/// The outbox of that relay; `None` also while its OutboxRelay cannot be read.
+pub fn outbox(observed: &Observed) -> Option<&Outbox> {
+    let relay = observed.relays.first().filter(|_| observed.kept_relay.is_none())?;
+    Some(&relay.spec.outbox)
 }
 
 /// An init container that stays (`restartPolicy: Always`). It has no readiness probe: a broker that is away must not take

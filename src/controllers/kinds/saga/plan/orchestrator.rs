@@ -135,6 +135,7 @@ fn wanted<'a>(owner: &'a Owner, postgres: &'a Postgres) -> Wanted<'a> {
         purpose: Purpose::Orchestrator,
         duplicate_window: None,
         migrations: None,
+        outbox: None,
         upgrade: false,
     }
 }
