@@ -1,14 +1,20 @@
 //! Events in tables of the team's own: what is published of them, and how set-ups make, replace and drop the trigger.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
+use serde::Deserialize;
 use tokio_postgres::Client;
-use weft::contract::{outbox::Outbox, relay::Mode};
+use weft::{
+    api::v1alpha1::{Microservice, OutboxRelay},
+    contract::{Contract, database_setup::DatabaseSetup, outbox::Outbox, relay::Mode},
+    controllers::{kinds::microservice, resources::child::Child, runtime::driver::Kind},
+};
 
 use crate::{
     database::Database,
     relay_harness::Setting,
     servers::{self, SUPERUSER, SUPERUSER_PASSWORD},
+    settings::settings,
 };
 
 const TABLES: &str = r#"
@@ -320,6 +326,31 @@ async fn rows_that_are_there_are_published_once_while_others_are_written() {
     follow(&mut database, debezium("name: orders, existing: Skip"));
     app.batch_execute("insert into orders (aggregateid) values ('seen')").await.unwrap();
     assert_eq!(copied(&superuser).await.split(' ').count(), 1);
+}
+
+#[tokio::test]
+async fn the_samples_tables_fit_their_layouts() {
+    let mut database = Database::empty().await;
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/samples/outboxes");
+    for (number, file) in fs::read_dir(folder).unwrap().enumerate() {
+        let text = fs::read_to_string(file.unwrap().path()).unwrap();
+        let documents =
+            serde_yaml::Deserializer::from_str(&text).map(|one| serde_json::Value::deserialize(one).unwrap());
+        let [map, service, relay] = <[serde_json::Value; 3]>::try_from(documents.collect::<Vec<_>>()).unwrap();
+        let service: Microservice = serde_json::from_value(service).unwrap();
+        let relay: OutboxRelay = serde_json::from_value(relay).unwrap();
+        for sql in map["data"].as_object().unwrap().values() {
+            database.write_migration(&format!("{number}.sql"), sql.as_str().unwrap());
+        }
+        let observed = microservice::Observed { relays: vec![Arc::new(relay)], ..microservice::Observed::default() };
+        let plan = microservice::Controller::plan(&service, &observed, &settings()).unwrap();
+        let contract = plan.children.iter().find_map(|child| match child {
+            Child::ConfigMap(map) => map.data.as_ref()?.get("setup.yaml"),
+            _ => None,
+        });
+        let contract = DatabaseSetup::from_yaml(contract.unwrap(), Path::new("setup.yaml")).unwrap();
+        follow(&mut database, contract.outbox.unwrap());
+    }
 }
 
 #[tokio::test]

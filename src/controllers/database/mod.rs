@@ -19,6 +19,7 @@ mod server;
 mod setup;
 pub mod status;
 
+pub use outbox::hash as outbox_hash;
 pub use secrets::{URI as BINDING_URI, replaced_annotation, secrets_of};
 pub use server::{CONTAINER, claim_of as claim, storage};
 pub use setup::{CONTAINER as SETUP_CONTAINER, RELEASED_FILE};

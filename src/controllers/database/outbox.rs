@@ -3,10 +3,16 @@
 use crate::{
     api::v1alpha1::{self, OutboxLayout},
     contract::outbox::{ColumnOrValue, ExistingRows, Outbox, OutboxColumns, OutboxTable},
+    domain::version,
 };
 
 const DEBEZIUM_TABLE: &str = "public.outbox";
 const EVENTUATE_TABLE: &str = "eventuate.message";
+
+/// Hash of an outbox in a table of the team's; `None` for Weft's own.
+pub fn hash(outbox: &v1alpha1::Outbox) -> Option<String> {
+    (outbox.layout != OutboxLayout::Weft).then(|| version::of(&contract(outbox)))
+}
 
 /// What the definition's rules keep from being missing is empty here, and the set-up refuses it.
 pub(super) fn contract(outbox: &v1alpha1::Outbox) -> Outbox {

@@ -13,7 +13,7 @@ use kube::core::ObjectMeta;
 
 use super::{ADMIN_PASSWORD, APP_PASSWORD, RELAY_PASSWORD, Stage, Wanted, host, outbox, secrets, server, stage};
 use crate::{
-    api::v1alpha1::{Outbox, OutboxLayout, SetUp},
+    api::v1alpha1::SetUp,
     contract::{
         Contract, DatabaseLogin, Role,
         database_setup::{DatabaseSetup, DuplicateWindow, Outcome, Purpose},
@@ -104,8 +104,8 @@ pub(super) fn done(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Option<S
     let job = observed.jobs.get(&names::setup_job(&wanted.owner.name, &hash));
     let recorded = observed.recorded.clone().filter(|recorded| recorded.hash == hash);
     let reported = job.and_then(|job| reported(job, observed.migrations.as_ref(), hash));
-    let outbox = followed(wanted, observed).cloned();
-    let reported = reported.map(|reported| SetUp { outbox, ..reported });
+    let outbox_hash = outbox_hash(wanted, observed);
+    let reported = reported.map(|reported| SetUp { outbox_hash, ..reported });
     // a report may come after the end of the Job
     if recorded.as_ref().is_none_or(|recorded| recorded.files.is_none()) { reported.or(recorded) } else { recorded }
 }
@@ -119,15 +119,15 @@ fn reported(job: &JobState, migrations: Option<&Migrations>, hash: String) -> Op
     if matches!(migrations, Some(Migrations::Found { hash, .. }) if *hash != content) {
         return None;
     }
-    Some(SetUp { hash, files: i32::try_from(files).ok(), last, content_hash: Some(content), outbox: None })
+    Some(SetUp { hash, files: i32::try_from(files).ok(), last, content_hash: Some(content), outbox_hash: None })
 }
 
 /// Of everything that the set-up works from: contract, migrations, the server, and the version of Weft's own tables; but
 /// not the image: a new operator runs a new Job only where its data plane needs new tables. `None` until the server exists.
 fn hash(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Option<String> {
-    let outbox = followed(wanted, observed).map(outbox::contract);
     // a struct of strings, numbers and paths always has a form in YAML
-    let mut input = DatabaseSetup { outbox, ..contract(wanted) }.to_yaml().unwrap_or_default();
+    let mut input = DatabaseSetup { outbox: None, ..contract(wanted) }.to_yaml().unwrap_or_default();
+    input.push_str(&outbox_hash(wanted, observed).unwrap_or_default());
     if let Some(Migrations::Found { hash, .. }) = &observed.migrations {
         input.push_str(hash);
     }
@@ -140,11 +140,13 @@ fn hash(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Option<String> {
     Some(short_hash(input.as_bytes(), 8))
 }
 
-/// The team's table that events are copied from: of the relay, or without one as it was set up. So a relay of Weft's own
-/// layout that comes or goes needs no new set-up, and one that replaces another layout does.
-fn followed<'a>(wanted: &Wanted<'a>, observed: &'a DatabaseObserved) -> Option<&'a Outbox> {
-    let recorded = || observed.recorded.as_ref()?.outbox.as_ref();
-    wanted.outbox.or_else(recorded).filter(|outbox| outbox.layout != OutboxLayout::Weft)
+/// Hash of the team's outbox that events are copied from: the relay's, or without a relay as it was set up. So a relay of
+/// Weft's own layout that comes or goes needs no new set-up, and one that replaces another layout does.
+fn outbox_hash(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Option<String> {
+    match wanted.outbox {
+        Some(outbox) => outbox::hash(outbox),
+        None => observed.recorded.as_ref()?.outbox_hash.clone(),
+    }
 }
 
 pub(super) fn job_name(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Option<String> {

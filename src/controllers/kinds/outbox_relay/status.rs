@@ -6,9 +6,10 @@ use kube::ResourceExt;
 
 use super::{Observed, Planned};
 use crate::{
-    api::v1alpha1::{Lag, OutboxLayout, OutboxRelay, OutboxRelayStatus, RelayMode, RelaySink},
+    api::v1alpha1::{Lag, OutboxRelay, OutboxRelayStatus, RelayMode, RelaySink},
     contract::{problem::ProblemReason, status::RelayStatus},
     controllers::{
+        database,
         resources::{outcome::Applied, plan::Rejection, reason::Reason},
         status::{
             conditions::{Conditions, SLOT_AT_RISK, Truth},
@@ -94,14 +95,13 @@ fn progress(
 
 /// Events in a table of the team's get to the relay once the set-up of the database has made its trigger.
 fn not_followed(object: &OutboxRelay, observed: &Observed) -> Option<Progress> {
-    let OutboxRelay { spec, .. } = object;
-    let followed = observed.set_up.as_ref().and_then(|set_up| set_up.outbox.as_ref());
-    if spec.outbox.layout == OutboxLayout::Weft || followed == Some(&spec.outbox) {
+    let wanted = database::outbox_hash(&object.spec.outbox)?;
+    if observed.set_up.as_ref().and_then(|set_up| set_up.outbox_hash.as_ref()) == Some(&wanted) {
         return None;
     }
     let message = format!(
         "the database of Microservice `{}` has not been set up for spec.outbox yet; its condition Migrated names the cause",
-        spec.microservice
+        object.spec.microservice
     );
     Some(Progress::waiting(Reason::MicroserviceNotReady, message))
 }
