@@ -176,7 +176,7 @@ async fn pace(setting: &Setting, mode: Mode, seconds: u64) {
 async fn write(url: String, writer: u32, count: usize, begun: Instant, committed: Arc<Mutex<HashMap<Uuid, Instant>>>) {
     let client = servers::connect(&url).await.unwrap();
     let insert = "insert into weft.outbox (id, aggregate_type, aggregate_id, type, payload) \
-         values ($1, 'order', $2, 'Changed', jsonb_build_object('x', repeat('x', 180)))";
+         values ($1::uuid, 'order', $2, 'Changed', jsonb_build_object('x', repeat('x', 180)))";
     let statement = client.prepare(insert).await.unwrap();
     let interval = Duration::from_secs(1) * WRITERS / RATE;
     for turn in 0..count {

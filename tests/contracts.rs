@@ -25,6 +25,7 @@ use weft::{
         Contract, ContractError,
         database_setup::{DatabaseSetup, Outcome},
         orchestrator::Orchestrator,
+        outbox::Outbox,
         problem::{Problem, ProblemReason},
         relay::Relay,
         status::{OrchestratorStatus, RelayStatus, SagaCounts, StuckInstance},
@@ -41,7 +42,11 @@ fn at(path: &str) -> PathBuf {
 }
 
 fn sample<K: DeserializeOwned + ResourceExt>(file: &str, kind: &str) -> K {
-    let text = std::fs::read_to_string(at("config/samples/customers-and-orders").join(file)).unwrap();
+    sample_of("customers-and-orders", file, kind)
+}
+
+fn sample_of<K: DeserializeOwned + ResourceExt>(folder: &str, file: &str, kind: &str) -> K {
+    let text = std::fs::read_to_string(at("config/samples").join(folder).join(file)).unwrap();
     let documents = serde_yaml::Deserializer::from_str(&text).map(|one| serde_json::Value::deserialize(one).unwrap());
     let mut found: K =
         documents.filter(|one| one["kind"] == kind).map(|one| serde_json::from_value(one).unwrap()).next().unwrap();
@@ -90,6 +95,16 @@ fn the_set_up_of_a_service() {
     let plan = microservice::Controller::plan(&orders, &observed, &settings()).unwrap();
     let contract: DatabaseSetup = pinned("database-setup-service.yaml", &file_of(&plan, "orders-db-setup"));
     assert_eq!(contract.admin.host, "orders-db.shop.svc");
+}
+
+#[test]
+fn the_set_up_of_a_service_with_an_outbox_of_its_own() {
+    let payments: Microservice = sample_of("outboxes", "custom.yaml", "Microservice");
+    let relay: OutboxRelay = sample_of("outboxes", "custom.yaml", "OutboxRelay");
+    let observed = microservice::Observed { relays: vec![Arc::new(relay)], ..microservice::Observed::default() };
+    let plan = microservice::Controller::plan(&payments, &observed, &settings()).unwrap();
+    let contract: DatabaseSetup = pinned("database-setup-outbox.yaml", &file_of(&plan, "payments-db-setup"));
+    assert!(matches!(contract.outbox, Some(Outbox::Custom { .. })), "{contract:?}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Contract, DatabaseLogin, Role};
+use super::{Contract, DatabaseLogin, Role, outbox::Outbox};
 
 /// Exit code of `weft database setup` when repeating cannot help: a migration that fails, a changed migration, a bad
 /// contract.
@@ -34,6 +34,9 @@ pub struct DatabaseSetup {
     /// be older than the spec that asks for its newest file. Files after it are applied too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_migration: Option<String>,
+    /// Where the service writes its events. Absent (without a relay): whatever was set up last stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outbox: Option<Outbox>,
 }
 
 /// How long what a service has handled is recognized when it comes again.

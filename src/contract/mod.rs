@@ -6,6 +6,7 @@
 
 pub mod database_setup;
 pub mod orchestrator;
+pub mod outbox;
 pub mod problem;
 pub mod relay;
 pub mod status;

@@ -5,8 +5,8 @@
 //! anywhere leaves whole stages behind.
 //!
 //! ```text
-//! wait for the server ─► take the turn ─► roles, privileges ─► Weft's tables ─► migration 1 ─► migration 2 ─► …
-//!                                         (a transaction each, superuser)       (a transaction each, migrator)
+//! wait for the server ─► take the turn ─► roles, privileges ─► Weft's tables ─► migration 1 ─► … ─► the team's outbox
+//!                                         (a transaction each, superuser)       (each, migrator)    (superuser)
 //! ```
 //! Errors that may pass by themselves are waited out: an attempt that fails when nothing has got further for
 //! [`Args::patience`] (since the start, or the last migration applied) is the last one, so that the error can be seen from
@@ -19,6 +19,7 @@ mod layout;
 mod locks;
 mod migrations;
 mod other_tools;
+mod outbox;
 mod refusal;
 mod roles;
 mod session;
@@ -34,6 +35,7 @@ use tokio_postgres::Client;
 use self::{
     locks::Watched,
     migrations::{Applied, ApplyError, Migration, MigrationError},
+    outbox::{AdaptError, OutboxError},
     refusal::{Failure, Refusal},
     roles::{Login, Roles},
     session::Session,
@@ -81,6 +83,8 @@ pub enum DatabaseError {
     Contract(#[from] ContractError),
     #[error(transparent)]
     Migration(#[from] MigrationError),
+    #[error(transparent)]
+    Outbox(#[from] OutboxError),
     #[error("{0}")]
     Password(String),
     #[error(
@@ -115,6 +119,7 @@ impl DatabaseError {
         match self {
             Self::Contract(_)
             | Self::Migration(_)
+            | Self::Outbox(_)
             | Self::Password(_)
             | Self::LoginRefused { .. }
             | Self::Refused { .. }
@@ -210,6 +215,7 @@ async fn attempt(config: &Path, progress: &mut Progress) -> Result<Outcome, Data
     };
     watched("the set-up", admin.process, &setup, Box::pin(stages)).await?;
     let last = migrate(&mut admin, &setup, &roles, &files, progress).await?;
+    adapt_outbox(&mut admin, &setup).await?;
     let hash = migrations_hash(files.iter().map(|file| (file.name.as_str(), file.sql.as_str())));
     Ok(Outcome { files: files.len(), applied: progress.applied, last, hash })
 }
@@ -283,6 +289,19 @@ async fn migrate(
         applied.push(Applied { name: migration.name.clone(), sha256: migration.sha256() });
     }
     Ok(applied.pop().map(|last| last.name))
+}
+
+/// Has the events that the service writes into a table of its own copied to `weft.outbox`. Without a deadline: rows that are
+/// there may be many.
+async fn adapt_outbox(admin: &mut Session, setup: &DatabaseSetup) -> Result<(), DatabaseError> {
+    let Some(outbox) = &setup.outbox else { return Ok(()) };
+    let work = async {
+        outbox::adapt(&mut admin.client, outbox).await.map_err(|error| match error {
+            AdaptError::Unfit(error) => error.into(),
+            AdaptError::Query(error) => DatabaseError::while_doing("adapt the outbox")(error),
+        })
+    };
+    watched("the set-up", admin.process, setup, Box::pin(work)).await
 }
 
 /// The file that the contract asks for must be there, before any is applied.

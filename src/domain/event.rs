@@ -15,6 +15,8 @@ use serde_json::{Map, Value};
 
 pub const SPEC_VERSION: &str = "1.0";
 pub const CONTENT_TYPE_JSON: &str = "application/json";
+/// Media type of bytes of which nothing is known.
+pub const CONTENT_TYPE_BYTES: &str = "application/octet-stream";
 /// Media type of a message in structured mode: a JSON object with the attributes and the data.
 pub const CONTENT_TYPE_STRUCTURED: &str = "application/cloudevents+json";
 
@@ -126,7 +128,7 @@ impl fmt::Debug for Text {
 /// An event of an outbox.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Event {
-    /// Opaque; in the Weft layout a uuid's text.
+    /// Opaque; a uuid's text unless the service gives another one.
     pub id: Text,
     pub aggregate_type: Text,
     pub aggregate_id: Text,

@@ -9,12 +9,12 @@ pub fn of(content: &impl Serialize) -> String {
     short_hash(&serde_json::to_vec(content).unwrap_or_default(), 16)
 }
 
-/// First `digits` hex digits of the SHA-256 of `text`.
 /// The first 8 bytes of the SHA-256.
 pub fn hash64(text: &[u8]) -> u64 {
     Sha256::digest(text).first_chunk().copied().map_or(0, u64::from_be_bytes)
 }
 
+/// First `digits` hex digits of the SHA-256 of `text`.
 pub fn short_hash(text: &[u8], digits: usize) -> String {
     let mut hash = format!("{:x}", Sha256::digest(text));
     hash.truncate(digits);

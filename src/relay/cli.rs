@@ -115,6 +115,9 @@ struct Listed {
     cause: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     headers: Option<Box<RawValue>>,
+    /// Where it is not application/json.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_type: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     payload: Option<Box<RawValue>>,
 }
@@ -125,7 +128,11 @@ struct Changed {
     events: u64,
 }
 
-const COLUMNS: &str = "o.id::text, o.aggregate_type, o.aggregate_id, o.type, o.headers::text, o.payload::text, o.seq";
+/// What an event consists of.
+const WRITTEN: &str = "id, aggregate_type, aggregate_id, type, payload, body, content_type, headers, created_at";
+/// A payload that is no JSON is shown in hexadecimal digits.
+const COLUMNS: &str = "o.id, o.aggregate_type, o.aggregate_id, o.type, o.headers::text, \
+    coalesce(o.payload, to_jsonb(encode(o.body, 'hex')))::text as payload, o.content_type";
 
 pub(super) async fn run(command: Command) -> anyhow::Result<()> {
     match command {
@@ -147,8 +154,7 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
             let client = common.connect().await?;
             let dead = format!(
                 "with again as (delete from weft.relay_dead as d where {CONDITION} returning *)
-                 insert into weft.outbox (id, aggregate_type, aggregate_id, type, payload, headers, created_at)
-                 select id, aggregate_type, aggregate_id, type, payload, headers, created_at from again order by seq"
+                 insert into weft.outbox ({WRITTEN}) select {WRITTEN} from again order by seq"
             );
             let refused = format!(
                 "update weft.relay_held as h set retry_at = now() from weft.outbox as d
@@ -181,7 +187,7 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
 }
 
 /// The events `d` that [`Which`] names: `$1` says whether all.
-const CONDITION: &str = "($1::bool or d.id::text = any ($2::text[]))";
+const CONDITION: &str = "($1::bool or d.id = any ($2::text[]))";
 
 impl Which {
     async fn change(
@@ -255,6 +261,7 @@ async fn listed(client: &Client, state: Option<State>, id: Option<&str>, limit: 
             kind: row.try_get(3)?,
             headers: json(4)?,
             payload: json(5)?,
+            content_type: row.try_get(6)?,
             state: row.try_get(7)?,
             attempts: row.try_get(8)?,
             since: row.try_get(9)?,
@@ -284,10 +291,23 @@ fn table(events: &[Listed]) -> String {
 }
 
 fn show(event: &Listed) -> String {
-    let Listed { id, state, aggregate_type, aggregate_id, kind, attempts, since, cause, headers, payload } = event;
+    let Listed {
+        id,
+        state,
+        aggregate_type,
+        aggregate_id,
+        kind,
+        attempts,
+        since,
+        cause,
+        headers,
+        content_type,
+        payload,
+    } = event;
+    let form = content_type.as_ref().map_or_else(String::new, |content_type| format!(" ({content_type})"));
     let json = |value: &Option<Box<RawValue>>| value.as_ref().map_or("-", |value| value.get()).to_owned();
     format!(
-        "Event:     {id}\nAggregate: {aggregate_type}/{aggregate_id}\nType:      {kind}\nState:     {state} since {since:.0}, {attempts} attempts\nCause:     {}\nHeaders:   {}\nPayload:   {}\n",
+        "Event:     {id}\nAggregate: {aggregate_type}/{aggregate_id}\nType:      {kind}\nState:     {state} since {since:.0}, {attempts} attempts\nCause:     {}\nHeaders:   {}\nPayload:   {}{form}\n",
         cause.as_deref().unwrap_or("it waits behind another event of its aggregate"),
         json(headers),
         json(payload)

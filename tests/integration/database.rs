@@ -75,6 +75,7 @@ impl Database {
             duplicate_window: None,
             migrations: Some(migrations),
             last_migration: None,
+            outbox: None,
         };
         let database = Self { server, folder, setup, patience: 30, state: None };
         fs::write(database.termination_log(), "").unwrap();

@@ -12,6 +12,7 @@ mod database_functions;
 mod database_patience;
 mod database_setup;
 mod database_start;
+mod outbox_layouts;
 mod relay;
 mod relay_dead;
 mod relay_faults;

@@ -57,7 +57,7 @@ async fn setting(mode: Mode, max_attempts: Option<u32>) -> (Setting, Endpoint) {
 async fn insert(setting: &Setting, aggregate: &str, number: u64, bad: bool) -> String {
     let insert = format!(
         "insert into weft.outbox (aggregate_type, aggregate_id, type, payload) \
-         values ('order', '{aggregate}', 'Placed', '{{\"n\": {number}, \"bad\": {bad}}}') returning id::text"
+         values ('order', '{aggregate}', 'Placed', '{{\"n\": {number}, \"bad\": {bad}}}') returning id"
     );
     setting.database.app().await.query_one(&insert, &[]).await.unwrap().get(0)
 }

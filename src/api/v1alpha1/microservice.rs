@@ -438,6 +438,9 @@ pub struct SetUp {
     /// Hash of the migrations' names and contents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content_hash: Option<String>,
+    /// Hash of the OutboxRelay's `spec.outbox` by which events are copied from a table of the team's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outbox_hash: Option<String>,
 }
 
 /// Reference to a Secret of the same namespace.

@@ -78,13 +78,35 @@ pub enum RelayMode {
     Polling,
 }
 
-/// Where the events are in the database.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// Where the service writes its events.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.layout != 'Weft' || (!has(self.table) && !has(self.columns) && !has(self.values) && self.existing == 'Skip')").message("spec.outbox: the layout Weft has a table of its own: leave table, columns, values and existing out, or choose another layout"),
+    validation = Rule::new("self.layout != 'Custom' || (has(self.table) && has(self.columns))").message("spec.outbox: the layout Custom needs table and columns"),
+    validation = Rule::new("self.layout == 'Custom' || !has(self.columns)").message("spec.outbox: only the layout Custom has columns, the others know theirs"),
+    validation = Rule::new("self.layout == 'Custom' || !has(self.values) || (!has(self.values.aggregateType) && !has(self.values.type))").message("spec.outbox.values: only the layout Custom has values for aggregateType and type, the others have columns"),
+    validation = Rule::new("self.layout != 'Custom' || !has(self.columns) || (has(self.columns.aggregateType) != (has(self.values) && has(self.values.aggregateType)))").message("spec.outbox: give aggregateType either in columns or in values"),
+    validation = Rule::new("self.layout != 'Custom' || !has(self.columns) || (has(self.columns.type) != (has(self.values) && has(self.values.type)))").message("spec.outbox: give type either in columns or in values")
+)]
 pub struct Outbox {
     /// The table's form.
     #[serde(default)]
     pub layout: OutboxLayout,
+    /// The table, as `SCHEMA.NAME`, both exactly as in the catalog and without quotes. Left out: `public.outbox` (Debezium) or
+    /// `eventuate.message` (Eventuate).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 127), regex(pattern = r"^[^.]{1,63}\..{1,63}$"))]
+    pub table: Option<String>,
+    /// The columns that the parts of an event are read from (Custom only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub columns: Option<OutboxColumns>,
+    /// What has no column, because it is the same for all rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub values: Option<OutboxValues>,
+    /// What becomes of rows that are in the table when Weft begins to follow it.
+    #[serde(default)]
+    pub existing: ExistingRows,
 }
 
 /// The outbox table's form.
@@ -93,6 +115,75 @@ pub enum OutboxLayout {
     /// Weft's own table `weft.outbox` (`aggregate_type`, `aggregate_id`, `type`, `payload`, `headers`), which set-up makes.
     #[default]
     Weft,
+    /// The table of Debezium's outbox event router: `id`, `aggregatetype`, `aggregateid`, `type`, `payload`; every other column becomes a header.
+    Debezium,
+    /// The table `message` of Eventuate Tram.
+    Eventuate,
+    /// Any table, by `columns`.
+    Custom,
+}
+
+/// Columns of the team's table, by what they hold. Names exactly as in the catalog, without quotes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OutboxColumns {
+    /// The event's id: text, uuid, a number or an enum.
+    #[schemars(length(min = 1, max = 63))]
+    pub id: String,
+    /// The kind of thing that the event is about, unless `values` has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub aggregate_type: Option<String>,
+    /// What the event is about: events of one aggregate are published in order.
+    #[schemars(length(min = 1, max = 63))]
+    pub aggregate_id: String,
+    /// The event's type, unless `values` has it.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub kind: Option<String>,
+    /// The payload: jsonb, json, text or bytea.
+    #[schemars(length(min = 1, max = 63))]
+    pub payload: String,
+    /// The headers, a JSON object: jsonb, json or text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub headers: Option<String>,
+    /// The payload's media type.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub content_type: Option<String>,
+    /// The event's time: timestamptz, timestamp (in UTC) or bigint (milliseconds since 1970). Left out: that of the transaction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub created_at: Option<String>,
+}
+
+/// What all rows of the team's table have in common.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OutboxValues {
+    /// The kind of thing that all events are about (Custom only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub aggregate_type: Option<String>,
+    /// The type of all events (Custom only).
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub kind: Option<String>,
+    /// Media type of the payloads, such as `application/avro`, where no column says another one. Left out: `application/json` for jsonb, json and text that is JSON, `text/plain` for other text, `application/octet-stream` for bytea.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128), regex(pattern = r"^[!-~]+/[!-~]+$"))]
+    pub content_type: Option<String>,
+}
+
+/// What becomes of rows that are in the team's table when Weft begins to follow it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ExistingRows {
+    /// They are not published: somebody else has done so.
+    #[default]
+    Skip,
+    /// They are published, once, before those that come later.
+    Publish,
 }
 
 /// The broker that gets the events: exactly one.

@@ -13,11 +13,13 @@
 //! `retention: Delete`. One that is gone is made again, and the server, its roles and the pods get the new password.
 
 mod gate;
+mod outbox;
 mod secrets;
 mod server;
 mod setup;
 pub mod status;
 
+pub use outbox::hash as outbox_hash;
 pub use secrets::{URI as BINDING_URI, replaced_annotation, secrets_of};
 pub use server::{CONTAINER, claim_of as claim, storage};
 pub use setup::{CONTAINER as SETUP_CONTAINER, RELEASED_FILE};
@@ -25,7 +27,7 @@ pub use setup::{CONTAINER as SETUP_CONTAINER, RELEASED_FILE};
 use k8s_openapi::api::apps::v1::Deployment;
 
 use crate::{
-    api::v1alpha1::{self, DuplicateWindow, Postgres, Retention},
+    api::v1alpha1::{self, DuplicateWindow, Outbox, Postgres, Retention},
     contract::database_setup::Purpose,
     controllers::{
         render::owner::Owner,
@@ -48,6 +50,8 @@ pub struct Wanted<'a> {
     pub purpose: Purpose,
     pub duplicate_window: Option<&'a DuplicateWindow>,
     pub migrations: Option<&'a v1alpha1::Migrations>,
+    /// Of the OutboxRelay. Without one, whatever was set up stays, and events wait.
+    pub outbox: Option<&'a Outbox>,
     /// The owner asks for the newest images.
     pub upgrade: bool,
 }

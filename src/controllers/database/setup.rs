@@ -11,7 +11,7 @@ use k8s_openapi::api::{
 };
 use kube::core::ObjectMeta;
 
-use super::{ADMIN_PASSWORD, APP_PASSWORD, RELAY_PASSWORD, Stage, Wanted, host, secrets, server, stage};
+use super::{ADMIN_PASSWORD, APP_PASSWORD, RELAY_PASSWORD, Stage, Wanted, host, outbox, secrets, server, stage};
 use crate::{
     api::v1alpha1::SetUp,
     contract::{
@@ -104,6 +104,8 @@ pub(super) fn done(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Option<S
     let job = observed.jobs.get(&names::setup_job(&wanted.owner.name, &hash));
     let recorded = observed.recorded.clone().filter(|recorded| recorded.hash == hash);
     let reported = job.and_then(|job| reported(job, observed.migrations.as_ref(), hash));
+    let outbox_hash = outbox_hash(wanted, observed);
+    let reported = reported.map(|reported| SetUp { outbox_hash, ..reported });
     // a report may come after the end of the Job
     if recorded.as_ref().is_none_or(|recorded| recorded.files.is_none()) { reported.or(recorded) } else { recorded }
 }
@@ -117,14 +119,15 @@ fn reported(job: &JobState, migrations: Option<&Migrations>, hash: String) -> Op
     if matches!(migrations, Some(Migrations::Found { hash, .. }) if *hash != content) {
         return None;
     }
-    Some(SetUp { hash, files: i32::try_from(files).ok(), last, content_hash: Some(content) })
+    Some(SetUp { hash, files: i32::try_from(files).ok(), last, content_hash: Some(content), outbox_hash: None })
 }
 
 /// Of everything that the set-up works from: contract, migrations, the server, and the version of Weft's own tables; but
 /// not the image: a new operator runs a new Job only where its data plane needs new tables. `None` until the server exists.
 fn hash(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Option<String> {
     // a struct of strings, numbers and paths always has a form in YAML
-    let mut input = contract(wanted).to_yaml().unwrap_or_default();
+    let mut input = DatabaseSetup { outbox: None, ..contract(wanted) }.to_yaml().unwrap_or_default();
+    input.push_str(&outbox_hash(wanted, observed).unwrap_or_default());
     if let Some(Migrations::Found { hash, .. }) = &observed.migrations {
         input.push_str(hash);
     }
@@ -135,6 +138,15 @@ fn hash(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Option<String> {
     input.push_str(&secrets::replacements(observed, &secrets).unwrap_or_default());
     input.push_str(&observed.server.as_ref()?.uid);
     Some(short_hash(input.as_bytes(), 8))
+}
+
+/// Hash of the team's outbox that events are copied from: the relay's, or without a relay as it was set up. So a relay of
+/// Weft's own layout that comes or goes needs no new set-up, and one that replaces another layout does.
+fn outbox_hash(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Option<String> {
+    match wanted.outbox {
+        Some(outbox) => outbox::hash(outbox),
+        None => observed.recorded.as_ref()?.outbox_hash.clone(),
+    }
 }
 
 pub(super) fn job_name(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Option<String> {
@@ -164,6 +176,7 @@ pub(super) fn contract(wanted: &Wanted<'_>) -> DatabaseSetup {
         }),
         migrations: wanted.migrations.map(|_| PathBuf::from(MIGRATIONS.1)),
         last_migration: wanted.migrations.and_then(|migrations| migrations.last.clone()),
+        outbox: wanted.outbox.map(outbox::contract),
     }
 }
 

@@ -6,6 +6,7 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use super::{Requeue, Scope, Store, live::ChildSeen, packed::Packed};
 use crate::{
+    api::v1alpha1::SetUp,
     controllers::resources::{
         child::{ChildKind, ChildRef},
         key::{Key, ObjectId, ObjectKind},
@@ -170,10 +171,15 @@ impl Store {
         DatabaseObserved {
             server: self.workload(owner, ChildKind::StatefulSet, &names::database(name)),
             jobs: self.jobs(owner),
-            recorded: record(SET_UP_ANNOTATION).and_then(|text| serde_json::from_str(&text).ok()),
+            recorded: self.recorded_set_up(owner, name),
             secrets: SecretsObserved { replaced: replaced.unwrap_or_default(), ..SecretsObserved::default() },
             ..DatabaseObserved::default()
         }
+    }
+
+    /// The last set-up that succeeded, as recorded.
+    pub fn recorded_set_up(&self, owner: &Key, name: &str) -> Option<SetUp> {
+        serde_json::from_str(&self.set_up_annotation(owner, name, SET_UP_ANNOTATION)?).ok()
     }
 
     /// An annotation of the ConfigMap of a set-up.
@@ -222,7 +228,10 @@ impl Store {
 
     fn affected_by_child(&self, owner: &Key, kind: ChildKind) -> Requeue {
         match owner.kind {
-            ObjectKind::Microservice if kind == ChildKind::Deployment => self.owner_and_relays(owner),
+            // a ConfigMap of a Microservice records its set-up
+            ObjectKind::Microservice if matches!(kind, ChildKind::Deployment | ChildKind::ConfigMap) => {
+                self.owner_and_relays(owner)
+            }
             ObjectKind::Orchestrator => self.affected_by(owner),
             ObjectKind::Microservice | ObjectKind::OutboxRelay | ObjectKind::Saga => Requeue::now([owner.clone()]),
         }

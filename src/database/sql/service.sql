@@ -6,20 +6,26 @@
 -- ------------------------------------------------------------------------------------------------ transactional outbox
 create table weft.outbox (
     -- of the event. Only indexed by a service that wants that: it costs each insert a page somewhere in an index
-    id             uuid not null default gen_random_uuid(),
+    id             text not null default gen_random_uuid()::text,
     aggregate_type text not null,
     aggregate_id   text not null,
     type           text not null,
-    payload        jsonb not null,
+    -- a payload of JSON, or in `body` the bytes of any other one
+    payload        jsonb,
+    body           bytea,
+    -- media type of the payload; null: application/json, and application/octet-stream of a body
+    content_type   text,
     headers        jsonb not null default '{}',
     created_at     timestamptz not null default now(),
     -- order within a transaction, and the transaction: what a relay goes by, so the app may not set them
     seq            bigint generated always as identity primary key,
-    txid           xid8 not null default pg_current_xact_id()
+    txid           xid8 not null default pg_current_xact_id(),
+    constraint outbox_payload_or_body check ((payload is null) <> (body is null))
 );
 create index outbox_txid_seq on weft.outbox (txid, seq);
 
-grant insert (id, aggregate_type, aggregate_id, type, payload, headers, created_at) on weft.outbox to {app}, {owner};
+grant insert (id, aggregate_type, aggregate_id, type, payload, body, content_type, headers, created_at) on weft.outbox
+    to {app}, {owner};
 -- for `insert … returning`, which ORMs like to say
 grant select on weft.outbox to {app}, {owner};
 -- update: only so that the relay may skip rows that somebody has locked (`for update skip locked`)
@@ -76,7 +82,8 @@ create table weft.relay_dead (
 create index relay_dead_died on weft.relay_dead (died_at, seq);
 grant select, insert, delete on weft.relay_dead to {relay};
 -- a dead letter that is retried is a new row
-grant insert (id, aggregate_type, aggregate_id, type, payload, headers, created_at) on weft.outbox to {relay};
+grant insert (id, aggregate_type, aggregate_id, type, payload, body, content_type, headers, created_at) on weft.outbox
+    to {relay};
 
 grant usage on schema weft to {relay};
 grant select, insert, update on weft.relay_ledger to {relay};
@@ -108,6 +115,52 @@ end
 $$;
 
 create trigger wake_relay after insert on weft.outbox for each statement execute function weft.wake_relay();
+
+-- ------------------------------------------------------------------------------------- an outbox table of the team's own
+-- Of such a table a trigger copies each new row to weft.outbox, so that everything else is as if the service had written
+-- there. `weft database setup` makes the trigger and its function, which belong to the table's columns, from the contract.
+-- Both execute as whoever inserts: a team can make casts of its own types, which must not run as the superuser.
+
+-- The headers in a text. Headers that are no JSON object are none: the service's insert must not fail for them.
+create function weft.outbox_headers(headers text) returns jsonb
+    language plpgsql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    parsed jsonb;
+begin
+    parsed := headers::jsonb;
+    return case jsonb_typeof(parsed) when 'object' then parsed else '{}' end;
+exception when data_exception or program_limit_exceeded then
+    return '{}';
+end
+$$;
+
+-- The media type of a payload in a column of text.
+create function weft.outbox_content_type(payload text) returns text
+    language plpgsql
+    immutable
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform payload::json;
+    return case when payload is not null then 'application/json' end;
+exception when data_exception or program_limit_exceeded then
+    return 'text/plain';
+end
+$$;
+
+-- What Eventuate's own publisher does with a row that it has published.
+create function weft.mark_published() returns trigger
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    new.published := 1;
+    return new;
+end
+$$;
 
 -- --------------------------------------------------------------------------------------------------- duplicate window
 -- How long repeated messages (weft.inbox) and commands (weft.saga_barrier) are recognized, as the last set-up was told.
@@ -312,4 +365,5 @@ grant execute on function
     weft.remember(text, text, text, jsonb),
     weft.refuse(text, text, text, text)
 to {app};
+grant execute on function weft.outbox_headers(text), weft.outbox_content_type(text) to {app}, {owner};
 -- A trigger's function is checked for EXECUTE when the trigger is made, not when it fires.

@@ -57,7 +57,7 @@ pub fn plan(object: &Microservice, observed: &Observed, settings: &Settings) -> 
     }
     let deployment = deployment::deployment(object, &owner, observed, credentials.as_ref(), settings)?;
     plan.children.extend(credentials.map(Child::Secret));
-    match object.spec.database.as_ref().map(|database| wanted(object, &owner, database)) {
+    match object.spec.database.as_ref().map(|database| wanted(object, &owner, database, observed)) {
         None => plan.children.push(Child::Deployment(deployment)),
         Some(wanted) => {
             let Plan { children, retained, recheck_in } =
@@ -78,11 +78,11 @@ pub(super) fn stage<R>(
     use_stage: impl FnOnce(Option<Stage<'_>>) -> R,
 ) -> R {
     let owner = Owner::of(object, OWNER_KIND);
-    let wanted = object.spec.database.as_ref().map(|database| wanted(object, &owner, database));
+    let wanted = object.spec.database.as_ref().map(|database| wanted(object, &owner, database, observed));
     use_stage(wanted.as_ref().map(|wanted| database::stage(wanted, &observed.database)))
 }
 
-fn wanted<'a>(object: &Microservice, owner: &'a Owner, database: &'a Database) -> Wanted<'a> {
+fn wanted<'a>(object: &Microservice, owner: &'a Owner, database: &'a Database, observed: &'a Observed) -> Wanted<'a> {
     Wanted {
         owner,
         postgres: &database.postgres,
@@ -90,6 +90,7 @@ fn wanted<'a>(object: &Microservice, owner: &'a Owner, database: &'a Database) -
         purpose: Purpose::Service,
         duplicate_window: Some(&database.duplicate_window),
         migrations: database.migrations.as_ref(),
+        outbox: relay::outbox(observed),
         upgrade: wants_upgrade(object),
     }
 }

@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Resource;
 
 use crate::{
-    api::v1alpha1::{Microservice, OutboxRelay, OutboxRelayStatus},
+    api::v1alpha1::{Microservice, OutboxRelay, OutboxRelayStatus, SetUp},
     contract::status::RelayStatus,
     controllers::{
         request::RequestError,
@@ -47,6 +47,8 @@ pub struct Observed {
     pub unreadable: bool,
     /// The Deployment whose pods run the relay: the Microservice's, or the relay's own.
     pub deployment: Option<Workload>,
+    /// The last set-up of the Microservice's database that succeeded.
+    pub set_up: Option<SetUp>,
     /// Pods of the Deployment that have a relay, by name, with the newest status of each (`None` until its stream gave one,
     /// and again once its stream has been broken for a while).
     pub pods: BTreeMap<String, Option<RelayStatus>>,

@@ -29,6 +29,7 @@ pub fn observe(store: &Store, id: &ObjectId, object: &OutboxRelay) -> Observed {
         kept_relay: store.kept_relay(&service.id),
         unreadable: store.is_unreadable(&service),
         deployment: store.workload(&service, ChildKind::Deployment, &deployment(object)),
+        set_up: store.recorded_set_up(&service, &service.id.name),
         pods: store.relay_pods(&service),
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     api::v1alpha1::{Lag, OutboxRelay, OutboxRelayStatus, RelayMode},
     contract::{problem::ProblemReason, status::RelayStatus},
     controllers::{
+        database,
         resources::{outcome::Applied, plan::Rejection, reason::Reason},
         status::{
             conditions::{Conditions, SLOT_AT_RISK, Truth},
@@ -88,8 +89,22 @@ fn progress(
         Err(rejection) => return rejection.into(),
     };
     not_applied(applied)
+        .or_else(|| not_followed(object, observed))
         .or_else(|| nobody_runs(service, observed))
         .unwrap_or_else(|| publishing(object, observed, version))
+}
+
+/// Events in a table of the team's get to the relay once the set-up of the database has made its trigger.
+fn not_followed(object: &OutboxRelay, observed: &Observed) -> Option<Progress> {
+    let wanted = database::outbox_hash(&object.spec.outbox)?;
+    if observed.set_up.as_ref().and_then(|set_up| set_up.outbox_hash.as_ref()) == Some(&wanted) {
+        return None;
+    }
+    let message = format!(
+        "the database of Microservice `{}` has not been set up for spec.outbox yet; its condition Migrated names the cause",
+        object.spec.microservice
+    );
+    Some(Progress::waiting(Reason::MicroserviceNotReady, message))
 }
 
 /// Without pods there is no relay either.

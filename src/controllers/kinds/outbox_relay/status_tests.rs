@@ -1,11 +1,11 @@
 use std::sync::Arc;
 
 use super::{super::plan::plan, *};
-use crate::contract::problem::Problem;
 use crate::controllers::{
     fixtures::{self, message, microservice, now, ready, refused, relay_of, settings, summaries},
     resources::{child::ChildKind, observed::Workload},
 };
+use crate::{api::v1alpha1::SetUp, contract::problem::Problem};
 
 fn leads() -> RelayStatus {
     RelayStatus {
@@ -161,6 +161,21 @@ fn an_unknown_microservice_is_not_accepted_and_ends_by_itself() {
     );
     observed.microservice = microservice;
     assert_eq!(summaries(&status_of(&object, &observed).conditions)[3], "Accepted=True Accepted");
+}
+
+#[test]
+fn a_relay_waits_until_its_table_is_followed() {
+    let (_, mut observed) = settled();
+    let spec = "{microservice: orders, sink: {nats: {servers: ['nats://n']}}, outbox: {layout: Debezium}}";
+    let object = fixtures::relay("orders", spec);
+    observed.relays = vec![object.clone()];
+    let ready = |observed: &Observed| summaries(&status_of(&object, observed).conditions)[0].clone();
+    assert_eq!(ready(&observed), "Ready=False MicroserviceNotReady");
+    let outbox_hash = database::outbox_hash(&object.spec.outbox);
+    observed.set_up = Some(SetUp { outbox_hash, ..SetUp::default() });
+    assert_eq!(ready(&observed), "Ready=True Publishing");
+    observed.set_up = Some(SetUp { outbox_hash: Some("another".to_owned()), ..SetUp::default() });
+    assert_eq!(ready(&observed), "Ready=False MicroserviceNotReady");
 }
 
 #[test]

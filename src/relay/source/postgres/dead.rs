@@ -38,7 +38,7 @@ pub(super) async fn bury(client: &Client, seqs: &[i64], attempts: u32) -> Result
 pub(crate) async fn dead(client: &Client) -> Result<Option<DeadEvents>, SourceError> {
     let action = "reading weft.relay_dead";
     let statement = "
-        select (select count(*) from (select from weft.relay_dead limit 1000000) as counted), id::text, cause
+        select (select count(*) from (select from weft.relay_dead limit 1000000) as counted), id, cause
           from weft.relay_dead order by died_at desc, seq desc limit 1";
     let Some(row) = within(DEADLINE, action, client.query_opt(statement, &[])).await? else { return Ok(None) };
     let failed = SourceError::query(action);

@@ -37,7 +37,7 @@ async fn read(client: &Client, condition: &str, keys: &[u64]) -> Result<Vec<Foun
     let keys: Vec<i64> = keys.iter().map(|key| key.cast_signed()).collect();
     let statement = format!(
         "with candidates as materialized (
-             select h.*, coalesce(pg_column_size(o.payload), 0) as size
+             select h.*, coalesce(pg_column_size(o.payload), pg_column_size(o.body), 0) as size
                from weft.relay_held as h left join weft.outbox as o using (seq)
               where {condition} order by h.place limit {EVENTS}
          ),

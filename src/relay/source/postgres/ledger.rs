@@ -329,7 +329,7 @@ pub(crate) async fn held(client: &Client) -> Result<Option<HeldEvents>, SourceEr
     let statement = "
         select (select count(*) from (select from weft.relay_held limit 1000000) as counted),
                (select count(*) from (select from weft.relay_held where retry_at is not null limit 1000000) as counted),
-               coalesce(o.id::text, case when not pg_visible_in_snapshot(h.txid, pg_current_snapshot())
+               coalesce(o.id, case when not pg_visible_in_snapshot(h.txid, pg_current_snapshot())
                                          then '(its row is not visible yet)' end) as id,
                h.cause
           from weft.relay_held as h left join weft.outbox as o using (seq)

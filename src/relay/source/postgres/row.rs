@@ -8,7 +8,7 @@ use tokio_postgres::{
 
 use crate::{
     domain::{
-        event::{CONTENT_TYPE_JSON, Event, Position, Text},
+        event::{CONTENT_TYPE_BYTES, CONTENT_TYPE_JSON, Event, Position, Text},
         names,
     },
     postgres::replication::{
@@ -19,21 +19,28 @@ use crate::{
 };
 
 /// Columns of the event with their type OIDs, in the order of [`SELECT_COLUMNS`].
-const COLUMNS: [(&str, u32); 8] = [
-    ("id", 2950),
-    ("aggregate_type", 25),
-    ("aggregate_id", 25),
-    ("type", 25),
+const COLUMNS: [(&str, u32); 10] = [
+    ("id", TEXT),
+    ("aggregate_type", TEXT),
+    ("aggregate_id", TEXT),
+    ("type", TEXT),
     ("payload", JSONB),
+    ("body", 17),
+    ("content_type", TEXT),
     ("headers", JSONB),
     ("created_at", 1184),
     ("seq", 20),
 ];
+const TEXT: u32 = 25;
 const JSONB: u32 = 3802;
 /// First byte of a jsonb value's binary form; the text follows.
 const JSONB_VERSION: u8 = 1;
 pub(crate) const COLUMN_COUNT: usize = COLUMNS.len();
-pub(crate) const SELECT_COLUMNS: &str = "id, aggregate_type, aggregate_id, type, payload, headers, created_at, seq";
+pub(crate) const SELECT_COLUMNS: &str =
+    "id, aggregate_type, aggregate_id, type, payload, body, content_type, headers, created_at, seq";
+
+/// Of each of [`COLUMNS`] the binary form, or null.
+type Values<T> = [Option<T>; COLUMNS.len()];
 
 /// Maps the table's columns to [`COLUMNS`].
 #[derive(Clone, Debug)]
@@ -64,52 +71,55 @@ impl Layout {
 
     /// The event of an inserted row, and its `seq`.
     pub(crate) fn event(&self, columns: Columns, position: Position) -> Result<(Event, i64), SourceError> {
-        let mut values: [Bytes; COLUMNS.len()] = Default::default();
+        let mut values: Values<Bytes> = Default::default();
         for (value, field) in columns.zip(&self.fields) {
             let value = value?;
             let Some(target) = field.and_then(|field| values.get_mut(field)) else { continue };
             *target = match value {
-                Value::Binary(bytes) => bytes,
+                Value::Binary(bytes) => Some(bytes),
                 Value::Text(_) => return Err(SourceError::Layout("a value is not in binary form")),
-                Value::Null => return Err(SourceError::Layout("a value is null")),
+                Value::Null => None,
             };
         }
-        let values = owned(values.each_ref().map(|value| &value[..]));
-        let [.., seq] = &values;
-        let seq = number(seq.clone())?;
-        Ok((event_of(values, position)?, seq))
+        event_of(owned(values.each_ref().map(Option::as_deref)), |_seq| position)
     }
 }
 
 /// Copies the values into one allocation, so that a waiting event does not keep the whole receive buffer alive.
-fn owned(values: [&[u8]; COLUMNS.len()]) -> [Bytes; COLUMNS.len()] {
-    let mut buffer = BytesMut::with_capacity(values.iter().map(|value| value.len()).sum());
-    for value in values {
+fn owned(values: Values<&[u8]>) -> Values<Bytes> {
+    let mut buffer = BytesMut::with_capacity(values.iter().flatten().map(|value| value.len()).sum());
+    for value in values.iter().flatten() {
         buffer.extend_from_slice(value);
     }
     let mut buffer = buffer.freeze();
-    values.map(|value| buffer.split_to(value.len()))
+    values.map(|value| value.map(|value| buffer.split_to(value.len())))
 }
 
-/// The event of a row whose [`COLUMNS`] have these values.
-fn event_of(values: [Bytes; COLUMNS.len()], position: Position) -> Result<Event, SourceError> {
-    let [id, aggregate_type, aggregate_id, kind, payload, headers, created_at, _seq] = values;
-    Ok(Event {
-        id: uuid(&id)?,
-        aggregate_type: text(aggregate_type)?,
-        aggregate_id: text(aggregate_id)?,
-        kind: text(kind)?,
-        content_type: CONTENT_TYPE_JSON.into(),
-        payload: json(payload)?,
-        headers: json(headers)?,
-        created_at: Some(number(created_at)?.saturating_add(POSTGRES_EPOCH)),
-        position,
-    })
+/// The event of a row whose [`COLUMNS`] have these values, and its `seq`, of which `position` makes the event's.
+fn event_of(values: Values<Bytes>, position: impl FnOnce(i64) -> Position) -> Result<(Event, i64), SourceError> {
+    let [id, aggregate_type, aggregate_id, kind, payload, body, content_type, headers, created_at, seq] = values;
+    let (payload, default_type) = match (payload, body) {
+        (Some(payload), None) => (json(payload)?, CONTENT_TYPE_JSON),
+        (None, Some(body)) => (body, CONTENT_TYPE_BYTES),
+        _ => return Err(SourceError::Layout("a row has neither payload nor body, or both")),
+    };
+    let seq = number(present(seq)?)?;
+    let event = Event {
+        id: text(present(id)?)?,
+        aggregate_type: text(present(aggregate_type)?)?,
+        aggregate_id: text(present(aggregate_id)?)?,
+        kind: text(present(kind)?)?,
+        content_type: content_type.map_or(Ok(default_type.into()), text)?,
+        payload,
+        headers: json(present(headers)?)?,
+        created_at: Some(number(present(created_at)?)?.saturating_add(POSTGRES_EPOCH)),
+        position: position(seq),
+    };
+    Ok((event, seq))
 }
 
-fn uuid(bytes: &[u8]) -> Result<Text, SourceError> {
-    let id = uuid::Uuid::from_slice(bytes).map_err(|_| SourceError::Layout("an id is not a uuid"))?;
-    Ok(Text::from(id.to_string()))
+fn present(value: Option<Bytes>) -> Result<Bytes, SourceError> {
+    value.ok_or(SourceError::Layout("a value is null"))
 }
 
 fn number(mut bytes: Bytes) -> Result<i64, SourceError> {
@@ -148,14 +158,12 @@ pub(crate) fn is_some(row: &Row) -> bool {
 /// Builds the event from a row of [`SELECT_COLUMNS`] and returns it with the row's `seq`. `lsn` is the WAL position at
 /// which the row was read.
 pub(crate) fn event(row: &Row, lsn: u64) -> Result<(Event, i64), SourceError> {
-    let mut raws: [&[u8]; COLUMNS.len()] = Default::default();
+    let mut raws: Values<&[u8]> = Default::default();
     for (index, raw) in raws.iter_mut().enumerate() {
-        *raw = row.try_get::<_, Raw<'_>>(index).map_err(SourceError::query("reading a row of the outbox"))?.0;
+        let value = row.try_get::<_, Option<Raw<'_>>>(index);
+        *raw = value.map_err(SourceError::query("reading a row of the outbox"))?.map(|Raw(bytes)| bytes);
     }
-    let values = owned(raws);
-    let [.., seq] = &values;
-    let seq = number(seq.clone())?;
-    Ok((event_of(values, Position { lsn, index: seq.unsigned_abs() })?, seq))
+    event_of(owned(raws), |seq| Position { lsn, index: seq.unsigned_abs() })
 }
 
 #[cfg(test)]
@@ -186,22 +194,56 @@ mod tests {
         assert!(Layout::of(&relation(&columns)).is_err());
     }
 
-    #[test]
-    fn an_event_keeps_no_receive_buffer_alive() {
-        let mut message = BytesMut::from(&b"I\0\0\0\x01N\0\x08"[..]);
-        let values: [&[u8]; COLUMNS.len()] =
-            [&[7; 16], b"order", b"42", b"Changed", b"\x01{\"n\": 1}", b"\x01{}", &[0; 8], &[0; 8]];
+    /// What the log says when a row with these values is inserted.
+    fn insert(values: &Values<&[u8]>) -> Bytes {
+        let mut message = BytesMut::from(&b"I\0\0\0\x01N\0\x0a"[..]);
         for value in values {
+            let Some(value) = value else {
+                message.put_u8(b'n');
+                continue;
+            };
             message.put_u8(b'b');
             message.put_u32(u32::try_from(value.len()).unwrap());
             message.put_slice(value);
         }
-        let chunk = message.freeze();
+        message.freeze()
+    }
+
+    fn decoded(message: &Bytes) -> Result<Event, SourceError> {
         let layout = Layout::of(&relation(&COLUMNS)).unwrap();
-        let Message::Insert(insert) = Message::decode(chunk.clone()).unwrap() else { panic!("an insert") };
-        let (event, _seq) = layout.event(insert.columns, Position { lsn: 1, index: 0 }).unwrap();
+        let Message::Insert(insert) = Message::decode(message.clone()).unwrap() else { panic!("an insert") };
+        layout.event(insert.columns, Position { lsn: 1, index: 0 }).map(|(event, _seq)| event)
+    }
+
+    #[test]
+    fn an_event_keeps_no_receive_buffer_alive() {
+        let chunk = insert(&row(Some(b"\x01{\"n\": 1}"), None, None));
+        let event = decoded(&chunk).unwrap();
         assert_eq!((event.aggregate_id.as_str(), &event.payload[..]), ("42", &b"{\"n\": 1}"[..]));
         assert!(chunk.is_unique());
+    }
+
+    fn row<'a>(payload: Option<&'a [u8]>, body: Option<&'a [u8]>, content_type: Option<&'a [u8]>) -> Values<&'a [u8]> {
+        let [id, aggregate_type, aggregate_id, kind] = [b"a b".as_slice(), b"order", b"42", b"Changed"].map(Some);
+        let [headers, created_at, seq] = [b"\x01{}".as_slice(), &[0; 8], &[0; 8]].map(Some);
+        [id, aggregate_type, aggregate_id, kind, payload, body, content_type, headers, created_at, seq]
+    }
+
+    #[test]
+    fn a_payload_is_json_or_the_bytes_of_a_body() {
+        for (payload, body, content_type, expected) in [
+            (Some(b"\x01[1]".as_slice()), None, None, Some(("application/json", b"[1]".as_slice()))),
+            (Some(b"\x01[1]"), None, Some(b"a/b+json".as_slice()), Some(("a/b+json", b"[1]"))),
+            (None, Some(b"\x00\xff".as_slice()), None, Some(("application/octet-stream", b"\x00\xff"))),
+            (None, Some(b""), Some(b"avro/binary"), Some(("avro/binary", b""))),
+            (None, None, None, None),
+            (Some(b"\x01[1]"), Some(b""), None, None),
+        ] {
+            let event = decoded(&insert(&row(payload, body, content_type))).ok();
+            let found = event.as_ref().map(|event| (event.content_type.as_str(), &event.payload[..]));
+            assert_eq!(found, expected);
+            assert!(event.is_none_or(|event| event.id.as_str() == "a b"));
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use k8s_openapi::{
 use kube::ResourceExt;
 
 use crate::{
-    api::v1alpha1::{Microservice, Placement},
+    api::v1alpha1::{Microservice, Outbox, Placement},
     contract::ADMIN_PORT,
     controllers::{
         database::RELAY_PASSWORD,
@@ -62,6 +62,12 @@ pub fn of(object: &Microservice, observed: &Observed) -> Option<Carried> {
 /// Whether the service's own pods have the relay.
 pub fn is_sidecar(object: &Microservice, observed: &Observed) -> bool {
     of(object, observed).is_some_and(|carried| carried.placement == Placement::Sidecar)
+}
+
+/// The outbox of that relay; `None` also while its OutboxRelay cannot be read.
+pub fn outbox(observed: &Observed) -> Option<&Outbox> {
+    let relay = observed.relays.first().filter(|_| observed.kept_relay.is_none())?;
+    Some(&relay.spec.outbox)
 }
 
 /// An init container that stays (`restartPolicy: Always`). It has no readiness probe: a broker that is away must not take

@@ -141,6 +141,7 @@ fn wanted<'a>(owner: &'a Owner, postgres: &'a Postgres) -> Wanted<'a> {
         purpose: Purpose::Orchestrator,
         duplicate_window: None,
         migrations: None,
+        outbox: None,
         upgrade: false,
     }
 }

@@ -180,3 +180,37 @@ fn a_meshs_proxy_lets_the_job_end() {
     let contract = &job["spec"]["template"]["spec"]["volumes"][0]["configMap"]["items"];
     assert_eq!(*contract, json!([{"key": "setup.yaml", "path": "setup.yaml"}]), "not the released template");
 }
+
+#[test]
+fn an_outbox_of_another_layout_is_set_up_and_stays_when_its_relay_goes() {
+    let mut observed = released(&orders());
+    let mut with = |relay: Option<&str>| {
+        let relay = relay.map(|outbox| {
+            let spec = format!("{{microservice: orders, sink: {{nats: {{url: 'nats://n'}}}}, outbox: {outbox}}}");
+            fixtures::relay("orders", &spec)
+        });
+        observed.relays = relay.into_iter().collect();
+        let planned = plan(&orders(), &observed, &settings()).unwrap();
+        let contract = find(&planned, "ConfigMap/orders-db-setup")["data"]["setup.yaml"].as_str().unwrap().to_owned();
+        let job = job_of(&planned);
+        if let Some(job) = job.clone() {
+            observed.database.jobs.insert(job, fixtures::job(JobOutcome::Succeeded));
+            let done = plan(&orders(), &observed, &settings()).unwrap();
+            (observed.database.released, observed.database.recorded) = kept(&done);
+            observed.database.jobs.clear();
+        }
+        let outbox = contract.split_once("\noutbox:\n").map(|(_, outbox)| outbox.to_owned());
+        (job.is_some(), outbox)
+    };
+    let weft = Some("  layout: Weft\n".to_owned());
+    let debezium = "  layout: Debezium\n  table:\n    schema: public\n    name: outbox\n    existing: Skip\n";
+    assert_eq!(with(Some("{layout: Weft}")), (false, weft.clone()), "every database has Weft's own");
+    assert_eq!(with(Some("{layout: Debezium}")), (true, Some(debezium.to_owned())));
+    assert_eq!(with(Some("{layout: Debezium}")), (false, Some(debezium.to_owned())));
+    assert_eq!(with(None), (false, None));
+    assert_eq!(with(Some("{layout: Debezium}")), (false, Some(debezium.to_owned())));
+    assert!(with(Some("{layout: Debezium, table: public.Out Box}")).0);
+    assert_eq!(with(None), (false, None));
+    assert_eq!(with(Some("{layout: Weft}")), (true, weft));
+    assert_eq!(with(None), (false, None));
+}
