@@ -146,3 +146,13 @@ where
         runtime.enable_all().thread_stack_size(saga::EVALUATION_STACK).build().context("starting the runtime")?;
     runtime.block_on(async { run(Shutdown::on_signal()?).await })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_of_all_commands_are_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

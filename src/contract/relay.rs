@@ -24,8 +24,9 @@ pub struct Relay {
     pub sink: Sink,
     #[serde(default)]
     pub format: Format,
+    /// How long published events are kept in `weft.relay_published`, in milliseconds; 0: not at all.
     #[serde(default)]
-    pub retention: Retention,
+    pub keep_published_ms: u64,
     /// Without it a refused event is held until the broker accepts it, or a person skips it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead_letter: Option<DeadLetter>,
@@ -106,13 +107,6 @@ pub enum Format {
 pub struct DeadLetter {
     /// How often the broker may refuse an event, the first time included.
     pub max_attempts: u32,
-}
-
-/// What happens to a row after the broker has acknowledged its event.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Retention {
-    #[default]
-    AfterPublish,
 }
 
 impl Relay {

@@ -73,6 +73,14 @@ pub enum Command {
         #[command(flatten)]
         common: Common,
     },
+    /// Publish again what was published and is kept (`spec.retention.after`), as new events with the same ids: consumers that
+    /// know these ids drop them
+    Replay {
+        #[command(flatten)]
+        what: Published,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Delete dead letters
     Purge {
         #[command(flatten)]
@@ -80,6 +88,27 @@ pub enum Command {
         #[command(flatten)]
         common: Common,
     },
+}
+
+/// What is published again.
+#[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("chosen").required(true)))]
+pub struct Published {
+    /// Ids of events
+    #[arg(group = "chosen")]
+    ids: Vec<String>,
+    /// Those that were published at this time or later: 2026-11-27T10:00:00Z
+    #[arg(long, group = "chosen")]
+    from: Option<Timestamp>,
+    /// Only those that were published before this time
+    #[arg(long, requires = "from")]
+    to: Option<Timestamp>,
+    /// Only those of this type
+    #[arg(long = "type")]
+    kind: Option<String>,
+    /// Only say how many there are
+    #[arg(long)]
+    dry_run: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -178,6 +207,7 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
             );
             which.change(&client, &[&skip], &common, "is a dead letter now", "are dead letters now").await
         }
+        Command::Replay { what, common } => what.replay(&common.connect().await?, &common).await,
         Command::Purge { which, common } => {
             let client = common.connect().await?;
             let purge = format!("delete from weft.relay_dead as d where {CONDITION}");
@@ -209,6 +239,37 @@ impl Which {
             bail!("there is no such event: `weft relay list` shows those that there are");
         }
         let text = if events == 1 { format!("1 event {is}\n") } else { format!("{events} events {are}\n") };
+        common.print(&Changed { events }, || text)
+    }
+}
+
+impl Published {
+    async fn replay(&self, client: &Client, common: &Common) -> anyhow::Result<()> {
+        let Self { ids, from, to, kind, dry_run } = self;
+        let chosen = "from weft.relay_published
+            where (id = any ($1::text[]) or published_at >= $2::timestamptz)
+              and ($3::timestamptz is null or published_at < $3) and ($4::text is null or type = $4)";
+        let statement = if *dry_run {
+            format!("select count(*) {chosen}")
+        } else {
+            // of an event that was published more than once, the latest time
+            format!(
+                "with again as (
+                     insert into weft.outbox ({WRITTEN})
+                     select {WRITTEN} from (select distinct on (id) * {chosen} order by id, seq desc) as events order by seq
+                     returning seq
+                 ) select count(*) from again"
+            )
+        };
+        let parameters: [&(dyn ToSql + Sync); 4] = [ids, from, to, kind];
+        let counted = client.query_one(&statement, &parameters).await.context("reading weft.relay_published")?;
+        let events = counted.try_get::<_, i64>(0)?.unsigned_abs();
+        let text = match (events, dry_run) {
+            (1, true) => "1 event would be published again\n".to_owned(),
+            (1, false) => "1 event is to be published again\n".to_owned(),
+            (_, true) => format!("{events} events would be published again\n"),
+            (_, false) => format!("{events} events are to be published again\n"),
+        };
         common.print(&Changed { events }, || text)
     }
 }

@@ -1,6 +1,6 @@
 //! One term of leadership: from acquiring the lock to losing it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,7 @@ use super::{
     },
 };
 use crate::{
-    contract::relay::{Mode, Relay, Retention, Sink},
+    contract::relay::{Mode, Relay, Sink},
     domain::{
         destination::{Style, Template, TemplateError},
         names,
@@ -31,7 +31,7 @@ use crate::{
 /// Capacity of the queue between source and publisher, in batches.
 const BATCH_QUEUE: usize = 2;
 /// How long a term that is asked to end may take to publish, record and confirm what is on the way.
-const END: std::time::Duration = std::time::Duration::from_secs(8);
+const END: Duration = Duration::from_secs(8);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TermError {
@@ -75,9 +75,7 @@ async fn lead_with(
     reporter: &Arc<Reporter>,
     stop: CancellationToken,
 ) -> Result<(), TermError> {
-    let Relay { name, namespace, service, mode, source, format, retention, dead_letter, .. } = contract;
-    // `AfterPublish` is the only retention; the recorder deletes the rows
-    let Retention::AfterPublish = retention;
+    let Relay { name, namespace, service, mode, source, format, keep_published_ms, dead_letter, .. } = contract;
     let encoder = Encoder::new(template, *format, names::event_source(namespace, service));
     let session = Session::connect(source, &application(name)).await?;
     let ledger = ledger::open(&session.client, name).await?;
@@ -94,6 +92,7 @@ async fn lead_with(
     let options = Options {
         slot: *mode == Mode::LogTailing,
         any_held: !held.is_empty(),
+        keep: Duration::from_millis(*keep_published_ms),
         max_attempts: dead_letter.map(|letter| letter.max_attempts),
     };
     let recorder = Recorder::new(&session.client, &ledger, options, ends, reporter).await?;

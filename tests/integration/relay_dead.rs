@@ -145,3 +145,57 @@ async fn a_person_lists_shows_skips_and_purges() {
     let usage = weft(&setting, &["retry"]).unwrap_err();
     assert!(usage.contains("--all") && usage.lines().count() == 1, "{usage}");
 }
+
+/// As many tables as take turns have to pass before an event is gone.
+const TURNS: usize = 8;
+
+#[tokio::test]
+async fn what_is_published_is_kept_as_long_as_it_should_be_and_can_be_published_again() {
+    for mode in [Mode::LogTailing, Mode::Polling] {
+        let (mut setting, endpoint) = setting(mode, None).await;
+        setting.contract.keep_published_ms = 3_600_000;
+        setting.write_contract();
+        let mut relay = setting.start_relay();
+        let first = insert(&setting, "a", 1, false).await;
+        insert(&setting, "a", 2, false).await;
+        setting.drained().await;
+        relay.until("published", |status| status.published == 2 && status.pending == 0).await;
+        let superuser = setting.database.superuser().await;
+        let kept = async || {
+            let row = superuser.query_one("select count(*) from weft.relay_published", &[]).await.unwrap();
+            row.get::<_, i64>(0)
+        };
+        assert_eq!(kept().await, 2, "{mode:?}");
+        assert_eq!(
+            weft(&setting, &["replay", "--from", "2000-01-01T00:00:00Z", "--dry-run"]).unwrap(),
+            "2 events would be published again\n"
+        );
+        assert_eq!(weft(&setting, &["replay", &first]).unwrap(), "1 event is to be published again\n");
+        setting.drained().await;
+        relay.until("published again", |status| status.published == 3).await;
+        assert_eq!(endpoint.accepted(), [1, 2, 1], "{mode:?}");
+        // once, though it is kept twice
+        assert_eq!(
+            weft(&setting, &["replay", "--from", "2000-01-01T00:00:00Z", "--type", "Placed"]).unwrap(),
+            "2 events are to be published again\n"
+        );
+        setting.drained().await;
+        relay.until("published again", |status| status.published == 5).await;
+        assert!(weft(&setting, &["replay"]).unwrap_err().contains("--from"));
+        // the tables take their turns; the one whose turn it is was emptied
+        for turn in 0..TURNS {
+            assert!(kept().await > 0, "{mode:?}: turn {turn}");
+            superuser.batch_execute("update weft.relay_turn set since = '-infinity'").await.unwrap();
+            relay.kill9();
+            relay = setting.start_relay();
+            crate::database::until(&superuser, "select since > '-infinity' from weft.relay_turn").await;
+        }
+        assert_eq!(kept().await, 0, "{mode:?}");
+        insert(&setting, "a", 6, false).await;
+        relay.until("published", |status| status.published == 6).await;
+        assert_eq!(kept().await, 1, "{mode:?}");
+        setting.contract.keep_published_ms = 0;
+        setting.write_contract();
+        crate::database::until(&superuser, "select not exists (select from weft.relay_published)").await;
+    }
+}

@@ -22,7 +22,7 @@ use tokio::{sync::watch, time::MissedTickBehavior};
 use weft::{
     contract::{
         Contract,
-        relay::{Format, Mode, NatsSink, Relay, Retention, Sink},
+        relay::{Format, Mode, NatsSink, Relay, Sink},
         status::RelayStatus,
     },
     domain::event::decode,
@@ -72,7 +72,7 @@ impl Setting {
                 max_age_seconds: 3600,
             }),
             format: Format::CloudEvents,
-            retention: Retention::AfterPublish,
+            keep_published_ms: 0,
             dead_letter: None,
             paused: false,
             version: String::new(),

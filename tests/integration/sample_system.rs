@@ -20,7 +20,7 @@ use weft::{
     contract::{
         Contract,
         orchestrator::Start,
-        relay::{Format, Mode, NatsSink, Relay, Retention, Sink},
+        relay::{Format, Mode, NatsSink, Relay, Sink},
     },
     controllers::{
         kinds::saga,
@@ -129,7 +129,7 @@ impl System {
                 source: service.database.login("relay"),
                 sink: Sink::Nats(sink(Access::Publish)),
                 format: Format::CloudEvents,
-                retention: Retention::AfterPublish,
+                keep_published_ms: 0,
                 dead_letter: None,
                 paused: false,
                 version: String::new(),

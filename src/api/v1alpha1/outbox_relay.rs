@@ -57,7 +57,7 @@ pub struct OutboxRelaySpec {
     /// Where the relay runs.
     #[serde(default)]
     pub placement: Placement,
-    /// What becomes of a row once the broker has its event.
+    /// What becomes of an event once the broker has it.
     #[serde(default)]
     pub retention: OutboxRetention,
     /// When an event that the broker refuses is given up: it moves to the dead letters (`weft.relay_dead` in the service's database) with its cause, and what waits behind it in its aggregate goes on. Left out, it is held, with those behind it, until the broker accepts it or a person skips it.
@@ -305,21 +305,25 @@ pub enum Placement {
     Standalone,
 }
 
-/// What becomes of a row once the broker has its event.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// What becomes of an event once the broker has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct OutboxRetention {
-    /// When the row is deleted.
-    #[serde(default)]
-    pub delete: DeleteWhen,
+    /// How long a published event is kept in the service's database (`weft.relay_published`), from where `weft relay replay` publishes it again; `0s`: not at all. The outbox itself never has what is published.
+    #[serde(default = "not_at_all")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && (duration(self) == duration('0s') || (duration(self) >= duration('1m') && duration(self) <= duration('87600h')))").message("spec.retention.after must be a duration such as 24h or 168h, from 1m to 87600h, or 0s"))]
+    pub after: Duration,
 }
 
-/// When a published row is deleted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum DeleteWhen {
-    /// As soon as the broker has acknowledged its event.
-    #[default]
-    AfterPublish,
+fn not_at_all() -> Duration {
+    std::time::Duration::ZERO.into()
+}
+
+impl Default for OutboxRetention {
+    fn default() -> Self {
+        Self { after: not_at_all() }
+    }
 }
 
 /// When an event that the broker refuses is given up.

@@ -85,6 +85,32 @@ grant select, insert, delete on weft.relay_dead to {relay};
 grant insert (id, aggregate_type, aggregate_id, type, payload, body, content_type, headers, created_at) on weft.outbox
     to {relay};
 
+-- Published events, for as long as `spec.retention.after` of the OutboxRelay says. Eight tables take turns; the relay writes to the one
+-- whose turn it is, and empties the oldest as a whole.
+create table weft.relay_published (
+    like weft.outbox,
+    published_at timestamptz not null,
+    turn         smallint not null
+) partition by list (turn);
+create table weft.relay_published_0 partition of weft.relay_published for values in (0);
+create table weft.relay_published_1 partition of weft.relay_published for values in (1);
+create table weft.relay_published_2 partition of weft.relay_published for values in (2);
+create table weft.relay_published_3 partition of weft.relay_published for values in (3);
+create table weft.relay_published_4 partition of weft.relay_published for values in (4);
+create table weft.relay_published_5 partition of weft.relay_published for values in (5);
+create table weft.relay_published_6 partition of weft.relay_published for values in (6);
+create table weft.relay_published_7 partition of weft.relay_published for values in (7);
+create table weft.relay_turn (
+    one   boolean primary key default true check (one),
+    turn  smallint not null default 0,
+    since timestamptz not null default now()
+);
+insert into weft.relay_turn default values;
+grant select, insert on weft.relay_published to {relay};
+grant truncate on weft.relay_published_0, weft.relay_published_1, weft.relay_published_2, weft.relay_published_3,
+    weft.relay_published_4, weft.relay_published_5, weft.relay_published_6, weft.relay_published_7 to {relay};
+grant select, update on weft.relay_turn to {relay};
+
 grant usage on schema weft to {relay};
 grant select, insert, update on weft.relay_ledger to {relay};
 grant select, insert, update, delete on weft.relay_held to {relay};

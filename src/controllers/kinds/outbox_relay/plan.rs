@@ -8,14 +8,14 @@ use kube::ResourceExt;
 
 use super::{Observed, Planned};
 use crate::{
-    api::v1alpha1::{DeleteWhen, EventFormat, HttpSink, NatsSink, OutboxRelay, RelayMode, RelaySink},
+    api::v1alpha1::{EventFormat, HttpSink, NatsSink, OutboxRelay, RelayMode, RelaySink},
     contract::{
         Contract, DatabaseLogin, Role,
-        relay::{self, Format, Mode, Relay, Retention, Sink},
+        relay::{self, Format, Mode, Relay, Sink},
     },
     controllers::{
         database::{self, RELAY_PASSWORD},
-        render::{broker, owner::Owner, pod::PASSWORD, reach, sink as secrets},
+        render::{broker, milliseconds, owner::Owner, pod::PASSWORD, reach, sink as secrets},
         resources::{
             child::Child,
             labels::Component,
@@ -110,9 +110,7 @@ fn contract(object: &OutboxRelay, settings: &Settings) -> Result<Relay, Rejectio
             EventFormat::CloudEventsStructured => Format::CloudEventsStructured,
             EventFormat::Raw => Format::Raw,
         },
-        retention: match spec.retention.delete {
-            DeleteWhen::AfterPublish => Retention::AfterPublish,
-        },
+        keep_published_ms: milliseconds(spec.retention.after),
         dead_letter: spec
             .dead_letter
             .map(|letter| relay::DeadLetter { max_attempts: u32::try_from(letter.max_attempts).unwrap_or(u32::MAX) }),

@@ -5,7 +5,7 @@
 
 use tokio_postgres::{Client, Statement, error::SqlState, types::ToSql};
 
-use super::{DEADLINE, dead, slot::Slot, snapshot::Snapshot};
+use super::{DEADLINE, dead, published::KEPT, slot::Slot, snapshot::Snapshot};
 use crate::{
     postgres::replication::Lsn,
     relay::source::{Held, Point, SourceError, within},
@@ -165,11 +165,13 @@ impl<'a> Records<'a> {
     pub(crate) async fn new(
         client: &'a Client,
         ledger: &Ledger,
+        keep: bool,
         max_attempts: Option<u32>,
     ) -> Result<Self, SourceError> {
+        let (columns, kept) = if keep { ("*", KEPT) } else { ("seq", "") };
         let prepare = async |rows| {
             let statement = format!(
-                "with gone as (delete from weft.outbox where {rows} returning seq)
+                "with gone as (delete from weft.outbox where {rows} returning {columns}){kept}
                  update weft.relay_ledger
                     set published = published + (select count(*) from gone), lsn = coalesce($3::text::pg_lsn, lsn),
                         snapshot = coalesce($4::text::pg_snapshot, snapshot),

@@ -16,6 +16,7 @@ pub(crate) mod dead;
 mod held;
 pub(crate) mod ledger;
 mod poll;
+mod published;
 pub(crate) mod recorder;
 mod row;
 pub(crate) mod session;

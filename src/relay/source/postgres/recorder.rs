@@ -24,6 +24,7 @@ use super::{
     DEADLINE, dead,
     held::{self, Found},
     ledger::{self, Entry, Ledger, Records},
+    published::{self, KEPT},
     slot::Slot,
     snapshot::Snapshot,
     table::SETTLED,
@@ -42,6 +43,8 @@ const DELETE: usize = 4096;
 const RECORD: Duration = Duration::from_millis(100);
 /// How often rows are counted (while there is work) and the slot's state is read.
 const STATUS_INTERVAL: Duration = Duration::from_secs(6);
+/// Longest time between two looks at whether it is another table's turn.
+const ROTATE: Duration = Duration::from_mins(1);
 /// How often held events are looked for that are due.
 const HELD_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -55,6 +58,9 @@ pub(crate) struct Recorder<'a> {
     again: mpsc::Sender<Vec<Again>>,
     reporter: &'a Arc<Reporter>,
     slot: bool,
+    /// How long what is published is kept; zero: not at all.
+    keep: Duration,
+    rotate_due: Instant,
     /// This term has recorded a position in the log. Before, the slot's position proves nothing: rows from before the slot
     /// may be unpublished.
     streaming: bool,
@@ -88,6 +94,8 @@ pub(crate) struct Options {
     pub(crate) slot: bool,
     /// A former term left held events.
     pub(crate) any_held: bool,
+    /// How long what is published is kept; zero: not at all.
+    pub(crate) keep: Duration,
     /// After so many refusals an event is given up; `None`: never.
     pub(crate) max_attempts: Option<u32>,
 }
@@ -96,18 +104,23 @@ impl<'a> Recorder<'a> {
     pub(crate) async fn new(
         client: &'a Client,
         ledger: &Ledger,
-        Options { slot, any_held, max_attempts }: Options,
+        Options { slot, any_held, keep, max_attempts }: Options,
         ends: Ends,
         reporter: &'a Arc<Reporter>,
     ) -> Result<Self, SourceError> {
         let Ends { done, again, recorded } = ends;
+        if keep.is_zero() {
+            published::empty(client).await?;
+        }
         Ok(Self {
-            records: Records::new(client, ledger, max_attempts).await?,
+            records: Records::new(client, ledger, !keep.is_zero(), max_attempts).await?,
             done,
             recorded,
             again,
             reporter,
             slot,
+            keep,
+            rotate_due: Instant::now(),
             streaming: false,
             snapshot: ledger.snapshot.clone(),
             newer: None,
@@ -336,6 +349,10 @@ impl<'a> Recorder<'a> {
         if self.any_dead {
             self.report_dead().await?;
         }
+        if !self.keep.is_zero() && self.rotate_due <= Instant::now() {
+            published::rotate(self.records.client, self.keep).await?;
+            self.rotate_due = Instant::now() + (self.keep / 32).min(ROTATE);
+        }
         if self.slot {
             let slot = Slot::find(self.records.client).await?;
             self.reporter.slot(slot.as_ref());
@@ -381,13 +398,16 @@ impl<'a> Recorder<'a> {
             "with snapshot as (select $1::text::pg_snapshot as s),
                   settled as (select seq from weft.outbox as o, snapshot
                                where {SETTLED} and not exists (select from weft.relay_held as h where h.seq = o.seq)
-                               order by seq limit {DELETE} for update of o skip locked)
-             delete from weft.outbox where seq in (select seq from settled)"
+                               order by seq limit {DELETE} for update of o skip locked),
+                  gone as (delete from weft.outbox where seq in (select seq from settled) returning *){kept}
+             select count(*) from gone",
+            kept = if self.keep.is_zero() { "" } else { KEPT },
         );
         let snapshot = snapshot.to_string();
         let parameters: [&(dyn ToSql + Sync); 1] = [&snapshot];
-        let query = self.records.client.execute(&statement, &parameters);
-        let deleted = within(DEADLINE, "deleting rows that were published before", query).await?;
+        let action = "deleting rows that were published before";
+        let counted = within(DEADLINE, action, self.records.client.query_one(&statement, &parameters)).await?;
+        let deleted: i64 = counted.try_get(0).map_err(SourceError::query(action))?;
         if deleted > 0 {
             tracing::info!(rows = deleted, "deleted rows that an earlier leader has published");
         }
