@@ -72,11 +72,13 @@ fn follow(database: &mut Database, outbox: Outbox) {
     database.set_up_well();
 }
 
+type Headers = Vec<(&'static str, &'static str)>;
+
 /// What is inserted into a table, and the messages that it becomes: for each its body and headers.
 struct Case {
     layout: Outbox,
     insert: &'static str,
-    messages: Vec<(&'static [u8], Vec<(&'static str, &'static str)>)>,
+    messages: Vec<(&'static [u8], Headers)>,
 }
 
 fn cases() -> [Case; 4] {
@@ -429,6 +431,13 @@ async fn all_that_a_table_lacks_is_listed_in_one_sentence() {
                 "the outbox layout Debezium does not fit the table public.orders: the column aggregatetype is text[] and must be text, \
                  uuid, a number or an enum, the column aggregateid is missing, the column payload is xml and must be jsonb, json, text \
                  or bytea",
+            ),
+        ),
+        (
+            "Weft's own",
+            (
+                outbox("{layout: Debezium, table: {schema: weft, name: outbox, existing: Skip}}"),
+                "the outbox layout Debezium does not fit the table weft.outbox: it is Weft's own, which a relay of the layout Weft reads",
             ),
         ),
         (

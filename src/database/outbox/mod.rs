@@ -16,7 +16,10 @@ use tokio_postgres::{Client, IsolationLevel, Transaction};
 
 use self::mapping::{Column, Mapping};
 use super::locks::LOCK_TIMEOUT;
-use crate::contract::outbox::{ExistingRows, Outbox, OutboxTable};
+use crate::{
+    contract::outbox::{ExistingRows, Outbox, OutboxTable},
+    domain::names,
+};
 
 /// The table is not as its layout needs it.
 #[derive(Debug, thiserror::Error)]
@@ -216,6 +219,9 @@ async fn drop_triggers(transaction: &Transaction<'_>, triggers: &[Found]) -> Res
 
 async fn relation(transaction: &Transaction<'_>, outbox: &Outbox, table: &OutboxTable) -> Result<Relation, AdaptError> {
     let unfit = |problem: String| AdaptError::Unfit(OutboxError::new(outbox, table, vec![problem]));
+    if table.schema == names::SCHEMA {
+        return Err(unfit("it is Weft's own, which a relay of the layout Weft reads".to_owned()));
+    }
     let row = transaction.query_opt(RELATION, &[&table.schema, &table.name]).await?;
     let row = row.ok_or_else(|| unfit(format!("it does not exist, and needs {}", mapping::needs(outbox))))?;
     if !row.try_get::<_, bool>(1)? {
@@ -304,7 +310,7 @@ async fn publish_existing(
 ) -> Result<(), AdaptError> {
     let copied = transaction.execute(&mapping.copy_existing(relation.partitioned), &[]).await?;
     tracing::info!(rows = copied, "rows that were there are published");
-    let Some(mark) = mapping.mark_existing() else { return Ok(()) };
+    let Some(mark) = mapping.mark_existing(relation.partitioned) else { return Ok(()) };
     let statement = format!(
         "create function weft.mark_existing() returns void language sql security definer \
              set search_path = pg_catalog, pg_temp as {};
