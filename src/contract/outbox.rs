@@ -14,7 +14,7 @@ pub enum Outbox {
     /// The table `message` of Eventuate Tram.
     Eventuate { table: OutboxTable },
     /// Any table.
-    Custom { table: OutboxTable, columns: OutboxColumns },
+    Custom { table: OutboxTable, columns: Box<OutboxColumns> },
 }
 
 /// A table of the team's.

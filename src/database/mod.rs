@@ -287,9 +287,15 @@ async fn migrate(
         tracing::info!(migration = migration.name, milliseconds, "applied");
         *progress = Progress { applied: progress.applied + 1, at: Instant::now() };
         applied.push(Applied { name: migration.name.clone(), sha256: migration.sha256() });
+        if let Some(outbox) = &setup.outbox {
+            let adapted = outbox::adapt_between(&mut admin.client, outbox).await;
+            adapted.map_err(DatabaseError::while_doing(ADAPT))?;
+        }
     }
     Ok(applied.pop().map(|last| last.name))
 }
+
+const ADAPT: &str = "adapt the outbox";
 
 /// Has the events that the service writes into a table of its own copied to `weft.outbox`. Without a deadline: rows that are
 /// there may be many.
@@ -298,7 +304,7 @@ async fn adapt_outbox(admin: &mut Session, setup: &DatabaseSetup) -> Result<(), 
     let work = async {
         outbox::adapt(&mut admin.client, outbox).await.map_err(|error| match error {
             AdaptError::Unfit(error) => error.into(),
-            AdaptError::Query(error) => DatabaseError::while_doing("adapt the outbox")(error),
+            AdaptError::Query(error) => DatabaseError::while_doing(ADAPT)(error),
         })
     };
     watched("the set-up", admin.process, setup, Box::pin(work)).await

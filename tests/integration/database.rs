@@ -142,6 +142,13 @@ impl Database {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// As [`Database::set_up_well`], while the test goes on.
+    pub async fn set_up_in_background(&self) {
+        let run = self.start_set_up();
+        let output = tokio::task::spawn_blocking(|| run.wait_with_output().unwrap()).await.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
     /// Another database on the same server, of the same roles: its contract's file.
     pub async fn neighbour(&self, name: &str) -> PathBuf {
         self.server.superuser("postgres").await.batch_execute(&format!("create database {name}")).await.unwrap();

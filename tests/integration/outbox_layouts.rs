@@ -1,6 +1,14 @@
 //! Events in tables of the team's own: what is published of them, and how set-ups make, replace and drop the trigger.
 
-use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use serde::Deserialize;
 use tokio_postgres::Client;
@@ -64,11 +72,13 @@ fn follow(database: &mut Database, outbox: Outbox) {
     database.set_up_well();
 }
 
+type Headers = Vec<(&'static str, &'static str)>;
+
 /// What is inserted into a table, and the messages that it becomes: for each its body and headers.
 struct Case {
     layout: Outbox,
     insert: &'static str,
-    messages: Vec<(&'static [u8], Vec<(&'static str, &'static str)>)>,
+    messages: Vec<(&'static [u8], Headers)>,
 }
 
 fn cases() -> [Case; 4] {
@@ -262,6 +272,39 @@ async fn a_row_is_an_event_exactly_when_it_is_committed() {
     assert!(copied(&superuser).await.ends_with(" 9"));
 }
 
+/// Ids in a table of the team's.
+async fn ids(client: &Client, table: &str) -> String {
+    let ids = format!("select string_agg(id::text, ' ' order by id) from {table}");
+    client.query_one(&ids, &[]).await.unwrap().get(0)
+}
+
+/// Writes two rows of `orders` in each of its transactions.
+struct Writer {
+    task: tokio::task::JoinHandle<()>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Writer {
+    fn start(database: &Database) -> Self {
+        let url = database.server.url(SUPERUSER, SUPERUSER_PASSWORD, crate::database::DATABASE);
+        let ended = Arc::new(AtomicBool::new(false));
+        let end = ended.clone();
+        let task = tokio::spawn(async move {
+            let client = servers::connect(&url).await.unwrap();
+            while !end.load(Ordering::Relaxed) {
+                let row = "insert into orders (aggregateid) values ('a')";
+                client.batch_execute(&format!("begin; {row}; {row}; commit")).await.unwrap();
+            }
+        });
+        Self { task, ended }
+    }
+
+    async fn stop(self) {
+        self.ended.store(true, Ordering::Relaxed);
+        self.task.await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn rows_that_are_there_are_published_once_while_others_are_written() {
     let mut database = Database::empty().await;
@@ -283,29 +326,15 @@ async fn rows_that_are_there_are_published_once_while_others_are_written() {
     );
     database.set_up_well();
     let (superuser, app) = (database.superuser().await, database.app().await);
-    let url = database.server.url(SUPERUSER, SUPERUSER_PASSWORD, crate::database::DATABASE);
-    let (ended, mut end) = tokio::sync::oneshot::channel::<()>();
-    let writer = tokio::spawn(async move {
-        let client = servers::connect(&url).await.unwrap();
-        while matches!(end.try_recv(), Err(tokio::sync::oneshot::error::TryRecvError::Empty)) {
-            let two = "begin; insert into orders (aggregateid) values ('a'); insert into orders (aggregateid) values ('a'); commit";
-            client.batch_execute(two).await.unwrap();
-        }
-    });
+    let writer = Writer::start(&database);
     crate::database::until(&superuser, "select count(*) > 20 from orders").await;
-    let orders = debezium("name: orders, existing: Publish");
-    database.setup.outbox = Some(orders.clone());
+    database.setup.outbox = Some(debezium("name: orders, existing: Publish"));
     database.write_contract();
-    let run = database.start_set_up();
-    let output = tokio::task::spawn_blocking(|| run.wait_with_output().unwrap()).await.unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    database.set_up_in_background().await;
     let after: i64 = superuser.query_one("select max(id) from orders", &[]).await.unwrap().get(0);
     crate::database::until(&superuser, &format!("select max(id) > {after} + 20 from orders")).await;
-    ended.send(()).unwrap();
-    writer.await.unwrap();
-    let all = "select string_agg(id::text, ' ' order by id) from orders";
-    let all: String = superuser.query_one(all, &[]).await.unwrap().get(0);
-    assert_eq!(copied(&superuser).await, all, "each once, in order");
+    writer.stop().await;
+    assert_eq!(copied(&superuser).await, ids(&superuser, "orders").await, "each once, in order");
 
     superuser.batch_execute("truncate weft.outbox").await.unwrap();
     let rows = "insert into eventuate.message (id, destination, headers, payload, published, creation_time) values
@@ -326,6 +355,29 @@ async fn rows_that_are_there_are_published_once_while_others_are_written() {
     follow(&mut database, debezium("name: orders, existing: Skip"));
     app.batch_execute("insert into orders (aggregateid) values ('seen')").await.unwrap();
     assert_eq!(copied(&superuser).await.split(' ').count(), 1);
+}
+
+/// The writer waits for the migration, so its next row comes at once after the commit.
+#[tokio::test]
+async fn a_migration_that_replaces_the_table_misses_no_row() {
+    let mut database = Database::empty().await;
+    database.write_migration("001.sql", &ORDERS.replace("(id text", "(id bigint generated always as identity"));
+    follow(&mut database, debezium("name: orders, existing: Skip"));
+    let (superuser, app) = (database.superuser().await, database.app().await);
+    app.batch_execute("insert into orders (aggregateid) values ('a')").await.unwrap();
+    let replace = "alter table orders rename to former; create table orders (like former including all, tenant text);
+        insert into orders (id, aggregateid) overriding system value select id, aggregateid from former;
+        select setval(pg_get_serial_sequence('orders', 'id'), max(id)) from orders;";
+    database.write_migration("002.sql", replace);
+    // whoever waits for it inserts before the set-up has ended
+    database.write_migration("003.sql", "select pg_sleep(0.2)");
+    let writer = Writer::start(&database);
+    crate::database::until(&superuser, "select count(*) > 20 from orders").await;
+    database.set_up_in_background().await;
+    let after: i64 = superuser.query_one("select max(id) from orders", &[]).await.unwrap().get(0);
+    crate::database::until(&superuser, &format!("select max(id) > {after} + 20 from orders")).await;
+    writer.stop().await;
+    assert_eq!(copied(&superuser).await, ids(&superuser, "orders").await, "each once, in order");
 }
 
 #[tokio::test]
@@ -379,6 +431,13 @@ async fn all_that_a_table_lacks_is_listed_in_one_sentence() {
                 "the outbox layout Debezium does not fit the table public.orders: the column aggregatetype is text[] and must be text, \
                  uuid, a number or an enum, the column aggregateid is missing, the column payload is xml and must be jsonb, json, text \
                  or bytea",
+            ),
+        ),
+        (
+            "Weft's own",
+            (
+                outbox("{layout: Debezium, table: {schema: weft, name: outbox, existing: Skip}}"),
+                "the outbox layout Debezium does not fit the table weft.outbox: it is Weft's own, which a relay of the layout Weft reads",
             ),
         ),
         (

@@ -46,7 +46,7 @@ pub(super) fn contract(outbox: &v1alpha1::Outbox) -> Outbox {
                 content_type,
                 created_at,
             } = columns.clone().unwrap_or_default();
-            let columns = OutboxColumns {
+            let columns = Box::new(OutboxColumns {
                 id,
                 aggregate_type: either(aggregate_type, values.aggregate_type.clone()),
                 aggregate_id,
@@ -55,7 +55,7 @@ pub(super) fn contract(outbox: &v1alpha1::Outbox) -> Outbox {
                 headers,
                 content_type,
                 created_at,
-            };
+            });
             Outbox::Custom { table: table(""), columns }
         }
     }

@@ -211,7 +211,7 @@ impl Mapping {
         let Some(table) = table_of(outbox).filter(|_| problems.is_empty()) else { return Err(problems) };
         let debezium = debezium();
         let parts = match outbox {
-            Outbox::Custom { columns, .. } => Some(columns),
+            Outbox::Custom { columns, .. } => Some(columns.as_ref()),
             Outbox::Debezium { .. } => Some(&debezium),
             Outbox::Eventuate { .. } | Outbox::Weft => None,
         };
@@ -290,25 +290,24 @@ impl Mapping {
         format!("\nbegin\n    {}{from};\n    return null;\nend\n", self.select())
     }
 
-    /// The statement that publishes the rows that are in the table, oldest first as far as that can be known. What inherits
-    /// from the table has no trigger, but for partitions.
+    /// The statement that publishes the rows that are in the table, oldest first as far as that can be known.
     pub fn copy_existing(&self, partitioned: bool) -> String {
-        let only = if partitioned { "" } else { "only " };
+        let table = self.table_and_parts(partitioned);
         let parsed = self.parsed.as_ref().map(|parsed| format!(" cross join lateral {parsed}")).unwrap_or_default();
         let condition = self.condition.map(|condition| format!(" where {condition}")).unwrap_or_default();
         let order: Vec<_> = self.order.iter().map(String::as_str).chain(["new.tableoid", "new.ctid"]).collect();
-        format!(
-            "{}\n    from {only}{} as new{parsed}{condition} order by {}",
-            self.select(),
-            self.table,
-            order.join(", ")
-        )
+        format!("{}\n    from {table} as new{parsed}{condition}\n    order by {}", self.select(), order.join(", "))
     }
 
     /// The statement that marks them in the table itself, if its layout knows that.
-    pub fn mark_existing(&self) -> Option<String> {
+    pub fn mark_existing(&self, partitioned: bool) -> Option<String> {
         let condition = self.condition?;
-        Some(format!("update {} as new set published = 1 where {condition}", self.table))
+        Some(format!("update {} as new set published = 1 where {condition}", self.table_and_parts(partitioned)))
+    }
+
+    /// What inherits from the table has no trigger, but for partitions.
+    fn table_and_parts(&self, partitioned: bool) -> String {
+        format!("{}{}", if partitioned { "" } else { "only " }, self.table)
     }
 }
 
@@ -362,4 +361,71 @@ fn headers_of<'a>(columns: impl Iterator<Item = &'a Column>) -> Option<String> {
     let objects = pairs.chunks(HEADERS_PER_CALL).map(|pairs| format!("jsonb_build_object({})", pairs.join(", ")));
     let objects: Vec<_> = objects.collect();
     (!objects.is_empty()).then(|| format!("jsonb_strip_nulls({})", objects.join(" || ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::outbox::ExistingRows;
+
+    const TEXT: u32 = 25;
+
+    fn table(schema: &str, name: &str) -> OutboxTable {
+        OutboxTable {
+            schema: schema.to_owned(),
+            name: name.to_owned(),
+            content_type: None,
+            existing: ExistingRows::Publish,
+        }
+    }
+
+    fn columns(columns: &[(&str, u32, char)]) -> Vec<Column> {
+        let column = |&(name, type_oid, category): &(&str, u32, char)| Column {
+            name: name.to_owned(),
+            shown: "a type".to_owned(),
+            type_oid,
+            category,
+        };
+        columns.iter().map(column).collect()
+    }
+
+    fn of_debezium(others: &[(&str, u32, char)]) -> Mapping {
+        let needed = [
+            ("id", UUID, 'U'),
+            ("aggregatetype", TEXT, 'S'),
+            ("aggregateid", TEXT, 'S'),
+            ("type", FIRST_OWN_TYPE, 'E'),
+            ("payload", JSONB, 'U'),
+        ];
+        let outbox = Outbox::Debezium { table: table("public", "outbox") };
+        Mapping::of(&outbox, &columns(&[&needed, others].concat())).unwrap()
+    }
+
+    #[test]
+    fn a_function_copies_each_row_and_executes_no_cast_of_the_teams() {
+        let mapping = of_debezium(&[("it's", TEXT, 'S'), ("at", TIMESTAMPTZ, 'D')]);
+        insta::assert_snapshot!(mapping.function_source());
+    }
+
+    #[test]
+    fn rows_that_are_there_are_read_with_the_same_expressions() {
+        let names = ["id", "destination", "headers", "payload"].map(|name| (name, TEXT, 'S'));
+        let columns = columns(&[&names[..], &[("published", 21, 'N'), ("creation_time", INT8, 'N')]].concat());
+        let outbox = Outbox::Eventuate { table: table("even\"tuate", "message") };
+        let mapping = Mapping::of(&outbox, &columns).unwrap();
+        insta::assert_snapshot!(format!(
+            "{}\n\n{}",
+            mapping.copy_existing(false),
+            mapping.mark_existing(false).unwrap()
+        ));
+    }
+
+    #[test]
+    fn any_number_of_columns_become_headers() {
+        let names: Vec<String> = (0..120).map(|number| format!("header{number}")).collect();
+        let others: Vec<_> = names.iter().map(|name| (name.as_str(), TEXT, 'S')).collect();
+        let source = of_debezium(&others).function_source();
+        assert_eq!((source.matches("jsonb_build_object(").count(), source.matches("'header").count()), (3, 120));
+        assert!(!of_debezium(&[]).function_source().contains("headers"));
+    }
 }

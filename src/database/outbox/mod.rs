@@ -4,16 +4,22 @@
 //! modes keep their promises for every layout. The trigger comes after the insert: a row that `on conflict do nothing`
 //! leaves out is no event.
 //!
-//! The trigger's function is generated from the table's columns, so a set-up after a migration that adds a column replaces
-//! it. The trigger itself stays for as long as the layout is of the same table.
+//! The trigger's function is generated from the table's columns, and replaced after a migration that adds one. The trigger
+//! itself stays for as long as the layout is of the same table. A migration that puts another table in its place ends with
+//! `weft.keep_outbox()`, in the same transaction, which gives the new one its trigger: otherwise the rows that a waiting
+//! service inserts right after the commit would be missed.
 
 mod mapping;
 
+use postgres_protocol::escape::{escape_identifier, escape_literal};
 use tokio_postgres::{Client, IsolationLevel, Transaction};
 
 use self::mapping::{Column, Mapping};
 use super::locks::LOCK_TIMEOUT;
-use crate::contract::outbox::{ExistingRows, Outbox, OutboxTable};
+use crate::{
+    contract::outbox::{ExistingRows, Outbox, OutboxTable},
+    domain::names,
+};
 
 /// The table is not as its layout needs it.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +52,16 @@ struct Trigger {
     when: &'static str,
     function: &'static str,
 }
+
+impl Trigger {
+    fn create(self, table: &str) -> String {
+        let Self { name, when, function } = self;
+        format!("create trigger {name} {when} insert on {table} for each row execute function weft.{function}()")
+    }
+}
+
+/// Makes the triggers of a new table of the outbox's name.
+const KEEP: &str = "keep_outbox";
 
 const COPY: Trigger = Trigger { name: "weft_outbox", when: "after", function: "copy_to_outbox" };
 /// Sets Eventuate's `published` before the row is written, which costs no update.
@@ -97,48 +113,84 @@ struct Found {
     table: String,
 }
 
-/// Makes, replaces or drops triggers, so that they are as `outbox` asks for. Where they are, it locks nothing.
+impl Found {
+    fn is_one_of(&self, wanted: &[Trigger], relation: &Relation) -> bool {
+        self.oid == relation.oid && wanted.iter().any(|trigger| trigger.name == self.name)
+    }
+}
+
+/// Makes, replaces or drops triggers and functions, so that they are as `outbox` asks for. Where they are, it locks nothing.
 pub async fn adapt(admin: &mut Client, outbox: &Outbox) -> Result<(), AdaptError> {
-    let transaction = admin.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
-    // values of time are the same whoever inserts
-    let settings = format!("set local lock_timeout = '{LOCK_TIMEOUT}'; set local timezone = 'UTC'");
-    transaction.batch_execute(&settings).await?;
+    let transaction = begin(admin).await?;
     match mapping::table_of(outbox) {
-        None => drop_triggers(&transaction, &found(&transaction).await?).await?,
-        Some(table) => copy_from(&transaction, outbox, table).await?,
+        None => {
+            drop_triggers(&transaction, &found(&transaction).await?).await?;
+            transaction.batch_execute(&format!("drop function if exists weft.{KEEP}()")).await?;
+        }
+        Some(table) => {
+            if !replace_where_followed(&transaction, outbox, table).await? {
+                follow(&transaction, outbox, table).await?;
+            }
+        }
     }
     transaction.commit().await?;
     Ok(())
 }
 
-async fn copy_from(transaction: &Transaction<'_>, outbox: &Outbox, table: &OutboxTable) -> Result<(), AdaptError> {
-    let wanted: &[Trigger] = if matches!(outbox, Outbox::Eventuate { .. }) { &[MARK, COPY] } else { &[COPY] };
-    let relation = relation(transaction, outbox, table).await?;
-    let there = found(transaction).await?;
-    let is_wanted =
-        |found: &Found| found.oid == relation.oid && wanted.iter().any(|trigger| trigger.name == found.name);
-    if there.len() == wanted.len() && there.iter().all(is_wanted) {
-        return replace_function(transaction, &mapping(outbox, table, &relation)?).await;
+/// After one of several migrations: replaces the functions, where the table that `outbox` asks for is followed already and
+/// fits. A later migration may make it fit.
+pub async fn adapt_between(admin: &mut Client, outbox: &Outbox) -> Result<(), tokio_postgres::Error> {
+    let Some(table) = mapping::table_of(outbox) else { return Ok(()) };
+    let transaction = begin(admin).await?;
+    match replace_where_followed(&transaction, outbox, table).await {
+        Ok(_) => transaction.commit().await,
+        Err(AdaptError::Unfit(_)) => Ok(()),
+        Err(AdaptError::Query(error)) => Err(error),
     }
+}
+
+async fn begin(admin: &mut Client) -> Result<Transaction<'_>, tokio_postgres::Error> {
+    let transaction = admin.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
+    // values of time are the same whoever inserts
+    let settings = format!("set local lock_timeout = '{LOCK_TIMEOUT}'; set local timezone = 'UTC'");
+    transaction.batch_execute(&settings).await?;
+    Ok(transaction)
+}
+
+fn triggers_of(outbox: &Outbox) -> &'static [Trigger] {
+    if matches!(outbox, Outbox::Eventuate { .. }) { &[MARK, COPY] } else { &[COPY] }
+}
+
+/// False where the triggers are not the ones that are wanted.
+async fn replace_where_followed(
+    transaction: &Transaction<'_>,
+    outbox: &Outbox,
+    table: &OutboxTable,
+) -> Result<bool, AdaptError> {
+    let relation = relation(transaction, outbox, table).await?;
+    let (there, wanted) = (found(transaction).await?, triggers_of(outbox));
+    let followed = there.len() == wanted.len() && there.iter().all(|found| found.is_one_of(wanted, &relation));
+    if followed {
+        replace_functions(transaction, outbox, table, &mapping(outbox, table, &relation)?).await?;
+    }
+    Ok(followed)
+}
+
+/// Makes the table's triggers, and drops those of another one.
+async fn follow(transaction: &Transaction<'_>, outbox: &Outbox, table: &OutboxTable) -> Result<(), AdaptError> {
+    let wanted = triggers_of(outbox);
     let quoted = mapping::quoted(table);
     // keeps writers out until the end, so that each row is either there now or meets the trigger
     transaction.batch_execute(&format!("lock table {quoted} in share row exclusive mode")).await?;
-    let relation = self::relation(transaction, outbox, table).await?;
+    let relation = relation(transaction, outbox, table).await?;
     let mapping = mapping(outbox, table, &relation)?;
-    replace_function(transaction, &mapping).await?;
-    let (stay, go): (Vec<_>, Vec<_>) = found(transaction)
-        .await?
-        .into_iter()
-        .partition(|found| found.oid == relation.oid && wanted.iter().any(|trigger| trigger.name == found.name));
+    replace_functions(transaction, outbox, table, &mapping).await?;
+    let there = found(transaction).await?.into_iter();
+    let (stay, go): (Vec<_>, Vec<_>) = there.partition(|found| found.is_one_of(wanted, &relation));
     drop_triggers(transaction, &go).await?;
-    for Trigger { name, when, function } in wanted {
-        if stay.iter().any(|found| found.name == *name) {
-            continue;
-        }
-        let create =
-            format!("create trigger {name} {when} insert on {quoted} for each row execute function weft.{function}()");
-        transaction.batch_execute(&create).await?;
-        tracing::info!(table = quoted, trigger = name, "trigger made");
+    for trigger in wanted.iter().filter(|trigger| !stay.iter().any(|found| found.name == trigger.name)) {
+        transaction.batch_execute(&trigger.create(&quoted)).await?;
+        tracing::info!(table = quoted, trigger = trigger.name, "trigger made");
     }
     let is_new = !stay.iter().any(|found| found.name == COPY.name);
     if is_new && table.existing == ExistingRows::Publish {
@@ -167,6 +219,9 @@ async fn drop_triggers(transaction: &Transaction<'_>, triggers: &[Found]) -> Res
 
 async fn relation(transaction: &Transaction<'_>, outbox: &Outbox, table: &OutboxTable) -> Result<Relation, AdaptError> {
     let unfit = |problem: String| AdaptError::Unfit(OutboxError::new(outbox, table, vec![problem]));
+    if table.schema == names::SCHEMA {
+        return Err(unfit("it is Weft's own, which a relay of the layout Weft reads".to_owned()));
+    }
     let row = transaction.query_opt(RELATION, &[&table.schema, &table.name]).await?;
     let row = row.ok_or_else(|| unfit(format!("it does not exist, and needs {}", mapping::needs(outbox))))?;
     if !row.try_get::<_, bool>(1)? {
@@ -198,22 +253,52 @@ impl OutboxError {
     }
 }
 
-async fn replace_function(transaction: &Transaction<'_>, mapping: &Mapping) -> Result<(), AdaptError> {
-    let source = mapping.function_source();
-    let there = transaction.query_opt(SOURCE, &[&COPY.function]).await?;
-    if there.map(|row| row.try_get::<_, String>(0)).transpose()?.is_some_and(|there| there == source) {
-        return Ok(());
+async fn replace_functions(
+    transaction: &Transaction<'_>,
+    outbox: &Outbox,
+    table: &OutboxTable,
+    mapping: &Mapping,
+) -> Result<(), tokio_postgres::Error> {
+    let keep = keep_source(table, triggers_of(outbox));
+    let functions = [(COPY.function, "trigger", mapping.function_source()), (KEEP, "void", keep)];
+    for (name, returns, source) in functions {
+        let there = transaction.query_opt(SOURCE, &[&name]).await?;
+        if there.map(|row| row.try_get::<_, String>(0)).transpose()?.is_some_and(|there| there == source) {
+            continue;
+        }
+        // they execute as whoever inserts, and as the superuser at the end of a migration
+        let create = format!(
+            "create or replace function weft.{name}() returns {returns} language plpgsql \
+                 set search_path = pg_catalog, pg_temp set timezone = 'UTC' as {};
+             revoke execute on function weft.{name}() from public",
+            escape_literal(&source)
+        );
+        transaction.batch_execute(&create).await?;
+        tracing::info!(function = name, "function replaced");
     }
-    let function = COPY.function;
-    let create = format!(
-        "create or replace function weft.{function}() returns trigger language plpgsql \
-             set search_path = pg_catalog, pg_temp set timezone = 'UTC' as {};
-         revoke execute on function weft.{function}() from public",
-        postgres_protocol::escape::escape_literal(&source)
-    );
-    transaction.batch_execute(&create).await?;
-    tracing::info!("the outbox's function is up to date");
     Ok(())
+}
+
+fn keep_source(table: &OutboxTable, wanted: &[Trigger]) -> String {
+    let quoted = mapping::quoted(table);
+    let create: Vec<_> = wanted.iter().map(|trigger| trigger.create(&quoted)).collect();
+    format!(
+        "
+begin
+    if exists (
+        select from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
+         where n.nspname = {} and c.relname = {} and c.relkind in ('r', 'p')
+           and not exists (select from pg_trigger as t where t.tgrelid = c.oid and t.tgname = '{}')
+    ) then
+        {};
+    end if;
+end
+",
+        escape_literal(&table.schema),
+        escape_literal(&table.name),
+        COPY.name,
+        create.join(";\n        ")
+    )
 }
 
 /// Publishes the rows that are there. The table's own code (triggers, checks) is executed as its owner, never as the
@@ -225,15 +310,15 @@ async fn publish_existing(
 ) -> Result<(), AdaptError> {
     let copied = transaction.execute(&mapping.copy_existing(relation.partitioned), &[]).await?;
     tracing::info!(rows = copied, "rows that were there are published");
-    let Some(mark) = mapping.mark_existing() else { return Ok(()) };
+    let Some(mark) = mapping.mark_existing(relation.partitioned) else { return Ok(()) };
     let statement = format!(
         "create function weft.mark_existing() returns void language sql security definer \
              set search_path = pg_catalog, pg_temp as {};
          alter function weft.mark_existing() owner to {};
          select weft.mark_existing();
          drop function weft.mark_existing()",
-        postgres_protocol::escape::escape_literal(&mark),
-        postgres_protocol::escape::escape_identifier(&relation.owner)
+        escape_literal(&mark),
+        escape_identifier(&relation.owner)
     );
     transaction.batch_execute(&statement).await?;
     Ok(())

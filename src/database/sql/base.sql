@@ -80,6 +80,10 @@ begin
     if found then
         raise exception '%', object using errcode = 'WEFT2';
     end if;
+    -- a table that takes the place of the service's outbox is followed from the commit on: see src/database/outbox
+    if to_regprocedure('weft.keep_outbox()') is not null then
+        perform weft.keep_outbox();
+    end if;
     insert into weft.migration (name, sha256) values (attempt.name, attempt.sha256);
 end
 $$;
