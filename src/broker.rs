@@ -79,7 +79,8 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         Command::Events { namespace, stream, last, follow, broker_url, keys } => {
             let credentials = Credentials::Text(credentials(&keys, &namespace, "person", Access::Consume).await?);
             let connection =
-                Connection::open(&Server { url: broker_url, credentials, inbox: None }, "weft broker events").await;
+                Connection::open(&Server { urls: vec![broker_url], credentials, inbox: None }, "weft broker events")
+                    .await;
             let connection = connection.map_err(|outage| anyhow::anyhow!("{outage}"))?;
             print(connection, &stream, last, follow).await
         }

@@ -25,5 +25,6 @@ pub mod output;
 pub mod postgres;
 pub mod relay;
 pub mod saga;
+pub mod secret;
 pub mod shutdown;
 pub mod telemetry;

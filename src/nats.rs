@@ -6,7 +6,7 @@
 
 pub mod accounts;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use async_nats::{
     Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerAddr, Statistics,
@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     contract::relay::NatsSink,
     outage::{self, Failure, Outage},
+    secret::{self, SecretFolder},
 };
 
 /// Deadline of connecting, and default deadline of requests.
@@ -28,29 +29,32 @@ const PING_INTERVAL: Duration = Duration::from_millis(1200);
 /// How often it is recorded that something was received.
 const RECEIVE_CHECK: Duration = Duration::from_millis(500);
 
-/// `HOST:PORT` of a URL, for messages: without the user and password that a URL may contain.
-pub fn address(url: &str) -> String {
-    url.parse::<ServerAddr>()
-        .map_or_else(|_| "its URL".to_owned(), |server| outage::address(server.host(), server.port()))
+/// `HOST:PORT` of each URL, for messages: without the user and password that a URL may contain.
+pub fn address(urls: &[String]) -> String {
+    let address = |url: &String| {
+        url.parse::<ServerAddr>()
+            .map_or_else(|_| "its URL".to_owned(), |server| outage::address(server.host(), server.port()))
+    };
+    urls.iter().map(address).collect::<Vec<_>>().join(", ")
 }
 
 /// Where a server is, and as whom one connects.
 #[derive(Clone, Debug)]
 pub struct Server {
-    /// `nats://HOST:PORT`
-    pub url: String,
+    /// `nats://HOST:PORT` or `tls://HOST:PORT`, of one cluster.
+    pub urls: Vec<String>,
     pub credentials: Credentials,
     /// Prefix of the subjects on which requests are answered; the driver's own when `None`.
-    pub inbox: Option<&'static str>,
+    pub inbox: Option<String>,
 }
 
-/// The form of a credentials file: <https://docs.nats.io/using-nats/developer/connecting/creds>.
 #[derive(Clone)]
 pub enum Credentials {
     /// None but what the URL may contain.
     None,
-    /// Read for each connection.
-    File(PathBuf),
+    /// A credentials file, a user and password, or a token; and certificates. Read for each connection.
+    Secret(SecretFolder),
+    /// Of the form of a credentials file: <https://docs.nats.io/using-nats/developer/connecting/creds>.
     Text(String),
 }
 
@@ -58,7 +62,7 @@ impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::None => "None",
-            Self::File(_) => "File",
+            Self::Secret(_) => "Secret",
             Self::Text(_) => "Text",
         })
     }
@@ -66,30 +70,49 @@ impl std::fmt::Debug for Credentials {
 
 impl From<&NatsSink> for Server {
     fn from(sink: &NatsSink) -> Self {
-        let file = sink.credentials_file.clone();
-        Self { url: sink.url.clone(), credentials: file.map_or(Credentials::None, Credentials::File), inbox: None }
+        let folder = sink.secret_folder.clone();
+        Self {
+            urls: sink.servers.clone(),
+            credentials: folder
+                .map_or(Credentials::None, |folder| Credentials::Secret(SecretFolder::new(Some(folder)))),
+            inbox: None,
+        }
     }
 }
 
 impl Credentials {
-    async fn options(&self) -> std::io::Result<ConnectOptions> {
+    /// The error has nothing of what is in the credentials.
+    async fn options(&self) -> Result<ConnectOptions, String> {
         let options = ConnectOptions::new();
-        match self {
-            Self::None => Ok(options),
-            Self::File(path) => options.credentials_file(path).await,
-            Self::Text(text) => options.credentials(text),
+        let unusable = |_: io::Error| format!("{} is no credentials file of NATS", secret::NATS_CREDENTIALS);
+        let secret = match self {
+            Self::None => return Ok(options),
+            Self::Text(text) => return options.credentials(text).map_err(unusable),
+            Self::Secret(secret) => secret,
+        };
+        let failed = |error: secret::SecretError| error.to_string();
+        let options = options.tls_client_config(secret.tls().await.map_err(failed)?);
+        if let Some(text) = secret.text(secret::NATS_CREDENTIALS).await.map_err(failed)? {
+            return options.credentials(&text).map_err(unusable);
         }
+        if let Some((user, password)) = secret.login().await.map_err(failed)? {
+            return Ok(options.user_and_password(user, password));
+        }
+        Ok(match secret.text(secret::TOKEN).await.map_err(failed)? {
+            Some(token) => options.token(token),
+            None => options,
+        })
     }
 
     /// What is to be checked when the server refuses them.
     fn remedy(&self) -> String {
         match self {
             Self::None => {
-                "check the user and password of the URL; the broker that is installed with Weft needs credentials, which those who leave the URL out get"
+                "name a Secret with credentials; those who leave the servers out get the credentials of the broker that is installed with Weft"
                     .to_owned()
             }
-            Self::File(_) => {
-                "the broker does not know the account of this namespace, or has other keys: the operator gives it the account, and its log says why it could not"
+            Self::Secret(_) => {
+                "check the Secret; at the broker that is installed with Weft, the operator makes the account of this namespace, and its log says why it could not"
                     .to_owned()
             }
             Self::Text(_) => "it was started with other keys, or has not been given this account yet".to_owned(),
@@ -112,15 +135,17 @@ pub struct Connection {
 impl Connection {
     /// Connects within [`TIMEOUT`]; `name` is shown in the server's list of connections.
     pub async fn open(server: &Server, name: &str) -> Result<Self, Outage> {
-        let Server { url, credentials, inbox } = server;
-        let address = address(url);
+        let Server { urls, credentials, inbox } = server;
+        let address = address(urls);
         let started = Timestamp::now();
         let lost = CancellationToken::new();
         let disconnected = lost.clone();
         let options = credentials
             .options()
             .await
-            .map_err(|error| outage(&address, started, Failure::Refused(unusable(credentials, &error))))?
+            .map_err(|why| {
+                outage(&address, started, Failure::Refused(format!("the credentials cannot be used: {why}")))
+            })?
             .name(name)
             .connection_timeout(TIMEOUT)
             .request_timeout(Some(TIMEOUT))
@@ -132,10 +157,10 @@ impl Connection {
                 std::future::ready(())
             });
         let options = match inbox {
-            Some(prefix) => options.custom_inbox_prefix(*prefix),
+            Some(prefix) => options.custom_inbox_prefix(prefix),
             None => options,
         };
-        let failure = match timeout(TIMEOUT, options.connect(url)).await {
+        let failure = match timeout(TIMEOUT, options.connect(urls)).await {
             Ok(Ok(client)) => {
                 let statistics = client.statistics();
                 let checks = interval(RECEIVE_CHECK);
@@ -202,13 +227,6 @@ fn outage(address: &str, since: Timestamp, failure: Failure) -> Outage {
     Outage { server: "NATS", address: address.to_owned(), since, failure }
 }
 
-fn unusable(credentials: &Credentials, error: &std::io::Error) -> String {
-    match credentials {
-        Credentials::File(path) => format!("the credentials in {} cannot be used: {error}", path.display()),
-        Credentials::None | Credentials::Text(_) => format!("the credentials cannot be used: {error}"),
-    }
-}
-
 fn failure(error: &ConnectError, credentials: &Credentials) -> Failure {
     let cause = std::error::Error::source(error);
     match error.kind() {
@@ -229,9 +247,11 @@ mod tests {
 
     #[test]
     fn an_address_has_no_credentials() {
+        let address = |url: &str| address(&[url.to_owned()]);
         assert_eq!(address("nats://user:secret@nats.shop:4222"), "nats.shop:4222");
         assert_eq!(address("nats://[::1]:4223"), "[::1]:4223");
         assert_eq!(address("nats.shop"), "nats.shop:4222");
+        assert_eq!(super::address(&["tls://a".to_owned(), "tls://b:1".to_owned()]), "a:4222, b:1");
     }
 
     #[tokio::test]
@@ -239,7 +259,7 @@ mod tests {
         let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = silent.local_addr().unwrap();
         let started = std::time::Instant::now();
-        let server = Server { url: format!("nats://{address}"), credentials: Credentials::None, inbox: None };
+        let server = Server { urls: vec![format!("nats://{address}")], credentials: Credentials::None, inbox: None };
         let error = Connection::open(&server, "test").await.unwrap_err();
         assert_eq!(error.failure, Failure::Silent);
         assert!(started.elapsed() < Duration::from_secs(5));

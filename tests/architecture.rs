@@ -21,15 +21,16 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("api", vec!["domain"]),
         ("postgres", with_everyday(&["contract", "domain"])),
         ("database", with_everyday(&["contract", "domain", "postgres"])),
-        ("relay", with_everyday(&["contract", "domain", "nats", "postgres"])),
+        ("relay", with_everyday(&["contract", "domain", "nats", "postgres", "secret"])),
         ("saga", with_everyday(&["contract", "domain", "nats", "output", "postgres"])),
-        ("controllers", with_everyday(&["api", "contract", "crds", "domain", "nats"])),
+        ("controllers", with_everyday(&["api", "contract", "crds", "domain", "nats", "secret"])),
         ("crds", vec!["api", "output"]),
         ("admin", vec!["metrics", "shutdown"]),
         ("metrics", vec![]),
-        ("nats", vec!["contract", "domain", "outage"]),
+        ("nats", vec!["contract", "domain", "outage", "secret"]),
         ("outage", vec![]),
         ("output", vec![]),
+        ("secret", vec![]),
         ("shutdown", vec![]),
         ("telemetry", vec![]),
         ("broker", vec!["controllers", "domain", "nats", "output"]),
@@ -39,7 +40,7 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
 
 /// Crates of the control plane; the data plane runs without Kubernetes.
 const KUBERNETES: [&str; 3] = ["kube", "k8s_openapi", "schemars"];
-const DATA_PLANE: [&str; 7] = ["domain", "contract", "nats", "postgres", "database", "relay", "saga"];
+const DATA_PLANE: [&str; 8] = ["domain", "contract", "nats", "postgres", "database", "relay", "saga", "secret"];
 
 /// All files of `src/`, with the top module each is of; `lib.rs` and `main.rs` tie everything together and are left out.
 fn files() -> Vec<(String, PathBuf)> {

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Contract, DatabaseLogin, relay::Sink};
+use super::{Contract, DatabaseLogin, relay::NatsSink};
 use crate::domain::saga::definition::Definition;
 
 /// Environment variable with the container's memory limit in bytes.
@@ -52,8 +52,8 @@ pub struct Start {
     /// the stream counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
-    #[serde(with = "serde_yaml::with::singleton_map")]
-    pub from: Sink,
+    /// The stream.
+    pub from: NatsSink,
 }
 
 impl Contract for Orchestrator {

@@ -44,16 +44,31 @@ pub enum Mode {
 #[serde(rename_all = "camelCase")]
 pub enum Sink {
     Nats(NatsSink),
+    Http(HttpSink),
+}
+
+/// An endpoint that accepts CloudEvents.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpSink {
+    /// Template of the URL, with placeholders in the path.
+    pub url: String,
+    /// Folder with a file for each key of the Secret; read again for each new connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_folder: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NatsSink {
-    /// `nats://HOST:PORT`
-    pub url: String,
-    /// Path of the credentials file; read again for each new connection.
+    /// `nats://HOST:PORT` or `tls://HOST:PORT`, of the servers of one cluster.
+    pub servers: Vec<String>,
+    /// Folder with a file for each key of the Secret; read again for each new connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub credentials_file: Option<PathBuf>,
+    pub secret_folder: Option<PathBuf>,
+    /// Prefix of the subjects on which a publisher's requests are answered, where the account permits no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inbox_prefix: Option<String>,
     /// JetStream stream; created when missing (file storage, subjects from [`NatsSink::subject`] with `*` for each
     /// placeholder), never altered.
     pub stream: String,

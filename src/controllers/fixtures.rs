@@ -71,7 +71,7 @@ pub(crate) fn saga(name: &str, spec: &str) -> Saga {
 
 /// The relay of the Microservice `service`, with the defaults.
 pub(crate) fn relay_of(service: &str) -> Arc<OutboxRelay> {
-    relay(service, &format!("{{microservice: {service}, sink: {{nats: {{url: 'nats://nats.messaging:4222'}}}}}}"))
+    relay(service, &format!("{{microservice: {service}, sink: {{nats: {{servers: ['nats://nats.messaging:4222']}}}}}}"))
 }
 
 pub(crate) fn ready(pods: i32) -> Workload {

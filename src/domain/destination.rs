@@ -1,8 +1,6 @@
 //! Where an event goes: a template such as `events.{namespace}.{service}.{aggregate_type}.{type}`, filled with its values.
 //!
-//! A destination is a list of tokens with dots between them, as the subjects of NATS are. Values are escaped, so that each
-//! stays within its token: everything but ASCII letters, digits and harmless punctuation is percent-encoded (`a.b c` →
-//! `a%2Eb%20c`).
+//! Values are escaped in the [`Style`] of the broker, so that none reaches beyond its place.
 
 use std::borrow::Cow;
 
@@ -14,15 +12,30 @@ const EMPTY: &str = "_";
 const WILDCARD: &str = "*";
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("the subject template {template:?} is not usable: {why}")]
+#[error("the template {template:?} is not usable: {why}")]
 pub struct TemplateError {
-    template: String,
-    why: &'static str,
+    pub template: String,
+    pub why: &'static str,
+}
+
+/// The form of a broker's destinations, and how values are escaped in them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// Tokens with dots between them, as the subjects of NATS are. Everything but ASCII letters, digits and harmless
+    /// punctuation is percent-encoded: `a.b c` is `a%2Eb%20c`.
+    Subject,
+    /// A topic of Kafka: letters, digits, `.`, `_` and `-`. Other bytes of a value, and its dots, become `_` and two digits:
+    /// `a.b c` is `a_2Eb_20c`.
+    Topic,
+    /// Percent-encoded but for letters, digits, `-`, `_` and `~`, as it has to be in the path of a URL; and since a path may
+    /// not have `.` and `..` however they are written, these become `_`.
+    Plain,
 }
 
 /// A parsed template. The namespace and the service are those of the outbox, so they are filled in already.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
+    style: Style,
     parts: Vec<Part>,
     shared: String,
 }
@@ -37,23 +50,17 @@ enum Part {
 }
 
 impl Template {
-    pub fn parse(template: &str, namespace: &str, service: &str) -> Result<Self, TemplateError> {
+    pub fn parse(template: &str, namespace: &str, service: &str, style: Style) -> Result<Self, TemplateError> {
         let error = |why| TemplateError { template: template.to_owned(), why };
         let mut parts = Vec::new();
         let mut rest = template;
-        let forbidden = |c: char| !c.is_ascii_graphic() || matches!(c, '*' | '>' | '}');
-        let literal = |text: &str| {
-            if text.contains(forbidden) {
-                return Err(error("blanks, `*`, `>` and other than ASCII cannot be in a subject that is published to"));
-            }
-            Ok(Part::Literal(text.to_owned()))
-        };
+        let literal = |text: &str| style.check(text).map(|()| Part::Literal(text.to_owned())).map_err(error);
         while let Some((before, tail)) = rest.split_once('{') {
             let (name, tail) = tail.split_once('}').ok_or_else(|| error("a `{` without its `}`"))?;
             parts.push(literal(before)?);
             parts.push(match name {
-                "namespace" => Part::Literal(value(namespace).into_owned()),
-                "service" => Part::Literal(value(service).into_owned()),
+                "namespace" => Part::Literal(style.value(namespace).into_owned()),
+                "service" => Part::Literal(style.value(service).into_owned()),
                 "aggregate_type" => Part::AggregateType,
                 "aggregate_id" => Part::AggregateId,
                 "type" => Part::Type,
@@ -71,13 +78,16 @@ impl Template {
         parts.push(literal(rest)?);
         let tokens = template.split('.').map(|token| if token.contains('{') { WILDCARD } else { token });
         let shared = tokens.collect::<Vec<_>>().join(".");
-        if shared.split('.').any(str::is_empty) {
+        if style == Style::Subject && shared.split('.').any(str::is_empty) {
             return Err(error("a part between two dots is empty"));
         }
-        if template.starts_with('$') {
+        if style == Style::Subject && template.starts_with('$') {
             return Err(error("subjects that begin with `$` are the server's"));
         }
-        Ok(Self { parts, shared })
+        if template.is_empty() {
+            return Err(error("it is empty"));
+        }
+        Ok(Self { style, parts, shared })
     }
 
     /// Appends the destination of one event.
@@ -93,7 +103,7 @@ impl Template {
                 Part::Type => Cow::Borrowed(event.kind.as_str()),
                 Part::Header(name) => Cow::Owned(event.header(name).unwrap_or_default()),
             };
-            destination.push_str(&value(&found));
+            destination.push_str(&self.style.value(&found));
         }
     }
 
@@ -103,7 +113,7 @@ impl Template {
         for part in &self.parts {
             match (part, event_type) {
                 (Part::Literal(text), _) => filled.push_str(text),
-                (Part::Type, Some(event_type)) => filled.push_str(&value(event_type)),
+                (Part::Type, Some(event_type)) => filled.push_str(&self.style.value(event_type)),
                 _ => filled.push_str(WILDCARD),
             }
         }
@@ -132,12 +142,38 @@ impl Template {
     }
 }
 
-fn value(value: &str) -> Cow<'_, str> {
-    escape(if value.is_empty() { EMPTY } else { value }, is_plain)
-}
+impl Style {
+    /// Whether what a person wrote between the placeholders may be there.
+    fn check(self, text: &str) -> Result<(), &'static str> {
+        let graphic = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'}');
+        match self {
+            Self::Subject if !graphic || text.contains(['*', '>']) => {
+                Err("blanks, `*`, `>` and other than ASCII cannot be in a subject that is published to")
+            }
+            Self::Topic
+                if !text.bytes().all(|byte| matches!(byte, b'.' | b'_' | b'-') || byte.is_ascii_alphanumeric()) =>
+            {
+                Err("a topic has letters, digits, `.`, `_` and `-`")
+            }
+            Self::Plain if !graphic => Err("blanks and other than ASCII cannot be in it"),
+            Self::Subject | Self::Topic | Self::Plain => Ok(()),
+        }
+    }
 
-fn is_plain(byte: u8) -> bool {
-    byte.is_ascii_graphic() && !matches!(byte, b'.' | b'*' | b'>' | b'%' | b'$')
+    fn value(self, value: &str) -> Cow<'_, str> {
+        let value = if value.is_empty() { EMPTY } else { value };
+        match self {
+            Self::Subject => {
+                escape(value, |byte| byte.is_ascii_graphic() && !matches!(byte, b'.' | b'*' | b'>' | b'%' | b'$'))
+            }
+            Self::Topic => match escape(value, |byte| matches!(byte, b'_' | b'-') || byte.is_ascii_alphanumeric()) {
+                Cow::Owned(escaped) => Cow::Owned(escaped.replace('%', "_")),
+                plain @ Cow::Borrowed(_) => plain,
+            },
+            Self::Plain if matches!(value, "." | "..") => Cow::Borrowed(EMPTY),
+            Self::Plain => escape(value, |byte| matches!(byte, b'_' | b'-' | b'~') || byte.is_ascii_alphanumeric()),
+        }
+    }
 }
 
 /// Whether `filter` (with `*` and `>`) matches `destination`.
@@ -163,7 +199,7 @@ mod tests {
     const DEFAULT: &str = "events.{namespace}.{service}.{aggregate_type}.{type}";
 
     fn parse(template: &str) -> Template {
-        Template::parse(template, "shop", "orders").unwrap()
+        Template::parse(template, "shop", "orders", Style::Subject).unwrap()
     }
 
     fn of(template: &Template, event: &Event) -> String {
@@ -205,7 +241,10 @@ mod tests {
     #[test]
     fn outboxes_of_one_template_have_destinations_of_their_own() {
         for (namespace, service) in [("delivery", "orders"), ("shop", "customers"), ("shop.orders", "x")] {
-            let other = of(&Template::parse(DEFAULT, namespace, service).unwrap(), &event("order", "OrderCreated"));
+            let other = of(
+                &Template::parse(DEFAULT, namespace, service, Style::Subject).unwrap(),
+                &event("order", "OrderCreated"),
+            );
             assert!(!matches(&parse(DEFAULT).filter(None), &other), "{other}");
             assert!(matches(parse(DEFAULT).shared_filter(), &other), "{other}");
         }
@@ -232,7 +271,7 @@ mod tests {
     #[test]
     fn no_value_breaks_the_destination() {
         for value in ["a.b", "*", ">", "a b", "a\tb", "a\r\nPUB x 0", "", "ü", "%", "$JS", "a.>", "."] {
-            let template = Template::parse(DEFAULT, value, value).unwrap();
+            let template = Template::parse(DEFAULT, value, value, Style::Subject).unwrap();
             let destination = of(&template, &event(value, value));
             assert_eq!(destination.split('.').count(), 5, "{destination}");
             assert!(
@@ -263,20 +302,43 @@ mod tests {
             "$JS.API",
             "a}",
         ] {
-            assert!(Template::parse(template, "shop", "orders").is_err(), "{template}");
+            assert!(Template::parse(template, "shop", "orders", Style::Subject).is_err(), "{template}");
         }
     }
 
     #[test]
     fn the_type_is_read_from_a_destination_where_it_has_a_part_of_its_own() {
-        let type_of =
-            |template: &str, subject: &str| Template::parse(template, "shop", "orders").unwrap().type_of(subject);
+        let type_of = |template: &str, subject: &str| parse(template).type_of(subject);
         let subject = "events.shop.orders.order.Order%2ECreated";
         let own = "events.{namespace}.{service}.{aggregate_type}.{type}";
         assert_eq!(type_of(own, subject).as_deref(), Some("Order.Created"));
         assert_eq!(type_of(own, "events.shop").as_deref(), None);
         assert_eq!(type_of("events.{aggregate_type}-{type}", "events.order-OrderCreated"), None);
         assert_eq!(type_of("events.{aggregate_type}", "events.order"), None);
+    }
+
+    #[test]
+    fn a_value_stays_in_its_place_in_every_style() {
+        for (style, template, id, expected) in [
+            (Style::Topic, "{namespace}.{aggregate_id}", "a.b c_d", "shop.a_2Eb_20c_d"),
+            (Style::Topic, "{service}-{aggregate_id}", "", "orders-_"),
+            (Style::Plain, "http://h/{service}/{aggregate_id}", "../ä?x#y", "http://h/orders/%2E%2E%2F%C3%A4%3Fx%23y"),
+            (Style::Plain, "http://h/{aggregate_id}/x", "..", "http://h/_/x"),
+            (Style::Plain, "{aggregate_id}", ".", "_"),
+        ] {
+            let template = Template::parse(template, "shop", "orders", style).unwrap();
+            let event = Event { aggregate_id: id.to_owned().into(), ..event("order", "OrderCreated") };
+            assert_eq!(of(&template, &event), expected);
+        }
+        for (style, template) in [
+            (Style::Topic, "a b"),
+            (Style::Topic, "a/{type}"),
+            (Style::Topic, ""),
+            (Style::Plain, "a b"),
+            (Style::Plain, ""),
+        ] {
+            assert!(Template::parse(template, "shop", "orders", style).is_err(), "{template}");
+        }
     }
 
     #[test]

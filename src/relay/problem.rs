@@ -39,6 +39,7 @@ pub enum RelayProblem {
     },
     /// The broker answers with an error instead of storing events.
     PublishFailing {
+        server: &'static str,
         address: String,
         cause: String,
     },
@@ -130,11 +131,11 @@ impl fmt::Display for RelayProblem {
             Self::StreamMissing { address, stream } => {
                 write!(f, "the stream {stream} was deleted on NATS at {address}; the relay creates it again")
             }
-            Self::PublishFailing { address, cause } => {
-                write!(f, "NATS at {address} does not store events: {cause}")
+            Self::PublishFailing { server, address, cause } => {
+                write!(f, "{server} at {address} does not store events: {cause}")
             }
             Self::EventRefused { event, others, waiting, cause } => {
-                write!(f, "NATS refuses event {event}{}: {cause}; ", and_more(*others))?;
+                write!(f, "the broker refuses event {event}{}: {cause}; ", and_more(*others))?;
                 if *waiting > 0 {
                     let (verb, target) = (verb(*waiting), if *others > 0 { "them" } else { "it" });
                     write!(f, "{} {verb} behind {target}; ", events(*waiting))?;

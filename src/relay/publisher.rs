@@ -350,7 +350,9 @@ impl<'a, S: Sink> Publisher<'a, S> {
             return Ok(());
         }
         let now = Instant::now();
-        while let Some((ticket, pending)) = self.window.take() {
+        while session.has_room()
+            && let Some((ticket, pending)) = self.window.take()
+        {
             pending.sent = now;
             self.encoder.encode(&pending.row, &mut self.message);
             let answer = session.publish(ticket, &self.message).await?;
@@ -410,7 +412,7 @@ impl<'a, S: Sink> Publisher<'a, S> {
         if let Some(why) = failed {
             self.failing = true;
             let address = self.address.clone();
-            self.reporter.report(RelayProblem::PublishFailing { address, cause: why });
+            self.reporter.report(RelayProblem::PublishFailing { server: S::SERVER, address, cause: why });
         } else if progress && std::mem::take(&mut self.failing) {
             self.reporter.resolve(ProblemReason::PublishFailing);
         }
@@ -471,7 +473,7 @@ mod tests {
     use super::*;
     use crate::{
         contract::relay::Format,
-        domain::destination::Template,
+        domain::destination::{Style, Template},
         outage::{Failure, Outage},
     };
 
@@ -492,6 +494,7 @@ mod tests {
     }
 
     impl Sink for ClosingBroker {
+        const SERVER: &'static str = "NATS";
         type Session = ClosedSession;
 
         async fn connect(&self) -> Result<ClosedSession, SinkError> {
@@ -545,7 +548,7 @@ mod tests {
         let (pause, paused) = watch::channel(false);
         let stop = CancellationToken::new();
         let queues = Queues { batches: received, again: again_received, done, paused, stop: stop.clone() };
-        let template = Template::parse("events.{type}", "shop", "orders").unwrap();
+        let template = Template::parse("events.{type}", "shop", "orders", Style::Subject).unwrap();
         let encoder = Encoder::new(template, Format::CloudEvents, "/shop/orders".to_owned());
         let ends = Ends { batches, _again: again, done: finished, _pause: pause, stop };
         (ends, Publisher::new(sink, encoder, queues, HeldKeys::default(), reporter))
@@ -558,6 +561,7 @@ mod tests {
     struct StoringSession(Vec<Ticket>);
 
     impl Sink for Storing {
+        const SERVER: &'static str = "NATS";
         type Session = StoringSession;
 
         async fn connect(&self) -> Result<StoringSession, SinkError> {

@@ -10,7 +10,7 @@ use super::{
     held::HeldKeys,
     publisher::{Publisher, Queues},
     reporter::Reporter,
-    sink::{SinkError, nats::Nats},
+    sink::{self, SinkError, http::Http, nats::Nats},
     source::{
         SourceError,
         postgres::{
@@ -23,7 +23,7 @@ use super::{
 use crate::{
     contract::relay::{Mode, Relay, Retention, Sink},
     domain::{
-        destination::{Template, TemplateError},
+        destination::{Style, Template, TemplateError},
         names,
     },
 };
@@ -53,12 +53,31 @@ pub(crate) async fn lead(
     reporter: &Arc<Reporter>,
     stop: CancellationToken,
 ) -> Result<(), TermError> {
-    let Relay { name, namespace, service, mode, source, sink, format, retention, paused: _, version: _ } = contract;
+    let template = |template: &str, style| Template::parse(template, &contract.namespace, &contract.service, style);
+    match &contract.sink {
+        Sink::Nats(nats) => {
+            let subjects = template(&nats.subject, Style::Subject)?;
+            let sink = Nats::new(nats, subjects.clone(), application(&contract.name));
+            Box::pin(lead_with(sink, subjects, contract, paused, reporter, stop)).await
+        }
+        Sink::Http(http) => {
+            let sink = Http::new(http, application(&contract.name))?;
+            Box::pin(lead_with(sink, template(&http.url, Style::Plain)?, contract, paused, reporter, stop)).await
+        }
+    }
+}
+
+async fn lead_with(
+    sink: impl sink::Sink,
+    template: Template,
+    contract: &Relay,
+    paused: watch::Receiver<bool>,
+    reporter: &Arc<Reporter>,
+    stop: CancellationToken,
+) -> Result<(), TermError> {
+    let Relay { name, namespace, service, mode, source, sink: _, format, retention, paused: _, version: _ } = contract;
     // `AfterPublish` is the only retention; the recorder deletes the rows
     let Retention::AfterPublish = retention;
-    let Sink::Nats(nats) = sink;
-    let template = Template::parse(&nats.subject, namespace, service)?;
-    let sink = Nats::new(nats, template.clone(), application(name));
     let encoder = Encoder::new(template, *format, names::event_source(namespace, service));
     let session = Session::connect(source, &application(name)).await?;
     let ledger = ledger::open(&session.client, name).await?;

@@ -42,10 +42,14 @@ use super::{
 use crate::{
     contract::{
         orchestrator::{Orchestrator, Start},
-        relay::{NatsSink, Sink},
+        relay::NatsSink,
         status::StartReport,
     },
-    domain::{destination::Template, names, saga::json},
+    domain::{
+        destination::{Style, Template},
+        names,
+        saga::json,
+    },
     nats::{self, Connection},
     outage::{Failure, Outage},
 };
@@ -168,8 +172,7 @@ impl Starts {
 
 /// Whether the subjects of the start's events are those of no other service and type.
 fn is_own_subject(start: &Start) -> bool {
-    let Sink::Nats(sink) = &start.from;
-    ["{namespace}", "{service}", "{type}"].iter().all(|part| sink.subject.contains(part))
+    ["{namespace}", "{service}", "{type}"].iter().all(|part| start.from.subject.contains(part))
 }
 
 fn source(start: &Start) -> String {
@@ -204,7 +207,7 @@ struct Consumer {
 
 impl Consumer {
     async fn run(&self) {
-        let Sink::Nats(sink) = &self.start.from;
+        let sink = &self.start.from;
         let source = source(&self.start);
         loop {
             match self.consume(sink, &source).await {
@@ -220,7 +223,7 @@ impl Consumer {
 
     /// Consumes events over one connection, until it is lost. When the start is over, deletes its consumer.
     async fn consume(&self, sink: &NatsSink, source: &str) -> Result<(), SagaProblem> {
-        let template = Template::parse(&sink.subject, &self.namespace, &self.start.service)
+        let template = Template::parse(&sink.subject, &self.namespace, &self.start.service, Style::Subject)
             .map_err(|error| SagaProblem::ContractInvalid(error.to_string()))?;
         let store = self.reader.store_id().await.map_err(|error| self.database(&error))?;
         let identity = Identity { store, namespace: self.namespace.clone(), orchestrator: self.orchestrator.clone() };
@@ -372,9 +375,8 @@ impl Consumer {
 
     /// Records an event that can never start the saga; it is delivered again until that is durable.
     async fn bury(&self, message: &Message, sequence: u64, event: Option<&str>, why: &str) -> Option<AckKind> {
-        let Sink::Nats(sink) = &self.start.from;
         let saga = &self.start.saga;
-        let dead = DeadStart { stream: &sink.stream, sequence, subject: &message.subject, event, why };
+        let dead = DeadStart { stream: &self.start.from.stream, sequence, subject: &message.subject, event, why };
         match self.reader.bury(saga, &dead).await {
             Ok(count) => {
                 tracing::error!(saga, subject = %message.subject, sequence, why, "an event can never start its saga");

@@ -84,7 +84,7 @@ async fn a_secret_that_a_volume_needs(world: &Scenario) -> Result<()> {
 async fn a_broker_that_is_not_there(world: &Scenario) -> Result<()> {
     world.apply_service(&microservice("orders")).await?;
     let good = relay("orders", "Polling");
-    let nats = json!({"spec": {"sink": {"nats": {"url": "nats://broker:4222"}}}});
+    let nats = json!({"spec": {"sink": {"nats": {"servers": ["nats://broker:4222"]}}}});
     world.apply(&merged(&good, &nats)).await?;
     world
         .until("the relay says that it does not reach the broker", Duration::from_secs(90), async || {

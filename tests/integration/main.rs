@@ -17,6 +17,7 @@ mod relay_faults;
 mod relay_harness;
 mod relay_kills;
 mod relay_outages;
+mod relay_sinks;
 mod saga;
 mod saga_crashes;
 mod saga_jobs;

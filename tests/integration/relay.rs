@@ -161,7 +161,7 @@ async fn a_stream_that_the_relay_makes_keeps_events_for_a_while_and_another_is_l
     context.delete_stream("events").await.unwrap();
     let theirs = stream::Config { name: "theirs".to_owned(), subjects, ..stream::Config::default() };
     context.create_stream(theirs).await.unwrap();
-    let weft::contract::relay::Sink::Nats(sink) = &mut setting.contract.sink;
+    let sink = setting.nats_sink();
     (sink.stream, sink.max_age_seconds) = ("theirs".to_owned(), 60);
     setting.write_contract();
     let insert = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload) values ('o', '1', 'x', '{}')";

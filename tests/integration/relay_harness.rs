@@ -64,8 +64,9 @@ impl Setting {
             mode,
             source: database.login("relay"),
             sink: Sink::Nats(NatsSink {
-                url: nats.url(),
-                credentials_file: None,
+                servers: vec![nats.url()],
+                secret_folder: None,
+                inbox_prefix: None,
                 stream: STREAM.to_owned(),
                 subject: "events.{namespace}.{service}.{aggregate_type}.{type}".to_owned(),
                 max_age_seconds: 3600,
@@ -96,12 +97,11 @@ impl Setting {
         let database = Proxy::before(self.database.server.port());
         let broker = Proxy::before(self.nats.port());
         self.contract.source.port = database.port();
-        self.nats_sink().url = format!("nats://127.0.0.1:{}", broker.port());
+        self.nats_sink().servers = vec![format!("nats://127.0.0.1:{}", broker.port())];
         self.write_contract();
         (database, broker)
     }
 
-    #[allow(irrefutable_let_patterns, reason = "there will be other sinks")]
     pub fn nats_sink(&mut self) -> &mut NatsSink {
         let Sink::Nats(sink) = &mut self.contract.sink else { panic!("the harness publishes to NATS") };
         sink

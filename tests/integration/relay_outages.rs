@@ -225,13 +225,11 @@ async fn a_wrong_password_is_reported_with_the_server_s_words() {
 
 #[tokio::test]
 async fn a_broker_at_an_ipv6_address_is_published_to() {
-    use weft::contract::relay::Sink;
-
     let mut setting = Setting::new(Mode::LogTailing).await;
     setting.nats = Nats::start_on("::1");
-    let Sink::Nats(sink) = &mut setting.contract.sink;
-    sink.url = setting.nats.url();
-    assert!(sink.url.contains("[::1]"), "{}", sink.url);
+    let url = setting.nats.url();
+    assert!(url.contains("[::1]"), "{url}");
+    setting.nats_sink().servers = vec![url];
     setting.write_contract();
     let relay = setting.start_relay();
     setting.database.app().await.batch_execute(INSERT).await.unwrap();

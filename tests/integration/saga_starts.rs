@@ -3,10 +3,7 @@
 use async_nats::{HeaderMap, jetstream};
 use futures::StreamExt;
 use serde_json::json;
-use weft::contract::{
-    orchestrator::Start,
-    relay::{NatsSink, Sink},
-};
+use weft::contract::{orchestrator::Start, relay::NatsSink};
 
 use crate::{
     saga_world::World,
@@ -31,19 +28,14 @@ async fn make_stream(context: &jetstream::Context) -> jetstream::stream::Stream 
 
 fn order_created(nats: &Nats, since: Option<jiff::Timestamp>) -> Start {
     let sink = NatsSink {
-        url: nats.url(),
-        credentials_file: None,
+        servers: vec![nats.url()],
+        secret_folder: None,
+        inbox_prefix: None,
         stream: "events".into(),
         subject: "events.{namespace}.{service}.{aggregate_type}.{type}".into(),
         max_age_seconds: 0,
     };
-    Start {
-        saga: "order".into(),
-        service: "orders".into(),
-        event_type: "OrderCreated".into(),
-        since,
-        from: Sink::Nats(sink),
-    }
+    Start { saga: "order".into(), service: "orders".into(), event_type: "OrderCreated".into(), since, from: sink }
 }
 
 fn order_data(order: &str) -> String {
@@ -195,15 +187,14 @@ async fn a_consumer_of_another_subject_template_reads_what_was_published_under_t
     let context = jetstream::new(async_nats::connect(nats.url()).await.unwrap());
     let stream = make_stream(&context).await;
     let mut contract = world.contract(vec![world.definition("order")], vec![order_created(&nats, None)]);
-    let Sink::Nats(sink) = &mut contract.starts[0].from;
+    let sink = &mut contract.starts[0].from;
     let template = std::mem::replace(&mut sink.subject, "events.{header:a}.{header:b}.order.{type}".to_owned());
     let mut orchestrator = world.run(contract.clone()).await;
     let filter = async || consumers(&stream).await.first().map(|consumer| consumer.config.filter_subject.clone());
     servers::until("it reads", async || filter().await.as_deref() == Some("events.*.*.order.OrderCreated")).await;
     orchestrator.kill9();
     publish(&context, "/shop/orders", "OrderCreated", "e-1", &order_data("o-1")).await;
-    let Sink::Nats(sink) = &mut contract.starts[0].from;
-    sink.subject = template;
+    contract.starts[0].from.subject = template;
     orchestrator.rewrite(contract);
     orchestrator.start();
     orchestrator.until_counts("order", &[("completed", 1), ("running", 0)]).await;
@@ -261,8 +252,7 @@ async fn an_event_starts_one_saga_whatever_is_repeated() {
     let mut nats = Nats::start();
     let mut start = order_created(&nats, None);
     // a subject without the namespace: events of others are delivered, and start nothing
-    let Sink::Nats(sink) = &mut start.from;
-    sink.subject = "events.{header:a}.{header:b}.{aggregate_type}.{type}".to_owned();
+    start.from.subject = "events.{header:a}.{header:b}.{aggregate_type}.{type}".to_owned();
     let contract = world.contract(vec![world.definition("order")], vec![start]);
     let mut orchestrator = world.run(contract).await;
     servers::until("the missing stream is reported", async || {

@@ -28,7 +28,7 @@ use weft::{
         runtime::driver::Kind,
     },
     domain::saga::definition::{Call, Definition},
-    nats::accounts::Access,
+    nats::accounts::{Access, RELAY_INBOX},
 };
 
 use crate::{
@@ -102,16 +102,18 @@ impl System {
         let broker = Broker::start().await;
         let folder = tempfile::tempdir().unwrap();
         let sink = |access: Access| {
-            let credentials = folder.path().join(format!("{access:?}.creds"));
-            fs::write(&credentials, broker.accounts.credentials("shop", "test", access)).unwrap();
-            let spec = &sample::<OutboxRelay>("OutboxRelay").remove(0).spec.sink.nats;
-            Sink::Nats(NatsSink {
-                url: broker.server.url(),
-                credentials_file: Some(credentials),
-                stream: spec.stream.clone(),
-                subject: spec.subject.clone(),
+            let secret = folder.path().join(format!("{access:?}"));
+            fs::create_dir_all(&secret).unwrap();
+            fs::write(secret.join("nats.creds"), broker.accounts.credentials("shop", "test", access)).unwrap();
+            let spec = sample::<OutboxRelay>("OutboxRelay").remove(0).spec.sink.nats.unwrap();
+            NatsSink {
+                servers: vec![broker.server.url()],
+                secret_folder: Some(secret),
+                inbox_prefix: (access == Access::Publish).then(|| RELAY_INBOX.to_owned()),
+                stream: spec.stream,
+                subject: spec.subject,
                 max_age_seconds: 0,
-            })
+            }
         };
         let mut relays = Vec::new();
         for relay in sample::<OutboxRelay>("OutboxRelay") {
@@ -125,7 +127,7 @@ impl System {
                     RelayMode::Polling => Mode::Polling,
                 },
                 source: service.database.login("relay"),
-                sink: sink(Access::Publish),
+                sink: Sink::Nats(sink(Access::Publish)),
                 format: Format::CloudEvents,
                 retention: Retention::AfterPublish,
                 paused: false,

@@ -297,7 +297,7 @@ pub fn relay(status: &Value) -> OutboxRelay {
     serde_json::from_value(json!({
         "apiVersion": "weft.dev/v1alpha1", "kind": "OutboxRelay",
         "metadata": {"name": "events", "namespace": "shop", "uid": "uid-events", "generation": 1, "resourceVersion": "1"},
-        "spec": {"microservice": "orders", "sink": {"nats": {"url": "nats://nats:4222"}}},
+        "spec": {"microservice": "orders", "sink": {"nats": {"servers": ["nats://nats:4222"]}}},
         "status": status,
     }))
     .unwrap()

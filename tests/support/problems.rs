@@ -46,6 +46,7 @@ pub fn relay() -> Vec<RelayProblem> {
         RelayProblem::BrokerUnreachable(outage("JetStream on NATS", "nats.shop", 4222, Failure::Silent)),
         RelayProblem::StreamMissing { address: nats(), stream: "events".to_owned() },
         RelayProblem::PublishFailing {
+            server: "NATS",
             address: nats(),
             cause: "maximum bytes exceeded (JetStream error 10077)".to_owned(),
         },

@@ -90,22 +90,71 @@ pub enum OutboxLayout {
     Weft,
 }
 
-/// The broker that gets the events.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// The broker that gets the events: exactly one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("[has(self.nats), has(self.http)].filter(given, given).size() == 1").message("spec.sink names no broker, or more than one: give one of nats and http"))]
 pub struct RelaySink {
     /// A NATS JetStream stream.
-    pub nats: NatsSink,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nats: Option<NatsSink>,
+    /// An HTTP endpoint that accepts CloudEvents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpSink>,
+}
+
+impl RelaySink {
+    /// The broker's kind, as the field is called.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self { nats: Some(_), .. } => "nats",
+            Self { http: Some(_), .. } => "http",
+            Self { nats: None, http: None } => "none",
+        }
+    }
+
+    /// The Secret that the relay reads credentials and certificates from.
+    pub fn secret(&self) -> Option<&str> {
+        let Self { nats, http } = self;
+        let nats = nats.as_ref().and_then(|sink| sink.secret.as_deref());
+        nats.or_else(|| http.as_ref().and_then(|sink| sink.secret.as_deref()))
+    }
+}
+
+/// An HTTP endpoint that accepts CloudEvents: a Knative broker, a webhook, a gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpSink {
+    /// Where each event is sent with POST. In the path, `{namespace}`, `{service}`, `{aggregate_type}`, `{aggregate_id}`, `{type}` and `{header:NAME}` are replaced as in a subject.
+    #[schemars(
+        length(max = 512),
+        regex(
+            pattern = r"^https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?(/([A-Za-z0-9._~!$&'()*+,;=:@%/-]|\{(namespace|service|aggregate_type|aggregate_id|type|header:[A-Za-z0-9_-]+)\})*)?$"
+        )
+    )]
+    pub url: String,
+    /// A Secret with any of `token` (a bearer token), `username` and `password`, `ca.crt`, `tls.crt` and `tls.key`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub secret: Option<String>,
 }
 
 /// A NATS JetStream stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.secret) || has(self.servers)").message("spec.sink.nats.secret is for servers of your own: name them in spec.sink.nats.servers, or leave the secret out"))]
 pub struct NatsSink {
-    /// Address of the server, such as `nats://nats.messaging:4222`. Left out, the broker that is installed with Weft, in which each namespace has an account of its own.
+    /// Addresses of the servers of one cluster, such as `nats://nats.messaging:4222`, or `tls://…` with TLS. Left out, the broker that is installed with Weft, in which each namespace has an account of its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 16),
+        inner(length(max = 512), regex(pattern = r"^(nats|tls)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?$"))
+    )]
+    pub servers: Vec<String>,
+    /// A Secret with any of `nats.creds`, `username` and `password`, `token`, `ca.crt`, `tls.crt` and `tls.key`. For servers of your own only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 512), regex(pattern = r"^nats://[A-Za-z0-9.-]+(:[0-9]{1,5})?$"))]
-    pub url: Option<String>,
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub secret: Option<String>,
     /// Name of the stream. It is made when missing and never altered.
     #[serde(default = "default_stream")]
     #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9_-]+$"))]

@@ -2,7 +2,7 @@
 //!
 //! They are in a Secret that is made once and never changed: its name has their fingerprint.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use k8s_openapi::{
     api::core::v1::{Secret, SecretVolumeSource, Volume, VolumeMount},
@@ -14,16 +14,14 @@ use crate::{
     controllers::resources::settings::Settings,
     domain::names,
     nats::accounts::{self, Access},
+    secret::NATS_CREDENTIALS,
 };
 
 /// Name of the volume, and where it is mounted.
 const VOLUME: (&str, &str) = ("weft-broker", "/etc/weft/broker");
-/// Key of the Secret, and name of the file that it becomes.
-const FILE: &str = "nats.creds";
-
-/// Path of the credentials file in the pods.
-pub fn credentials_file() -> PathBuf {
-    Path::new(VOLUME.1).join(FILE)
+/// Folder of the credentials file in the pods.
+pub fn credentials_folder() -> PathBuf {
+    PathBuf::from(VOLUME.1)
 }
 
 /// The name of a Secret with credentials, `NAME-broker-HASH`, and the credentials. `None` where no broker is installed with Weft.
@@ -47,7 +45,7 @@ pub fn secret(
     let (name, credentials) = credentials(&owner.name, &owner.namespace, access, settings)?;
     Some(Secret {
         metadata: metadata(name),
-        string_data: Some([(FILE.to_owned(), credentials)].into()),
+        string_data: Some([(NATS_CREDENTIALS.to_owned(), credentials)].into()),
         ..Secret::default()
     })
 }

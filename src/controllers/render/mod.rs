@@ -6,6 +6,7 @@ pub mod overlay;
 pub mod owner;
 pub mod pod;
 pub mod reach;
+pub mod sink;
 
 /// A duration as contracts write it. None is negative: the API server, and the check of a Saga, refuse that.
 pub fn milliseconds(duration: kube::core::Duration) -> u64 {

@@ -30,6 +30,14 @@ pub fn check(service: &str, path: &str, value: &Value) -> Result<(), Rejection> 
     }
 }
 
+/// Refuses the Secret `name`, given at `path` for Microservice `service`, when it is another's.
+pub fn check_secret(service: &str, path: &str, name: &str) -> Result<(), Rejection> {
+    if is_foreign_secret(service, name) {
+        return Err(Rejection { reason: Reason::NotItsOwn, message: secret(service, path, name) });
+    }
+    Ok(())
+}
+
 /// The sentence about the first thing that is not the service's own; `field` is the last field name of `path`.
 fn find(service: &str, path: &str, field: &str, value: &Value) -> Option<String> {
     match value {

@@ -43,6 +43,8 @@ pub const DEPENDENCIES_ANNOTATION: &str = "weft.dev/dependencies";
 /// On a Microservice's Deployment, written by its plan: the OutboxRelay whose sidecar its pods carry, so that one that cannot be
 /// read keeps it.
 pub const RELAY_ANNOTATION: &str = "weft.dev/relay";
+/// The Secret that it mounts for its broker.
+pub const RELAY_SECRET_ANNOTATION: &str = "weft.dev/relay-secret";
 /// On an orchestrator's contract, written by its plan: the Sagas that it defines, as a JSON list, so that one that cannot be read
 /// stays defined.
 pub const SAGAS_ANNOTATION: &str = "weft.dev/sagas";

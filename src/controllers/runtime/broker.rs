@@ -169,7 +169,7 @@ fn secret(name: &str, seed: String) -> Secret {
 /// Gives the accounts to the server as they are needed. Never ends.
 pub async fn run(context: Arc<Context>, broker: Broker) {
     let Broker { url, accounts } = broker;
-    let server = Server { url, credentials: Credentials::Text(accounts.system_credentials()), inbox: None };
+    let server = Server { urls: vec![url], credentials: Credentials::Text(accounts.system_credentials()), inbox: None };
     let mut since = None;
     loop {
         while context.accounts.other_than(&BTreeSet::new()).is_empty() {

@@ -17,7 +17,7 @@ use crate::{
     controllers::resources::{
         child::{ChildKind, ChildRef},
         key::{Key, ObjectId, ObjectKind},
-        labels::{RELAY_ANNOTATION, SAGAS_ANNOTATION},
+        labels::{RELAY_ANNOTATION, RELAY_SECRET_ANNOTATION, SAGAS_ANNOTATION},
     },
     domain::names,
 };
@@ -105,6 +105,11 @@ impl Store {
         self.is_unreadable(&Key::new(ObjectKind::OutboxRelay, &microservice.namespace, &relay)).then_some(relay)
     }
 
+    /// The Secret that the sidecar in the pods of a Microservice mounts for its broker.
+    pub fn carried_secret(&self, microservice: &ObjectId) -> Option<String> {
+        self.carried(&Key::of(ObjectKind::Microservice, microservice), RELAY_SECRET_ANNOTATION)
+    }
+
     /// The Sagas that the contract of an orchestrator defines.
     pub fn defined_sagas(&self, orchestrator: &Key) -> Vec<String> {
         let contract = ChildRef::new(ChildKind::ConfigMap, names::orchestrator(&orchestrator.id.name));
@@ -128,8 +133,12 @@ impl Store {
     }
 
     fn carried_relay(&self, microservice: &Key) -> Option<String> {
+        self.carried(microservice, RELAY_ANNOTATION)
+    }
+
+    fn carried(&self, microservice: &Key, annotation: &str) -> Option<String> {
         let deployment = ChildRef::new(ChildKind::Deployment, microservice.id.name.clone());
-        self.child(microservice, &deployment)?.annotations.remove(RELAY_ANNOTATION)
+        self.child(microservice, &deployment)?.annotations.remove(annotation)
     }
 }
 

@@ -20,15 +20,17 @@ use crate::{
     contract::relay::Format,
     domain::{
         destination::Template,
-        event::{self, Event},
+        event::{self, Event, Text},
     },
 };
 
 /// A message for a broker. It is cleared before each event and keeps its buffers.
 #[derive(Debug, Default)]
 pub struct Message {
-    /// Tokens with dots between them.
+    /// In the style of the template.
     pub destination: String,
+    /// Of the event's aggregate, within its type: events of one key are in order.
+    pub key: Text,
     /// `SOURCE ID SEQ`: the same for every attempt to publish one row, and of no other row.
     pub identity: String,
     pub body: Bytes,
@@ -52,8 +54,9 @@ impl Message {
     }
 
     fn clear(&mut self) {
-        let Self { destination, identity, body, headers, values } = self;
+        let Self { destination, key, identity, body, headers, values } = self;
         destination.clear();
+        *key = Text::default();
         identity.clear();
         *body = Bytes::new();
         headers.clear();
@@ -80,6 +83,7 @@ impl Encoder {
         let Row { event, place } = row;
         message.clear();
         self.template.write(event, &mut message.destination);
+        message.key = event.aggregate_id.clone();
         // ids are unique only within their source, and an application may give one id twice
         let _ = write!(Encoded(&mut message.identity), "{}", self.source);
         message.identity.push(' ');
@@ -113,7 +117,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        domain::event::{CONTENT_TYPE_JSON, Position, Text},
+        domain::{
+            destination::Style,
+            event::{CONTENT_TYPE_JSON, Position},
+        },
         relay::source::Place,
     };
 
@@ -133,7 +140,8 @@ mod tests {
     }
 
     fn encode(format: Format, row: &Row) -> (BTreeMap<String, String>, String, Message) {
-        let template = Template::parse("events.{namespace}.{service}.{aggregate_id}", "shop", "orders").unwrap();
+        let template =
+            Template::parse("events.{namespace}.{service}.{aggregate_id}", "shop", "orders", Style::Subject).unwrap();
         let encoder = Encoder::new(template, format, "/shop/orders".to_owned());
         let mut message = Message::default();
         // what was in it before is gone

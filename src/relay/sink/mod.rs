@@ -9,6 +9,7 @@
 //!   and requires no order from the sink (see [`super::window`]).
 //! - After an error the session is unusable, and the outcome of the events in flight is unknown.
 
+pub mod http;
 pub mod nats;
 
 use jiff::Timestamp;
@@ -57,6 +58,8 @@ pub struct Reply {
 
 /// A broker.
 pub trait Sink: Send + Sync {
+    /// What the server is, for messages: `NATS`.
+    const SERVER: &'static str;
     type Session: Session;
 
     /// Connects, and creates what is published into if it is missing.
@@ -71,6 +74,11 @@ pub trait Session: Send {
         ticket: Ticket,
         message: &Message,
     ) -> impl Future<Output = Result<Option<Answer>, SinkError>> + Send;
+
+    /// Whether one more event may be handed over now. `false` only while answers are to come, which make room.
+    fn has_room(&self) -> bool {
+        true
+    }
 
     /// Waits for answers and appends them to `replies`. Dropping the future loses nothing.
     fn replies(&mut self, replies: &mut Vec<Reply>) -> impl Future<Output = Result<(), SinkError>> + Send;

@@ -27,7 +27,7 @@ use super::{Answer, Reply, Session, Sink, SinkError};
 use crate::{
     contract::relay::NatsSink,
     domain::destination::{self, Template},
-    nats::{self, Connection, Server, accounts::RELAY_INBOX},
+    nats::{self, Connection, Server},
     outage::{Failure, Outage},
     relay::{encode::Message as Encoded, window::Ticket},
 };
@@ -96,7 +96,7 @@ impl Nats {
     /// `template` is of the subjects; `name` is shown in the server's list of connections.
     pub fn new(sink: &NatsSink, template: Template, name: String) -> Self {
         Self {
-            server: Server { inbox: sink.credentials_file.as_ref().map(|_| RELAY_INBOX), ..Server::from(sink) },
+            server: Server { inbox: sink.inbox_prefix.clone(), ..Server::from(sink) },
             stream: sink.stream.clone(),
             template: Arc::new(template),
             max_age: Duration::from_secs(sink.max_age_seconds),
@@ -152,6 +152,7 @@ impl Nats {
 }
 
 impl Sink for Nats {
+    const SERVER: &'static str = "NATS";
     type Session = NatsSession;
 
     async fn connect(&self) -> Result<NatsSession, SinkError> {

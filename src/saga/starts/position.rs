@@ -265,11 +265,17 @@ fn since_by_server(since: Timestamp, server: Timestamp, own: Timestamp) -> Times
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::relay::{NatsSink, Sink};
+    use crate::contract::relay::NatsSink;
 
     fn start(saga: &str, event_type: &str) -> Start {
-        let (url, stream, subject) = (String::new(), "events".to_owned(), "events.{type}".to_owned());
-        let from = Sink::Nats(NatsSink { url, credentials_file: None, stream, subject, max_age_seconds: 0 });
+        let from = NatsSink {
+            servers: Vec::new(),
+            secret_folder: None,
+            inbox_prefix: None,
+            stream: "events".to_owned(),
+            subject: "events.{type}".to_owned(),
+            max_age_seconds: 0,
+        };
         let (saga, event_type) = (saga.to_owned(), event_type.to_owned());
         Start { saga, service: "orders".to_owned(), event_type, since: None, from }
     }

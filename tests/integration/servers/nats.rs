@@ -20,6 +20,8 @@ pub struct Nats {
     port: u16,
     /// More of its configuration; `{home}` is a folder of its own.
     config: String,
+    /// The user and password that it demands.
+    login: Option<(String, String)>,
     process: Option<Process>,
 }
 
@@ -46,10 +48,22 @@ impl Nats {
             host,
             port: free_port(),
             config,
+            login: None,
             process: None,
         };
         server.restart();
         server
+    }
+
+    /// Starts again, and demands a login from now on.
+    pub fn demand_login(&mut self, user: &str, password: &str) {
+        self.config = format!("authorization {{ user: {user:?}, password: {password:?} }}");
+        self.login = Some((user.to_owned(), password.to_owned()));
+        self.restart();
+    }
+
+    pub fn login(&self) -> Option<(String, String)> {
+        self.login.clone()
     }
 
     /// `nats://127.0.0.1:PORT`

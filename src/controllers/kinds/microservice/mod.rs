@@ -48,6 +48,8 @@ pub struct Observed {
     pub relays: Vec<Arc<OutboxRelay>>,
     /// The OutboxRelay whose sidecar the Deployment carries, when that cannot be read: it keeps the outbox.
     pub kept_relay: Option<String>,
+    /// The Secret that its sidecar mounts for the broker.
+    pub kept_secret: Option<String>,
     /// The database of a deleted Microservice of this name goes with it, and is not gone yet.
     pub predecessor_ends: bool,
     /// Those of `spec.dependsOn` that exist and cannot be read.

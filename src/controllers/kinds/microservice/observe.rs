@@ -59,6 +59,7 @@ fn from_store(context: &Context, key: &Key, object: &Microservice) -> Observed {
     });
     let database = store.database(key, &key.id.name);
     let deleted_with = database.server.as_ref().and_then(|server| server.annotations.get(DELETED_WITH_ANNOTATION));
+    let kept_relay = store.kept_relay(&key.id);
     let services = object.spec.depends_on.iter().map(|dependency| dependency.service.as_str());
     Observed {
         predecessor_ends: deleted_with.is_some_and(|uid| Some(uid) != object.metadata.uid.as_ref()),
@@ -67,7 +68,8 @@ fn from_store(context: &Context, key: &Key, object: &Microservice) -> Observed {
         isolated: store.isolates(&key.id.namespace, &plan::pod_labels(object)),
         dependencies: dependencies.collect(),
         relays: store.relays_of(&key.id),
-        kept_relay: store.kept_relay(&key.id),
+        kept_secret: kept_relay.as_ref().and_then(|_| store.carried_secret(&key.id)),
+        kept_relay,
         unreadable: store.unreadable(&key.id.namespace, services),
     }
 }

@@ -4,7 +4,7 @@ mod observe;
 mod plan;
 mod status;
 
-pub use plan::{CONTRACT_FILE, CONTRACT_FOLDER, sink};
+pub use plan::{CONTRACT_FILE, CONTRACT_FOLDER, nats};
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -8,14 +8,14 @@ use kube::ResourceExt;
 
 use super::{Observed, Planned};
 use crate::{
-    api::v1alpha1::{DeleteWhen, EventFormat, NatsSink, OutboxRelay, RelayMode, RelaySink},
+    api::v1alpha1::{DeleteWhen, EventFormat, HttpSink, NatsSink, OutboxRelay, RelayMode, RelaySink},
     contract::{
         Contract, DatabaseLogin, Role,
         relay::{self, Format, Mode, Relay, Retention, Sink},
     },
     controllers::{
         database::{self, RELAY_PASSWORD},
-        render::{broker, owner::Owner, pod::PASSWORD},
+        render::{broker, owner::Owner, pod::PASSWORD, reach, sink as secrets},
         resources::{
             child::Child,
             labels::Component,
@@ -25,6 +25,7 @@ use crate::{
         },
     },
     domain::names::{self, MAX_NAME, POSTGRES_PORT},
+    nats::accounts::RELAY_INBOX,
 };
 
 /// Value of `weft.dev/owner-kind` on the children of an OutboxRelay.
@@ -68,6 +69,9 @@ fn check(object: &OutboxRelay, observed: &Observed) -> Result<(), Rejection> {
                 "spec.microservice: the outbox of `{service}` has the relay `{first}` already, and one outbox has one relay: delete one of them"
             ),
         });
+    }
+    if let Some(secret) = object.spec.sink.secret() {
+        reach::check_secret(service, "spec.sink", secret)?;
     }
     match &observed.microservice {
         Some(found) if found.spec.database.is_none() => Err(Rejection {
@@ -118,26 +122,43 @@ fn contract(object: &OutboxRelay, settings: &Settings) -> Result<Relay, Rejectio
 }
 
 /// The sink as the data plane reads it.
-pub fn sink(sink: &RelaySink, settings: &Settings) -> Result<Sink, Rejection> {
-    let RelaySink { nats: NatsSink { url, stream, subject, max_age } } = sink;
-    let (url, credentials_file) = match (url, &settings.broker) {
-        (Some(url), _) => (url.clone(), None),
-        (None, Some(broker)) => (broker.url.clone(), Some(broker::credentials_file())),
-        (None, None) => {
+fn sink(sink: &RelaySink, settings: &Settings) -> Result<Sink, Rejection> {
+    let folder = |secret: &Option<String>| secret.as_deref().map(secrets::folder);
+    match sink {
+        RelaySink { nats: Some(nats), .. } => Ok(Sink::Nats(self::nats(nats, settings)?)),
+        RelaySink { http: Some(HttpSink { url, secret }), .. } => {
+            Ok(Sink::Http(relay::HttpSink { url: url.clone(), secret_folder: folder(secret) }))
+        }
+        // refused by the API server
+        RelaySink { nats: None, http: None } => Err(Rejection {
+            reason: Reason::NoBroker,
+            message: "spec.sink names no broker: give one of nats and http".to_owned(),
+        }),
+    }
+}
+
+/// A stream of NATS, on the servers that are named or on the broker that is installed with Weft.
+pub fn nats(sink: &NatsSink, settings: &Settings) -> Result<relay::NatsSink, Rejection> {
+    let NatsSink { servers, secret, stream, subject, max_age } = sink;
+    let (servers, secret_folder, inbox_prefix) = match &settings.broker {
+        _ if !servers.is_empty() => (servers.clone(), secret.as_deref().map(secrets::folder), None),
+        Some(broker) => (vec![broker.url.clone()], Some(broker::credentials_folder()), Some(RELAY_INBOX.to_owned())),
+        None => {
             return Err(Rejection {
                 reason: Reason::NoBroker,
-                message: "spec.sink.nats.url is missing, and no broker was installed with Weft (its chart has nats.enabled=false): give the address of your NATS server".to_owned(),
+                message: "spec.sink.nats.servers is missing, and no broker was installed with Weft (its chart has nats.enabled=false): give the address of your NATS server".to_owned(),
             });
         }
     };
-    Ok(Sink::Nats(relay::NatsSink {
-        url,
-        credentials_file,
+    Ok(relay::NatsSink {
+        servers,
+        secret_folder,
+        inbox_prefix,
         stream: stream.clone(),
         subject: subject.clone(),
         // its rule leaves no negative one
         max_age_seconds: std::time::Duration::from(*max_age).as_secs(),
-    }))
+    })
 }
 
 #[cfg(test)]
@@ -153,17 +174,25 @@ mod tests {
     #[test]
     fn without_an_address_it_publishes_to_the_installed_broker_by_credentials() {
         let object = relay("orders", "{microservice: orders, sink: {nats: {}}}");
-        let Sink::Nats(sink) = sink(&object.spec.sink, &settings_with_broker()).unwrap();
-        assert_eq!(sink.url, "nats://weft-nats.weft-system:4222");
-        assert_eq!(sink.credentials_file.as_deref(), Some(Path::new("/etc/weft/broker/nats.creds")));
+        let sink = nats(&object.spec.sink.nats.clone().unwrap(), &settings_with_broker()).unwrap();
+        assert_eq!(sink.servers, ["nats://weft-nats.weft-system:4222"]);
+        assert_eq!(sink.secret_folder.as_deref(), Some(Path::new("/etc/weft/broker")));
         let observed = Observed { microservice: Some(orders()), relays: vec![object.clone()], ..Observed::default() };
         assert_eq!(plan(&object, &observed, &settings()).unwrap_err().reason, Reason::NoBroker);
     }
 
     #[test]
     fn another_broker_does_not_get_the_credentials() {
-        let Sink::Nats(sink) = sink(&relay_of("orders").spec.sink, &settings_with_broker()).unwrap();
-        assert_eq!((sink.url.as_str(), sink.credentials_file), ("nats://nats.messaging:4222", None));
+        let sink = nats(&relay_of("orders").spec.sink.nats.clone().unwrap(), &settings_with_broker()).unwrap();
+        assert_eq!((sink.servers, sink.secret_folder), (vec!["nats://nats.messaging:4222".to_owned()], None));
+    }
+
+    #[test]
+    fn another_microservices_secret_is_refused() {
+        let object =
+            relay("orders", "{microservice: orders, sink: {http: {url: 'http://thief/', secret: customers-db-admin}}}");
+        let observed = Observed { microservice: Some(orders()), relays: vec![object.clone()], ..Observed::default() };
+        assert_eq!(plan(&object, &observed, &settings()).unwrap_err().reason, Reason::NotItsOwn);
     }
 
     #[test]
@@ -191,7 +220,7 @@ mod tests {
     #[test]
     fn one_outbox_has_one_relay_and_the_older_one_keeps_it() {
         let (old, new) =
-            (relay_of("orders"), relay("younger", "{microservice: orders, sink: {nats: {url: 'nats://n'}}}"));
+            (relay_of("orders"), relay("younger", "{microservice: orders, sink: {nats: {servers: ['nats://n']}}}"));
         let observed =
             Observed { microservice: Some(orders()), relays: vec![old.clone(), new.clone()], ..Observed::default() };
         assert!(plan(&old, &observed, &settings()).is_ok());

@@ -6,7 +6,7 @@ use kube::ResourceExt;
 
 use super::{Observed, Planned};
 use crate::{
-    api::v1alpha1::{Lag, OutboxRelay, OutboxRelayStatus, RelayMode, RelaySink},
+    api::v1alpha1::{Lag, OutboxRelay, OutboxRelayStatus, RelayMode},
     contract::{problem::ProblemReason, status::RelayStatus},
     controllers::{
         resources::{outcome::Applied, plan::Rejection, reason::Reason},
@@ -35,11 +35,10 @@ pub fn status(
         slot(observed).set(SLOT_AT_RISK, &mut conditions);
     }
     let conditions = conditions.finish();
-    let RelaySink { nats: _ } = object.spec.sink;
     let status = OutboxRelayStatus {
         observed_generation: object.metadata.generation,
         conditions,
-        sink: Some("nats".to_owned()),
+        sink: Some(object.spec.sink.kind().to_owned()),
         leader: None,
         applied_hash: if planned.is_ok() { applied.digest.clone() } else { previous.applied_hash },
         ..previous

@@ -166,7 +166,7 @@ fn an_unknown_microservice_is_not_accepted_and_ends_by_itself() {
 #[test]
 fn a_second_relay_on_the_outbox_is_not_accepted() {
     let (_, mut observed) = settled();
-    let second = fixtures::relay("second", "{microservice: orders, sink: {nats: {url: 'nats://n'}}}");
+    let second = fixtures::relay("second", "{microservice: orders, sink: {nats: {servers: ['nats://n']}}}");
     observed.relays.push(second.clone());
     let conditions = status_of(&second, &observed).conditions;
     assert_eq!(summaries(&conditions)[2..4], ["Stalled=True OutboxTaken", "Accepted=False OutboxTaken"]);

@@ -20,7 +20,7 @@ use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta:
 use kube::Resource;
 
 use crate::{
-    api::v1alpha1::{Microservice, OutboxRelay, RelaySink, Saga, SagaStatus},
+    api::v1alpha1::{Microservice, NatsSink, OutboxRelay, Saga, SagaStatus},
     contract::{Contract, database_setup::Purpose, orchestrator as contract, status::OrchestratorStatus},
     controllers::{
         database::Stage,
@@ -86,7 +86,7 @@ pub struct Start {
     pub service: String,
     pub event_type: String,
     pub since: Option<Timestamp>,
-    pub sink: RelaySink,
+    pub sink: NatsSink,
 }
 
 /// An orchestrator: a name in a namespace, and the Sagas that name it. It has no object of its own.

@@ -32,7 +32,9 @@ use crate::{
             reach,
         },
         resources::{
-            labels::{Component, DATABASE_CLIENT_LABEL, DEPENDENCIES_ANNOTATION, RELAY_ANNOTATION},
+            labels::{
+                Component, DATABASE_CLIENT_LABEL, DEPENDENCIES_ANNOTATION, RELAY_ANNOTATION, RELAY_SECRET_ANNOTATION,
+            },
             plan::Rejection,
             settings::Settings,
         },
@@ -65,7 +67,7 @@ pub fn deployment(
         let mut template = template(object, owner, &addresses);
         annotate(&mut template, replaced.clone());
         if let Some((relay, spec)) = relay.as_ref().zip(template.spec.as_mut()) {
-            spec.init_containers = Some(vec![relay::sidecar(defaults, settings)]);
+            spec.init_containers = Some(vec![relay::sidecar(relay, defaults, settings)]);
             spec.volumes.get_or_insert_default().extend(relay::volumes(owner, relay, credentials));
         }
         overlay::apply(template, object.spec.pod_template.as_ref())
@@ -77,7 +79,8 @@ pub fn deployment(
         annotations.insert(DEPENDENCIES_ANNOTATION.to_owned(), text);
     }
     if let Some(relay) = relay {
-        annotations.insert(RELAY_ANNOTATION.to_owned(), relay);
+        annotations.insert(RELAY_ANNOTATION.to_owned(), relay.name);
+        annotations.extend(relay.secret.map(|secret| (RELAY_SECRET_ANNOTATION.to_owned(), secret)));
     }
     Ok(Deployment {
         metadata: ObjectMeta {

@@ -19,6 +19,7 @@ use crate::{
             broker,
             owner::Owner,
             pod::{config_map_volume, mount, password_volume, weft_security},
+            reach, sink,
         },
         resources::{
             labels::Component,
@@ -33,16 +34,29 @@ use crate::{
 pub const CONTAINER: &str = "weft-relay";
 const VOLUME: &str = "weft-relay";
 
-/// Name of the OutboxRelay whose sidecar the pods of `object` carry.
-pub fn of(object: &Microservice, observed: &Observed) -> Option<String> {
+/// The OutboxRelay whose sidecar the pods of a Microservice carry.
+pub struct Carried {
+    pub name: String,
+    /// The Secret that a person gives for its broker.
+    pub secret: Option<String>,
+}
+
+pub fn of(object: &Microservice, observed: &Observed) -> Option<Carried> {
     object.spec.database.as_ref()?;
-    observed.kept_relay.clone().or_else(|| observed.relays.first().map(|relay| relay.name_any()))
+    if let Some(name) = observed.kept_relay.clone() {
+        return Some(Carried { name, secret: observed.kept_secret.clone() });
+    }
+    let relay = observed.relays.first()?;
+    // its own controller refuses another Microservice's
+    let own = |secret: &&str| reach::check_secret(&relay.spec.microservice, "", secret).is_ok();
+    Some(Carried { name: relay.name_any(), secret: relay.spec.sink.secret().filter(own).map(str::to_owned) })
 }
 
 /// An init container that stays (`restartPolicy: Always`). It has no readiness probe: a broker that is away must not take
 /// the service out of its Service; and no startup probe, so the service does not wait for it either.
-pub fn sidecar(defaults: &Defaults, settings: &Settings) -> Container {
+pub fn sidecar(carried: &Carried, defaults: &Defaults, settings: &Settings) -> Container {
     let config = format!("{CONTRACT_FOLDER}/{CONTRACT_FILE}");
+    let secret = carried.secret.as_deref().map(sink::volume_mount);
     let mounts = [mount(VOLUME, CONTRACT_FOLDER), mount(RELAY_PASSWORD.0, RELAY_PASSWORD.1)];
     Container {
         name: CONTAINER.to_owned(),
@@ -55,16 +69,17 @@ pub fn sidecar(defaults: &Defaults, settings: &Settings) -> Container {
         resources: Some(defaults.resources.clone()),
         security_context: Some(weft_security(settings)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
-        volume_mounts: Some(mounts.into_iter().chain(broker::volume_mount(settings)).collect()),
+        volume_mounts: Some(mounts.into_iter().chain(broker::volume_mount(settings)).chain(secret).collect()),
         ..Container::default()
     }
 }
 
 /// What the sidecar mounts; the relay role's password and the broker's credentials are in no other container.
-pub fn volumes(owner: &Owner, relay: &str, credentials: Option<&Secret>) -> Vec<Volume> {
-    let contract = config_map_volume(VOLUME, names::relay(relay));
+pub fn volumes(owner: &Owner, carried: &Carried, credentials: Option<&Secret>) -> Vec<Volume> {
+    let contract = config_map_volume(VOLUME, names::relay(&carried.name));
+    let secret = carried.secret.as_deref().map(sink::volume);
     let password = password_volume(RELAY_PASSWORD.0, names::relay_secret(&owner.name));
-    [contract, password].into_iter().chain(credentials.map(broker::volume)).collect()
+    [contract, password].into_iter().chain(credentials.map(broker::volume)).chain(secret).collect()
 }
 
 /// The Secret with the broker's credentials, whichever broker the relay uses: that may be edited while its pods run.

@@ -178,17 +178,25 @@ fn start(object: &Saga, participants: &Participants<'_>) -> Result<Option<Start>
             ),
         });
     }
+    let sink = relay.spec.sink.nats.as_ref().ok_or_else(|| Rejection {
+        reason: Reason::NoBroker,
+        message: format!(
+            "spec.startOn: the OutboxRelay of `{}` publishes to {}, and events that start a saga are read from NATS: give the relay spec.sink.nats, or start the saga over its HTTP API",
+            start.service,
+            relay.spec.sink.kind()
+        ),
+    })?;
     Ok(Some(Start {
         service: start.service.clone(),
         event_type: start.event.clone(),
         since: object.creation_timestamp().map(|created| created.0),
-        sink: relay.spec.sink.clone(),
+        sink: sink.clone(),
     }))
 }
 
 /// Whether there is a broker to read the event from.
 pub fn check_broker(start: &Start, settings: &Settings) -> Result<(), Rejection> {
-    match outbox_relay::sink(&start.sink, settings) {
+    match outbox_relay::nats(&start.sink, settings) {
         Ok(_) => Ok(()),
         Err(Rejection { reason, message }) => Err(Rejection {
             reason,

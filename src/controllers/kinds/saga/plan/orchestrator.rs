@@ -4,7 +4,10 @@
 //! the last good one; a Saga that was never good is left out. The engine keeps the definition of each running instance in its
 //! database.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use k8s_openapi::{
     api::{
@@ -21,7 +24,9 @@ use kube::{ResourceExt, core::ObjectMeta};
 
 use crate::{
     api::v1alpha1::{Postgres, Retention},
-    contract::{ADMIN_PORT, Contract, DatabaseLogin, Role, database_setup::Purpose, orchestrator as contract},
+    contract::{
+        ADMIN_PORT, Contract, DatabaseLogin, Role, database_setup::Purpose, orchestrator as contract, relay::NatsSink,
+    },
     controllers::{
         database::{self, APP_PASSWORD, Stage, Wanted},
         kinds::{
@@ -35,6 +40,7 @@ use crate::{
                 PASSWORD, config_map_volume, mount, password_volume, pin, pod_security, service_account, wants_upgrade,
                 weft_security,
             },
+            sink,
         },
         resources::{
             child::Child,
@@ -187,7 +193,8 @@ fn start(defined: &Defined, settings: &Settings) -> Option<contract::Start> {
         service: start.service.clone(),
         event_type: start.event_type.clone(),
         since: start.since,
-        from: outbox_relay::sink(&start.sink, settings).ok()?,
+        // the orchestrator's account permits the driver's own
+        from: NatsSink { inbox_prefix: None, ..outbox_relay::nats(&start.sink, settings).ok()? },
     })
 }
 
@@ -259,7 +266,8 @@ fn deployment(
 ) -> Result<Deployment, Rejection> {
     let live = observed.deployment.as_ref();
     let newest = settings.defaults(&settings.resources.orchestrator);
-    let template = |defaults: &Defaults| Ok(template(owner, defaults, observed, credentials, settings));
+    let secrets = secrets(object, owner, observed, settings);
+    let template = |defaults: &Defaults| Ok(template(owner, defaults, observed, (credentials, &secrets), settings));
     let pinned = pin(live, newest, upgrade(object), template)?;
     Ok(Deployment {
         metadata: ObjectMeta {
@@ -278,13 +286,28 @@ fn deployment(
     })
 }
 
+/// The Secrets that people give for the brokers of the services that start sagas, by name.
+fn secrets(
+    object: &Orchestrator,
+    owner: &Owner,
+    observed: &OrchestratorObserved,
+    settings: &Settings,
+) -> BTreeSet<String> {
+    let starts = contract(object, owner, observed, settings).starts;
+    let folders = starts.iter().filter_map(|start| start.from.secret_folder.as_deref());
+    folders.filter_map(sink::secret).map(str::to_owned).collect()
+}
+
+/// `credentials`: those of the installed broker, and the Secrets of others.
 fn template(
     owner: &Owner,
     defaults: &Defaults,
     observed: &OrchestratorObserved,
-    credentials: Option<&Secret>,
+    (credentials, secrets): (Option<&Secret>, &BTreeSet<String>),
     settings: &Settings,
 ) -> PodTemplateSpec {
+    let of_brokers =
+        credentials.map(broker::volume).into_iter().chain(secrets.iter().map(|secret| sink::volume(secret)));
     let volumes = [
         config_map_volume(CONTRACT.0, owner.name.clone()),
         password_volume(APP_PASSWORD.0, names::database(&owner.name)),
@@ -302,16 +325,17 @@ fn template(
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
             security_context: Some(pod_security()),
-            containers: vec![container(defaults, settings)],
-            volumes: Some(volumes.into_iter().chain(credentials.map(broker::volume)).collect()),
+            containers: vec![container(defaults, secrets, settings)],
+            volumes: Some(volumes.into_iter().chain(of_brokers).collect()),
             ..PodSpec::default()
         }),
     }
 }
 
-fn container(defaults: &Defaults, settings: &Settings) -> Container {
+fn container(defaults: &Defaults, secrets: &BTreeSet<String>, settings: &Settings) -> Container {
     let config = format!("{}/{CONTRACT_FILE}", CONTRACT.1);
     let mounts = [mount(CONTRACT.0, CONTRACT.1), mount(APP_PASSWORD.0, APP_PASSWORD.1)];
+    let of_brokers = secrets.iter().map(|secret| sink::volume_mount(secret));
     let port = |name: &str, port: u16| ContainerPort {
         name: Some(name.to_owned()),
         container_port: port.into(),
@@ -330,7 +354,7 @@ fn container(defaults: &Defaults, settings: &Settings) -> Container {
         resources: Some(defaults.resources.clone()),
         security_context: Some(weft_security(settings)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
-        volume_mounts: Some(mounts.into_iter().chain(broker::volume_mount(settings)).collect()),
+        volume_mounts: Some(mounts.into_iter().chain(broker::volume_mount(settings)).chain(of_brokers).collect()),
         ..Container::default()
     }
 }

@@ -1,0 +1,353 @@
+//! HTTP: each event is a POST of a CloudEvent (CloudEvents HTTP protocol binding 1.0.2).
+//!
+//! A response of 2xx says that the receiver has the event for good; nothing weaker is asked, and nothing stronger can be known.
+//! Responses come in any order, of at most [`CONCURRENT`] requests at a time.
+
+use std::time::Duration;
+
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use jiff::Timestamp;
+use reqwest::{
+    Client, Method, Request, Response, StatusCode, Url,
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
+    redirect,
+};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout},
+};
+
+use super::{Answer, Reply, Session, Sink, SinkError};
+use crate::{
+    contract::relay::HttpSink,
+    domain::{destination::TemplateError, event::HEADER_CONTENT_TYPE},
+    outage::{self, Failure, Outage, with_causes},
+    relay::{encode::Message, window::Ticket},
+    secret::{self, SecretFolder},
+};
+
+/// Requests on the way at a time.
+const CONCURRENT: usize = 64;
+/// A connection is made within this time.
+const CONNECT: Duration = Duration::from_secs(4);
+/// A response comes within this time; less than that after which the publisher sends an event again.
+const RESPONSE: Duration = Duration::from_secs(8);
+/// Of a response's body, what a message quotes.
+const QUOTED: usize = 200;
+/// Longest pause that a response can ask for.
+const MAX_PAUSE: Duration = Duration::from_mins(1);
+
+/// What a status means for an event. Of any other one the class says it: 4xx is the event's, the rest passes.
+const STATUSES: [(u16, Meaning); 8] = [
+    (401, Meaning::Everybody),
+    (403, Meaning::Everybody),
+    (404, Meaning::Passing), // while others are stored, it is the event's after some attempts
+    (405, Meaning::Passing),
+    (407, Meaning::Everybody),
+    (408, Meaning::Passing),
+    (425, Meaning::Passing),
+    (429, Meaning::Passing),
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meaning {
+    /// It concerns the connection: no event is accepted.
+    Everybody,
+    /// Trying again may help.
+    Passing,
+    /// It concerns this event.
+    Refused,
+}
+
+fn meaning(status: StatusCode) -> Meaning {
+    let known = STATUSES.iter().find(|(code, _)| *code == status.as_u16()).map(|(_, meaning)| *meaning);
+    known.unwrap_or(if status.is_client_error() { Meaning::Refused } else { Meaning::Passing })
+}
+
+/// The endpoint that events are sent to.
+#[derive(Debug)]
+pub struct Http {
+    /// `HOST:PORT`, for messages.
+    address: String,
+    host: String,
+    port: u16,
+    tls: bool,
+    secret: SecretFolder,
+    /// Sent as User-Agent.
+    name: String,
+}
+
+impl Http {
+    /// The placeholders of the URL are in its path, so its address is known.
+    pub fn new(sink: &HttpSink, name: String) -> Result<Self, TemplateError> {
+        let end = sink.url.match_indices('/').nth(2).map_or(sink.url.len(), |(at, _)| at);
+        let unusable = |why| TemplateError { template: sink.url.clone(), why };
+        let base = sink.url.get(..end).filter(|base| base.starts_with("http") && !base.contains('{'));
+        let base = base.and_then(|base| Url::parse(base).ok());
+        let url = base.ok_or_else(|| {
+            unusable("it is no URL: give `http://HOST:PORT/PATH`, with placeholders in the path only")
+        })?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(unusable("user and password belong into the Secret"));
+        }
+        let host = url.host_str().ok_or_else(|| unusable("it has no host"))?;
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let port = url.port_or_known_default().ok_or_else(|| unusable("it begins with `http://` or `https://`"))?;
+        Ok(Self {
+            address: outage::address(&host, port),
+            host,
+            port,
+            tls: url.scheme() == "https",
+            secret: SecretFolder::new(sink.secret_folder.clone()),
+            name,
+        })
+    }
+
+    fn refused(&self, cause: String) -> SinkError {
+        unreachable(&self.address, Failure::Refused(cause))
+    }
+
+    async fn client(&self) -> Result<Client, SinkError> {
+        let unusable = |error: secret::SecretError| self.refused(format!("the credentials cannot be used: {error}"));
+        let mut builder = Client::builder()
+            .user_agent(&self.name)
+            .connect_timeout(CONNECT)
+            .timeout(RESPONSE)
+            // a receiver that moved is a person's to follow: the events go where the manifest says
+            .redirect(redirect::Policy::none())
+            .no_proxy()
+            .pool_max_idle_per_host(CONCURRENT);
+        if self.tls {
+            builder = builder.tls_backend_preconfigured(self.secret.tls().await.map_err(unusable)?);
+        }
+        let bearer = self.secret.text(secret::TOKEN).await.map_err(unusable)?;
+        let login = self.secret.login().await.map_err(unusable)?;
+        let authorization = match (bearer, login) {
+            (Some(token), _) => Some(format!("Bearer {token}")),
+            (None, Some((user, password))) => {
+                use base64::{Engine, prelude::BASE64_STANDARD};
+                Some(format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}"))))
+            }
+            (None, None) => None,
+        };
+        if let Some(text) = authorization {
+            let mut value = HeaderValue::from_str(&text).map_err(|_| {
+                self.refused("the credentials cannot be used: they have characters that no header may have".to_owned())
+            })?;
+            value.set_sensitive(true);
+            builder = builder.default_headers(HeaderMap::from_iter([(AUTHORIZATION, value)]));
+        }
+        builder.build().map_err(|error| self.refused(with_causes(&error.without_url())))
+    }
+}
+
+fn unreachable(address: &str, failure: Failure) -> SinkError {
+    SinkError::Unreachable(Outage {
+        server: Http::SERVER,
+        address: address.to_owned(),
+        since: Timestamp::now(),
+        failure,
+    })
+}
+
+impl Sink for Http {
+    const SERVER: &'static str = "the HTTP endpoint";
+    type Session = HttpSession;
+
+    async fn connect(&self) -> Result<HttpSession, SinkError> {
+        let client = self.client().await?;
+        // whether anything listens is known before the first event is sent
+        match timeout(CONNECT, TcpStream::connect((self.host.as_str(), self.port))).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Err(unreachable(&self.address, Failure::of_io(&error))),
+            Err(_elapsed) => return Err(unreachable(&self.address, Failure::Silent)),
+        }
+        Ok(HttpSession { client, address: self.address.clone(), requests: FuturesUnordered::new(), paused_until: None })
+    }
+}
+
+/// The requests on the way. An endpoint that does not answer ends it.
+pub struct HttpSession {
+    client: Client,
+    address: String,
+    requests: FuturesUnordered<BoxFuture<'static, (Ticket, Outcome)>>,
+    /// The endpoint asked for a pause.
+    paused_until: Option<Instant>,
+}
+
+impl std::fmt::Debug for HttpSession {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HttpSession").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// How a request ended.
+enum Outcome {
+    Answered(Answer, Option<Duration>),
+    Lost(Failure),
+}
+
+impl Session for HttpSession {
+    async fn publish(&mut self, ticket: Ticket, message: &Message) -> Result<Option<Answer>, SinkError> {
+        let request = match request(message) {
+            Ok(request) => request,
+            Err(why) => return Ok(Some(Answer::Refused(why))),
+        };
+        let client = self.client.clone();
+        self.requests.push(async move { (ticket, outcome(client.execute(request).await).await) }.boxed());
+        Ok(None)
+    }
+
+    fn has_room(&self) -> bool {
+        self.requests.len() < CONCURRENT && self.paused_until.is_none_or(|until| until <= Instant::now())
+    }
+
+    async fn replies(&mut self, replies: &mut Vec<Reply>) -> Result<(), SinkError> {
+        if self.requests.is_empty() {
+            // nothing is on the way; a pause ends by itself
+            match self.paused_until.take() {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+            return Ok(());
+        }
+        let mut next = self.requests.next().await;
+        while let Some((ticket, outcome)) = next {
+            match outcome {
+                Outcome::Answered(answer, pause) => {
+                    if let Some(pause) = pause {
+                        self.paused_until = Some(Instant::now() + pause);
+                    }
+                    replies.push(Reply { ticket, answer });
+                }
+                Outcome::Lost(failure) => return Err(unreachable(&self.address, failure)),
+            }
+            next = self.requests.next().now_or_never().flatten();
+        }
+        Ok(())
+    }
+
+    fn silent(&self, since: Timestamp) -> SinkError {
+        let address = self.address.clone();
+        SinkError::Unreachable(Outage { server: Http::SERVER, address, since, failure: Failure::Silent })
+    }
+
+    fn address(&self) -> &str {
+        &self.address
+    }
+}
+
+/// The error explains why the event cannot be sent. It does not have the URL, which has values of the row.
+fn request(message: &Message) -> Result<Request, String> {
+    let url = Url::parse(&message.destination)
+        .map_err(|error| format!("its URL, which the template makes of its row, is none: {error}"))?;
+    let mut request = Request::new(Method::POST, url);
+    let headers = request.headers_mut();
+    for (name, value) in message.headers() {
+        let name = if name.as_ref() == HEADER_CONTENT_TYPE {
+            CONTENT_TYPE
+        } else {
+            HeaderName::from_bytes(name.as_bytes())
+                .map_err(|_| "one of its headers has a name that HTTP does not allow".to_owned())?
+        };
+        // values are printable ASCII
+        let value = HeaderValue::from_str(value)
+            .map_err(|_| format!("its header {name} has a value that HTTP does not allow"))?;
+        headers.insert(name, value);
+    }
+    *request.body_mut() = Some(message.body.clone().into());
+    Ok(request)
+}
+
+async fn outcome(result: reqwest::Result<Response>) -> Outcome {
+    let response = match result {
+        Ok(response) => response,
+        Err(error) if error.is_timeout() => return Outcome::Lost(Failure::Silent),
+        Err(error) => return Outcome::Lost(Failure::Disconnected(cause(&error.without_url()))),
+    };
+    let status = response.status();
+    if status.is_success() {
+        // the connection can be used again when the body is read
+        let _ = response.bytes().await;
+        return Outcome::Answered(Answer::Stored, None);
+    }
+    let pause = pause(response.headers());
+    let quoted = quoted(response).await;
+    let why = format!("HTTP {status}{quoted}");
+    match meaning(status) {
+        Meaning::Everybody => {
+            Outcome::Lost(Failure::Refused(format!("{why}; check the Secret that spec.sink.http.secret names")))
+        }
+        Meaning::Passing => Outcome::Answered(Answer::Failed(why), pause),
+        Meaning::Refused => Outcome::Answered(Answer::Refused(why), None),
+    }
+}
+
+/// The innermost cause, which says what happened: the others say that a request failed.
+fn cause(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(next) = cause.source() {
+        if let Some(error) = next.downcast_ref::<std::io::Error>()
+            && let Failure::Disconnected(text) = Failure::of_io(error)
+        {
+            return text;
+        }
+        cause = next;
+    }
+    cause.to_string()
+}
+
+fn pause(headers: &HeaderMap) -> Option<Duration> {
+    let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(MAX_PAUSE))
+}
+
+/// What the endpoint says about its own refusal: the `title` of a problem document (RFC 9457), which has no values of the
+/// event. Its `detail`, and any other body, may quote the event.
+async fn quoted(response: Response) -> String {
+    let title =
+        match response.bytes().await.ok().and_then(|body| serde_json::from_slice::<serde_json::Value>(&body).ok()) {
+            Some(body) => body.get("title").and_then(|title| title.as_str()).map(str::to_owned),
+            None => None,
+        };
+    title.map_or_else(String::new, |title| format!(": {}", title.chars().take(QUOTED).collect::<String>()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_of_a_template_is_known() {
+        for (url, address) in [
+            ("http://gateway.shop.svc/events/{type}", "gateway.shop.svc:80"),
+            ("https://[::1]:8443", "[::1]:8443"),
+            ("https://gateway/", "gateway:443"),
+        ] {
+            let sink = HttpSink { url: url.to_owned(), secret_folder: None };
+            assert_eq!(Http::new(&sink, String::new()).unwrap().address, address);
+        }
+        for url in ["", "gateway/events", "ftp://x/", "http://{type}/", "http://user:secret@gateway/"] {
+            let sink = HttpSink { url: url.to_owned(), secret_folder: None };
+            assert!(Http::new(&sink, String::new()).is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_status_is_the_event_s_the_connection_s_or_passes() {
+        for (status, expected) in [
+            (400, Meaning::Refused),
+            (401, Meaning::Everybody),
+            (404, Meaning::Passing),
+            (409, Meaning::Refused),
+            (413, Meaning::Refused),
+            (422, Meaning::Refused),
+            (429, Meaning::Passing),
+            (302, Meaning::Passing),
+            (500, Meaning::Passing),
+            (503, Meaning::Passing),
+        ] {
+            assert_eq!(meaning(StatusCode::from_u16(status).unwrap()), expected, "{status}");
+        }
+    }
+}

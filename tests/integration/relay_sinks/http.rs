@@ -1,0 +1,151 @@
+//! An HTTP endpoint: a server of the tests' own, since whatever accepts CloudEvents is one.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::State,
+    http::{HeaderMap, StatusCode, Uri},
+    response::{IntoResponse, Response},
+};
+use tokio::{net::TcpListener, task::JoinHandle};
+use weft::contract::relay::{HttpSink, Sink};
+
+use super::{Broker, Received};
+use crate::servers;
+
+const LIMIT: usize = 64 * 1024;
+
+#[derive(Clone, Debug, Default)]
+struct Endpoint {
+    received: Arc<Mutex<Vec<Received>>>,
+    /// The token that is demanded.
+    token: Option<&'static str>,
+    /// Requests that are answered with 429 before any is accepted.
+    busy: Arc<Mutex<u32>>,
+}
+
+#[derive(Debug)]
+pub struct Receiver {
+    port: u16,
+    endpoint: Endpoint,
+    task: Option<JoinHandle<()>>,
+}
+
+async fn receive(State(endpoint): State<Endpoint>, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
+    let expected = endpoint.token.map(|token| format!("Bearer {token}"));
+    let given = headers.get("authorization").and_then(|value| value.to_str().ok());
+    if expected.is_some() && expected.as_deref() != given {
+        return StatusCode::UNAUTHORIZED.into_response();
+    }
+    if body.len() > LIMIT {
+        return StatusCode::PAYLOAD_TOO_LARGE.into_response();
+    }
+    let mut busy = endpoint.busy.lock().unwrap();
+    if *busy > 0 {
+        *busy -= 1;
+        return (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "1")]).into_response();
+    }
+    let text = |value: &axum::http::HeaderValue| value.to_str().unwrap().to_owned();
+    let headers = headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value))).collect();
+    endpoint.received.lock().unwrap().push(Received {
+        destination: uri.path().to_owned(),
+        headers,
+        body: body.to_vec(),
+    });
+    StatusCode::ACCEPTED.into_response()
+}
+
+impl Receiver {
+    async fn serve(&mut self) {
+        let listener = TcpListener::bind(("127.0.0.1", self.port)).await.unwrap();
+        let limit = axum::extract::DefaultBodyLimit::disable();
+        let router = Router::new().fallback(receive).layer(limit).with_state(self.endpoint.clone());
+        self.task = Some(tokio::spawn(async move { axum::serve(listener, router).await.unwrap() }));
+    }
+
+    async fn stop(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+            let _ = task.await;
+        }
+    }
+}
+
+impl Broker for Receiver {
+    const SERVER: &'static str = "HTTP";
+
+    async fn start() -> Self {
+        let mut receiver = Self { port: servers::free_port(), endpoint: Endpoint::default(), task: None };
+        receiver.serve().await;
+        receiver
+    }
+
+    fn sink(&self, secret: Option<&Path>) -> Sink {
+        let url = format!("http://127.0.0.1:{}/{{namespace}}/{{service}}/{{aggregate_id}}", self.port);
+        Sink::Http(HttpSink { url, secret_folder: secret.map(Path::to_owned) })
+    }
+
+    async fn kill9(&mut self) {
+        self.stop().await;
+    }
+
+    async fn start_again(&mut self) {
+        self.serve().await;
+    }
+
+    async fn received(&self) -> Vec<Received> {
+        self.endpoint.received.lock().unwrap().clone()
+    }
+
+    async fn demand_credentials(&mut self) -> Option<[Vec<(&'static str, String)>; 2]> {
+        self.stop().await;
+        self.endpoint.token = Some("a right token");
+        self.serve().await;
+        let token = |text: &str| vec![("token", text.to_owned())];
+        Some([token("a right token\n"), token("another token")])
+    }
+
+    fn too_large(&self) -> usize {
+        2 * LIMIT
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_or_reordered() {
+    super::nothing_is_lost_or_reordered::<Receiver>().await;
+}
+
+#[tokio::test]
+async fn a_refused_event_holds_up_nobody_else() {
+    super::a_refused_event_holds_up_nobody_else::<Receiver>().await;
+}
+
+#[tokio::test]
+async fn a_message_is_what_was_written() {
+    super::a_message_is_what_was_written::<Receiver>().await;
+}
+
+#[tokio::test]
+async fn credentials_are_read_again() {
+    super::credentials_are_read_again::<Receiver>().await;
+}
+
+/// An endpoint that has too much to do gets the pause that it asks for, and everything afterwards.
+#[tokio::test]
+async fn a_busy_endpoint_gets_its_pause() {
+    let broker = Receiver::start().await;
+    *broker.endpoint.busy.lock().unwrap() = 3;
+    let setting = super::setting(&broker, None).await;
+    let _relay = setting.start_relay();
+    for number in 1..=5 {
+        let values = format!("('order', '{number}', 'Placed', '{{\"n\": 1}}', '{{}}')");
+        setting.database.app().await.batch_execute(&format!("{} {values}", super::INSERT)).await.unwrap();
+    }
+    setting.drained().await;
+    assert_eq!((broker.received().await.len(), *broker.endpoint.busy.lock().unwrap()), (5, 0));
+}
