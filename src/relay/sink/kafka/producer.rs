@@ -111,11 +111,7 @@ impl Producer {
     }
 
     /// Hands a record over. One that is there already is not taken twice: its answer counts for the new attempt.
-    pub(super) fn send(
-        &mut self,
-        ticket: Ticket,
-        record: BaseRecord<'_, [u8], [u8], usize>,
-    ) -> Result<(), KafkaError> {
+    pub(super) fn send(&mut self, ticket: Ticket, record: BaseRecord<'_, [u8], [u8], usize>) -> Result<(), KafkaError> {
         let number = record.delivery_opaque;
         if let Some(attempt) = self.unanswered.get_mut(&number) {
             *attempt = ticket.attempt;
