@@ -6,11 +6,7 @@
 
 mod producer;
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use rdkafka::{
@@ -18,9 +14,12 @@ use rdkafka::{
     message::{Header, OwnedHeaders},
     producer::BaseRecord,
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::{Mutex, OwnedMappedMutexGuard, OwnedMutexGuard},
+    time::{Instant, timeout_at},
+};
 
-use self::producer::{Heard, Producer};
+use self::producer::Producer;
 use super::{Answer, Reply, Session, Sink, SinkError};
 use crate::{
     contract::relay::{KafkaSink, Mechanism},
@@ -76,32 +75,53 @@ const SETTINGS: [(&str, &str); 15] = [
 enum Class {
     /// It passes by itself, or concerns everybody: the event waits where it is.
     Passing,
-    /// This event, or events like it, until a person changes something: it is held. With how to fix it.
+    /// This event, or events like it, until a person changes something: it is held. What is wrong, and how to fix it.
     Refused(&'static str),
 }
 
+const TOPIC_MISSING: &str =
+    "its topic is missing: create the topic, or let the broker create topics (auto.create.topics.enable)";
+
 /// Errors of a record that Kafka 4 and librdkafka answer with. All others pass: an event that fails while others are stored
 /// is held after some attempts.
-const ERRORS: [(RDKafkaErrorCode, Class); 14] = [
+const ERRORS: [(RDKafkaErrorCode, Class); 15] = [
     // of the event
-    (RDKafkaErrorCode::MessageSizeTooLarge, Class::Refused("raise max.message.bytes of the topic")),
-    (RDKafkaErrorCode::InvalidRecord, Class::Refused("the topic does not accept such records")),
-    (RDKafkaErrorCode::InvalidTimestamp, Class::Refused("its created_at is too far from the broker's clock")),
+    (
+        RDKafkaErrorCode::MessageSizeTooLarge,
+        Class::Refused("it is larger than its topic accepts: raise the topic's max.message.bytes"),
+    ),
+    (
+        RDKafkaErrorCode::InvalidTimestamp,
+        Class::Refused("its created_at is further from the broker's clock than its topic accepts: correct the row"),
+    ),
+    (
+        RDKafkaErrorCode::InvalidRecord,
+        Class::Refused("its topic does not accept such records: check the topic's settings"),
+    ),
+    (
+        RDKafkaErrorCode::PolicyViolation,
+        Class::Refused("a policy of the broker forbids it: check the broker's policies"),
+    ),
     // of its topic
-    (RDKafkaErrorCode::UnknownTopic, Class::Refused(CREATE)),
-    (RDKafkaErrorCode::UnknownTopicOrPartition, Class::Refused(CREATE)),
-    (RDKafkaErrorCode::UnknownPartition, Class::Refused(CREATE)),
-    (RDKafkaErrorCode::InvalidTopic, Class::Refused("change the template")),
-    (RDKafkaErrorCode::TopicAuthorizationFailed, Class::Refused("let its user write to the topic")),
-    (RDKafkaErrorCode::PolicyViolation, Class::Refused("a policy of the broker forbids it")),
+    (RDKafkaErrorCode::UnknownTopic, Class::Refused(TOPIC_MISSING)),
+    (RDKafkaErrorCode::UnknownTopicOrPartition, Class::Refused(TOPIC_MISSING)),
+    (RDKafkaErrorCode::UnknownPartition, Class::Refused(TOPIC_MISSING)),
+    (
+        RDKafkaErrorCode::InvalidTopic,
+        Class::Refused("the broker does not accept its topic's name: change the template"),
+    ),
+    (
+        RDKafkaErrorCode::TopicAuthorizationFailed,
+        Class::Refused("the relay's user may not write to its topic: grant Write and Describe"),
+    ),
     // of everybody, or of a moment
+    (RDKafkaErrorCode::InvalidDifferentRecord, Class::Passing),
     (RDKafkaErrorCode::ClusterAuthorizationFailed, Class::Passing),
     (RDKafkaErrorCode::NotEnoughReplicas, Class::Passing),
     (RDKafkaErrorCode::NotEnoughReplicasAfterAppend, Class::Passing),
     (RDKafkaErrorCode::KafkaStorageError, Class::Passing),
     (RDKafkaErrorCode::MessageTimedOut, Class::Passing),
 ];
-const CREATE: &str = "create the topic, or let the broker create topics (auto.create.topics.enable)";
 
 /// The cluster that events go to.
 #[derive(Debug)]
@@ -115,7 +135,7 @@ pub struct Kafka {
     topics: Arc<str>,
     /// Shown in the broker's log and metrics.
     name: String,
-    /// Between two sessions.
+    /// A session has it while it lasts.
     producer: Arc<Mutex<Option<Producer>>>,
 }
 
@@ -174,18 +194,15 @@ impl Kafka {
     }
 
     /// The producer of the last session, or a new one where the Secret has changed or the last one cannot go on.
-    async fn producer(&self) -> Result<Producer, SinkError> {
-        let unusable = |why: String| self.unreachable(Timestamp::now(), Failure::Refused(why));
+    async fn producer(&self) -> Result<OwnedMappedMutexGuard<Option<Producer>, Producer>, SinkError> {
+        let unusable = |why| outage(&self.servers, Timestamp::now(), Failure::Refused(why));
         let settings = self.settings().await.map_err(|error| unusable(error.to_string()))?;
-        let last = self.producer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match last {
-            Some(producer) if producer.can_go_on(&settings) => Ok(producer),
-            _ => Producer::new(settings).map_err(|error| unusable(in_terms_of_the_secret(&error.to_string()))),
-        }
-    }
-
-    fn unreachable(&self, since: Timestamp, failure: Failure) -> SinkError {
-        outage(&self.servers, since, failure)
+        let mut slot = self.producer.clone().lock_owned().await;
+        let producer = match slot.take() {
+            Some(last) if last.can_go_on(&settings) => last,
+            _ => Producer::new(settings).map_err(|error| unusable(in_terms_of_the_secret(&error.to_string())))?,
+        };
+        Ok(OwnedMutexGuard::map(slot, |slot| slot.insert(producer)))
     }
 }
 
@@ -206,84 +223,68 @@ impl Sink for Kafka {
     type Session = KafkaSession;
 
     async fn connect(&self) -> Result<KafkaSession, SinkError> {
-        let producer = self.producer().await?;
-        // gives the producer back when the connection fails, too
-        let mut session = KafkaSession {
-            producer: Some(producer),
-            servers: self.servers.clone(),
-            topics: self.topics.clone(),
-            keep: self.producer.clone(),
-        };
+        let mut producer = self.producer().await?;
         let deadline = Instant::now() + CONNECT;
-        let Some(producer) = &mut session.producer else { return Err(session.silent(Timestamp::now())) };
-        let failed = loop {
+        let failure = loop {
             if producer.is_connected() {
-                return Ok(session);
+                return Ok(KafkaSession { producer, servers: self.servers.clone(), topics: self.topics.clone() });
             }
             // a new producer knows the cluster before it has reported anything
-            let wait = if producer.is_new() { Instant::now() + REACHED_CHECK } else { deadline };
-            match timeout_at(wait.min(deadline), producer.hear()).await {
-                Ok(Heard::Failure(failure @ Failure::Refused(_))) => break failure,
-                Ok(Heard::Failure(_) | Heard::Nothing) => {}
+            let check = if producer.is_new() { deadline.min(Instant::now() + REACHED_CHECK) } else { deadline };
+            match timeout_at(check, producer.hear()).await {
+                Ok(Some(failure @ Failure::Refused(_))) => break failure,
                 Err(_elapsed) if Instant::now() >= deadline => break producer.failure(),
-                Err(_elapsed) => {}
+                Ok(_) | Err(_) => {}
             }
         };
-        Err(self.unreachable(producer.since(), failed))
+        Err(outage(&self.servers, producer.since(), failure))
     }
 }
 
 /// The time during which the cluster can be reached.
 #[derive(Debug)]
 pub struct KafkaSession {
-    /// There until the session ends.
-    producer: Option<Producer>,
+    producer: OwnedMappedMutexGuard<Option<Producer>, Producer>,
     servers: String,
     topics: Arc<str>,
-    /// Where the producer is left for the next session.
-    keep: Arc<Mutex<Option<Producer>>>,
-}
-
-impl Drop for KafkaSession {
-    fn drop(&mut self) {
-        *self.keep.lock().unwrap_or_else(PoisonError::into_inner) = self.producer.take();
-    }
 }
 
 impl Session for KafkaSession {
     async fn publish(&mut self, ticket: Ticket, message: &Message) -> Result<Option<Answer>, SinkError> {
         let topic = &message.destination;
         if topic.len() > MAX_TOPIC || matches!(topic.as_str(), "." | "..") {
-            return Ok(Some(Answer::Refused(format!(
-                "the name of its topic, which the template makes of its row, has {} characters, and Kafka accepts {MAX_TOPIC}: shorten the values that the template uses",
+            let why = format!(
+                "the name of its topic has {} characters, and Kafka accepts {MAX_TOPIC}: shorten the values that the template uses",
                 topic.len()
-            ))));
+            );
+            return Ok(Some(Answer::Refused(why)));
         }
-        let Some(producer) = &mut self.producer else { return Err(self.silent(Timestamp::now())) };
-        let Ok(number) = usize::try_from(ticket.number) else { return Err(self.silent(Timestamp::now())) };
-        let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(topic, number)
-            .key(message.key.as_str().as_bytes())
-            .payload(&message.body)
-            .headers(headers(message));
-        if let Some(milliseconds) = message.time.map(|time| time / 1000).filter(|&time| time > 0) {
-            record = record.timestamp(milliseconds);
-        }
-        match producer.send(ticket, record) {
-            Ok(()) => Ok(None),
-            Err(error) => Ok(Some(answer(&error, &self.topics))),
-        }
+        self.producer.send(ticket, || {
+            let record = BaseRecord::with_opaque_to(topic, Box::new(ticket.number))
+                .key(message.key.as_str().as_bytes())
+                .payload(&*message.body)
+                .headers(headers(message));
+            match message.time.map(|microseconds| microseconds / 1000) {
+                Some(milliseconds) if milliseconds > 0 => record.timestamp(milliseconds),
+                _ => record,
+            }
+        });
+        Ok(None)
     }
 
     async fn replies(&mut self, replies: &mut Vec<Reply>) -> Result<(), SinkError> {
-        let Some(producer) = &mut self.producer else { return Err(self.silent(Timestamp::now())) };
         while replies.is_empty() {
-            if !producer.is_connected() {
-                return Err(outage(&self.servers, producer.since(), producer.failure()));
+            if !self.producer.is_connected() {
+                return Err(outage(&self.servers, self.producer.since(), self.producer.failure()));
             }
-            if producer.has_no_answers() {
-                producer.hear().await;
+            if !self.producer.has_answers() {
+                self.producer.hear().await;
             }
-            producer.answers(replies, |error| answer(error, &self.topics));
+            let topics = &self.topics;
+            replies.extend(self.producer.answers().map(|(ticket, result)| Reply {
+                ticket,
+                answer: result.map_or_else(|error| answer(&error, topics), |()| Answer::Stored),
+            }));
         }
         Ok(())
     }
@@ -302,7 +303,7 @@ fn answer(error: &KafkaError, topics: &str) -> Answer {
     let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
     let class = ERRORS.iter().find(|(known, _)| *known == code).map_or(Class::Passing, |(_, class)| *class);
     match class {
-        Class::Refused(remedy) => Answer::Refused(format!("{code} in a topic {topics}: {remedy}")),
+        Class::Refused(why) => Answer::Refused(format!("{why}; the relay's topics are {topics}")),
         Class::Passing => Answer::Failed(code.to_string()),
     }
 }
@@ -321,4 +322,129 @@ fn headers(message: &Message) -> OwnedHeaders {
         };
     }
     headers
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::message::Headers;
+
+    use super::*;
+    use crate::{
+        contract::relay::Format,
+        domain::{
+            destination::Style,
+            event::{Event, Position, Text},
+        },
+        relay::{
+            encode::Encoder,
+            source::{Place, Row},
+        },
+    };
+
+    #[test]
+    fn an_error_is_the_events_or_everybodys() {
+        for (code, expected) in [
+            (RDKafkaErrorCode::MessageSizeTooLarge, "max.message.bytes; the relay's topics are shop.orders.*"),
+            (RDKafkaErrorCode::UnknownTopic, "create the topic"),
+            (RDKafkaErrorCode::TopicAuthorizationFailed, "grant Write and Describe"),
+        ] {
+            let Answer::Refused(why) = answer(&KafkaError::MessageProduction(code), "shop.orders.*") else {
+                panic!("{code} is the event's")
+            };
+            assert!(why.contains(expected), "{why}");
+        }
+        for code in [RDKafkaErrorCode::NotEnoughReplicas, RDKafkaErrorCode::QueueFull, RDKafkaErrorCode::Unknown] {
+            assert!(matches!(answer(&KafkaError::MessageProduction(code), ""), Answer::Failed(_)), "{code}");
+        }
+    }
+
+    #[test]
+    fn headers_are_as_the_binding_for_kafka_has_them() {
+        let event = Event {
+            id: "7".into(),
+            aggregate_type: "order".into(),
+            aggregate_id: "ä 1".into(),
+            kind: "Placed".into(),
+            content_type: "application/json".into(),
+            payload: bytes::Bytes::from_static(b"{}"),
+            headers: bytes::Bytes::from_static(br#"{"traceparent": "00-ab"}"#),
+            created_at: Some(1_700_000_000_123_456),
+            position: Position::default(),
+        };
+        let row = Row { event, place: Place { seq: 1, transaction: None } };
+        for (format, expected) in [
+            (
+                Format::CloudEvents,
+                [
+                    ("ce_id", "7"),
+                    ("ce_subject", "ä 1"),
+                    ("ce_traceparent", "00-ab"),
+                    ("content-type", "application/json"),
+                ]
+                .as_slice(),
+            ),
+            (Format::CloudEventsStructured, &[("content-type", "application/cloudevents+json")]),
+            (Format::Raw, &[("event-id", "7"), ("event-key", "order/ä 1"), ("content-type", "application/json")]),
+        ] {
+            let template = Template::parse("{aggregate_id}", "shop", "orders", Style::Topic).unwrap();
+            let mut message = Message::default();
+            Encoder::new(template, format, "/shop/orders".to_owned()).encode(&row, &mut message);
+            assert_eq!(message.destination, "_C3_A4_201");
+            assert_eq!((message.key.clone(), message.time), (Text::from("ä 1"), Some(1_700_000_000_123_456)));
+            let headers = headers(&message);
+            let headers: BTreeMap<_, _> =
+                headers.iter().map(|header| (header.key.to_owned(), header.value.unwrap().to_owned())).collect();
+            for (name, value) in expected {
+                assert_eq!(headers.get(*name).map(Vec::as_slice), Some(value.as_bytes()), "{format:?} {name}");
+            }
+            assert!(headers.keys().all(|name| !name.starts_with("ce-") && name != "ce_datacontenttype"), "{headers:?}");
+        }
+    }
+
+    fn sink(folder: &std::path::Path) -> Kafka {
+        let sink = KafkaSink {
+            servers: vec!["127.0.0.1:9".to_owned()],
+            tls: true,
+            secret_folder: Some(folder.to_owned()),
+            mechanism: Mechanism::ScramSha256,
+            topic: "{aggregate_type}".to_owned(),
+        };
+        let template = Template::parse(&sink.topic, "shop", "orders", Style::Topic).unwrap();
+        Kafka::new(&sink, &template, "weft relay orders".to_owned())
+    }
+
+    #[tokio::test]
+    async fn a_secret_decides_how_it_connects() {
+        let folder = tempfile::tempdir().unwrap();
+        let sink = sink(folder.path());
+        let settings = sink.settings().await.unwrap();
+        let of = |settings: &BTreeMap<&str, String>, key| settings.get(key).cloned().unwrap_or_default();
+        assert_eq!(
+            (of(&settings, "security.protocol"), of(&settings, "ssl.ca.location")),
+            ("ssl".into(), "probe".into())
+        );
+        for (key, text) in [("username", "orders"), ("password", "secret"), ("ca.crt", "PEM")] {
+            std::fs::write(folder.path().join(key), text).unwrap();
+        }
+        let settings = sink.settings().await.unwrap();
+        assert_eq!(
+            (of(&settings, "security.protocol"), of(&settings, "ssl.ca.pem")),
+            ("sasl_ssl".into(), "PEM".into())
+        );
+        assert_eq!(
+            (of(&settings, "sasl.mechanism"), of(&settings, "ssl.ca.location")),
+            ("SCRAM-SHA-256".into(), String::new())
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_no_certificate_is_named_and_not_quoted() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("ca.crt"), "a secret").unwrap();
+        let SinkError::Unreachable(outage) = sink(folder.path()).connect().await.unwrap_err() else {
+            panic!("it is an outage")
+        };
+        let said = outage.to_string();
+        assert!(said.contains("ca.crt of the Secret") && !said.contains("a secret"), "{said}");
+    }
 }

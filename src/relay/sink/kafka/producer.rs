@@ -16,8 +16,7 @@ use rdkafka::{
 use serde::Deserialize;
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{Answer, Reply, Ticket};
-use crate::outage::Failure;
+use crate::{outage::Failure, relay::window::Ticket};
 
 /// Without a byte for this long, although something is asked every 1.5 s, the cluster is lost.
 const SILENCE: Duration = Duration::from_millis(3500);
@@ -30,7 +29,7 @@ const BATCH: usize = 512;
 #[derive(Debug)]
 enum Event {
     /// The record of this number is stored, or is not.
-    Delivered(usize, Result<(), KafkaError>),
+    Delivered(u64, Result<(), KafkaError>),
     /// A broker cannot be used.
     Failed(Failure),
     /// This producer cannot go on.
@@ -51,12 +50,8 @@ struct BrokerStatistics {
     received: u64,
 }
 
-/// What came of waiting.
-#[derive(Debug)]
-pub(super) enum Heard {
-    Nothing,
-    Failure(Failure),
-}
+/// An event, with its number in the window.
+pub(super) type Record<'a> = BaseRecord<'a, [u8], [u8], Box<u64>>;
 
 pub(super) struct Producer {
     settings: BTreeMap<&'static str, String>,
@@ -65,8 +60,9 @@ pub(super) struct Producer {
     events: mpsc::UnboundedReceiver<Event>,
     buffer: Vec<Event>,
     /// Events without an answer that was handed over, with their last attempt.
-    unanswered: HashMap<usize, u32>,
-    delivered: Vec<(usize, Result<(), KafkaError>)>,
+    unanswered: HashMap<u64, u32>,
+    /// Answers that were not handed over yet.
+    delivered: Vec<(u64, Result<(), KafkaError>)>,
     link: Link,
 }
 
@@ -110,55 +106,52 @@ impl Producer {
         !self.link.fatal && self.settings == *settings
     }
 
-    /// Hands a record over. One that is there already is not taken twice: its answer counts for the new attempt.
-    pub(super) fn send(&mut self, ticket: Ticket, record: BaseRecord<'_, [u8], [u8], usize>) -> Result<(), KafkaError> {
-        let number = record.delivery_opaque;
-        if let Some(attempt) = self.unanswered.get_mut(&number) {
-            *attempt = ticket.attempt;
-            return Ok(());
+    /// Hands an event over. One that it has already is not taken twice: its answer counts for the new attempt.
+    pub(super) fn send<'a>(&mut self, ticket: Ticket, record: impl FnOnce() -> Record<'a>) {
+        let Ticket { number, attempt } = ticket;
+        if self.unanswered.insert(number, attempt).is_some() {
+            return;
         }
-        let Some(client) = &self.client else { return Err(KafkaError::Canceled) };
-        client.send(record).map_err(|(error, _record)| error)?;
         self.link.used = true;
-        self.unanswered.insert(number, ticket.attempt);
-        Ok(())
+        if let Some(client) = &self.client
+            && let Err((error, _record)) = client.send(record())
+        {
+            self.delivered.push((number, Err(error)));
+        }
     }
 
-    /// Waits until something is reported. Dropping the future loses nothing.
-    pub(super) async fn hear(&mut self) -> Heard {
+    /// Waits until something is reported; returns a failure that was. Dropping the future loses nothing.
+    pub(super) async fn hear(&mut self) -> Option<Failure> {
         if self.buffer.is_empty() {
             self.events.recv_many(&mut self.buffer, BATCH).await;
         }
         let now = Instant::now();
-        let mut heard = Heard::Nothing;
+        let mut heard = None;
         for event in self.buffer.drain(..) {
             match event {
                 Event::Delivered(number, result) => self.delivered.push((number, result)),
                 Event::Statistics(statistics) => self.link.observe(&statistics, now),
                 Event::Failed(failure) => {
                     self.link.failure = Some(failure.clone());
-                    heard = Heard::Failure(failure);
+                    heard = Some(failure);
                 }
-                Event::Fatal(why) => {
-                    (self.link.fatal, self.link.connected) = (true, false);
-                    self.link.failure = Some(Failure::Refused(why));
-                }
+                Event::Fatal(why) => self.link.end(why),
             }
         }
         heard
     }
 
-    pub(super) fn has_no_answers(&self) -> bool {
-        self.delivered.is_empty()
+    pub(super) fn has_answers(&self) -> bool {
+        !self.delivered.is_empty()
     }
 
     /// Takes the answers that have come.
-    pub(super) fn answers(&mut self, replies: &mut Vec<Reply>, error: impl Fn(&KafkaError) -> Answer) {
-        for (number, result) in self.delivered.drain(..) {
-            let Some(attempt) = self.unanswered.remove(&number) else { continue };
-            let answer = result.map_or_else(|failed| error(&failed), |()| Answer::Stored);
-            replies.push(Reply { ticket: Ticket { number: number as u64, attempt }, answer });
-        }
+    pub(super) fn answers(&mut self) -> impl Iterator<Item = (Ticket, Result<(), KafkaError>)> {
+        let Self { delivered, unanswered, .. } = self;
+        delivered.drain(..).filter_map(|(number, result)| {
+            let attempt = unanswered.remove(&number)?;
+            Some((Ticket { number, attempt }, result))
+        })
     }
 
     /// Whether the cluster answers.
@@ -221,6 +214,12 @@ impl Link {
         (self.since, self.failure) = (Timestamp::now(), None);
     }
 
+    /// The producer cannot go on.
+    fn end(&mut self, why: String) {
+        (self.fatal, self.connected) = (true, false);
+        self.failure = Some(Failure::Refused(why));
+    }
+
     fn observe(&mut self, statistics: &Statistics, now: Instant) {
         let brokers = statistics.brokers.values();
         let received = brokers.clone().map(|broker| broker.received).sum();
@@ -270,11 +269,11 @@ impl ClientContext for Callbacks {
 }
 
 impl ProducerContext for Callbacks {
-    type DeliveryOpaque = usize;
+    type DeliveryOpaque = Box<u64>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
+    fn delivery(&self, result: &DeliveryResult<'_>, number: Box<u64>) {
         let result = result.as_ref().map(|_message| ()).map_err(|(error, _message)| error.clone());
-        self.report(Event::Delivered(number, result));
+        self.report(Event::Delivered(*number, result));
     }
 }
 
@@ -301,4 +300,65 @@ fn plain(reason: &str) -> String {
         _ => reason,
     };
     rest.split(" (after ").next().unwrap_or(rest).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn statistics(brokers: &[(&str, u64)]) -> Statistics {
+        let brokers = brokers.iter().enumerate().map(|(number, &(state, received))| {
+            (number.to_string(), BrokerStatistics { state: state.to_owned(), received })
+        });
+        Statistics { brokers: brokers.collect() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cluster_is_lost_when_no_broker_answers() {
+        let after = |link: &mut Link, seconds, brokers: &[(&str, u64)]| {
+            link.observe(&statistics(brokers), Instant::now() + Duration::from_secs(seconds));
+            link.connected
+        };
+        let mut link = Link::new(Instant::now());
+        // a login that is refused has received bytes
+        assert!(!after(&mut link, 0, &[("AUTH_REQ", 10)]));
+        assert!(after(&mut link, 0, &[("UP", 20), ("DOWN", 0)]));
+        link.used = true;
+        assert!(after(&mut link, 3, &[("UP", 20)]), "silent for three seconds");
+        assert!(!after(&mut link, 4, &[("UP", 20)]), "and for four");
+        link.failure = Some(Failure::Silent);
+        assert!(!after(&mut link, 5, &[("CONNECT", 30)]));
+        assert!(after(&mut link, 6, &[("DOWN", 30), ("UP", 1)]), "another broker answers");
+        assert_eq!(link.failure, None);
+        assert!(!after(&mut link, 10, &[("DOWN", 30), ("DOWN", 1)]));
+        link.end("fenced".to_owned());
+        assert!(!after(&mut link, 11, &[("UP", 50)]), "it cannot go on");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn before_anything_is_published_silence_may_last_longer() {
+        let mut link = Link::new(Instant::now());
+        link.observe(&statistics(&[("UP", 1)]), Instant::now());
+        link.observe(&statistics(&[("UP", 1)]), Instant::now() + Duration::from_secs(10));
+        assert!(link.connected);
+        link.observe(&statistics(&[("UP", 1)]), Instant::now() + Duration::from_secs(15));
+        assert!(!link.connected);
+    }
+
+    #[test]
+    fn a_failure_is_a_sentence_of_its_own() {
+        let refused = "sasl_ssl://kafka:9093/bootstrap: SASL authentication error: Authentication failed (after 3ms in state AUTH_REQ)";
+        let Failure::Refused(why) = failure(Some(RDKafkaErrorCode::Authentication), refused) else {
+            panic!("it is refused")
+        };
+        assert!(why.starts_with("SASL authentication error: Authentication failed; check username"), "{why}");
+        let closed =
+            "kafka:9092/1: Connect to ipv4#10.0.0.1:9092 failed: Connection refused (after 0ms in state CONNECT)";
+        assert_eq!(
+            failure(Some(RDKafkaErrorCode::BrokerTransportFailure), closed),
+            Failure::Disconnected("Connect to ipv4#10.0.0.1:9092 failed: Connection refused".to_owned())
+        );
+        let timeout = "kafka:9092/1: 1 request(s) timed out: disconnect (after 9000ms in state UP)";
+        assert_eq!(failure(Some(RDKafkaErrorCode::OperationTimedOut), timeout), Failure::Silent);
+    }
 }
