@@ -49,6 +49,45 @@ pub enum Mode {
 pub enum Sink {
     Nats(NatsSink),
     Http(HttpSink),
+    Kafka(KafkaSink),
+}
+
+/// A Kafka cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KafkaSink {
+    /// `HOST:PORT` of brokers of one cluster.
+    pub servers: Vec<String>,
+    #[serde(default)]
+    pub tls: bool,
+    /// Folder with a file for each key of the Secret; read again for each new connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_folder: Option<PathBuf>,
+    /// How the login of the Secret is used.
+    #[serde(default)]
+    pub mechanism: Mechanism,
+    /// Topic template, with the placeholders of [`NatsSink::subject`].
+    pub topic: String,
+}
+
+/// A SASL mechanism.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mechanism {
+    Plain,
+    ScramSha256,
+    #[default]
+    ScramSha512,
+}
+
+impl Mechanism {
+    /// Its registered name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Plain => "PLAIN",
+            Self::ScramSha256 => "SCRAM-SHA-256",
+            Self::ScramSha512 => "SCRAM-SHA-512",
+        }
+    }
 }
 
 /// An endpoint that accepts CloudEvents.

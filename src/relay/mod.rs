@@ -1,7 +1,7 @@
 //! `weft relay`: publishes the rows of a service's outbox.
 //!
 //! ```text
-//!   source (log, or windows of the table) ──batches──► publisher ──► sink (NATS JetStream)
+//!   source (log, or windows of the table) ──batches──► publisher ──► sink (NATS, Kafka, …)
 //!      ▲                                                │ window │
 //!      │ recorded marks                                 │        ◄──answers──┘
 //!      └─────────── recorder (ledger, deletes rows) ◄───┘ published, held

@@ -10,7 +10,7 @@ use super::{
     held::HeldKeys,
     publisher::{Publisher, Queues},
     reporter::Reporter,
-    sink::{self, SinkError, http::Http, nats::Nats},
+    sink::{self, SinkError, http::Http, kafka::Kafka, nats::Nats},
     source::{
         SourceError,
         postgres::{
@@ -59,6 +59,11 @@ pub(crate) async fn lead(
             let subjects = template(&nats.subject, Style::Subject)?;
             let sink = Nats::new(nats, subjects.clone(), application(&contract.name));
             Box::pin(lead_with(sink, subjects, contract, paused, reporter, stop)).await
+        }
+        Sink::Kafka(kafka) => {
+            let topics = template(&kafka.topic, Style::Topic)?;
+            let sink = Kafka::new(kafka, &topics, application(&contract.name));
+            Box::pin(lead_with(sink, topics, contract, paused, reporter, stop)).await
         }
         Sink::Http(http) => {
             let sink = Http::new(http, application(&contract.name))?;

@@ -189,7 +189,7 @@ pub enum ExistingRows {
 /// The broker that gets the events: exactly one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("[has(self.nats), has(self.http)].filter(given, given).size() == 1").message("spec.sink names no broker, or more than one: give one of nats and http"))]
+#[x_kube(validation = Rule::new("[has(self.nats), has(self.http), has(self.kafka)].filter(given, given).size() == 1").message("spec.sink names no broker, or more than one: give one of nats, http and kafka"))]
 pub struct RelaySink {
     /// A NATS JetStream stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -197,6 +197,9 @@ pub struct RelaySink {
     /// An HTTP endpoint that accepts CloudEvents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpSink>,
+    /// A Kafka cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kafka: Option<KafkaSink>,
 }
 
 impl RelaySink {
@@ -205,16 +208,65 @@ impl RelaySink {
         match self {
             Self { nats: Some(_), .. } => "nats",
             Self { http: Some(_), .. } => "http",
-            Self { nats: None, http: None } => "none",
+            Self { kafka: Some(_), .. } => "kafka",
+            Self { nats: None, http: None, kafka: None } => "none",
         }
     }
 
     /// The Secret that the relay reads credentials and certificates from.
     pub fn secret(&self) -> Option<&str> {
-        let Self { nats, http } = self;
+        let Self { nats, http, kafka } = self;
         let nats = nats.as_ref().and_then(|sink| sink.secret.as_deref());
-        nats.or_else(|| http.as_ref().and_then(|sink| sink.secret.as_deref()))
+        let http = http.as_ref().and_then(|sink| sink.secret.as_deref());
+        nats.or(http).or_else(|| kafka.as_ref().and_then(|sink| sink.secret.as_deref()))
     }
+}
+
+/// A Kafka cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KafkaSink {
+    /// Addresses of brokers of one cluster, such as `kafka-bootstrap.messaging:9092`; the others are learned from them.
+    #[schemars(
+        length(min = 1, max = 16),
+        inner(length(max = 512), regex(pattern = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$"))
+    )]
+    pub servers: Vec<String>,
+    /// Connect with TLS.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tls: bool,
+    /// A Secret with any of `username` and `password` (SASL), `ca.crt`, `tls.crt` and `tls.key`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub secret: Option<String>,
+    /// The SASL mechanism by which `username` and `password` of the Secret are used.
+    #[serde(default)]
+    pub mechanism: KafkaMechanism,
+    /// Topic of each event, with the placeholders of a subject; other characters of a value than letters, digits, `_` and `-` become `_` and two digits. A topic that is missing is made by the broker, where it is set up so, or by a person.
+    #[serde(default = "default_topic")]
+    #[schemars(
+        length(min = 1, max = 249),
+        regex(
+            pattern = r"^([A-Za-z0-9._-]|\{(namespace|service|aggregate_type|aggregate_id|type|header:[A-Za-z0-9_-]+)\})+$"
+        )
+    )]
+    pub topic: String,
+}
+
+fn default_topic() -> String {
+    "{namespace}.{service}.{aggregate_type}".to_owned()
+}
+
+/// A SASL mechanism.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum KafkaMechanism {
+    /// PLAIN. Without TLS, the password can be read on the way.
+    Plain,
+    /// SCRAM-SHA-256.
+    ScramSha256,
+    /// SCRAM-SHA-512.
+    #[default]
+    ScramSha512,
 }
 
 /// An HTTP endpoint that accepts CloudEvents: a Knative broker, a webhook, a gateway.

@@ -33,6 +33,8 @@ pub struct Message {
     pub key: Text,
     /// `SOURCE ID SEQ`: the same for every attempt to publish one row, and of no other row.
     pub identity: String,
+    /// The row's `created_at`, in microseconds since 1970.
+    pub time: Option<i64>,
     pub body: Bytes,
     headers: Vec<(Cow<'static, str>, Range<usize>)>,
     values: String,
@@ -54,10 +56,11 @@ impl Message {
     }
 
     fn clear(&mut self) {
-        let Self { destination, key, identity, body, headers, values } = self;
+        let Self { destination, key, identity, time, body, headers, values } = self;
         destination.clear();
         *key = Text::default();
         identity.clear();
+        *time = None;
         *body = Bytes::new();
         headers.clear();
         values.clear();
@@ -84,6 +87,7 @@ impl Encoder {
         message.clear();
         self.template.write(event, &mut message.destination);
         message.key = event.aggregate_id.clone();
+        message.time = event.created_at;
         // ids are unique only within their source, and an application may give one id twice
         let _ = write!(Encoded(&mut message.identity), "{}", self.source);
         message.identity.push(' ');

@@ -10,6 +10,7 @@
 //! - After an error the session is unusable, and the outcome of the events in flight is unknown.
 
 pub mod http;
+pub mod kafka;
 pub mod nats;
 
 use jiff::Timestamp;

@@ -1,6 +1,7 @@
 //! The delivery contract of `weft::relay::sink`, held against a real server of each kind: every sink passes the same tests.
 
 mod http;
+mod kafka;
 mod nats;
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};

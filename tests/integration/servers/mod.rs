@@ -1,4 +1,4 @@
-//! Throw-away PostgreSQL and NATS servers on free loopback ports.
+//! Throw-away PostgreSQL, NATS and Kafka servers on free loopback ports.
 //!
 //! Each server belongs to one test (or several that agree to share it) and dies with it, also when the test process is
 //! killed: a guard process holds the other end of a pipe and kills the server when the pipe closes. `kill9` is a crash:
@@ -6,12 +6,13 @@
 //!
 //! PostgreSQL: the newest of `$WEFT_TEST_POSTGRES` (a folder with `bin/postgres`), Weft's cache (`postgresql-*`) and
 //! `/usr/lib/postgresql/*`; run as the user `postgres` when the tests run as root, since it refuses root. NATS:
-//! `nats-server` in Weft's cache or in `PATH`. A [`Proxy`] stands between a client and either of them.
+//! `nats-server` in Weft's cache or in `PATH`. Kafka: the jars that `hack/kafka` puts into the cache, and `java`. A [`Proxy`] stands between a client and either of them.
 
 #![allow(dead_code, reason = "each test uses what it needs")]
 
 mod files;
 mod installation;
+mod kafka;
 mod nats;
 mod postgres;
 mod process;
@@ -28,7 +29,13 @@ use std::{
 use tokio_postgres::NoTls;
 
 #[allow(unused_imports, reason = "each test binary and benchmark uses what it needs")]
-pub use self::{nats::Nats, postgres::Postgres, process::send, proxy::Proxy};
+pub use self::{
+    kafka::{Kafka, LOGIN as KAFKA_LOGIN, Options as KafkaOptions},
+    nats::Nats,
+    postgres::Postgres,
+    process::send,
+    proxy::Proxy,
+};
 
 /// A server that isn't up by then is broken.
 pub const START_DEADLINE: Duration = Duration::from_mins(1);

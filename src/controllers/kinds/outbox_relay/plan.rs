@@ -8,10 +8,10 @@ use kube::ResourceExt;
 
 use super::{Observed, Planned};
 use crate::{
-    api::v1alpha1::{EventFormat, HttpSink, NatsSink, OutboxRelay, RelayMode, RelaySink},
+    api::v1alpha1::{EventFormat, HttpSink, KafkaMechanism, KafkaSink, NatsSink, OutboxRelay, RelayMode, RelaySink},
     contract::{
         Contract, DatabaseLogin, Role,
-        relay::{self, Format, Mode, Relay, Sink},
+        relay::{self, Format, Mechanism, Mode, Relay, Sink},
     },
     controllers::{
         database::{self, RELAY_PASSWORD},
@@ -130,10 +130,23 @@ fn sink(sink: &RelaySink, settings: &Settings) -> Result<Sink, Rejection> {
         RelaySink { http: Some(HttpSink { url, secret }), .. } => {
             Ok(Sink::Http(relay::HttpSink { url: url.clone(), secret_folder: folder(secret) }))
         }
+        RelaySink { kafka: Some(KafkaSink { servers, tls, secret, mechanism, topic }), .. } => {
+            Ok(Sink::Kafka(relay::KafkaSink {
+                servers: servers.clone(),
+                tls: *tls,
+                secret_folder: folder(secret),
+                mechanism: match mechanism {
+                    KafkaMechanism::Plain => Mechanism::Plain,
+                    KafkaMechanism::ScramSha256 => Mechanism::ScramSha256,
+                    KafkaMechanism::ScramSha512 => Mechanism::ScramSha512,
+                },
+                topic: topic.clone(),
+            }))
+        }
         // refused by the API server
-        RelaySink { nats: None, http: None } => Err(Rejection {
+        RelaySink { nats: None, http: None, kafka: None } => Err(Rejection {
             reason: Reason::NoBroker,
-            message: "spec.sink names no broker: give one of nats and http".to_owned(),
+            message: "spec.sink names no broker: give one of nats, http and kafka".to_owned(),
         }),
     }
 }
