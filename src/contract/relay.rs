@@ -45,6 +45,23 @@ pub enum Mode {
 pub enum Sink {
     Nats(NatsSink),
     Http(HttpSink),
+    Redis(RedisSink),
+}
+
+/// Streams of Redis.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RedisSink {
+    /// `redis://HOST:PORT` or `rediss://HOST:PORT`, of one primary and its replicas.
+    pub servers: Vec<String>,
+    /// Folder with a file for each key of the Secret; read again for each new connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_folder: Option<PathBuf>,
+    /// Template of the stream's key.
+    pub stream: String,
+    /// Entries that a stream keeps, about; `None` keeps all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_length: Option<u64>,
 }
 
 /// An endpoint that accepts CloudEvents.

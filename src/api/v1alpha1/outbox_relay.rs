@@ -93,11 +93,14 @@ pub enum OutboxLayout {
 /// The broker that gets the events: exactly one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("[has(self.nats), has(self.http)].filter(given, given).size() == 1").message("spec.sink names no broker, or more than one: give one of nats and http"))]
+#[x_kube(validation = Rule::new("[has(self.nats), has(self.redis), has(self.http)].filter(given, given).size() == 1").message("spec.sink names no broker, or more than one: give one of nats, redis and http"))]
 pub struct RelaySink {
     /// A NATS JetStream stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nats: Option<NatsSink>,
+    /// Streams of Redis.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redis: Option<RedisSink>,
     /// An HTTP endpoint that accepts CloudEvents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpSink>,
@@ -108,17 +111,52 @@ impl RelaySink {
     pub fn kind(&self) -> &'static str {
         match self {
             Self { nats: Some(_), .. } => "nats",
+            Self { redis: Some(_), .. } => "redis",
             Self { http: Some(_), .. } => "http",
-            Self { nats: None, http: None } => "none",
+            Self { nats: None, redis: None, http: None } => "none",
         }
     }
 
     /// The Secret that the relay reads credentials and certificates from.
     pub fn secret(&self) -> Option<&str> {
-        let Self { nats, http } = self;
+        let Self { nats, redis, http } = self;
         let nats = nats.as_ref().and_then(|sink| sink.secret.as_deref());
-        nats.or_else(|| http.as_ref().and_then(|sink| sink.secret.as_deref()))
+        let redis = redis.as_ref().and_then(|sink| sink.secret.as_deref());
+        nats.or(redis).or_else(|| http.as_ref().and_then(|sink| sink.secret.as_deref()))
     }
+}
+
+/// Streams of Redis.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RedisSink {
+    /// Addresses of the primary and, where it has any, its replicas, such as `redis://redis.messaging:6379`, or `rediss://…` with TLS. Events go to the one that is the primary.
+    #[schemars(
+        length(min = 1, max = 16),
+        inner(length(max = 512), regex(pattern = r"^rediss?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?$"))
+    )]
+    pub servers: Vec<String>,
+    /// A Secret with any of `username` and `password`, `ca.crt`, `tls.crt` and `tls.key`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub secret: Option<String>,
+    /// Key of the stream of each event. `{namespace}`, `{service}`, `{aggregate_type}`, `{aggregate_id}`, `{type}` and `{header:NAME}` are replaced as in a subject.
+    #[serde(default = "default_redis_stream")]
+    #[schemars(
+        length(min = 1, max = 256),
+        regex(
+            pattern = r"^([A-Za-z0-9._:~/-]|\{(namespace|service|aggregate_type|aggregate_id|type|header:[A-Za-z0-9_-]+)\})+$"
+        )
+    )]
+    pub stream: String,
+    /// About how many entries a stream keeps: each new one trims the oldest beyond it, read or not. Left out, a stream grows until somebody trims it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub max_length: Option<i64>,
+}
+
+fn default_redis_stream() -> String {
+    "events:{namespace}:{service}:{aggregate_type}".to_owned()
 }
 
 /// An HTTP endpoint that accepts CloudEvents: a Knative broker, a webhook, a gateway.

@@ -11,6 +11,10 @@
 
 pub mod http;
 pub mod nats;
+pub mod redis;
+mod wire;
+
+pub use self::wire::AddressError;
 
 use jiff::Timestamp;
 

@@ -8,7 +8,7 @@ use kube::ResourceExt;
 
 use super::{Observed, Planned};
 use crate::{
-    api::v1alpha1::{DeleteWhen, EventFormat, HttpSink, NatsSink, OutboxRelay, RelayMode, RelaySink},
+    api::v1alpha1::{DeleteWhen, EventFormat, HttpSink, NatsSink, OutboxRelay, RedisSink, RelayMode, RelaySink},
     contract::{
         Contract, DatabaseLogin, Role,
         relay::{self, Format, Mode, Relay, Retention, Sink},
@@ -129,10 +129,19 @@ fn sink(sink: &RelaySink, settings: &Settings) -> Result<Sink, Rejection> {
         RelaySink { http: Some(HttpSink { url, secret }), .. } => {
             Ok(Sink::Http(relay::HttpSink { url: url.clone(), secret_folder: folder(secret) }))
         }
+        RelaySink { redis: Some(RedisSink { servers, secret, stream, max_length }), .. } => {
+            Ok(Sink::Redis(relay::RedisSink {
+                servers: servers.clone(),
+                secret_folder: folder(secret),
+                stream: stream.clone(),
+                // its schema leaves no negative one
+                max_length: max_length.map(i64::unsigned_abs),
+            }))
+        }
         // refused by the API server
-        RelaySink { nats: None, http: None } => Err(Rejection {
+        RelaySink { nats: None, redis: None, http: None } => Err(Rejection {
             reason: Reason::NoBroker,
-            message: "spec.sink names no broker: give one of nats and http".to_owned(),
+            message: "spec.sink names no broker: give one of nats, redis and http".to_owned(),
         }),
     }
 }
