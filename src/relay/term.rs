@@ -10,7 +10,7 @@ use super::{
     held::HeldKeys,
     publisher::{Publisher, Queues},
     reporter::Reporter,
-    sink::{self, AddressError, SinkError, http::Http, nats::Nats, redis::Redis},
+    sink::{self, AddressError, SinkError, http::Http, nats::Nats, rabbitmq::RabbitMq, redis::Redis},
     source::{
         SourceError,
         postgres::{
@@ -65,6 +65,11 @@ pub(crate) async fn lead(
         Sink::Http(http) => {
             let sink = Http::new(http, application(&contract.name))?;
             Box::pin(lead_with(sink, template(&http.url, Style::Plain)?, contract, paused, reporter, stop)).await
+        }
+        Sink::RabbitMq(rabbitmq) => {
+            let sink = RabbitMq::new(rabbitmq, application(&contract.name))?;
+            let keys = template(&rabbitmq.routing_key, Style::Plain)?;
+            Box::pin(lead_with(sink, keys, contract, paused, reporter, stop)).await
         }
         Sink::Redis(redis) => {
             let sink = Redis::new(redis, &application(&contract.name))?;

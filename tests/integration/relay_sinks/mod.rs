@@ -2,6 +2,7 @@
 
 mod http;
 mod nats;
+mod rabbitmq;
 mod redis;
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};

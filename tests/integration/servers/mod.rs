@@ -1,4 +1,4 @@
-//! Throw-away PostgreSQL, NATS and Redis servers on free loopback ports.
+//! Throw-away PostgreSQL, NATS, RabbitMQ and Redis servers on free loopback ports.
 //!
 //! Each server belongs to one test (or several that agree to share it) and dies with it, also when the test process is
 //! killed: a guard process holds the other end of a pipe and kills the server when the pipe closes. `kill9` is a crash:
@@ -6,7 +6,7 @@
 //!
 //! PostgreSQL: the newest of `$WEFT_TEST_POSTGRES` (a folder with `bin/postgres`), Weft's cache (`postgresql-*`) and
 //! `/usr/lib/postgresql/*`; run as the user `postgres` when the tests run as root, since it refuses root. NATS:
-//! `nats-server` in Weft's cache or in `PATH`. Redis: Debian's. A [`Proxy`] stands between a client and either of them.
+//! `nats-server` in Weft's cache or in `PATH`. RabbitMQ and Redis: Debian's. A [`Proxy`] stands between a client and either of them.
 
 #![allow(dead_code, reason = "each test uses what it needs")]
 
@@ -16,6 +16,7 @@ mod nats;
 mod postgres;
 mod process;
 mod proxy;
+pub mod rabbitmq;
 pub mod redis;
 mod standby;
 
@@ -29,7 +30,7 @@ use std::{
 use tokio_postgres::NoTls;
 
 #[allow(unused_imports, reason = "each test binary and benchmark uses what it needs")]
-pub use self::{nats::Nats, postgres::Postgres, process::send, proxy::Proxy, redis::Redis};
+pub use self::{nats::Nats, postgres::Postgres, process::send, proxy::Proxy, rabbitmq::RabbitMq, redis::Redis};
 
 /// A server that isn't up by then is broken.
 pub const START_DEADLINE: Duration = Duration::from_mins(1);

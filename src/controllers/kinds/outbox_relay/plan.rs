@@ -8,7 +8,7 @@ use kube::ResourceExt;
 
 use super::{Observed, Planned};
 use crate::{
-    api::v1alpha1::{DeleteWhen, EventFormat, HttpSink, NatsSink, OutboxRelay, RedisSink, RelayMode, RelaySink},
+    api::v1alpha1::{DeleteWhen, EventFormat, HttpSink, NatsSink, OutboxRelay, RabbitMqSink, RedisSink, RelayMode, RelaySink, Unroutable},
     contract::{
         Contract, DatabaseLogin, Role,
         relay::{self, Format, Mode, Relay, Retention, Sink},
@@ -129,6 +129,7 @@ fn sink(sink: &RelaySink, settings: &Settings) -> Result<Sink, Rejection> {
         RelaySink { http: Some(HttpSink { url, secret }), .. } => {
             Ok(Sink::Http(relay::HttpSink { url: url.clone(), secret_folder: folder(secret) }))
         }
+        RelaySink { rabbitmq: Some(rabbitmq), .. } => Ok(Sink::RabbitMq(self::rabbitmq(rabbitmq))),
         RelaySink { redis: Some(RedisSink { servers, secret, stream, max_length }), .. } => {
             Ok(Sink::Redis(relay::RedisSink {
                 servers: servers.clone(),
@@ -139,10 +140,25 @@ fn sink(sink: &RelaySink, settings: &Settings) -> Result<Sink, Rejection> {
             }))
         }
         // refused by the API server
-        RelaySink { nats: None, redis: None, http: None } => Err(Rejection {
+        RelaySink { nats: None, rabbitmq: None, redis: None, http: None } => Err(Rejection {
             reason: Reason::NoBroker,
-            message: "spec.sink names no broker: give one of nats, redis and http".to_owned(),
+            message: "spec.sink names no broker: give one of nats, rabbitmq, redis and http".to_owned(),
         }),
+    }
+}
+
+fn rabbitmq(sink: &RabbitMqSink) -> relay::RabbitMqSink {
+    let RabbitMqSink { servers, secret, virtual_host, exchange, routing_key, unroutable } = sink;
+    relay::RabbitMqSink {
+        servers: servers.clone(),
+        secret_folder: secret.as_deref().map(secrets::folder),
+        virtual_host: virtual_host.clone(),
+        exchange: exchange.clone(),
+        routing_key: routing_key.clone(),
+        unroutable: match unroutable {
+            Unroutable::Hold => relay::Unroutable::Hold,
+            Unroutable::Drop => relay::Unroutable::Drop,
+        },
     }
 }
 
