@@ -50,6 +50,9 @@ pub enum Sink {
     Nats(NatsSink),
     Http(HttpSink),
     Kafka(KafkaSink),
+    Redis(RedisSink),
+    #[serde(rename = "rabbitmq")]
+    RabbitMq(RabbitMqSink),
 }
 
 /// A Kafka cluster.
@@ -88,6 +91,50 @@ impl Mechanism {
             Self::ScramSha512 => "SCRAM-SHA-512",
         }
     }
+}
+
+/// An exchange of RabbitMQ.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RabbitMqSink {
+    /// `amqp://HOST:PORT` or `amqps://HOST:PORT`, of the nodes of one cluster.
+    pub servers: Vec<String>,
+    /// Folder with a file for each key of the Secret; read again for each new connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_folder: Option<PathBuf>,
+    pub virtual_host: String,
+    /// A durable topic exchange, declared when missing, never altered.
+    pub exchange: String,
+    /// Template of the routing key.
+    pub routing_key: String,
+    #[serde(default)]
+    pub unroutable: Unroutable,
+}
+
+/// What becomes of an event that no queue gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Unroutable {
+    /// It is held as refused.
+    #[default]
+    Hold,
+    /// It counts as published.
+    Drop,
+}
+
+/// Streams of Redis.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RedisSink {
+    /// `redis://HOST:PORT` or `rediss://HOST:PORT`, of one primary and its replicas.
+    pub servers: Vec<String>,
+    /// Folder with a file for each key of the Secret; read again for each new connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_folder: Option<PathBuf>,
+    /// Template of the stream's key.
+    pub stream: String,
+    /// Entries that a stream keeps, about; `None` keeps all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_length: Option<u64>,
 }
 
 /// An endpoint that accepts CloudEvents.

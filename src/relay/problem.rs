@@ -109,6 +109,7 @@ impl RelayProblem {
         let source = match error {
             TermError::Sink(error) => return error.problem(),
             TermError::Template(error) => return Self::ContractInvalid(error.to_string()),
+            TermError::Address(error) => return Self::ContractInvalid(error.to_string()),
             TermError::Source(error) => Some(error),
             TermError::LockLost => None,
         };

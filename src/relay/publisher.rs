@@ -462,6 +462,13 @@ impl<'a, S: Sink> Publisher<'a, S> {
     /// Checks everything that depends on time (answers that are overdue, back-off) and returns when to check again.
     fn check_timeouts(&mut self, session: &S::Session) -> Result<Instant, SinkError> {
         let now = Instant::now();
+        if let Some(why) = session.blocked() {
+            self.report_failing(Some(format!("it accepts no events for the time being: {why}")), false);
+            self.last_answer = now;
+            for (sent, _) in &mut self.sent {
+                *sent = now;
+            }
+        }
         while let Some(&(sent, ticket)) = self.sent.front() {
             if self.window.is_in_flight(ticket) {
                 if now - sent < ANSWER_TIMEOUT {

@@ -10,7 +10,7 @@ use super::{
     held::HeldKeys,
     publisher::{Publisher, Queues},
     reporter::Reporter,
-    sink::{self, SinkError, http::Http, kafka::Kafka, nats::Nats},
+    sink::{self, AddressError, SinkError, http::Http, kafka::Kafka, nats::Nats, rabbitmq::RabbitMq, redis::Redis},
     source::{
         SourceError,
         postgres::{
@@ -41,6 +41,8 @@ pub(crate) enum TermError {
     Sink(#[from] SinkError),
     #[error(transparent)]
     Template(#[from] TemplateError),
+    #[error(transparent)]
+    Address(#[from] AddressError),
     #[error("the connection that holds the leader's lock is lost")]
     LockLost,
 }
@@ -68,6 +70,15 @@ pub(crate) async fn lead(
         Sink::Http(http) => {
             let sink = Http::new(http, application(&contract.name))?;
             Box::pin(lead_with(sink, template(&http.url, Style::Plain)?, contract, paused, reporter, stop)).await
+        }
+        Sink::RabbitMq(rabbitmq) => {
+            let sink = RabbitMq::new(rabbitmq, application(&contract.name))?;
+            let keys = template(&rabbitmq.routing_key, Style::Plain)?;
+            Box::pin(lead_with(sink, keys, contract, paused, reporter, stop)).await
+        }
+        Sink::Redis(redis) => {
+            let sink = Redis::new(redis, &application(&contract.name))?;
+            Box::pin(lead_with(sink, template(&redis.stream, Style::Plain)?, contract, paused, reporter, stop)).await
         }
     }
 }

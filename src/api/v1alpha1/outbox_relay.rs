@@ -189,11 +189,17 @@ pub enum ExistingRows {
 /// The broker that gets the events: exactly one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("[has(self.nats), has(self.http), has(self.kafka)].filter(given, given).size() == 1").message("spec.sink names no broker, or more than one: give one of nats, http and kafka"))]
+#[x_kube(validation = Rule::new("[has(self.nats), has(self.kafka), has(self.rabbitmq), has(self.redis), has(self.http)].filter(given, given).size() == 1").message("spec.sink names no broker, or more than one: give one of nats, kafka, rabbitmq, redis and http"))]
 pub struct RelaySink {
     /// A NATS JetStream stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nats: Option<NatsSink>,
+    /// An exchange of RabbitMQ.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rabbitmq: Option<RabbitMqSink>,
+    /// Streams of Redis.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redis: Option<RedisSink>,
     /// An HTTP endpoint that accepts CloudEvents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpSink>,
@@ -207,18 +213,25 @@ impl RelaySink {
     pub fn kind(&self) -> &'static str {
         match self {
             Self { nats: Some(_), .. } => "nats",
+            Self { rabbitmq: Some(_), .. } => "rabbitmq",
+            Self { redis: Some(_), .. } => "redis",
             Self { http: Some(_), .. } => "http",
             Self { kafka: Some(_), .. } => "kafka",
-            Self { nats: None, http: None, kafka: None } => "none",
+            Self { nats: None, kafka: None, rabbitmq: None, redis: None, http: None } => "none",
         }
     }
 
     /// The Secret that the relay reads credentials and certificates from.
     pub fn secret(&self) -> Option<&str> {
-        let Self { nats, http, kafka } = self;
-        let nats = nats.as_ref().and_then(|sink| sink.secret.as_deref());
-        let http = http.as_ref().and_then(|sink| sink.secret.as_deref());
-        nats.or(http).or_else(|| kafka.as_ref().and_then(|sink| sink.secret.as_deref()))
+        let Self { nats, kafka, rabbitmq, redis, http } = self;
+        let secrets = [
+            nats.as_ref().map(|sink| &sink.secret),
+            kafka.as_ref().map(|sink| &sink.secret),
+            rabbitmq.as_ref().map(|sink| &sink.secret),
+            redis.as_ref().map(|sink| &sink.secret),
+            http.as_ref().map(|sink| &sink.secret),
+        ];
+        secrets.into_iter().flatten().find_map(Option::as_deref)
     }
 }
 
@@ -267,6 +280,97 @@ pub enum KafkaMechanism {
     /// SCRAM-SHA-512.
     #[default]
     ScramSha512,
+}
+
+/// An exchange of RabbitMQ.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RabbitMqSink {
+    /// Addresses of the nodes of one cluster, such as `amqp://rabbitmq.messaging:5672`, or `amqps://…` with TLS. The first that answers is used.
+    #[schemars(
+        length(min = 1, max = 16),
+        inner(length(max = 512), regex(pattern = r"^amqps?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?$"))
+    )]
+    pub servers: Vec<String>,
+    /// A Secret with any of `username` and `password`, `ca.crt`, `tls.crt` and `tls.key`. With a certificate and without a user, the login is by the certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub secret: Option<String>,
+    /// The virtual host.
+    #[serde(default = "default_virtual_host")]
+    #[schemars(length(min = 1, max = 255))]
+    pub virtual_host: String,
+    /// The exchange that events go to. It is made when missing, as a durable topic exchange, and never altered.
+    #[serde(default = "default_exchange")]
+    #[schemars(length(min = 1, max = 127), regex(pattern = r"^[A-Za-z0-9._:-]+$"))]
+    pub exchange: String,
+    /// Routing key of each event. `{namespace}`, `{service}`, `{aggregate_type}`, `{aggregate_id}`, `{type}` and `{header:NAME}` are replaced as in a subject.
+    #[serde(default = "default_routing_key")]
+    #[schemars(
+        length(min = 1, max = 256),
+        regex(
+            pattern = r"^([A-Za-z0-9._:~/-]|\{(namespace|service|aggregate_type|aggregate_id|type|header:[A-Za-z0-9_-]+)\})+$"
+        )
+    )]
+    pub routing_key: String,
+    /// What becomes of an event that no queue gets.
+    #[serde(default)]
+    pub unroutable: Unroutable,
+}
+
+/// What becomes of an event that no queue gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Unroutable {
+    /// It is held, with those behind it in its aggregate, until a queue is bound for it.
+    #[default]
+    Hold,
+    /// It counts as published.
+    Drop,
+}
+
+fn default_virtual_host() -> String {
+    "/".to_owned()
+}
+
+fn default_exchange() -> String {
+    "events".to_owned()
+}
+
+fn default_routing_key() -> String {
+    "{namespace}.{service}.{aggregate_type}.{type}".to_owned()
+}
+
+/// Streams of Redis.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RedisSink {
+    /// Addresses of the primary and, where it has any, its replicas, such as `redis://redis.messaging:6379`, or `rediss://…` with TLS. Events go to the one that is the primary.
+    #[schemars(
+        length(min = 1, max = 16),
+        inner(length(max = 512), regex(pattern = r"^rediss?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?$"))
+    )]
+    pub servers: Vec<String>,
+    /// A Secret with any of `username` and `password`, `ca.crt`, `tls.crt` and `tls.key`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub secret: Option<String>,
+    /// Key of the stream of each event. `{namespace}`, `{service}`, `{aggregate_type}`, `{aggregate_id}`, `{type}` and `{header:NAME}` are replaced as in a subject.
+    #[serde(default = "default_redis_stream")]
+    #[schemars(
+        length(min = 1, max = 256),
+        regex(
+            pattern = r"^([A-Za-z0-9._:~/-]|\{(namespace|service|aggregate_type|aggregate_id|type|header:[A-Za-z0-9_-]+)\})+$"
+        )
+    )]
+    pub stream: String,
+    /// About how many entries a stream keeps: each new one trims the oldest beyond it, read or not. Left out, a stream grows until somebody trims it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub max_length: Option<i64>,
+}
+
+fn default_redis_stream() -> String {
+    "events:{namespace}:{service}:{aggregate_type}".to_owned()
 }
 
 /// An HTTP endpoint that accepts CloudEvents: a Knative broker, a webhook, a gateway.

@@ -12,6 +12,11 @@
 pub mod http;
 pub mod kafka;
 pub mod nats;
+pub mod rabbitmq;
+pub mod redis;
+mod wire;
+
+pub use self::wire::AddressError;
 
 use jiff::Timestamp;
 
@@ -83,6 +88,12 @@ pub trait Session: Send {
 
     /// Waits for answers and appends them to `replies`. Dropping the future loses nothing.
     fn replies(&mut self, replies: &mut Vec<Reply>) -> impl Future<Output = Result<(), SinkError>> + Send;
+
+    /// Why the broker accepts no events for the time being, although it is there; `None`: it accepts them. Meanwhile no answer is
+    /// overdue, and the session has no room.
+    fn blocked(&self) -> Option<&str> {
+        None
+    }
 
     /// The error to report when nothing was acknowledged since `since`, although events are in flight.
     fn silent(&self, since: Timestamp) -> SinkError;

@@ -3,6 +3,8 @@
 mod http;
 mod kafka;
 mod nats;
+mod rabbitmq;
+mod redis;
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 

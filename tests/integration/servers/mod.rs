@@ -1,4 +1,4 @@
-//! Throw-away PostgreSQL, NATS and Kafka servers on free loopback ports.
+//! Throw-away servers on free loopback ports: PostgreSQL, NATS, Kafka, RabbitMQ and Redis.
 //!
 //! Each server belongs to one test (or several that agree to share it) and dies with it, also when the test process is
 //! killed: a guard process holds the other end of a pipe and kills the server when the pipe closes. `kill9` is a crash:
@@ -6,7 +6,8 @@
 //!
 //! PostgreSQL: the newest of `$WEFT_TEST_POSTGRES` (a folder with `bin/postgres`), Weft's cache (`postgresql-*`) and
 //! `/usr/lib/postgresql/*`; run as the user `postgres` when the tests run as root, since it refuses root. NATS:
-//! `nats-server` in Weft's cache or in `PATH`. Kafka: the jars that `hack/kafka` puts into the cache, and `java`. A [`Proxy`] stands between a client and either of them.
+//! `nats-server` in Weft's cache or in `PATH`. Kafka: the jars that `hack/kafka` puts into the cache, and `java`. RabbitMQ and
+//! Redis: Debian's. A [`Proxy`] stands between a client and any of them.
 
 #![allow(dead_code, reason = "each test uses what it needs")]
 
@@ -17,6 +18,8 @@ mod nats;
 mod postgres;
 mod process;
 mod proxy;
+pub mod rabbitmq;
+pub mod redis;
 mod standby;
 
 use std::{
@@ -35,6 +38,8 @@ pub use self::{
     postgres::Postgres,
     process::send,
     proxy::Proxy,
+    rabbitmq::RabbitMq,
+    redis::Redis,
 };
 
 /// A server that isn't up by then is broken.

@@ -1,5 +1,9 @@
 //! What should exist because of an OutboxRelay: its contract. The sidecar that reads it is part of the Microservice's
-//! Deployment; a change of the contract is read without a restart.
+//! Deployment, or of the relay's own; a change of the contract is read without a restart.
+
+mod sink;
+
+pub use sink::nats;
 
 use std::path::Path;
 
@@ -8,14 +12,14 @@ use kube::ResourceExt;
 
 use super::{Observed, Planned};
 use crate::{
-    api::v1alpha1::{EventFormat, HttpSink, KafkaMechanism, KafkaSink, NatsSink, OutboxRelay, RelayMode, RelaySink},
+    api::v1alpha1::{EventFormat, OutboxRelay, RelayMode},
     contract::{
         Contract, DatabaseLogin, Role,
-        relay::{self, Format, Mechanism, Mode, Relay, Sink},
+        relay::{self, Format, Mode, Relay},
     },
     controllers::{
         database::{self, RELAY_PASSWORD},
-        render::{broker, milliseconds, owner::Owner, pod::PASSWORD, reach, sink as secrets},
+        render::{milliseconds, owner::Owner, pod::PASSWORD, reach},
         resources::{
             child::Child,
             labels::Component,
@@ -25,7 +29,6 @@ use crate::{
         },
     },
     domain::names::{self, MAX_NAME, POSTGRES_PORT},
-    nats::accounts::RELAY_INBOX,
 };
 
 /// Value of `weft.dev/owner-kind` on the children of an OutboxRelay.
@@ -104,7 +107,7 @@ fn contract(object: &OutboxRelay, settings: &Settings) -> Result<Relay, Rejectio
                 password_file: Path::new(RELAY_PASSWORD.1).join(PASSWORD),
             },
         },
-        sink: sink(&spec.sink, settings)?,
+        sink: sink::sink(&spec.sink, settings)?,
         format: match spec.format {
             EventFormat::CloudEvents => Format::CloudEvents,
             EventFormat::CloudEventsStructured => Format::CloudEventsStructured,
@@ -122,59 +125,6 @@ fn contract(object: &OutboxRelay, settings: &Settings) -> Result<Relay, Rejectio
     Ok(contract.seal())
 }
 
-/// The sink as the data plane reads it.
-fn sink(sink: &RelaySink, settings: &Settings) -> Result<Sink, Rejection> {
-    let folder = |secret: &Option<String>| secret.as_deref().map(secrets::folder);
-    match sink {
-        RelaySink { nats: Some(nats), .. } => Ok(Sink::Nats(self::nats(nats, settings)?)),
-        RelaySink { http: Some(HttpSink { url, secret }), .. } => {
-            Ok(Sink::Http(relay::HttpSink { url: url.clone(), secret_folder: folder(secret) }))
-        }
-        RelaySink { kafka: Some(KafkaSink { servers, tls, secret, mechanism, topic }), .. } => {
-            Ok(Sink::Kafka(relay::KafkaSink {
-                servers: servers.clone(),
-                tls: *tls,
-                secret_folder: folder(secret),
-                mechanism: match mechanism {
-                    KafkaMechanism::Plain => Mechanism::Plain,
-                    KafkaMechanism::ScramSha256 => Mechanism::ScramSha256,
-                    KafkaMechanism::ScramSha512 => Mechanism::ScramSha512,
-                },
-                topic: topic.clone(),
-            }))
-        }
-        // refused by the API server
-        RelaySink { nats: None, http: None, kafka: None } => Err(Rejection {
-            reason: Reason::NoBroker,
-            message: "spec.sink names no broker: give one of nats, http and kafka".to_owned(),
-        }),
-    }
-}
-
-/// A stream of NATS, on the servers that are named or on the broker that is installed with Weft.
-pub fn nats(sink: &NatsSink, settings: &Settings) -> Result<relay::NatsSink, Rejection> {
-    let NatsSink { servers, secret, stream, subject, max_age } = sink;
-    let (servers, secret_folder, inbox_prefix) = match &settings.broker {
-        _ if !servers.is_empty() => (servers.clone(), secret.as_deref().map(secrets::folder), None),
-        Some(broker) => (vec![broker.url.clone()], Some(broker::credentials_folder()), Some(RELAY_INBOX.to_owned())),
-        None => {
-            return Err(Rejection {
-                reason: Reason::NoBroker,
-                message: "spec.sink.nats.servers is missing, and no broker was installed with Weft (its chart has nats.enabled=false): give the address of your NATS server".to_owned(),
-            });
-        }
-    };
-    Ok(relay::NatsSink {
-        servers,
-        secret_folder,
-        inbox_prefix,
-        stream: stream.clone(),
-        subject: subject.clone(),
-        // its rule leaves no negative one
-        max_age_seconds: std::time::Duration::from(*max_age).as_secs(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -182,24 +132,8 @@ mod tests {
     use super::*;
     use crate::{
         api::v1alpha1::Microservice,
-        controllers::fixtures::{self, microservice, relay, relay_of, settings, settings_with_broker},
+        controllers::fixtures::{self, microservice, relay, relay_of, settings},
     };
-
-    #[test]
-    fn without_an_address_it_publishes_to_the_installed_broker_by_credentials() {
-        let object = relay("orders", "{microservice: orders, sink: {nats: {}}}");
-        let sink = nats(&object.spec.sink.nats.clone().unwrap(), &settings_with_broker()).unwrap();
-        assert_eq!(sink.servers, ["nats://weft-nats.weft-system:4222"]);
-        assert_eq!(sink.secret_folder.as_deref(), Some(Path::new("/etc/weft/broker")));
-        let observed = Observed { microservice: Some(orders()), relays: vec![object.clone()], ..Observed::default() };
-        assert_eq!(plan(&object, &observed, &settings()).unwrap_err().reason, Reason::NoBroker);
-    }
-
-    #[test]
-    fn another_broker_does_not_get_the_credentials() {
-        let sink = nats(&relay_of("orders").spec.sink.nats.clone().unwrap(), &settings_with_broker()).unwrap();
-        assert_eq!((sink.servers, sink.secret_folder), (vec!["nats://nats.messaging:4222".to_owned()], None));
-    }
 
     #[test]
     fn another_microservices_secret_is_refused() {
