@@ -6,7 +6,7 @@ use std::{env, panic};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::{Value, json};
 
-use super::expression::{Expression, Scope};
+use super::expression::{EVALUATION_STACK, Expression, Scope};
 
 const EXPRESSIONS: u64 = 2_000;
 
@@ -125,6 +125,11 @@ fn no_expression_panics() {
 
 #[test]
 fn depth_has_an_end() {
+    // as deep as the threads of the engine are
+    std::thread::Builder::new().stack_size(EVALUATION_STACK).spawn(nest).unwrap().join().unwrap();
+}
+
+fn nest() {
     let shapes = [
         ("(", ")"),
         ("[", "]"),
