@@ -16,6 +16,7 @@ mod checker;
 mod harness;
 
 mod a_bad_migration_stops_nothing_else;
+mod an_outbox_of_its_own;
 mod bad_specs_are_refused;
 mod causes_are_named;
 mod customers_and_orders;

@@ -31,10 +31,10 @@ use kube::{
 pub use audit::Request;
 pub use chaos::{Kill, Victim, seed};
 pub use checks::Conditions;
-pub use manifests::{configmap, microservice, relay, saga};
+pub use manifests::{SCHEMA, configmap, microservice, relay, saga};
 pub use objects::merged;
 pub use operator::{Release, make_image_next};
-pub use shell::cluster as cluster_tool;
+pub use shell::{cluster as cluster_tool, kubectl};
 
 /// The image that the scenarios' services run.
 pub const SERVICE_IMAGE: &str = "localhost/weft-examples:dev";

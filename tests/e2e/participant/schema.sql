@@ -15,6 +15,16 @@ create table ledger (
     primary key (aggregate, n)
 );
 
+-- An event that a relay sent over HTTP, each time that it came.
+create table received (
+    position bigint generated always as identity,
+    id       text not null,
+    kind     text not null,
+    subject  text not null,
+    tenant   text not null,
+    body     text not null
+);
+
 -- What a test tells the service, whatever pod runs it.
 create table switch (
     name text primary key

@@ -7,7 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post, put},
 };
-use deadpool_postgres::Pool;
+use deadpool_postgres::{Pool, tokio_postgres::types::ToSql};
 use serde::Deserialize;
 
 /// While it is on, undoing fails: with 500, so that its result is unknown.
@@ -17,17 +17,21 @@ const FAIL_UNDO: &str = "fail-undo";
 struct Service {
     pool: Option<Pool>,
     version: String,
+    /// Demanded of those that send events.
+    events_token: Option<String>,
 }
 
-/// `POST /commands/act` and `/commands/undo` are for sagas; `PUT` and `DELETE /switches/NAME` for tests.
-pub fn router(pool: Option<Pool>, version: String) -> Router {
+/// `POST /commands/act` and `/commands/undo` are for sagas, `POST /events/TYPE` for relays; `PUT` and
+/// `DELETE /switches/NAME` for tests.
+pub fn router(pool: Option<Pool>, version: String, events_token: Option<String>) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/version", get(|State(service): State<Service>| async move { service.version }))
         .route("/commands/act", post(act))
         .route("/commands/undo", post(undo))
+        .route("/events/{kind}", post(receive))
         .route("/switches/{name}", put(switch_on).delete(switch_off))
-        .with_state(Service { pool, version })
+        .with_state(Service { pool, version, events_token })
 }
 
 #[derive(Deserialize)]
@@ -42,6 +46,27 @@ async fn act(State(service): State<Service>, headers: HeaderMap, Json(act): Json
         return Ok((StatusCode::CONFLICT, Json(problem)).into_response());
     }
     service.take_effect(&headers).await
+}
+
+/// Writes an event down, unless it is one that asks to be refused.
+async fn receive(
+    State(service): State<Service>,
+    Path(kind): Path<String>,
+    headers: HeaderMap,
+    Json(event): Json<serde_json::Value>,
+) -> Result<StatusCode, Failure> {
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if service.events_token.as_ref().is_some_and(|token| header("authorization") != format!("Bearer {token}")) {
+        return Ok(StatusCode::UNAUTHORIZED);
+    }
+    if event["refuse"] == true {
+        return Ok(StatusCode::UNPROCESSABLE_ENTITY);
+    }
+    let insert = "insert into received (id, kind, subject, tenant, body) values ($1, $2, $3, $4, $5)";
+    let values: [&(dyn ToSql + Sync); 5] =
+        [&header("ce-id"), &kind, &header("ce-subject"), &header("ce-tenant"), &event.to_string()];
+    service.client().await?.execute(insert, &values).await?;
+    Ok(StatusCode::ACCEPTED)
 }
 
 async fn undo(State(service): State<Service>, headers: HeaderMap) -> Result<Response, Failure> {

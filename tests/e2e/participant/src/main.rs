@@ -48,6 +48,9 @@ struct Serve {
     /// Answered at `/version`, to tell one roll-out from another
     #[arg(long, env, default_value = "1")]
     version: String,
+    /// Demanded of those that send events
+    #[arg(long, env, hide_env_values = true)]
+    events_token: Option<String>,
     #[command(flatten)]
     writer: writer::Args,
 }
@@ -65,7 +68,7 @@ async fn main() -> anyhow::Result<()> {
     }
 }
 
-async fn serve(Serve { database_url, port, version, writer }: Serve) -> anyhow::Result<()> {
+async fn serve(Serve { database_url, port, version, events_token, writer }: Serve) -> anyhow::Result<()> {
     let pool = database_url.map(|url| pool(&url)).transpose()?;
     if let (Some(pool), true) = (&pool, writer.is_wanted()) {
         writer::start(pool.clone(), writer);
@@ -73,7 +76,7 @@ async fn serve(Serve { database_url, port, version, writer }: Serve) -> anyhow::
     let listener = listen(port).await.context("opening the port")?;
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
     tokio::select! {
-        served = async { axum::serve(listener, commands::router(pool, version)).await } => Ok(served?),
+        served = async { axum::serve(listener, commands::router(pool, version, events_token)).await } => Ok(served?),
         _ = terminate.recv() => Ok(()),
     }
 }
