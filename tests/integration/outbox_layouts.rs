@@ -322,7 +322,12 @@ async fn rows_that_are_there_are_published_once_while_others_are_written() {
              if (select rolsuper from pg_roles where rolname = current_user) then raise 'as the superuser'; end if;
              return 'cast';
          end $$;
-         create cast (kind as text) with function cast_kind(kind) as implicit",
+         create cast (kind as text) with function cast_kind(kind) as implicit;
+         create function seen(integer) returns boolean immutable language plpgsql as $$ begin
+             if (select rolsuper from pg_roles where rolname = current_user) then raise 'as the superuser'; end if;
+             return true;
+         end $$;
+         create index seen on outbox (id) where seen(1)",
     );
     database.set_up_well();
     let (superuser, app) = (database.superuser().await, database.app().await);
@@ -345,10 +350,10 @@ async fn rows_that_are_there_are_published_once_while_others_are_written() {
     assert_eq!(copied(&superuser).await, "2 3", "those that Eventuate has not published, the oldest first");
     let marked = "select bool_and(published = 1) from eventuate.message";
     assert!(superuser.query_one(marked, &[]).await.unwrap().get::<_, bool>(0));
-    // a type of the team's, whose cast is the team's
+    // a type of the team's, whose cast is the team's, and an index that the planner reads
     follow(&mut database, debezium("name: outbox, existing: Publish"));
     let kinds = "select string_agg(type, ' ') from weft.outbox where aggregate_type = 'order'";
-    assert_eq!(superuser.query_one(kinds, &[]).await.unwrap().get::<_, String>(0), "Paid");
+    assert_eq!(superuser.query_one(kinds, &[]).await.unwrap().get::<_, String>(0), "cast");
     superuser.batch_execute("truncate weft.outbox").await.unwrap();
     app.batch_execute("insert into orders (aggregateid) values ('unseen')").await.unwrap();
     assert_eq!(copied(&superuser).await, "", "orders has no trigger any more");

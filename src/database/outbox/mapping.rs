@@ -1,15 +1,10 @@
-//! Which expression over a row of the team's table gives which column of `weft.outbox`.
-//!
-//! The expressions are the same in the trigger and for rows that were there before it. The latter are read by the
-//! superuser, so no expression executes what a team can define: a value of a type of its own becomes text by `format`,
-//! which calls the type's output function, and never by a cast.
+//! Which expression over a row of the team's table gives which column of `weft.outbox`. It is the same in the trigger and for
+//! rows that were there before it.
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
 use crate::contract::outbox::{ColumnOrValue, Outbox, OutboxColumns, OutboxTable};
 
-/// Types with lower oids are the server's own (FirstNormalObjectId).
-const FIRST_OWN_TYPE: u32 = 16_384;
 const BYTEA: u32 = 17;
 const INT8: u32 = 20;
 const JSON: u32 = 114;
@@ -77,12 +72,7 @@ impl Column {
 
     /// An expression of the value as text, or null.
     fn text(&self) -> String {
-        let value = self.reference();
-        if self.type_oid < FIRST_OWN_TYPE {
-            format!("{value}::text")
-        } else {
-            format!("case when {value} is not null then format('%s', {value}) end")
-        }
+        format!("{}::text", self.reference())
     }
 
     /// An expression of the value as a header, or null. Times are ISO 8601, and `true` is `true`.
@@ -191,7 +181,7 @@ pub struct Mapping {
     columns: Vec<(&'static str, String)>,
     /// What is computed once for a row: a subquery.
     parsed: Option<String>,
-    /// Order of the rows that are there, and which of them count.
+    /// Order of the rows that are there, and which of them are not marked as published.
     order: Vec<String>,
     condition: Option<&'static str>,
 }
@@ -290,24 +280,20 @@ impl Mapping {
         format!("\nbegin\n    {}{from};\n    return null;\nend\n", self.select())
     }
 
-    /// The statement that publishes the rows that are in the table, oldest first as far as that can be known.
-    pub fn copy_existing(&self, partitioned: bool) -> String {
-        let table = self.table_and_parts(partitioned);
+    /// The statements that publish the rows that are in the table, oldest first as far as that can be known, and mark them in the
+    /// table itself if the layout has that. What inherits from the table has no trigger, but for partitions.
+    pub fn publish_existing(&self, partitioned: bool) -> String {
+        let table = format!("{}{}", if partitioned { "" } else { "only " }, self.table);
         let parsed = self.parsed.as_ref().map(|parsed| format!(" cross join lateral {parsed}")).unwrap_or_default();
-        let condition = self.condition.map(|condition| format!(" where {condition}")).unwrap_or_default();
+        let condition = self.condition.map(|condition| format!("\n    where {condition}")).unwrap_or_default();
         let order: Vec<_> = self.order.iter().map(String::as_str).chain(["new.tableoid", "new.ctid"]).collect();
-        format!("{}\n    from {table} as new{parsed}{condition}\n    order by {}", self.select(), order.join(", "))
-    }
-
-    /// The statement that marks them in the table itself, if its layout knows that.
-    pub fn mark_existing(&self, partitioned: bool) -> Option<String> {
-        let condition = self.condition?;
-        Some(format!("update {} as new set published = 1 where {condition}", self.table_and_parts(partitioned)))
-    }
-
-    /// What inherits from the table has no trigger, but for partitions.
-    fn table_and_parts(&self, partitioned: bool) -> String {
-        format!("{}{}", if partitioned { "" } else { "only " }, self.table)
+        let mark = self.condition.map(|_| format!("update {table} as new set published = 1{condition};\n"));
+        format!(
+            "\n{}\n    from {table} as new{parsed}{condition}\n    order by {};\n{}",
+            self.select(),
+            order.join(", "),
+            mark.unwrap_or_default()
+        )
     }
 }
 
@@ -394,7 +380,7 @@ mod tests {
             ("id", UUID, 'U'),
             ("aggregatetype", TEXT, 'S'),
             ("aggregateid", TEXT, 'S'),
-            ("type", FIRST_OWN_TYPE, 'E'),
+            ("type", 16_385, 'E'),
             ("payload", JSONB, 'U'),
         ];
         let outbox = Outbox::Debezium { table: table("public", "outbox") };
@@ -402,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn a_function_copies_each_row_and_executes_no_cast_of_the_teams() {
+    fn a_function_copies_each_row() {
         let mapping = of_debezium(&[("it's", TEXT, 'S'), ("at", TIMESTAMPTZ, 'D')]);
         insta::assert_snapshot!(mapping.function_source());
     }
@@ -413,11 +399,7 @@ mod tests {
         let columns = columns(&[&names[..], &[("published", 21, 'N'), ("creation_time", INT8, 'N')]].concat());
         let outbox = Outbox::Eventuate { table: table("even\"tuate", "message") };
         let mapping = Mapping::of(&outbox, &columns).unwrap();
-        insta::assert_snapshot!(format!(
-            "{}\n\n{}",
-            mapping.copy_existing(false),
-            mapping.mark_existing(false).unwrap()
-        ));
+        insta::assert_snapshot!(mapping.publish_existing(false));
     }
 
     #[test]

@@ -60,6 +60,9 @@ impl Trigger {
     }
 }
 
+/// Of each function. Values of time are the same whoever inserts.
+const SETTINGS: &str = "set search_path = pg_catalog, pg_temp set timezone = 'UTC'";
+
 /// Makes the triggers of a new table of the outbox's name.
 const KEEP: &str = "keep_outbox";
 
@@ -151,9 +154,7 @@ pub async fn adapt_between(admin: &mut Client, outbox: &Outbox) -> Result<(), to
 
 async fn begin(admin: &mut Client) -> Result<Transaction<'_>, tokio_postgres::Error> {
     let transaction = admin.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?;
-    // values of time are the same whoever inserts
-    let settings = format!("set local lock_timeout = '{LOCK_TIMEOUT}'; set local timezone = 'UTC'");
-    transaction.batch_execute(&settings).await?;
+    transaction.batch_execute(&format!("set local lock_timeout = '{LOCK_TIMEOUT}'")).await?;
     Ok(transaction)
 }
 
@@ -266,10 +267,9 @@ async fn replace_functions(
         if there.map(|row| row.try_get::<_, String>(0)).transpose()?.is_some_and(|there| there == source) {
             continue;
         }
-        // they execute as whoever inserts, and as the superuser at the end of a migration
+        // the first one executes as whoever inserts: see `publish_existing`
         let create = format!(
-            "create or replace function weft.{name}() returns {returns} language plpgsql \
-                 set search_path = pg_catalog, pg_temp set timezone = 'UTC' as {};
+            "create or replace function weft.{name}() returns {returns} language plpgsql {SETTINGS} as {};
              revoke execute on function weft.{name}() from public",
             escape_literal(&source)
         );
@@ -301,25 +301,23 @@ end
     )
 }
 
-/// Publishes the rows that are there. The table's own code (triggers, checks) is executed as its owner, never as the
-/// superuser: in a `security definer` function the role cannot be changed back.
+/// Publishes the rows that are there, as the table's owner: even to read a table can execute the team's code (casts, functions
+/// in the predicates of indexes), which must not run as the superuser. In a `security definer` function the role cannot be
+/// changed back.
 async fn publish_existing(
     transaction: &Transaction<'_>,
     mapping: &Mapping,
     relation: &Relation,
-) -> Result<(), AdaptError> {
-    let copied = transaction.execute(&mapping.copy_existing(relation.partitioned), &[]).await?;
-    tracing::info!(rows = copied, "rows that were there are published");
-    let Some(mark) = mapping.mark_existing(relation.partitioned) else { return Ok(()) };
+) -> Result<(), tokio_postgres::Error> {
     let statement = format!(
-        "create function weft.mark_existing() returns void language sql security definer \
-             set search_path = pg_catalog, pg_temp as {};
-         alter function weft.mark_existing() owner to {};
-         select weft.mark_existing();
-         drop function weft.mark_existing()",
-        escape_literal(&mark),
+        "create function weft.publish_existing() returns void language sql security definer {SETTINGS} as {};
+         alter function weft.publish_existing() owner to {};
+         select weft.publish_existing();
+         drop function weft.publish_existing()",
+        escape_literal(&mapping.publish_existing(relation.partitioned)),
         escape_identifier(&relation.owner)
     );
     transaction.batch_execute(&statement).await?;
+    tracing::info!("rows that were there are published");
     Ok(())
 }
