@@ -8,7 +8,11 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer},
     message::Headers,
 };
-use weft::contract::relay::{KafkaSink, Mechanism, Sink};
+use weft::{
+    contract::relay::{KafkaSink, Mechanism, Sink},
+    domain::destination::{Style, Template},
+    relay::sink::{self, Sink as _},
+};
 
 use super::{Broker, Received};
 use crate::{
@@ -238,4 +242,47 @@ async fn create_topic(address: &str, name: &str) {
     let admin: AdminClient<_> = ClientConfig::new().set("bootstrap.servers", address).create().unwrap();
     let topic = NewTopic::new(name, 3, TopicReplication::Fixed(1));
     admin.create_topics([&topic], &AdminOptions::new()).await.unwrap()[0].clone().unwrap();
+}
+
+/// Why there is no connection is one sentence that says what to change.
+#[tokio::test]
+async fn a_connection_that_cannot_be_made_is_explained() {
+    if !is_there() {
+        return;
+    }
+    let server = Kafka::start(KafkaOptions { creates_topics: true });
+    let [right, none, stranger] = [0; 3].map(|_| tempfile::tempdir().unwrap());
+    for folder in [&right, &stranger] {
+        std::fs::write(folder.path().join("username"), KAFKA_LOGIN.0).unwrap();
+        std::fs::write(folder.path().join("password"), KAFKA_LOGIN.1).unwrap();
+    }
+    std::fs::write(right.path().join("ca.crt"), server.ca()).unwrap();
+    let (plain, tls) = (server.address(), server.tls_address());
+    let cases = [
+        (&plain, false, &none, None),
+        (&tls, true, &right, None),
+        (&"127.0.0.1:9".to_owned(), false, &none, Some("has not accepted connections since")),
+        (&"kafka.invalid:9092".to_owned(), false, &none, Some("resolve")),
+        (&tls, true, &stranger, Some("check ca.crt, tls.crt and tls.key of the Secret")),
+        (&tls, false, &none, Some("check tls")),
+        (&plain, true, &right, Some("PLAINTEXT broker listener")),
+    ];
+    let explained = cases.map(async |(address, tls, folder, expected)| {
+        let sink = KafkaSink {
+            servers: vec![address.clone()],
+            tls,
+            secret_folder: Some(folder.path().to_owned()),
+            mechanism: Mechanism::ScramSha256,
+            topic: "all".to_owned(),
+        };
+        let template = Template::parse(&sink.topic, "shop", "orders", Style::Topic).unwrap();
+        let connected = sink::kafka::Kafka::new(&sink, &template, "weft relay orders".to_owned()).connect().await;
+        let said = connected.err().map(|error| error.to_string());
+        match (said, expected) {
+            (None, None) => {}
+            (Some(said), Some(expected)) if said.contains(expected) => {}
+            (said, expected) => panic!("{address}, TLS {tls}: {said:?} instead of {expected:?}"),
+        }
+    });
+    futures::future::join_all(explained).await;
 }

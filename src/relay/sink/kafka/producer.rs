@@ -87,8 +87,7 @@ impl Producer {
         for (key, value) in &settings {
             config.set(*key, value);
         }
-        // what matters comes as an error; the log has names of topics, which have values of rows
-        config.set_log_level(RDKafkaLogLevel::Emerg);
+        config.set_log_level(RDKafkaLogLevel::Info);
         let (sender, events) = mpsc::unbounded_channel();
         let client = config.create_with_context(Callbacks { events: sender })?;
         Ok(Self {
@@ -252,7 +251,14 @@ impl Callbacks {
 }
 
 impl ClientContext for Callbacks {
-    fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
+    /// A connection that a broker closes is no error for librdkafka. Of its log nothing else is taken: it has names of
+    /// topics, which have values of rows.
+    fn log(&self, level: RDKafkaLogLevel, kind: &str, message: &str) {
+        if kind == "FAIL" && matches!(level, RDKafkaLogLevel::Warning | RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info)
+        {
+            self.report(Event::Failed(closed(message)));
+        }
+    }
 
     fn stats_raw(&self, statistics: &[u8]) {
         self.report(Event::Statistics(serde_json::from_slice(statistics).unwrap_or_default()));
@@ -293,13 +299,21 @@ fn failure(code: Option<RDKafkaErrorCode>, reason: &str) -> Failure {
     }
 }
 
-/// Without the broker's name before it, as `sasl_ssl://HOST:PORT/bootstrap: `, and without ` (after 3ms in state CONNECT)`.
+/// Why a broker has closed the connection is not known. Where it knows another protocol, it does so at the beginning.
+fn closed(message: &str) -> Failure {
+    let remedy = if message.contains(" in state UP") { "" } else { "; check tls, and whether it demands a login" };
+    Failure::Disconnected(format!("a broker closed the connection{remedy}"))
+}
+
+/// Without the broker's name before it, as `sasl_ssl://HOST:PORT/bootstrap: `, and without what concerns librdkafka:
+/// ` (after 3ms in state CONNECT)`, `, verify that ssl.ca.location …`.
 fn plain(reason: &str) -> String {
     let rest = match reason.split_once(": ") {
         Some((name, rest)) if name.contains('/') => rest,
         _ => reason,
     };
-    rest.split(" (after ").next().unwrap_or(rest).to_owned()
+    let ends = [" (after ", ", verify that ", ": verify that "].iter().filter_map(|end| rest.find(end));
+    rest.get(..ends.min().unwrap_or(rest.len())).unwrap_or(rest).to_owned()
 }
 
 #[cfg(test)]
@@ -352,12 +366,19 @@ mod tests {
             panic!("it is refused")
         };
         assert!(why.starts_with("SASL authentication error: Authentication failed; check username"), "{why}");
-        let closed =
+        let down =
             "kafka:9092/1: Connect to ipv4#10.0.0.1:9092 failed: Connection refused (after 0ms in state CONNECT)";
         assert_eq!(
-            failure(Some(RDKafkaErrorCode::BrokerTransportFailure), closed),
+            failure(Some(RDKafkaErrorCode::BrokerTransportFailure), down),
             Failure::Disconnected("Connect to ipv4#10.0.0.1:9092 failed: Connection refused".to_owned())
         );
+        let untrusted = "ssl://kafka:9093/bootstrap: SSL handshake failed: certificate verify failed, verify that ssl.ca.location is right";
+        assert_eq!(plain(untrusted), "SSL handshake failed: certificate verify failed");
+        let Failure::Disconnected(why) = closed("kafka:9092/1: Disconnected (after 60ms in state APIVERSION_QUERY)")
+        else {
+            panic!("there is no connection")
+        };
+        assert_eq!(why, "a broker closed the connection; check tls, and whether it demands a login");
         let timeout = "kafka:9092/1: 1 request(s) timed out: disconnect (after 9000ms in state UP)";
         assert_eq!(failure(Some(RDKafkaErrorCode::OperationTimedOut), timeout), Failure::Silent);
     }
