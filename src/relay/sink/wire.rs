@@ -293,8 +293,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_server_is_asked_when_it_is_quiet_and_lost_when_it_stays_silent() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut wire =
-            open(address(&format!("redis://{}", listener.local_addr().unwrap())).unwrap()).await.unwrap();
+        let mut wire = open(address(&format!("redis://{}", listener.local_addr().unwrap())).unwrap()).await.unwrap();
         let _silent = listener.accept().await.unwrap();
         let started = Instant::now();
         let mut asked = 0;
@@ -313,8 +312,7 @@ mod tests {
     #[tokio::test]
     async fn what_a_server_says_before_it_closes_is_read() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut wire =
-            open(address(&format!("redis://{}", listener.local_addr().unwrap())).unwrap()).await.unwrap();
+        let mut wire = open(address(&format!("redis://{}", listener.local_addr().unwrap())).unwrap()).await.unwrap();
         let (mut server, _) = listener.accept().await.unwrap();
         server.write_all(b"-ERR no\r\n").await.unwrap();
         drop(server);

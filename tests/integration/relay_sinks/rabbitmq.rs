@@ -10,9 +10,10 @@ use std::{
     time::Duration,
 };
 
+use futures::StreamExt;
 use lapin::{
     BasicProperties, Channel, ConnectionProperties, ExchangeKind,
-    options::{BasicGetOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    options::{BasicConsumeOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
 use tokio::sync::Mutex;
@@ -22,7 +23,10 @@ use weft::contract::{
 };
 
 use super::{Broker, INSERT, Received, setting};
-use crate::servers::{RabbitMq, rabbitmq::{LOGIN, MAX_MESSAGE}};
+use crate::servers::{
+    RabbitMq,
+    rabbitmq::{LOGIN, MAX_MESSAGE},
+};
 
 const EXCHANGE: &str = "events";
 const QUEUE: &str = "everything";
@@ -91,17 +95,19 @@ impl Host {
 
     async fn messages(&self) -> Vec<Received> {
         let (_connection, channel) = self.channel().await;
-        let mut all = Vec::new();
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let queue = channel.queue_declare(QUEUE.into(), passive, FieldTable::default()).await.unwrap();
+        let count = usize::try_from(queue.message_count()).unwrap();
+        let options = BasicConsumeOptions::default();
+        let consumer = channel.basic_consume(QUEUE.into(), "".into(), options, FieldTable::default()).await.unwrap();
         // what is not acknowledged goes back when the connection ends
-        while let Some(message) = channel.basic_get(QUEUE.into(), BasicGetOptions::default()).await.unwrap() {
+        let received = consumer.take(count).map(|message| {
+            let message = message.unwrap();
             assert_eq!(*message.properties.delivery_mode(), Some(2), "it is persistent");
-            all.push(Received {
-                destination: message.routing_key.to_string(),
-                headers: headers(&message.properties),
-                body: message.delivery.data,
-            });
-        }
-        all
+            let (destination, headers) = (message.routing_key.to_string(), headers(&message.properties));
+            Received { destination, headers, body: message.data }
+        });
+        received.collect().await
     }
 }
 
@@ -115,8 +121,7 @@ fn headers(properties: &BasicProperties) -> BTreeMap<String, String> {
         None => name.to_owned(),
     };
     let table = properties.headers().clone().unwrap();
-    let mut all: BTreeMap<_, _> =
-        table.inner().iter().map(|(key, value)| (name(key.as_str()), text(value))).collect();
+    let mut all: BTreeMap<_, _> = table.inner().iter().map(|(key, value)| (name(key.as_str()), text(value))).collect();
     all.extend(properties.content_type().iter().map(|value| ("content-type".to_owned(), value.to_string())));
     let id = properties.message_id().clone().unwrap().to_string();
     assert!(id.starts_with(&format!("{} {} ", all["ce-source"], all["ce-id"])), "{id}");
@@ -272,7 +277,8 @@ async fn a_blocked_connection_is_reported_and_so_is_silence() {
 
     host.server.signal("-STOP");
     let silent = |problems: &[Problem]| {
-        message_of(problems, ProblemReason::BrokerUnreachable).is_some_and(|said| said.contains("has not answered since"))
+        message_of(problems, ProblemReason::BrokerUnreachable)
+            .is_some_and(|said| said.contains("has not answered since"))
     };
     relay.within(Duration::from_secs(20), "the silence is reported", |status| silent(&status.problems)).await;
     host.server.signal("-CONT");

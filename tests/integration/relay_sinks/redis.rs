@@ -113,18 +113,15 @@ async fn a_promoted_replica_is_found_and_streams_are_trimmed() {
     let said = |problem: &weft::contract::problem::Problem| {
         problem.reason == ProblemReason::BrokerUnreachable && problem.message.contains("has not answered since")
     };
-    relay
-        .within(Duration::from_secs(20), "the silence is reported", |status| status.problems.iter().any(said))
-        .await;
+    relay.within(Duration::from_secs(20), "the silence is reported", |status| status.problems.iter().any(said)).await;
     replica.command(&["REPLICAOF", "NO", "ONE"]);
     replica.command(&["SET", "text", "x"]);
     app.batch_execute(&event("text", 1)).await.unwrap();
     for aggregate in 0..400 {
         app.batch_execute(&event("second", aggregate)).await.unwrap();
     }
-    let status = relay
-        .until("published to the promoted one", |status| status.published == 401 && status.held == 1)
-        .await;
+    let status =
+        relay.until("published to the promoted one", |status| status.published == 401 && status.held == 1).await;
     let refused = status.problems.iter().find(|problem| problem.reason == ProblemReason::EventRefused).unwrap();
     assert!(refused.message.contains("WRONGTYPE"), "{}", refused.message);
     // trimmed by whole nodes of 100 entries

@@ -8,7 +8,10 @@ use kube::ResourceExt;
 
 use super::{Observed, Planned};
 use crate::{
-    api::v1alpha1::{DeleteWhen, EventFormat, HttpSink, NatsSink, OutboxRelay, RabbitMqSink, RedisSink, RelayMode, RelaySink, Unroutable},
+    api::v1alpha1::{
+        DeleteWhen, EventFormat, HttpSink, NatsSink, OutboxRelay, RabbitMqSink, RedisSink, RelayMode, RelaySink,
+        Unroutable,
+    },
     contract::{
         Contract, DatabaseLogin, Role,
         relay::{self, Format, Mode, Relay, Retention, Sink},

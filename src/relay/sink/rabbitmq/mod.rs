@@ -299,7 +299,9 @@ impl RabbitMqSession {
         };
         short("routing key, which the template makes of its row,", routing_key)?;
         if let Some(most) = self.max_message.get().filter(|&most| size > most) {
-            return Err(format!("it has {size} bytes and RabbitMQ accepts {most}: raise the server's max_message_size"));
+            return Err(format!(
+                "it has {size} bytes and RabbitMQ accepts {most}: raise the server's max_message_size"
+            ));
         }
         let mut content_type = None;
         for (name, value) in message.headers() {
@@ -318,7 +320,9 @@ impl RabbitMqSession {
         let bytes = protocol::properties(output, size, content_type, headers, &message_id(&message.identity));
         if bytes > most {
             output.truncate(start);
-            return Err(format!("its headers have {bytes} bytes and RabbitMQ accepts {most}: raise the server's frame_max, or shorten the row's headers"));
+            return Err(format!(
+                "its headers have {bytes} bytes and RabbitMQ accepts {most}: raise the server's frame_max, or shorten the row's headers"
+            ));
         }
         protocol::body(output, &message.body, most);
         Ok(())
@@ -369,7 +373,8 @@ fn answer(stored: bool, returned: bool, exchange: &str) -> Answer {
         )),
         (true, false) => Answer::Stored,
         (false, false) => Answer::Failed(
-            "a queue rejects it (basic.nack): it is full, with the overflow `reject-publish`, or not available".to_owned(),
+            "a queue rejects it (basic.nack): it is full, with the overflow `reject-publish`, or not available"
+                .to_owned(),
         ),
     }
 }
@@ -399,8 +404,16 @@ mod tests {
     #[test]
     fn a_closed_connection_is_a_sentence_without_what_the_server_quotes() {
         for (code, text, expected) in [
-            (320, "CONNECTION_FORCED - broker forced connection closure with reason 'shutdown'", "CONNECTION_FORCED - broker forced"),
-            (403, "ACCESS_REFUSED - write access to topic 'secret' in exchange 'events' refused", "ACCESS_REFUSED - write access to topic; check the Secret"),
+            (
+                320,
+                "CONNECTION_FORCED - broker forced connection closure with reason 'shutdown'",
+                "CONNECTION_FORCED - broker forced",
+            ),
+            (
+                403,
+                "ACCESS_REFUSED - write access to topic 'secret' in exchange 'events' refused",
+                "ACCESS_REFUSED - write access to topic; check the Secret",
+            ),
             (404, "NOT_FOUND - no exchange 'events' in vhost '/'", "NOT_FOUND - no exchange; the relay declares"),
             (541, "INTERNAL_ERROR", "INTERNAL_ERROR"),
         ] {

@@ -41,19 +41,37 @@ pub struct Malformed;
 /// What the server sends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Received {
-    Start { mechanisms: String },
-    Tune { max_frame: u32 },
+    Start {
+        mechanisms: String,
+    },
+    Tune {
+        max_frame: u32,
+    },
     /// What was opened, declared or selected is so.
     Done,
-    Blocked { reason: String },
+    Blocked {
+        reason: String,
+    },
     Unblocked,
-    ConnectionClosed { code: u16, text: String },
-    ChannelClosed { code: u16, text: String },
+    ConnectionClosed {
+        code: u16,
+        text: String,
+    },
+    ChannelClosed {
+        code: u16,
+        text: String,
+    },
     /// Every message up to this one when `multiple`.
-    Confirmed { tag: u64, multiple: bool, stored: bool },
+    Confirmed {
+        tag: u64,
+        multiple: bool,
+        stored: bool,
+    },
     /// A message that no queue gets follows: its properties, and its body.
     Returned,
-    Properties { message_id: String },
+    Properties {
+        message_id: String,
+    },
     /// A heartbeat, a body, or a method without meaning here.
     Other,
 }
@@ -215,7 +233,8 @@ pub fn start_ok(output: &mut BytesMut, name: &str, mechanism: &str, response: &s
             short_text(properties, "capabilities");
             properties.put_u8(b'F');
             sized(properties, |capabilities| {
-                for known in ["publisher_confirms", "basic.nack", "connection.blocked", "authentication_failure_close"] {
+                for known in ["publisher_confirms", "basic.nack", "connection.blocked", "authentication_failure_close"]
+                {
                     short_text(capabilities, known);
                     capabilities.put_slice(b"t\x01");
                 }
@@ -385,7 +404,9 @@ mod tests {
 
     #[test]
     fn what_is_no_frame_is_an_error() {
-        for bytes in [&b"AMQP\0\0\x09\x01"[..], b"HTTP/1.1 400 Bad Request\r\n", b"\x01\0\0\0\0\0\0\0", b"\x07\0\0\0\0\0\0\xce"] {
+        for bytes in
+            [&b"AMQP\0\0\x09\x01"[..], b"HTTP/1.1 400 Bad Request\r\n", b"\x01\0\0\0\0\0\0\0", b"\x07\0\0\0\0\0\0\xce"]
+        {
             assert_eq!(receive(&mut BytesMut::from(bytes)), Err(Malformed), "{bytes:?}");
         }
     }

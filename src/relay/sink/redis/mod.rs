@@ -59,7 +59,11 @@ const ERRORS: [(&str, Meaning, &str); 15] = [
     ("TRYAGAIN", Meaning::Passing, "its cluster moves the stream"),
     ("ASK", Meaning::Passing, "its cluster moves the stream"),
     ("MOVED", Meaning::Passing, "the stream is on another node of its cluster, which the relay does not look for"),
-    ("WRONGTYPE", Meaning::Refused, "the key of its stream has a value of another type: delete that, or change spec.sink.redis.stream"),
+    (
+        "WRONGTYPE",
+        Meaning::Refused,
+        "the key of its stream has a value of another type: delete that, or change spec.sink.redis.stream",
+    ),
 ];
 /// Texts of errors without a code of their own that concern one event.
 const TOO_LARGE: [&str; 2] = ["too large to be stored", "invalid bulk length"];
@@ -324,7 +328,10 @@ mod tests {
         for (error, expected) in [
             ("ERR unknown command 'XADD', with args beginning with: 'secret' ", "ERR unknown command; streams need"),
             ("NOPERM User relay has no permissions to access the 'secret' key", "NOPERM User relay has no"),
-            ("OOM command not allowed when used memory > 'maxmemory'.", "OOM command not allowed when used memory >; its"),
+            (
+                "OOM command not allowed when used memory > 'maxmemory'.",
+                "OOM command not allowed when used memory >; its",
+            ),
         ] {
             let sentence = sentence(error, meaning(error).1);
             assert!(sentence.starts_with(expected) && !sentence.contains("secret"), "{sentence}");
