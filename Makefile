@@ -52,7 +52,7 @@ test: ## Every test there is, the end-to-end ones on a cluster of their own; abo
 unit: ## Tests that need nothing but the code
 	hack/test unit
 
-integration: ## Tests against real PostgreSQL and NATS processes
+integration: ## Tests against real processes of PostgreSQL and the brokers
 	hack/test integration
 
 e2e: ## Tests on a cluster; ONLY=NAME runs the tests whose name has NAME in it

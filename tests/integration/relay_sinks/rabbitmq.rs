@@ -10,9 +10,10 @@ use std::{
     time::Duration,
 };
 
+use futures::StreamExt;
 use lapin::{
     BasicProperties, Channel, ConnectionProperties, ExchangeKind,
-    options::{BasicGetOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    options::{BasicConsumeOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
 use tokio::sync::Mutex;
@@ -94,17 +95,19 @@ impl Host {
 
     async fn messages(&self) -> Vec<Received> {
         let (_connection, channel) = self.channel().await;
-        let mut all = Vec::new();
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let queue = channel.queue_declare(QUEUE.into(), passive, FieldTable::default()).await.unwrap();
+        let count = usize::try_from(queue.message_count()).unwrap();
+        let options = BasicConsumeOptions::default();
+        let consumer = channel.basic_consume(QUEUE.into(), "".into(), options, FieldTable::default()).await.unwrap();
         // what is not acknowledged goes back when the connection ends
-        while let Some(message) = channel.basic_get(QUEUE.into(), BasicGetOptions::default()).await.unwrap() {
+        let received = consumer.take(count).map(|message| {
+            let message = message.unwrap();
             assert_eq!(*message.properties.delivery_mode(), Some(2), "it is persistent");
-            all.push(Received {
-                destination: message.routing_key.to_string(),
-                headers: headers(&message.properties),
-                body: message.delivery.data,
-            });
-        }
-        all
+            let (destination, headers) = (message.routing_key.to_string(), headers(&message.properties));
+            Received { destination, headers, body: message.data }
+        });
+        received.collect().await
     }
 }
 

@@ -44,6 +44,9 @@ impl RabbitMq {
         fs::write(home.path().join("rabbitmq.conf"), config).expect("the configuration is written");
         fs::write(home.path().join("definitions.json"), definitions()).expect("the definitions are written");
         fs::write(home.path().join("plugins"), "[].").expect("the plugins are written");
+        // names are found without the system's resolver, which takes up to half a minute on a busy machine
+        let names = "{lookup, [file]}.\n{host, {127,0,0,1}, [\"localhost\"]}.\n";
+        fs::write(home.path().join("inetrc"), names).expect("the names are written");
         let ports = [free_port(), free_port()];
         let mut server = Self { scripts: scripts(), home, port, ports, names: None, process: None };
         server.names = Some(server.start_names());
@@ -97,8 +100,10 @@ impl RabbitMq {
         command.env("RABBITMQ_NODENAME", "weft@localhost").env("RABBITMQ_CONF_ENV_FILE", "/dev/null");
         command.env("RABBITMQ_CONFIG_FILE", at("rabbitmq")).env("RABBITMQ_ENABLED_PLUGINS_FILE", at("plugins"));
         command.env("RABBITMQ_MNESIA_BASE", at("data")).env("RABBITMQ_LOG_BASE", at("logs")).env("RABBITMQ_LOGS", "-");
-        let loopback = "+S 2:2 -kernel inet_dist_use_interface {127,0,0,1}";
-        command.env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", loopback);
+        command.env("ERL_INETRC", at("inetrc"));
+        // idle threads do not spin, and other nodes are on this machine
+        let quiet = "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}";
+        command.env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", quiet);
         command
     }
 
