@@ -126,7 +126,7 @@ fn cases() -> [Case; 4] {
             insert: r#"insert into eventuate.message (id, destination, headers, payload, creation_time) values
                 ('m-1', 'shop.Order', '{"event-aggregate-type": "shop.Order", "event-aggregate-id": "7",
                   "event-type": "shop.OrderCreated", "PARTITION_ID": "7", "X-Tenant": "acme"}', '{"n":  1}', 1767225600000),
-                ('m-2', 'commands', '{"PARTITION_ID": "8"}', '{}', null),
+                ('m-2', 'commands', '{"PARTITION_ID": "8"}', '{}', 9223372036854775807),
                 ('m-3', 'replies', 'no JSON', 'ok', null)"#,
             messages: vec![
                 (
