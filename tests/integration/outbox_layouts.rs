@@ -258,13 +258,14 @@ async fn a_row_is_an_event_exactly_when_it_is_committed() {
     let headers = "select headers ->> 'tenant' from weft.outbox where id = '8'";
     assert_eq!(superuser.query_one(headers, &[]).await.unwrap().get::<_, String>(0), "acme");
 
+    database.write_migration("004.sql", "alter table orders drop tenant");
+    database.set_up_well();
+
     // without a relay the trigger stays; another layout drops it
     database.setup.outbox = None;
     database.write_contract();
     database.set_up_well();
-    app.batch_execute(&row("9").replace("values", "(id, aggregatetype, aggregateid, type, payload) values"))
-        .await
-        .unwrap();
+    app.batch_execute(&row("9")).await.unwrap();
     assert!(copied(&superuser).await.ends_with(" 9"));
     follow(&mut database, Outbox::Weft);
     assert!(!picture(&superuser).await.contains("orders"));
