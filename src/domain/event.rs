@@ -160,6 +160,7 @@ impl Event {
     pub fn size(&self) -> usize {
         self.payload.len()
             + self.headers.len()
+            + self.id.0.len()
             + self.aggregate_type.0.len()
             + self.aggregate_id.0.len()
             + self.kind.0.len()

@@ -126,7 +126,7 @@ fn cases() -> [Case; 4] {
             insert: r#"insert into eventuate.message (id, destination, headers, payload, creation_time) values
                 ('m-1', 'shop.Order', '{"event-aggregate-type": "shop.Order", "event-aggregate-id": "7",
                   "event-type": "shop.OrderCreated", "PARTITION_ID": "7", "X-Tenant": "acme"}', '{"n":  1}', 1767225600000),
-                ('m-2', 'commands', '{"PARTITION_ID": "8"}', '{}', null),
+                ('m-2', 'commands', '{"PARTITION_ID": "8"}', '{}', 9223372036854775807),
                 ('m-3', 'replies', 'no JSON', 'ok', null)"#,
             messages: vec![
                 (
@@ -258,13 +258,14 @@ async fn a_row_is_an_event_exactly_when_it_is_committed() {
     let headers = "select headers ->> 'tenant' from weft.outbox where id = '8'";
     assert_eq!(superuser.query_one(headers, &[]).await.unwrap().get::<_, String>(0), "acme");
 
+    database.write_migration("004.sql", "alter table orders drop tenant");
+    database.set_up_well();
+
     // without a relay the trigger stays; another layout drops it
     database.setup.outbox = None;
     database.write_contract();
     database.set_up_well();
-    app.batch_execute(&row("9").replace("values", "(id, aggregatetype, aggregateid, type, payload) values"))
-        .await
-        .unwrap();
+    app.batch_execute(&row("9")).await.unwrap();
     assert!(copied(&superuser).await.ends_with(" 9"));
     follow(&mut database, Outbox::Weft);
     assert!(!picture(&superuser).await.contains("orders"));

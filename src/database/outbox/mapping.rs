@@ -14,6 +14,10 @@ const TIMESTAMP: u32 = 1114;
 const TIMESTAMPTZ: u32 = 1184;
 const UUID: u32 = 2950;
 
+/// Years 1 to 9999, in milliseconds since 1970.
+const FIRST_TIME: i64 = -62_135_596_800_000;
+const LAST_TIME: i64 = 253_402_300_799_999;
+
 /// A function has at most 100 arguments.
 const HEADERS_PER_CALL: usize = 50;
 
@@ -84,7 +88,10 @@ impl Column {
     fn time(&self) -> String {
         let value = self.reference();
         match self.type_oid {
-            INT8 => format!("to_timestamp({value} / 1000.0)"),
+            // what is out of range (nanoseconds, for example) must not make the service's insert fail
+            INT8 => format!(
+                "case when {value} between {FIRST_TIME} and {LAST_TIME} then to_timestamp({value} / 1000.0) end"
+            ),
             TIMESTAMP => format!("({value} at time zone 'UTC')"),
             _ => value,
         }
