@@ -155,6 +155,12 @@ impl fmt::Debug for Event {
     }
 }
 
+/// Whether a media type is JSON's, by its name or its suffix (RFC 6839): `application/json`, `application/vnd.order+json; v=1`.
+pub fn is_json(content_type: &str) -> bool {
+    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence.rsplit_once('/').is_some_and(|(_, subtype)| subtype == "json" || subtype.ends_with("+json"))
+}
+
 impl Event {
     /// The event's size in bytes, for the limits of the window.
     pub fn size(&self) -> usize {
@@ -352,6 +358,18 @@ mod tests {
             assert_eq!(all.get("ce-type").map(String::as_str), Some("_"));
             assert_eq!((all.get("ce-subject"), all.get("ce-time")), (None, None));
             assert!(all.values().all(|value| !value.is_empty()), "{all:?}");
+        }
+    }
+
+    #[test]
+    fn json_has_many_media_types() {
+        for content_type in
+            ["application/json", "text/json", "Application/JSON; charset=utf-8", "application/vnd.x+json"]
+        {
+            assert!(is_json(content_type), "{content_type}");
+        }
+        for content_type in ["", "json", "application/jsonl", "application/x-ndjson", "text/plain; a=/json"] {
+            assert!(!is_json(content_type), "{content_type}");
         }
     }
 

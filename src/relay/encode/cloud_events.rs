@@ -5,6 +5,6 @@ use crate::domain::event::{self, Event};
 
 pub(super) fn write(event: &Event, source: &str, message: &mut Message) {
     event.attributes(source, |name, value| message.put(name, value));
-    message.put(event::HEADER_CONTENT_TYPE, format_args!("{}", event.content_type.as_str()));
+    message.put_content_type(event.content_type.as_str());
     message.body = event.payload.clone();
 }

@@ -55,6 +55,15 @@ impl Message {
         }
     }
 
+    /// A media type as a header: the blanks that it may have around `;` would be encoded.
+    fn put_content_type(&mut self, content_type: &str) {
+        if content_type.contains(' ') {
+            self.put(event::HEADER_CONTENT_TYPE, format_args!("{}", content_type.replace(' ', "")));
+        } else {
+            self.put(event::HEADER_CONTENT_TYPE, format_args!("{content_type}"));
+        }
+    }
+
     fn clear(&mut self) {
         let Self { destination, key, identity, time, body, headers, values } = self;
         destination.clear();
@@ -182,12 +191,22 @@ mod tests {
         for (content_type, payload, member, value) in [
             ("application/avro", &[0xff, 0, 1][..], "data_base64", "/wAB"),
             ("text/plain", b"a \"b\"", "data_base64", "YSAiYiI="),
+            ("application/json", b"{", "data_base64", "ew=="),
+            ("application/vnd.x+json", b"\"1\"", "data", "1"),
         ] {
             (row.event.content_type, row.event.payload) = (content_type.into(), Bytes::from_static(payload));
             let (_, body, _) = encode(Format::CloudEventsStructured, &row);
             let event: serde_json::Value = serde_json::from_str(&body).unwrap();
             assert_eq!((&event[member], &event["datacontenttype"]), (&value.into(), &content_type.into()));
         }
+    }
+
+    #[test]
+    fn a_media_type_with_parameters_stays_one() {
+        let mut row = row("{}");
+        row.event.content_type = "text/plain; charset=utf-8".into();
+        let (headers, ..) = encode(Format::CloudEvents, &row);
+        assert_eq!(headers.get("content-type").map(String::as_str), Some("text/plain;charset=utf-8"));
     }
 
     #[test]

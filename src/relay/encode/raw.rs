@@ -11,6 +11,6 @@ const HEADER_KEY: &str = "event-key";
 pub(super) fn write(event: &Event, message: &mut Message) {
     message.put(HEADER_ID, format_args!("{}", event.id.as_str()));
     message.put(HEADER_KEY, format_args!("{}/{}", event.aggregate_type.as_str(), event.aggregate_id.as_str()));
-    message.put(event::HEADER_CONTENT_TYPE, format_args!("{}", event.content_type.as_str()));
+    message.put_content_type(event.content_type.as_str());
     message.body = event.payload.clone();
 }

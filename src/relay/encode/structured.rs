@@ -6,7 +6,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 
 use super::Message;
-use crate::domain::event::{self, CONTENT_TYPE_JSON, Event};
+use crate::domain::event::{self, Event};
 
 pub(super) fn write(event: &Event, source: &str, message: &mut Message) {
     // the attributes have about 350 bytes
@@ -18,9 +18,11 @@ pub(super) fn write(event: &Event, source: &str, message: &mut Message) {
         let _ = Escaped(&mut json).write_fmt(value);
         json.push_str("\",");
     });
-    let data = std::str::from_utf8(&event.payload);
-    match data {
-        Ok(data) if event.content_type.as_str() == CONTENT_TYPE_JSON => {
+    // the payload of a column of bytes may be anything, whatever media type it has
+    let is_json = event::is_json(event.content_type.as_str())
+        && serde_json::from_slice::<serde::de::IgnoredAny>(&event.payload).is_ok();
+    match std::str::from_utf8(&event.payload) {
+        Ok(data) if is_json => {
             json.push_str("\"data\":");
             json.push_str(data);
         }
