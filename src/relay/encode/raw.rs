@@ -1,7 +1,7 @@
 //! The payload alone. Three headers are for consumers that drop duplicates, keep the order, or need the media type.
 
 use super::Message;
-use crate::domain::event::{self, Event};
+use crate::domain::event::Event;
 
 /// The event's id.
 const HEADER_ID: &str = "event-id";
