@@ -41,7 +41,11 @@ fn at(path: &str) -> PathBuf {
 }
 
 fn sample<K: DeserializeOwned + ResourceExt>(file: &str, kind: &str) -> K {
-    let text = std::fs::read_to_string(at("config/samples/customers-and-orders").join(file)).unwrap();
+    sample_of("customers-and-orders", file, kind)
+}
+
+fn sample_of<K: DeserializeOwned + ResourceExt>(folder: &str, file: &str, kind: &str) -> K {
+    let text = std::fs::read_to_string(at("config/samples").join(folder).join(file)).unwrap();
     let documents = serde_yaml::Deserializer::from_str(&text).map(|one| serde_json::Value::deserialize(one).unwrap());
     let mut found: K =
         documents.filter(|one| one["kind"] == kind).map(|one| serde_json::from_value(one).unwrap()).next().unwrap();
@@ -111,6 +115,20 @@ fn a_relay_in_both_modes() {
             "a pause does not change the version"
         );
     }
+}
+
+#[test]
+fn a_relay_to_kafka() {
+    let microservice: Microservice = sample_of("kafka", "orders.yaml", "Microservice");
+    let relay: Arc<OutboxRelay> = Arc::new(sample_of("kafka", "orders.yaml", "OutboxRelay"));
+    let observed = outbox_relay::Observed {
+        microservice: Some(Arc::new(microservice)),
+        relays: vec![relay.clone()],
+        ..outbox_relay::Observed::default()
+    };
+    let plan = outbox_relay::Controller::plan(&relay, &observed, &settings()).unwrap();
+    let contract: Relay = pinned("relay-kafka.yaml", &file_of(&plan.children, "orders-relay"));
+    assert_eq!(contract.clone().seal(), contract);
 }
 
 #[test]

@@ -197,19 +197,6 @@ mod tests {
     }
 
     #[test]
-    fn a_kafka_cluster_gets_the_secrets_folder_and_defaults() {
-        let object = relay(
-            "orders",
-            "{microservice: orders, sink: {kafka: {servers: ['kafka:9093'], tls: true, secret: login}}}",
-        );
-        assert_eq!((object.spec.sink.kind(), object.spec.sink.secret()), ("kafka", Some("login")));
-        let Ok(Sink::Kafka(kafka)) = sink(&object.spec.sink, &settings()) else { panic!("it is a sink of Kafka") };
-        assert_eq!(kafka.secret_folder.as_deref(), Some(Path::new("/etc/weft/sinks/login")));
-        assert_eq!((kafka.tls, kafka.mechanism.as_str()), (true, "SCRAM-SHA-512"));
-        assert_eq!(kafka.topic, "{namespace}.{service}.{aggregate_type}");
-    }
-
-    #[test]
     fn another_broker_does_not_get_the_credentials() {
         let sink = nats(&relay_of("orders").spec.sink.nats.clone().unwrap(), &settings_with_broker()).unwrap();
         assert_eq!((sink.servers, sink.secret_folder), (vec!["nats://nats.messaging:4222".to_owned()], None));
