@@ -10,6 +10,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
     && find target/release -maxdepth 1 -type f -executable -name weft -exec cp {} /out/weft/ \; \
     && find target/release -maxdepth 1 -type f -executable ! -name weft -exec cp {} /out/examples/ \;
 
+# of the same Debian as the build: it has the C library and the OpenSSL that the programs are linked with
 FROM gcr.io/distroless/cc-debian12:nonroot AS base
 USER 65532:65532
 ENV PATH=/usr/bin

@@ -129,6 +129,20 @@ fn a_relay_in_both_modes() {
 }
 
 #[test]
+fn a_relay_to_kafka() {
+    let microservice: Microservice = sample_of("kafka", "orders.yaml", "Microservice");
+    let relay: Arc<OutboxRelay> = Arc::new(sample_of("kafka", "orders.yaml", "OutboxRelay"));
+    let observed = outbox_relay::Observed {
+        microservice: Some(Arc::new(microservice)),
+        relays: vec![relay.clone()],
+        ..outbox_relay::Observed::default()
+    };
+    let plan = outbox_relay::Controller::plan(&relay, &observed, &settings()).unwrap();
+    let contract: Relay = pinned("relay-kafka.yaml", &file_of(&plan.children, "orders-relay"));
+    assert_eq!(contract.clone().seal(), contract);
+}
+
+#[test]
 fn an_orchestrator_and_the_set_up_of_its_database() {
     let mut saga: Saga = sample("create-order.yaml", "Saga");
     saga.metadata.creation_timestamp = Some(Time("2026-11-22T09:00:00Z".parse().unwrap()));

@@ -126,8 +126,7 @@ const ERRORS: [(RDKafkaErrorCode, Class); 15] = [
 /// The cluster that events go to.
 #[derive(Debug)]
 pub struct Kafka {
-    /// `HOST:PORT`, with commas between them.
-    servers: String,
+    servers: Vec<String>,
     tls: bool,
     mechanism: Mechanism,
     secret: SecretFolder,
@@ -144,7 +143,7 @@ impl Kafka {
     pub fn new(sink: &KafkaSink, template: &Template, name: String) -> Self {
         let KafkaSink { servers, tls, secret_folder, mechanism, topic: _ } = sink;
         Self {
-            servers: servers.join(","),
+            servers: servers.clone(),
             tls: *tls,
             mechanism: *mechanism,
             secret: SecretFolder::new(secret_folder.clone()),
@@ -158,7 +157,7 @@ impl Kafka {
     async fn settings(&self) -> Result<BTreeMap<&'static str, String>, SecretError> {
         let Self { servers, tls, mechanism, secret, topics: _, name, producer: _ } = self;
         let mut settings: BTreeMap<_, _> = SETTINGS.map(|(key, value)| (key, value.to_owned())).into();
-        settings.insert("bootstrap.servers", servers.clone());
+        settings.insert("bootstrap.servers", servers.join(","));
         settings.insert("client.id", name.clone());
         let login = secret.login().await?;
         let protocol = match (tls, login.is_some()) {
@@ -195,19 +194,22 @@ impl Kafka {
 
     /// The producer of the last session, or a new one where the Secret has changed or the last one cannot go on.
     async fn producer(&self) -> Result<OwnedMappedMutexGuard<Option<Producer>, Producer>, SinkError> {
-        let unusable = |why| outage(&self.servers, Timestamp::now(), Failure::Refused(why));
+        let unusable = |why| outage(self.address(), Timestamp::now(), Failure::Refused(why));
         let settings = self.settings().await.map_err(|error| unusable(error.to_string()))?;
         let mut slot = self.producer.clone().lock_owned().await;
         let producer = match slot.take() {
             Some(last) if last.can_go_on(&settings) => last,
-            _ => Producer::new(settings).map_err(|error| unusable(in_terms_of_the_secret(&error.to_string())))?,
+            last => Producer::new(settings, last.as_ref()).map_err(|error| unusable(in_terms_of_the_secret(&error)))?,
         };
         Ok(OwnedMutexGuard::map(slot, |slot| slot.insert(producer)))
     }
+
+    fn address(&self) -> String {
+        self.servers.join(", ")
+    }
 }
 
-fn outage(servers: &str, since: Timestamp, failure: Failure) -> SinkError {
-    let address = servers.replace(',', ", ");
+fn outage(address: String, since: Timestamp, failure: Failure) -> SinkError {
     SinkError::Unreachable(Outage { server: Kafka::SERVER, address, since, failure })
 }
 
@@ -227,17 +229,16 @@ impl Sink for Kafka {
         let deadline = Instant::now() + CONNECT;
         let failure = loop {
             if producer.is_connected() {
-                return Ok(KafkaSession { producer, servers: self.servers.clone(), topics: self.topics.clone() });
+                return Ok(KafkaSession { producer, address: self.address(), topics: self.topics.clone() });
             }
-            // a new producer knows the cluster before it has reported anything
-            let check = if producer.is_new() { deadline.min(Instant::now() + REACHED_CHECK) } else { deadline };
+            let check = if producer.reports_late() { deadline.min(Instant::now() + REACHED_CHECK) } else { deadline };
             match timeout_at(check, producer.hear()).await {
                 Ok(Some(failure @ Failure::Refused(_))) => break failure,
                 Err(_elapsed) if Instant::now() >= deadline => break producer.failure(),
                 Ok(_) | Err(_) => {}
             }
         };
-        Err(outage(&self.servers, producer.since(), failure))
+        Err(outage(self.address(), producer.since(), failure))
     }
 }
 
@@ -245,7 +246,7 @@ impl Sink for Kafka {
 #[derive(Debug)]
 pub struct KafkaSession {
     producer: OwnedMappedMutexGuard<Option<Producer>, Producer>,
-    servers: String,
+    address: String,
     topics: Arc<str>,
 }
 
@@ -275,7 +276,7 @@ impl Session for KafkaSession {
     async fn replies(&mut self, replies: &mut Vec<Reply>) -> Result<(), SinkError> {
         while replies.is_empty() {
             if !self.producer.is_connected() {
-                return Err(outage(&self.servers, self.producer.since(), self.producer.failure()));
+                return Err(outage(self.address.clone(), self.producer.since(), self.producer.failure()));
             }
             if !self.producer.has_answers() {
                 self.producer.hear().await;
@@ -290,11 +291,11 @@ impl Session for KafkaSession {
     }
 
     fn silent(&self, since: Timestamp) -> SinkError {
-        outage(&self.servers, since, Failure::Silent)
+        outage(self.address.clone(), since, Failure::Silent)
     }
 
     fn address(&self) -> &str {
-        &self.servers
+        &self.address
     }
 }
 

@@ -2,6 +2,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -9,9 +13,9 @@ use jiff::Timestamp;
 use rdkafka::{
     ClientConfig, ClientContext,
     config::RDKafkaLogLevel,
-    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+    error::{KafkaError, RDKafkaErrorCode},
     message::DeliveryResult,
-    producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer},
+    producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext, PurgeConfig},
 };
 use serde::Deserialize;
 use tokio::{sync::mpsc, time::Instant};
@@ -22,6 +26,8 @@ use crate::{outage::Failure, relay::window::Ticket};
 const SILENCE: Duration = Duration::from_millis(3500);
 /// The same before anything was published: librdkafka then asks every ten seconds.
 const SILENCE_UNUSED: Duration = Duration::from_secs(14);
+/// How long the polling thread waits at a time. At the end of each wait the driver spins for up to a millisecond.
+const POLL: Duration = Duration::from_secs(2);
 /// Most events of librdkafka that are handled at once.
 const BATCH: usize = 512;
 
@@ -41,6 +47,15 @@ enum Event {
 #[derive(Debug, Default, Deserialize)]
 struct Statistics {
     brokers: HashMap<String, BrokerStatistics>,
+    #[serde(rename = "eos")]
+    idempotence: IdempotenceStatistics,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct IdempotenceStatistics {
+    /// `Assigned` when the cluster has given the producer its id.
+    #[serde(rename = "idemp_state")]
+    state: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -55,8 +70,9 @@ pub(super) type Record<'a> = BaseRecord<'a, [u8], [u8], Box<u64>>;
 
 pub(super) struct Producer {
     settings: BTreeMap<&'static str, String>,
-    /// There until this is dropped.
-    client: Option<ThreadedProducer<Callbacks>>,
+    client: Arc<BaseProducer<Callbacks>>,
+    /// Ends the polling thread.
+    stop: Arc<AtomicBool>,
     events: mpsc::UnboundedReceiver<Event>,
     buffer: Vec<Event>,
     /// Events without an answer that was handed over, with their last attempt.
@@ -69,40 +85,61 @@ pub(super) struct Producer {
 /// The connections to the brokers, taken together.
 #[derive(Debug)]
 struct Link {
-    connected: bool,
+    state: State,
     received: u64,
     received_at: Instant,
     up_at: Instant,
     /// The last time that the cluster was known to answer, or the beginning.
     since: Timestamp,
     failure: Option<Failure>,
-    fatal: bool,
     /// Whether anything was published.
     used: bool,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// It may know the cluster without having reported that.
+    New,
+    Connected,
+    Lost,
+    /// The producer cannot go on.
+    Ended,
+}
+
 impl Producer {
-    pub(super) fn new(settings: BTreeMap<&'static str, String>) -> KafkaResult<Self> {
+    /// `last` is the one that it replaces.
+    pub(super) fn new(settings: BTreeMap<&'static str, String>, last: Option<&Self>) -> Result<Self, String> {
         let mut config = ClientConfig::new();
         for (key, value) in &settings {
             config.set(*key, value);
         }
         config.set_log_level(RDKafkaLogLevel::Info);
         let (sender, events) = mpsc::unbounded_channel();
-        let client = config.create_with_context(Callbacks { events: sender })?;
+        let client: BaseProducer<_> =
+            config.create_with_context(Callbacks { events: sender }).map_err(|error| error.to_string())?;
+        let (client, stop) = (Arc::new(client), Arc::new(AtomicBool::new(false)));
+        let (polled, stopped) = (client.clone(), stop.clone());
+        // the last one to have the client: it closes the connections, which no task may wait for
+        let poll = move || {
+            while !stopped.load(Ordering::Relaxed) {
+                polled.poll(POLL);
+            }
+        };
+        std::thread::Builder::new().name("kafka".to_owned()).spawn(poll).map_err(|error| error.to_string())?;
         Ok(Self {
             settings,
-            client: Some(client),
+            client,
+            stop,
             events,
             buffer: Vec::new(),
             unanswered: HashMap::new(),
             delivered: Vec::new(),
-            link: Link::new(Instant::now()),
+            link: Link::new(Instant::now(), last.map(|last| &last.link)),
         })
     }
 
     pub(super) fn can_go_on(&self, settings: &BTreeMap<&'static str, String>) -> bool {
-        !self.link.fatal && self.settings == *settings
+        self.link.state != State::Ended && self.settings == *settings
     }
 
     /// Hands an event over. One that it has already is not taken twice: its answer counts for the new attempt.
@@ -112,10 +149,8 @@ impl Producer {
             return;
         }
         self.link.used = true;
-        if let Some(client) = &self.client
-            && let Err((error, _record)) = client.send(record())
-        {
-            self.delivered.push((number, Err(error)));
+        if let Err((error, _record)) = self.client.send(record()) {
+            self.buffer.push(Event::Delivered(number, Err(error)));
         }
     }
 
@@ -128,13 +163,18 @@ impl Producer {
         let mut heard = None;
         for event in self.buffer.drain(..) {
             match event {
+                // the reason is reported besides, and the producer is replaced
+                Event::Delivered(_, Err(error)) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) => {}
                 Event::Delivered(number, result) => self.delivered.push((number, result)),
                 Event::Statistics(statistics) => self.link.observe(&statistics, now),
                 Event::Failed(failure) => {
                     self.link.failure = Some(failure.clone());
                     heard = Some(failure);
                 }
-                Event::Fatal(why) => self.link.end(why),
+                Event::Fatal(why) => {
+                    self.link.end(why);
+                    heard.clone_from(&self.link.failure);
+                }
             }
         }
         heard
@@ -155,17 +195,16 @@ impl Producer {
 
     /// Whether the cluster answers.
     pub(super) fn is_connected(&mut self) -> bool {
-        // its id comes with the first answer
-        let reached = |client: &ThreadedProducer<_>| client.client().fetch_cluster_id(Duration::ZERO).is_some();
-        if self.is_new() && self.client.as_ref().is_some_and(reached) {
+        // its id comes with its first answer
+        if self.reports_late() && self.client.client().fetch_cluster_id(Duration::ZERO).is_some() {
             self.link.reached(Instant::now());
         }
-        self.link.connected
+        self.link.state == State::Connected
     }
 
-    /// Whether it has never reached the cluster.
-    pub(super) fn is_new(&self) -> bool {
-        self.link.received == 0
+    /// Whether it may know the cluster without having reported that.
+    pub(super) fn reports_late(&self) -> bool {
+        self.link.state == State::New
     }
 
     pub(super) fn since(&self) -> Timestamp {
@@ -185,44 +224,48 @@ impl std::fmt::Debug for Producer {
 }
 
 impl Drop for Producer {
-    /// What it still has is given up. That waits for threads of librdkafka, which no task may wait for.
+    /// What it still has is given up.
     fn drop(&mut self) {
-        let client = self.client.take();
-        std::thread::spawn(move || drop(client));
+        self.client.purge(PurgeConfig::default().queue().inflight().non_blocking());
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 
 impl Link {
-    fn new(now: Instant) -> Self {
+    fn new(now: Instant, last: Option<&Self>) -> Self {
+        // after one that could not go on, this one has to prove that it can
+        let ended = last.filter(|last| last.state == State::Ended);
         Self {
-            connected: false,
+            state: if ended.is_some() { State::Lost } else { State::New },
             received: 0,
             received_at: now,
             up_at: now,
-            since: Timestamp::now(),
-            failure: None,
-            fatal: false,
+            since: ended.map_or_else(Timestamp::now, |last| last.since),
+            failure: ended.and_then(|last| last.failure.clone()),
             used: false,
         }
     }
 
     /// The cluster has answered.
     fn reached(&mut self, now: Instant) {
+        if self.state == State::Ended {
+            return;
+        }
+        self.state = State::Connected;
         (self.received_at, self.up_at) = (now, now);
-        (self.received, self.connected) = (self.received.max(1), !self.fatal);
         (self.since, self.failure) = (Timestamp::now(), None);
     }
 
-    /// The producer cannot go on.
     fn end(&mut self, why: String) {
-        (self.fatal, self.connected) = (true, false);
+        self.state = State::Ended;
         self.failure = Some(Failure::Refused(why));
     }
 
     fn observe(&mut self, statistics: &Statistics, now: Instant) {
         let brokers = statistics.brokers.values();
         let received = brokers.clone().map(|broker| broker.received).sum();
-        let up = brokers.into_iter().any(|broker| broker.state == "UP");
+        let assigned = statistics.idempotence.state == "Assigned";
+        let up = assigned && brokers.into_iter().any(|broker| broker.state == "UP");
         if up && received > self.received {
             self.received = received;
             self.reached(now);
@@ -232,8 +275,9 @@ impl Link {
             self.up_at = now;
         }
         let silence = if self.used { SILENCE } else { SILENCE_UNUSED };
-        if now - self.received_at > silence || now - self.up_at > SILENCE {
-            self.connected = false;
+        let lost = now - self.received_at > silence || now - self.up_at > SILENCE;
+        if lost && self.state == State::Connected {
+            self.state = State::Lost;
         }
     }
 }
@@ -294,6 +338,9 @@ fn failure(code: Option<RDKafkaErrorCode>, reason: &str) -> Failure {
         Some(RDKafkaErrorCode::SSL) => {
             Failure::Refused(format!("{reason}; check ca.crt, tls.crt and tls.key of the Secret"))
         }
+        Some(RDKafkaErrorCode::ClusterAuthorizationFailed) => {
+            Failure::Refused(format!("{reason}; grant the relay's user Write to its topics"))
+        }
         Some(RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::Resolve) => Failure::Disconnected(reason),
         _ => Failure::Refused(reason),
     }
@@ -324,16 +371,17 @@ mod tests {
         let brokers = brokers.iter().enumerate().map(|(number, &(state, received))| {
             (number.to_string(), BrokerStatistics { state: state.to_owned(), received })
         });
-        Statistics { brokers: brokers.collect() }
+        let idempotence = IdempotenceStatistics { state: "Assigned".to_owned() };
+        Statistics { brokers: brokers.collect(), idempotence }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_cluster_is_lost_when_no_broker_answers() {
         let after = |link: &mut Link, seconds, brokers: &[(&str, u64)]| {
             link.observe(&statistics(brokers), Instant::now() + Duration::from_secs(seconds));
-            link.connected
+            link.state == State::Connected
         };
-        let mut link = Link::new(Instant::now());
+        let mut link = Link::new(Instant::now(), None);
         // a login that is refused has received bytes
         assert!(!after(&mut link, 0, &[("AUTH_REQ", 10)]));
         assert!(after(&mut link, 0, &[("UP", 20), ("DOWN", 0)]));
@@ -347,16 +395,19 @@ mod tests {
         assert!(!after(&mut link, 10, &[("DOWN", 30), ("DOWN", 1)]));
         link.end("fenced".to_owned());
         assert!(!after(&mut link, 11, &[("UP", 50)]), "it cannot go on");
+        let next = Link::new(Instant::now(), Some(&link));
+        assert_eq!(next.state, State::Lost, "it has to prove that it can go on");
+        assert_eq!((next.since, next.failure), (link.since, Some(Failure::Refused("fenced".to_owned()))), "one outage");
     }
 
     #[tokio::test(start_paused = true)]
     async fn before_anything_is_published_silence_may_last_longer() {
-        let mut link = Link::new(Instant::now());
+        let mut link = Link::new(Instant::now(), None);
         link.observe(&statistics(&[("UP", 1)]), Instant::now());
         link.observe(&statistics(&[("UP", 1)]), Instant::now() + Duration::from_secs(10));
-        assert!(link.connected);
+        assert_eq!(link.state, State::Connected);
         link.observe(&statistics(&[("UP", 1)]), Instant::now() + Duration::from_secs(15));
-        assert!(!link.connected);
+        assert_eq!(link.state, State::Lost);
     }
 
     #[test]
