@@ -10,6 +10,7 @@
 
 #![allow(dead_code, reason = "each test uses what it needs")]
 
+mod certificates;
 mod files;
 mod installation;
 mod nats;
