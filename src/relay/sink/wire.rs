@@ -1,9 +1,9 @@
 //! A connection to a broker whose protocol is spoken here: bytes out, bytes in, and the time since the last ones.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use jiff::Timestamp;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
@@ -74,42 +74,33 @@ impl fmt::Display for Address {
     }
 }
 
-/// Opens a session with the first of the servers that gives one. All are asked at once, so that one that is silent delays nobody. The
-/// error is that of the server which said most about why not.
+/// Opens a session with the first of the servers that gives one. All are asked at once, so that one that is silent delays
+/// nobody. The error is that of the servers which said most about why not.
 pub async fn first<T, F: Future<Output = Result<T, Failure>>>(
     server: &'static str,
     addresses: &[Address],
     open: impl Fn(Address) -> F,
 ) -> Result<T, SinkError> {
-    let started = Timestamp::now();
+    let since = Timestamp::now();
     let attempt = |address: &Address| {
-        let (address, opened) = (address.to_string(), timeout(TIMEOUT, open(address.clone())));
-        async move {
-            let failure = match opened.await {
-                Ok(Ok(session)) => return Ok(session),
-                Ok(Err(failure)) => failure,
-                Err(_elapsed) => Failure::Silent,
-            };
-            Err(Outage { server, address, since: started, failure })
-        }
+        let opened = timeout(TIMEOUT, open(address.clone()));
+        async move { opened.await.unwrap_or(Err(Failure::Silent)) }
     };
-    let mut attempts: FuturesUnordered<_> = addresses.iter().map(attempt).collect();
-    let mut worst: Option<Outage> = None;
-    while let Some(ended) = attempts.next().await {
-        let outage = match ended {
+    let mut attempts: FuturesUnordered<_> =
+        addresses.iter().enumerate().map(|(at, address)| attempt(address).map(move |ended| (at, ended))).collect();
+    let mut failures = BTreeMap::new();
+    while let Some((at, ended)) = attempts.next().await {
+        match ended {
             Ok(session) => return Ok(session),
-            Err(outage) => outage,
+            Err(failure) => failures.insert(at, failure),
         };
-        if worst.as_ref().is_none_or(|worst| said(&worst.failure) < said(&outage.failure)) {
-            worst = Some(outage);
-        }
     }
-    Err(SinkError::Unreachable(worst.unwrap_or_else(|| Outage {
-        server,
-        address: "an address that is missing".to_owned(),
-        since: started,
-        failure: Failure::Refused("no server is named".to_owned()),
-    })))
+    // the first in the list of those that say the same, so that each attempt reports the same
+    let failure = failures.values().rev().max_by_key(|failure| said(failure)).cloned();
+    let failure = failure.unwrap_or_else(|| Failure::Refused("no server is named".to_owned()));
+    let same = addresses.iter().enumerate().filter(|(at, _)| failures.get(at) == Some(&failure));
+    let address = same.map(|(_, address)| address.to_string()).collect::<Vec<_>>().join(", ");
+    Err(SinkError::Unreachable(Outage { server, address, since, failure }))
 }
 
 fn said(failure: &Failure) -> u8 {
@@ -282,12 +273,15 @@ mod tests {
             9 => Err::<Wire, _>(Failure::Disconnected("connection refused".to_owned())),
             _ => Err(Failure::Refused("WRONGPASS".to_owned())),
         };
-        for addresses in [[gone.clone(), there.clone()], [there.clone(), gone.clone()]] {
-            let Err(SinkError::Unreachable(outage)) = first("Redis", &addresses, refuse).await else {
-                panic!("nobody accepts")
-            };
-            assert_eq!((outage.address, outage.failure), (there.to_string(), Failure::Refused("WRONGPASS".to_owned())));
-        }
+        let reported = async |addresses: &[Address]| match first("Redis", addresses, refuse).await {
+            Err(SinkError::Unreachable(outage)) => (outage.address, outage.failure),
+            other => panic!("{other:?}"),
+        };
+        let refused = (there.to_string(), Failure::Refused("WRONGPASS".to_owned()));
+        assert_eq!(reported(&[gone.clone(), there.clone()]).await, refused);
+        assert_eq!(reported(&[there, gone.clone()]).await, refused);
+        let (both, _) = reported(&[gone.clone(), gone]).await;
+        assert_eq!(both, "127.0.0.1:9, 127.0.0.1:9");
     }
 
     #[tokio::test(start_paused = true)]

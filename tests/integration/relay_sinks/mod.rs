@@ -197,3 +197,24 @@ pub async fn credentials_are_read_again<B: Broker>() {
         .await;
     servers::until("received", async || broker.received().await.len() == 1).await;
 }
+
+/// An event is published to a server that is known by `certificates`, and none to one that is not.
+pub async fn published_over_tls(setting: &mut Setting, certificates: &Path) {
+    let folder = tempfile::tempdir().unwrap();
+    for key in ["tls.crt", "tls.key"] {
+        fs::copy(certificates.join(key), folder.path().join(key)).unwrap();
+    }
+    match &mut setting.contract.sink {
+        Sink::Redis(sink) => sink.secret_folder = Some(folder.path().to_owned()),
+        Sink::RabbitMq(sink) => sink.secret_folder = Some(folder.path().to_owned()),
+        sink => panic!("without a test of TLS: {sink:?}"),
+    }
+    setting.write_contract();
+    let relay = setting.start_relay();
+    let values = "('order', '1', 'Placed', '{\"n\": 1}', '{}')";
+    setting.database.app().await.batch_execute(&format!("{INSERT} {values}")).await.unwrap();
+    let unknown = |problem: &Problem| problem.message.contains("TLS failed: invalid peer certificate: UnknownIssuer");
+    relay.until("the server is not trusted", |status| status.problems.iter().any(unknown)).await;
+    fs::copy(certificates.join("ca.crt"), folder.path().join("ca.crt")).unwrap();
+    relay.until("published", |status| status.published == 1 && status.problems.is_empty()).await;
+}

@@ -217,6 +217,16 @@ async fn credentials_are_read_again() {
     super::credentials_are_read_again::<Host>().await;
 }
 
+/// Over TLS the server is trusted by the Secret's CA only, and the client's certificate is its login.
+#[tokio::test]
+async fn a_connection_is_encrypted_and_both_sides_are_known() {
+    let host = Host::shared().await.with_queue().await;
+    let mut setting = setting(&host, Some(host.server.certificates())).await;
+    let Sink::RabbitMq(sink) = &mut setting.contract.sink else { panic!("it is for RabbitMQ") };
+    sink.servers = vec![host.server.tls_url()];
+    super::published_over_tls(&mut setting, host.server.certificates()).await;
+}
+
 fn event(aggregate: u32) -> String {
     format!("{INSERT} ('order', '{aggregate}', 'Placed', '{{\"n\": 1}}', '{{}}')")
 }

@@ -89,6 +89,16 @@ fn event(aggregate_type: &str, aggregate: u32) -> String {
     format!("{INSERT} ('{aggregate_type}', '{aggregate}', 'Placed', '{{\"n\": 1}}', '{{}}')")
 }
 
+/// Over TLS the server is trusted by the Secret's CA only, and the client is known by the Secret's certificate.
+#[tokio::test]
+async fn a_connection_is_encrypted_and_both_sides_are_known() {
+    let server = Redis::start();
+    let mut setting = setting(&server, Some(server.certificates())).await;
+    let Sink::Redis(sink) = &mut setting.contract.sink else { panic!("it is for Redis") };
+    sink.servers = vec![server.tls_url()];
+    super::published_over_tls(&mut setting, server.certificates()).await;
+}
+
 /// A primary that falls silent is lost; its replica, once promoted, is found among the servers. A stream is trimmed. An event
 /// whose key has another type is held.
 #[tokio::test]

@@ -11,6 +11,7 @@
 
 #![allow(dead_code, reason = "each test uses what it needs")]
 
+mod certificates;
 mod files;
 mod installation;
 mod kafka;

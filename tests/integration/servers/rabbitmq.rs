@@ -10,14 +10,31 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::{
+    certificates,
     files::{accessible_folder, installed_under},
     free_port,
     process::{Process, answers},
 };
 
 /// Largest message that a test's server accepts.
-pub const MAX_MESSAGE: usize = 64 * 1024;
-/// A user beside `guest`.
+pub const MAX_MESSAGE: usize = 65_536;
+const CONFIG: &str = "\
+listeners.tcp.1 = 127.0.0.1:{port}
+listeners.ssl.1 = 127.0.0.1:{tls_port}
+ssl_options.cacertfile = {home}/ca.crt
+ssl_options.certfile = {home}/tls.crt
+ssl_options.keyfile = {home}/tls.key
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = true
+ssl_cert_login_from = common_name
+auth_mechanisms.1 = PLAIN
+auth_mechanisms.2 = EXTERNAL
+max_message_size = 65536
+load_definitions = {home}/definitions.json
+log.console = true
+log.file = false
+";
+/// A user beside `guest`, whose name is also that in the client's certificate.
 pub const LOGIN: (&str, &str) = ("relay", "a right password");
 
 /// A RabbitMQ server with the virtual hosts `1` to `9`.
@@ -26,6 +43,7 @@ pub struct RabbitMq {
     scripts: PathBuf,
     home: TempDir,
     port: u16,
+    tls_port: u16,
     /// Of the names daemon and of the node to other nodes.
     ports: [u16; 2],
     names: Option<Process>,
@@ -36,19 +54,17 @@ impl RabbitMq {
     /// Starts a server; panics with one sentence that says what is missing when it can't.
     pub fn start() -> Self {
         let home = accessible_folder("weft-rabbitmq-", None);
-        let port = free_port();
-        let config = format!(
-            "listeners.tcp.1 = 127.0.0.1:{port}\nmax_message_size = {MAX_MESSAGE}\nload_definitions = {}\nlog.console = true\nlog.file = false\n",
-            home.path().join("definitions.json").display()
-        );
+        certificates::make(home.path());
+        let (port, tls_port, ports) = (free_port(), free_port(), [free_port(), free_port()]);
+        let config = CONFIG.replace("{home}", &home.path().display().to_string());
+        let config = config.replace("{port}", &port.to_string()).replace("{tls_port}", &tls_port.to_string());
         fs::write(home.path().join("rabbitmq.conf"), config).expect("the configuration is written");
         fs::write(home.path().join("definitions.json"), definitions()).expect("the definitions are written");
-        fs::write(home.path().join("plugins"), "[].").expect("the plugins are written");
+        fs::write(home.path().join("plugins"), "[rabbitmq_auth_mechanism_ssl].").expect("the plugins are written");
         // names are found without the system's resolver, which takes up to half a minute on a busy machine
         let names = "{lookup, [file]}.\n{host, {127,0,0,1}, [\"localhost\"]}.\n";
         fs::write(home.path().join("inetrc"), names).expect("the names are written");
-        let ports = [free_port(), free_port()];
-        let mut server = Self { scripts: scripts(), home, port, ports, names: None, process: None };
+        let mut server = Self { scripts: scripts(), home, port, tls_port, ports, names: None, process: None };
         server.names = Some(server.start_names());
         server.restart();
         server
@@ -57,6 +73,16 @@ impl RabbitMq {
     /// `amqp://127.0.0.1:PORT`
     pub fn url(&self) -> String {
         format!("amqp://127.0.0.1:{}", self.port)
+    }
+
+    /// `amqps://127.0.0.1:PORT`: it demands a certificate of the client, which is a login.
+    pub fn tls_url(&self) -> String {
+        format!("amqps://127.0.0.1:{}", self.tls_port)
+    }
+
+    /// Has `ca.crt`, `tls.crt` and `tls.key`.
+    pub fn certificates(&self) -> &Path {
+        self.home.path()
     }
 
     /// Stops the process (`-STOP`), so that it is silent, or continues it (`-CONT`).

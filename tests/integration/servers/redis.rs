@@ -5,6 +5,7 @@ use std::{path::Path, process::Command};
 use tempfile::TempDir;
 
 use super::{
+    certificates,
     files::accessible_folder,
     free_port,
     process::{Process, answers},
@@ -18,6 +19,7 @@ pub const MAX_VALUE: usize = 1024 * 1024;
 pub struct Redis {
     home: TempDir,
     port: u16,
+    tls_port: u16,
     /// The password that it demands of its default user.
     password: Option<String>,
     process: Option<Process>,
@@ -26,8 +28,9 @@ pub struct Redis {
 impl Redis {
     /// Starts a server; panics with one sentence that says what is missing when it can't.
     pub fn start() -> Self {
-        let mut server =
-            Self { home: accessible_folder("weft-redis-", None), port: free_port(), password: None, process: None };
+        let home = accessible_folder("weft-redis-", None);
+        certificates::make(home.path());
+        let mut server = Self { home, port: free_port(), tls_port: free_port(), password: None, process: None };
         server.restart();
         server
     }
@@ -37,8 +40,14 @@ impl Redis {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    pub fn port(&self) -> u16 {
-        self.port
+    /// `rediss://127.0.0.1:PORT`: it demands a certificate of the client.
+    pub fn tls_url(&self) -> String {
+        format!("rediss://127.0.0.1:{}", self.tls_port)
+    }
+
+    /// Has `ca.crt`, `tls.crt` and `tls.key`.
+    pub fn certificates(&self) -> &Path {
+        self.home.path()
     }
 
     /// Starts again, and demands the password from now on.
@@ -82,6 +91,8 @@ impl Redis {
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--dir"]).arg(self.home.path());
         command.args(["--appendonly", "yes", "--appendfsync", "always", "--save", ""]);
         command.args(["--proto-max-bulk-len", &MAX_VALUE.to_string(), "--repl-diskless-sync-delay", "0"]);
+        command.args(["--tls-port", &self.tls_port.to_string(), "--tls-ca-cert-file", "ca.crt"]);
+        command.args(["--tls-cert-file", "tls.crt", "--tls-key-file", "tls.key"]).current_dir(self.home.path());
         if let Some(password) = &self.password {
             command.args(["--requirepass", password]);
         }

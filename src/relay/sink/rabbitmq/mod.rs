@@ -380,10 +380,10 @@ fn answer(stored: bool, returned: bool, exchange: &str) -> Answer {
 }
 
 /// Name of a header in AMQP: attributes as the AMQP binding of CloudEvents has them.
-fn property<'a>(name: &'a Cow<'static, str>) -> Cow<'a, str> {
+fn property(name: &str) -> Cow<'_, str> {
     match name.strip_prefix("ce-") {
         Some(attribute) => format!("cloudEvents:{attribute}").into(),
-        None => name.as_ref().into(),
+        None => name.into(),
     }
 }
 
@@ -447,7 +447,7 @@ mod tests {
 
     #[test]
     fn attributes_have_the_names_of_the_amqp_binding() {
-        assert_eq!(property(&"ce-id".into()), "cloudEvents:id");
-        assert_eq!(property(&"event-id".into()), "event-id");
+        assert_eq!(property("ce-id"), "cloudEvents:id");
+        assert_eq!(property("event-id"), "event-id");
     }
 }

@@ -115,7 +115,7 @@ fn method(mut from: Reader) -> Result<Received, Malformed> {
             let _channels = from.short()?;
             Received::Tune { max_frame: from.long()? }
         }
-        (10, 41) | (20, 11) | (40, 11) | (85, 11) => Received::Done,
+        (10, 41) | (20 | 40 | 85, 11) => Received::Done,
         (10, 50) => Received::ConnectionClosed { code: from.short()?, text: from.short_text()? },
         (20, 40) => Received::ChannelClosed { code: from.short()?, text: from.short_text()? },
         (10, 60) => Received::Blocked { reason: from.short_text()? },
