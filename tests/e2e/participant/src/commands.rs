@@ -59,7 +59,7 @@ async fn receive(
     if service.events_token.as_ref().is_some_and(|token| header("authorization") != format!("Bearer {token}")) {
         return Ok(StatusCode::UNAUTHORIZED);
     }
-    if event["refuse"] == true {
+    if event.get("refuse") == Some(&true.into()) {
         return Ok(StatusCode::UNPROCESSABLE_ENTITY);
     }
     let insert = "insert into received (id, kind, subject, tenant, body) values ($1, $2, $3, $4, $5)";
