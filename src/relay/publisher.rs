@@ -362,7 +362,7 @@ impl<'a, S: Sink> Publisher<'a, S> {
         if *self.queues.paused.borrow() {
             return Ok(());
         }
-        let now = Instant::now();
+        let (now, mut at_once) = (Instant::now(), Vec::new());
         while session.has_room()
             && let Some((ticket, pending)) = self.window.take()
         {
@@ -370,9 +370,13 @@ impl<'a, S: Sink> Publisher<'a, S> {
             self.encoder.encode(&pending.row, &mut self.message);
             let answer = session.publish(ticket, &self.message).await?;
             self.sent.push_back((now, ticket));
-            if let Some(Answer::Refused(why)) = answer {
-                self.refuse(ticket, why);
-            }
+            at_once.extend(answer.map(|answer| Reply { ticket, answer }));
+        }
+        if !at_once.is_empty() {
+            // they do not come from the broker, which may be silent
+            let last_answer = self.last_answer;
+            self.handle_replies(&mut at_once);
+            self.last_answer = last_answer;
         }
         Ok(())
     }
