@@ -34,7 +34,7 @@ use tokio_postgres::NoTls;
 pub use self::{nats::Nats, postgres::Postgres, process::send, proxy::Proxy, rabbitmq::RabbitMq, redis::Redis};
 
 /// A server that isn't up by then is broken.
-pub const START_DEADLINE: Duration = Duration::from_mins(1);
+pub const START_DEADLINE: Duration = Duration::from_mins(2);
 pub const POLL: Duration = Duration::from_millis(10);
 
 /// The superuser of every test server, and its password.
