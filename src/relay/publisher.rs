@@ -569,6 +569,57 @@ mod tests {
         assert!((10..25).contains(&connections), "{connections} connections in a minute");
     }
 
+    /// A broker that accepts nothing for the time being, and says so.
+    #[derive(Default)]
+    struct BlockedBroker(AtomicU32);
+
+    struct BlockedSession;
+
+    impl Sink for BlockedBroker {
+        const SERVER: &'static str = "RabbitMQ";
+        type Session = BlockedSession;
+
+        async fn connect(&self) -> Result<BlockedSession, SinkError> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(BlockedSession)
+        }
+    }
+
+    impl Session for BlockedSession {
+        async fn publish(&mut self, _: Ticket, _: &Message) -> Result<Option<Answer>, SinkError> {
+            Ok(None)
+        }
+
+        async fn replies(&mut self, _: &mut Vec<Reply>) -> Result<(), SinkError> {
+            std::future::pending().await
+        }
+
+        fn blocked(&self) -> Option<&str> {
+            Some("low on memory")
+        }
+
+        fn silent(&self, _: Timestamp) -> SinkError {
+            lost()
+        }
+
+        fn address(&self) -> &'static str {
+            "n:5672"
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_blocks_is_waited_for_and_reported() {
+        let (broker, reporter) = (BlockedBroker::default(), Reporter::new("r", &mut Registry::default()));
+        let (ends, publisher) = publisher(&broker, &reporter);
+        ends.batches.send(vec![row(1, None)]).await.unwrap();
+        let minute = tokio::time::timeout(Duration::from_mins(1), publisher.run()).await;
+        assert!(minute.is_err());
+        drop(ends);
+        assert_eq!(broker.0.load(Ordering::Relaxed), 1, "the answer is not overdue");
+        let problems = format!("{:?}", reporter.status().borrow().problems);
+        assert!(problems.contains("low on memory"), "{problems}");
+    }
+
     /// The other ends of the queues.
     struct Ends {
         batches: mpsc::Sender<Batch>,

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     path::Path,
     sync::{
-        Arc, LazyLock, Weak,
+        Arc, LazyLock,
         atomic::{AtomicU8, Ordering},
     },
     time::Duration,
@@ -16,7 +16,6 @@ use lapin::{
     options::{BasicConsumeOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
-use tokio::sync::Mutex;
 use weft::contract::{
     problem::{Problem, ProblemReason},
     relay::{RabbitMqSink, Sink, Unroutable},
@@ -39,14 +38,11 @@ pub struct Host {
 }
 
 impl Host {
-    /// Of the server that all tests share which need one at the same time.
-    async fn shared() -> Self {
-        static SHARED: LazyLock<Mutex<Weak<RabbitMq>>> = LazyLock::new(Mutex::default);
+    /// Of the server that all tests share.
+    fn shared() -> Self {
+        static SHARED: LazyLock<Arc<RabbitMq>> = LazyLock::new(|| Arc::new(RabbitMq::start_shared()));
         static HOSTS: AtomicU8 = AtomicU8::new(1);
-        let mut shared = SHARED.lock().await;
-        let server = shared.upgrade().unwrap_or_else(|| Arc::new(RabbitMq::start()));
-        *shared = Arc::downgrade(&server);
-        Self { server, name: HOSTS.fetch_add(1, Ordering::Relaxed).to_string() }
+        Self { server: SHARED.clone(), name: HOSTS.fetch_add(1, Ordering::Relaxed).to_string() }
     }
 
     fn own() -> Self {
@@ -132,7 +128,7 @@ impl Broker for Host {
     const SERVER: &'static str = "RabbitMQ";
 
     async fn start() -> Self {
-        Self::shared().await.with_queue().await
+        Self::shared().with_queue().await
     }
 
     fn sink(&self, secret: Option<&Path>) -> Sink {
@@ -220,7 +216,7 @@ async fn credentials_are_read_again() {
 /// Over TLS the server is trusted by the Secret's CA only, and the client's certificate is its login.
 #[tokio::test]
 async fn a_connection_is_encrypted_and_both_sides_are_known() {
-    let host = Host::shared().await.with_queue().await;
+    let host = Host::shared().with_queue().await;
     let mut setting = setting(&host, Some(host.server.certificates())).await;
     let Sink::RabbitMq(sink) = &mut setting.contract.sink else { panic!("it is for RabbitMQ") };
     sink.servers = vec![host.server.tls_url()];
@@ -238,7 +234,7 @@ fn message_of(problems: &[Problem], reason: ProblemReason) -> Option<&str> {
 /// An exchange that is missing is declared. An event that no queue gets is held until one does; with `Drop` it is published.
 #[tokio::test]
 async fn an_event_that_no_queue_gets_is_held_or_dropped() {
-    let host = Host::shared().await;
+    let host = Host::shared();
     let mut setting = setting(&host, None).await;
     let relay = setting.start_relay();
     let app = setting.database.app().await;
@@ -258,8 +254,8 @@ async fn an_event_that_no_queue_gets_is_held_or_dropped() {
     relay.until("it is dropped", |status| status.published == 2 && status.problems.is_empty()).await;
 }
 
-/// A server that has an alarm is reported at once, and gets each event once when the alarm is over; so is one that is silent, and an
-/// exchange that was deleted is declared again.
+/// A server that has an alarm is reported at once, and gets each event once when the alarm is over. One that is silent is reported,
+/// and an exchange that was deleted is declared again.
 #[tokio::test]
 async fn a_blocked_connection_is_reported_and_so_is_silence() {
     let host = Host::own().with_queue().await;
@@ -278,9 +274,6 @@ async fn a_blocked_connection_is_reported_and_so_is_silence() {
     };
     let status = relay.until("the alarm is reported", |status| blocked(&status.problems)).await;
     assert!(!status.ready && status.published == 1, "{status:?}");
-    // longer than an answer may take
-    tokio::time::sleep(Duration::from_secs(11)).await;
-    assert!(blocked(&relay.status().await.unwrap().problems));
     host.server.control(&["set_vm_memory_high_watermark", "0.8"]);
     relay.until("all are published", |status| status.published == 20 && status.problems.is_empty()).await;
     assert_eq!(host.messages().await.len(), 20);

@@ -44,7 +44,7 @@ pub use self::{
 };
 
 /// A server that isn't up by then is broken.
-pub const START_DEADLINE: Duration = Duration::from_mins(1);
+pub const START_DEADLINE: Duration = Duration::from_mins(2);
 pub const POLL: Duration = Duration::from_millis(10);
 
 /// The superuser of every test server, and its password.

@@ -2,8 +2,9 @@
 
 use std::{
     fs,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use serde_json::json;
@@ -67,6 +68,17 @@ impl RabbitMq {
         let mut server = Self { scripts: scripts(), home, port, tls_port, ports, names: None, process: None };
         server.names = Some(server.start_names());
         server.restart();
+        server
+    }
+
+    /// As [`RabbitMq::start`], for tests that share it: its folder is deleted when the test process is no more.
+    pub fn start_shared() -> Self {
+        let server = Self::start();
+        let mut sweeper = Command::new("sh");
+        // `read` ends when the pipe closes; then the server is killed as well
+        sweeper.args(["-c", "read -r _; sleep 2; rm -rf \"$0\""]).arg(server.home.path());
+        let sweeper = sweeper.stdin(Stdio::piped()).process_group(0).spawn().expect("sh is started");
+        std::mem::forget(sweeper);
         server
     }
 
