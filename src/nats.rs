@@ -93,7 +93,8 @@ impl Credentials {
         let failed = |error: secret::SecretError| error.to_string();
         let options = options.tls_client_config(secret.tls().await.map_err(failed)?);
         if let Some(text) = secret.text(secret::NATS_CREDENTIALS).await.map_err(failed)? {
-            return options.credentials(&text).map_err(unusable);
+            // the form has a line break at its end
+            return options.credentials(&format!("{text}\n")).map_err(unusable);
         }
         if let Some((user, password)) = secret.login().await.map_err(failed)? {
             return Ok(options.user_and_password(user, password));
@@ -252,6 +253,20 @@ mod tests {
         assert_eq!(address("nats://[::1]:4223"), "[::1]:4223");
         assert_eq!(address("nats.shop"), "nats.shop:4222");
         assert_eq!(super::address(&["tls://a".to_owned(), "tls://b:1".to_owned()]), "a:4222, b:1");
+    }
+
+    #[tokio::test]
+    async fn a_secret_has_a_credentials_file_with_or_without_its_last_line_break() {
+        let text =
+            accounts::Accounts::new("a seed".to_owned()).credentials("shop", "person", accounts::Access::Consume);
+        for text in [text.clone(), text.trim_end().to_owned()] {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join(secret::NATS_CREDENTIALS), text).unwrap();
+            let credentials = Credentials::Secret(SecretFolder::new(Some(folder.path().to_owned())));
+            assert!(credentials.options().await.is_ok());
+            std::fs::write(folder.path().join(secret::NATS_CREDENTIALS), "secret").unwrap();
+            assert_eq!(credentials.options().await.unwrap_err(), "nats.creds is no credentials file of NATS");
+        }
     }
 
     #[tokio::test]
