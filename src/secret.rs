@@ -4,7 +4,11 @@
 //! Files are read when a connection is made, so another content of the Secret needs no restart. Errors name the file and
 //! never what is in it.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rustls::{
     ClientConfig, RootCertStore,
@@ -21,6 +25,8 @@ pub const NATS_CREDENTIALS: &str = "nats.creds";
 
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
+    #[error("the Secret does not exist, or has no keys")]
+    Empty,
     #[error("{0} of the Secret cannot be read: {1}")]
     Unreadable(String, io::ErrorKind),
     #[error("{0} of the Secret is not text")]
@@ -54,6 +60,7 @@ impl SecretFolder {
         let Some(folder) = &self.0 else { return Ok(None) };
         match tokio::fs::read(folder.join(key)).await {
             Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && is_empty(folder).await => Err(SecretError::Empty),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(SecretError::Unreadable(key.to_owned(), error.kind())),
         }
@@ -106,6 +113,17 @@ impl SecretFolder {
     }
 }
 
+/// Whether no key is there; what begins with two dots is the kubelet's.
+async fn is_empty(folder: &Path) -> bool {
+    let Ok(mut entries) = tokio::fs::read_dir(folder).await else { return true };
+    while let Ok(Some(entry)) = entries.next_entry().await {
+        if !entry.file_name().to_string_lossy().starts_with("..") {
+            return false;
+        }
+    }
+    true
+}
+
 fn certificates(key: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, SecretError> {
     let found: Vec<_> = CertificateDer::pem_slice_iter(pem).filter_map(Result::ok).collect();
     if found.is_empty() { Err(SecretError::NoCertificate(key.to_owned())) } else { Ok(found) }
@@ -132,6 +150,15 @@ mod tests {
         let (_folder, half) = folder(&[(PASSWORD, "secret")]);
         let error = half.login().await.unwrap_err().to_string();
         assert_eq!(error, "the Secret has password without username: give both, or neither");
+    }
+
+    #[tokio::test]
+    async fn a_secret_that_is_missing_is_said_instead_of_logging_in_as_nobody() {
+        let (folder, secret) = folder(&[]);
+        std::fs::create_dir(folder.path().join("..data")).unwrap();
+        assert_eq!(secret.login().await.unwrap_err().to_string(), "the Secret does not exist, or has no keys");
+        let gone = SecretFolder::new(Some(folder.path().join("another")));
+        assert!(matches!(gone.tls().await, Err(SecretError::Empty)));
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! The contract of `weft relay`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -193,6 +193,19 @@ pub enum Format {
 pub struct DeadLetter {
     /// How often the broker may refuse an event, the first time included.
     pub max_attempts: u32,
+}
+
+impl Sink {
+    /// The folder of the Secret.
+    pub fn secret_folder(&self) -> Option<&Path> {
+        match self {
+            Self::Nats(sink) => sink.secret_folder.as_deref(),
+            Self::Http(sink) => sink.secret_folder.as_deref(),
+            Self::Kafka(sink) => sink.secret_folder.as_deref(),
+            Self::Redis(sink) => sink.secret_folder.as_deref(),
+            Self::RabbitMq(sink) => sink.secret_folder.as_deref(),
+        }
+    }
 }
 
 impl Relay {

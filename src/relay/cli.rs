@@ -16,7 +16,7 @@ use crate::{
     postgres::login,
 };
 
-/// Most events that one command lists or changes.
+/// Most events that one command lists.
 const LIMIT: i64 = 10_000;
 
 #[derive(Debug, clap::Args)]
@@ -160,8 +160,11 @@ struct Changed {
 /// What an event consists of.
 const WRITTEN: &str = "id, aggregate_type, aggregate_id, type, payload, body, content_type, headers, created_at";
 /// A payload that is no JSON is shown in hexadecimal digits.
-const COLUMNS: &str = "o.id, o.aggregate_type, o.aggregate_id, o.type, o.headers::text, \
-    coalesce(o.payload, to_jsonb(encode(o.body, 'hex')))::text as payload, o.content_type";
+/// Headers and payload are read where one event is asked for: they may be large.
+const COLUMNS: &str = "o.id, o.aggregate_type, o.aggregate_id, o.type, \
+    case when $2::text is not null then o.headers::text end as headers, \
+    case when $2::text is not null then coalesce(o.payload, to_jsonb(encode(o.body, 'hex')))::text end as payload, \
+    o.content_type";
 
 pub(super) async fn run(command: Command) -> anyhow::Result<()> {
     match command {
@@ -281,7 +284,8 @@ impl Common {
         let config = login::config(&contract.source, "weft relay, a person").await?;
         let (client, connection) = login::open(&contract.source, &config).await?;
         tokio::spawn(connection);
-        let settings = "set statement_timeout = '30s'; set lock_timeout = '10s'";
+        // a replay may be long; whoever waits for it can interrupt it
+        let settings = "set lock_timeout = '10s'";
         client.batch_execute(settings).await.context("preparing the session")?;
         Ok(client)
     }
@@ -313,7 +317,7 @@ async fn listed(client: &Client, state: Option<State>, id: Option<&str>, limit: 
     let read = |row: &tokio_postgres::Row| -> anyhow::Result<Listed> {
         let json = |index| -> anyhow::Result<Option<Box<RawValue>>> {
             let text: Option<String> = row.try_get(index)?;
-            Ok(text.filter(|_| id.is_some()).map(RawValue::from_string).transpose()?)
+            Ok(text.map(RawValue::from_string).transpose()?)
         };
         Ok(Listed {
             id: row.try_get(0)?,

@@ -126,6 +126,8 @@ async fn reload(path: &Path, contracts: &watch::Sender<Relay>, reporter: &Report
         let (file, path) = (path.to_owned(), path.to_owned());
         let read = tokio::task::spawn_blocking(move || Relay::load(&file)).await;
         match read {
+            // the Secret of another name is mounted into new pods only: this one goes on with what it has
+            Ok(Ok(contract)) if contract.sink.secret_folder().is_some_and(|folder| !folder.exists()) => {}
             Ok(Ok(contract)) => {
                 reporter.resolve(ProblemReason::ContractInvalid);
                 let changed = contracts.send_if_modified(|current| {

@@ -446,6 +446,7 @@ impl<'a, S: Sink> Publisher<'a, S> {
             {
                 self.count_refusal(row.event.key(), cause);
             }
+            self.unrecorded.everybody = self.refused.len() >= EVERYBODY;
             if !held {
                 self.hold(row.event.key(), row, cause);
             } else if let Some(cause) = cause {

@@ -375,11 +375,19 @@ async fn the_app_can_use_what_migrations_make_and_nothing_more() {
     let relay = database.relay().await;
     relay.batch_execute("select * from weft.outbox; delete from weft.outbox; insert into weft.relay_ledger (relay, system, timeline) values ('r', '1', 1)").await.unwrap();
     denied(&relay, "select * from public.orders").await;
-    denied(
-        &relay,
-        "insert into weft.outbox (aggregate_type, aggregate_id, type, payload) values ('order', '1', 'x', '{}')",
-    )
-    .await;
+    // a dead letter that is retried is a new row, whose place the relay cannot choose either
+    for sql in [
+        "insert into weft.outbox (aggregate_type, aggregate_id, type, payload, txid) values ('order', '1', 'x', '{}', '3')",
+        "update weft.outbox set type = 'x'",
+        "update weft.relay_dead set cause = 'x'",
+        "delete from weft.relay_published",
+        "truncate weft.outbox",
+    ] {
+        denied(&relay, sql).await;
+    }
+    for sql in ["select * from weft.relay_dead", "select * from weft.relay_published"] {
+        denied(&app, sql).await;
+    }
 }
 
 #[tokio::test]

@@ -200,7 +200,7 @@ async fn a_row_that_would_break_the_connection_blocks_its_aggregate_only() {
         )
         .await;
         let skip =
-            |status: &RelayStatus| status.problems.iter().any(|problem| problem.message.contains("delete its row"));
+            |status: &RelayStatus| status.problems.iter().any(|problem| problem.message.contains("weft relay skip"));
         relay.until("the problem explains how to skip it", skip).await;
         setting.database.superuser().await.batch_execute("delete from weft.outbox").await.unwrap();
         relay.until("skipped", |status| status.problems.is_empty()).await;
@@ -471,7 +471,7 @@ async fn a_refused_event_blocks_its_aggregate_only_and_is_skipped_when_its_row_i
         let aggregates: BTreeSet<String> = setting.delivered().await.into_iter().map(|event| event.aggregate).collect();
         assert_eq!(aggregates, BTreeSet::from(["other".to_owned()]), "{mode:?}");
         let explains_skipping =
-            |status: &RelayStatus| status.problems.iter().any(|problem| problem.message.contains("delete its row"));
+            |status: &RelayStatus| status.problems.iter().any(|problem| problem.message.contains("weft relay skip"));
         relay.until("the problem explains how to skip it", explains_skipping).await;
         let superuser = setting.database.superuser().await;
         superuser.execute(&format!("delete from weft.outbox where id = '{large}'"), &[]).await.unwrap();

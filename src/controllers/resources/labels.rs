@@ -43,6 +43,8 @@ pub const DEPENDENCIES_ANNOTATION: &str = "weft.dev/dependencies";
 /// On a Microservice's Deployment, written by its plan: the OutboxRelay whose sidecar its pods carry, so that one that cannot be
 /// read keeps it.
 pub const RELAY_ANNOTATION: &str = "weft.dev/relay";
+/// On the same: `Sidecar` where the pods have the relay.
+pub const RELAY_PLACEMENT_ANNOTATION: &str = "weft.dev/relay-placement";
 /// The Secret that it mounts for its broker.
 pub const RELAY_SECRET_ANNOTATION: &str = "weft.dev/relay-secret";
 /// On an orchestrator's contract, written by its plan: the Sagas that it defines, as a JSON list, so that one that cannot be read

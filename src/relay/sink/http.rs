@@ -26,12 +26,16 @@ use crate::{
     secret::{self, SecretFolder},
 };
 
+/// So many requests that failed one after the other, with none in between that was answered, are not the events' fault.
+const LOSSES: u32 = 8;
 /// Requests on the way at a time.
 const CONCURRENT: usize = 64;
 /// A connection is made within this time.
 const CONNECT: Duration = Duration::from_secs(4);
 /// A response comes within this time; less than that after which the publisher sends an event again.
 const RESPONSE: Duration = Duration::from_secs(8);
+/// A longer body of an error, or one of unknown length, is not read.
+const MAX_BODY: u64 = 64 * 1024;
 /// Of a response's body, what a message quotes.
 const QUOTED: usize = 200;
 /// Longest pause that a response can ask for.
@@ -162,7 +166,14 @@ impl Sink for Http {
             Ok(Err(error)) => return Err(unreachable(&self.address, Failure::of_io(&error))),
             Err(_elapsed) => return Err(unreachable(&self.address, Failure::Silent)),
         }
-        Ok(HttpSession { client, address: self.address.clone(), requests: FuturesUnordered::new(), paused_until: None })
+        Ok(HttpSession {
+            client,
+            address: self.address.clone(),
+            requests: FuturesUnordered::new(),
+            accepted: false,
+            losses: 0,
+            paused_until: None,
+        })
     }
 }
 
@@ -171,6 +182,10 @@ pub struct HttpSession {
     client: Client,
     address: String,
     requests: FuturesUnordered<BoxFuture<'static, (Ticket, Outcome)>>,
+    /// The endpoint has accepted an event in this session.
+    accepted: bool,
+    /// Requests that failed since it last answered one.
+    losses: u32,
     /// The endpoint asked for a pause.
     paused_until: Option<Instant>,
 }
@@ -184,7 +199,10 @@ impl std::fmt::Debug for HttpSession {
 /// How a request ended.
 enum Outcome {
     Answered(Answer, Option<Duration>),
+    /// There was no answer, or one that usually concerns everybody; but a proxy may give either for a single event.
     Lost(Failure),
+    /// There is no connection.
+    Down(Failure),
 }
 
 impl Session for HttpSession {
@@ -205,9 +223,9 @@ impl Session for HttpSession {
     async fn replies(&mut self, replies: &mut Vec<Reply>) -> Result<(), SinkError> {
         if self.requests.is_empty() {
             // nothing is on the way; a pause ends by itself
-            match self.paused_until.take() {
-                Some(until) => tokio::time::sleep_until(until).await,
-                None => std::future::pending().await,
+            match self.paused_until {
+                Some(until) if until > Instant::now() => tokio::time::sleep_until(until).await,
+                _ => std::future::pending().await,
             }
             return Ok(());
         }
@@ -218,9 +236,19 @@ impl Session for HttpSession {
                     if let Some(pause) = pause {
                         self.paused_until = Some(Instant::now() + pause);
                     }
+                    self.losses = 0;
+                    self.accepted |= answer == Answer::Stored;
                     replies.push(Reply { ticket, answer });
                 }
-                Outcome::Lost(failure) => return Err(unreachable(&self.address, failure)),
+                Outcome::Lost(failure) => {
+                    self.losses += 1;
+                    let nobody_else = self.requests.is_empty() && !self.accepted;
+                    if self.losses >= LOSSES || nobody_else {
+                        return Err(unreachable(&self.address, failure));
+                    }
+                    replies.push(Reply { ticket, answer: Answer::Failed(sentence(failure)) });
+                }
+                Outcome::Down(failure) => return Err(unreachable(&self.address, failure)),
             }
             next = self.requests.next().now_or_never().flatten();
         }
@@ -262,6 +290,11 @@ fn request(message: &Message) -> Result<Request, String> {
 async fn outcome(result: reqwest::Result<Response>) -> Outcome {
     let response = match result {
         Ok(response) => response,
+        Err(error) if error.is_connect() => {
+            let silent = error.is_timeout();
+            let cause = cause(&error.without_url());
+            return Outcome::Down(if silent { Failure::Silent } else { Failure::Disconnected(cause) });
+        }
         Err(error) if error.is_timeout() => return Outcome::Lost(Failure::Silent),
         Err(error) => return Outcome::Lost(Failure::Disconnected(cause(&error.without_url()))),
     };
@@ -280,6 +313,14 @@ async fn outcome(result: reqwest::Result<Response>) -> Outcome {
         }
         Meaning::Passing => Outcome::Answered(Answer::Failed(why), pause),
         Meaning::Refused => Outcome::Answered(Answer::Refused(why), None),
+    }
+}
+
+/// A failure as that of one event.
+fn sentence(failure: Failure) -> String {
+    match failure {
+        Failure::Silent => format!("it did not answer within {} s", RESPONSE.as_secs()),
+        Failure::Disconnected(cause) | Failure::Refused(cause) => cause,
     }
 }
 
@@ -305,6 +346,9 @@ fn pause(headers: &HeaderMap) -> Option<Duration> {
 /// What the endpoint says about its own refusal: the `title` of a problem document (RFC 9457), which has no values of the
 /// event. Its `detail`, and any other body, may quote the event.
 async fn quoted(response: Response) -> String {
+    if response.content_length().is_none_or(|length| length > MAX_BODY) {
+        return String::new();
+    }
     let title =
         match response.bytes().await.ok().and_then(|body| serde_json::from_slice::<serde_json::Value>(&body).ok()) {
             Some(body) => body.get("title").and_then(|title| title.as_str()).map(str::to_owned),

@@ -97,6 +97,8 @@ pub struct Done {
     pub held: Vec<Held>,
     /// Held, published again, and refused again: `seq` and why.
     pub refused: Vec<(i64, String)>,
+    /// The broker refuses the events of everybody: none of these is to be given up.
+    pub everybody: bool,
     pub mark: Option<Mark>,
 }
 

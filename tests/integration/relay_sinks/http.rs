@@ -3,6 +3,7 @@
 use std::{
     path::Path,
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -44,6 +45,9 @@ async fn receive(State(endpoint): State<Endpoint>, uri: Uri, headers: HeaderMap,
     }
     if body.len() > LIMIT {
         return StatusCode::PAYLOAD_TOO_LARGE.into_response();
+    }
+    if uri.path().ends_with("/forbidden") {
+        return StatusCode::FORBIDDEN.into_response();
     }
     let mut busy = endpoint.busy.lock().unwrap();
     if *busy > 0 {
@@ -146,6 +150,30 @@ async fn a_busy_endpoint_gets_its_pause() {
         let values = format!("('order', '{number}', 'Placed', '{{\"n\": 1}}', '{{}}')");
         setting.database.app().await.batch_execute(&format!("{} {values}", super::INSERT)).await.unwrap();
     }
+    let began = Instant::now();
     setting.drained().await;
     assert_eq!((broker.received().await.len(), *broker.endpoint.busy.lock().unwrap()), (5, 0));
+    assert!(began.elapsed() > Duration::from_millis(700), "the pause of a second lasted {:?}", began.elapsed());
+}
+
+/// What usually concerns everybody, a proxy may say of one event: that one is held, and the others are published.
+#[tokio::test]
+async fn an_event_that_is_forbidden_holds_up_nobody_else() {
+    let broker = Receiver::start().await;
+    let setting = super::setting(&broker, None).await;
+    let relay = setting.start_relay();
+    let app = setting.database.app().await;
+    let insert = async |aggregate: &str| {
+        let values = format!("('order', '{aggregate}', 'Placed', '{{\"n\": 1}}', '{{}}')");
+        app.batch_execute(&format!("{} {values}", super::INSERT)).await.unwrap();
+    };
+    insert("forbidden").await;
+    let mut others = 0;
+    crate::servers::until("it is held, and others go on", async || {
+        insert(&others.to_string()).await;
+        others += 1;
+        relay.status().await.is_some_and(|status| status.held == 1 && status.ready)
+    })
+    .await;
+    relay.until("all others are published", |status| status.published == others && status.pending == 1).await;
 }

@@ -50,7 +50,7 @@ pub struct Observed {
     pub kept_relay: Option<String>,
     /// The Deployment of a relay that runs in a pod of its own.
     pub relay_deployment: Option<Workload>,
-    /// The Secret that its sidecar mounts for the broker.
+    /// The Secret that the relay mounts for its broker.
     pub kept_secret: Option<String>,
     /// The database of a deleted Microservice of this name goes with it, and is not gone yet.
     pub predecessor_ends: bool,

@@ -70,7 +70,7 @@ fn from_store(context: &Context, key: &Key, object: &Microservice) -> Observed {
         isolated: store.isolates(&key.id.namespace, &plan::pod_labels(object)),
         dependencies: dependencies.collect(),
         relays: store.relays_of(&key.id),
-        kept_secret: kept_relay.as_ref().and_then(|_| store.carried_secret(&key.id)),
+        kept_secret: store.carried_secret(&key.id),
         kept_relay,
         unreadable: store.unreadable(&key.id.namespace, services),
     }

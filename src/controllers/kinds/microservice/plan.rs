@@ -16,7 +16,7 @@ use kube::ResourceExt;
 
 use super::Observed;
 use crate::{
-    api::v1alpha1::{Database, Microservice, Placement},
+    api::v1alpha1::{Database, Microservice},
     contract::database_setup::Purpose,
     controllers::{
         database::{self, Stage, Wanted},
@@ -51,7 +51,7 @@ pub fn plan(object: &Microservice, observed: &Observed, settings: &Settings) -> 
     plan.children.extend(network::policy(object, observed, &owner, settings).map(Child::NetworkPolicy));
     let carried = relay::of(object, observed);
     let credentials = carried.as_ref().and_then(|_| relay::credentials(&owner, settings));
-    if let Some(carried) = carried.filter(|carried| carried.placement == Placement::Standalone) {
+    if let Some(carried) = carried.filter(|carried| relay::is_alone(carried, observed)) {
         let carried = (&carried, credentials.as_ref());
         plan.children.extend(standalone::children(object, &owner, observed, carried, settings)?);
     }

@@ -9,7 +9,7 @@ use crate::relay::source::{SourceError, within};
 /// What is given up, for the status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DeadEvents {
-    /// Counted up to a million.
+    /// Counted up to 10,000.
     pub(crate) events: u64,
     /// Id of the one that was given up last.
     pub(crate) latest: String,
@@ -38,7 +38,7 @@ pub(super) async fn bury(client: &Client, seqs: &[i64], attempts: u32) -> Result
 pub(crate) async fn dead(client: &Client) -> Result<Option<DeadEvents>, SourceError> {
     let action = "reading weft.relay_dead";
     let statement = "
-        select (select count(*) from (select from weft.relay_dead limit 1000000) as counted), id, cause
+        select (select count(*) from (select from weft.relay_dead limit 10000) as counted), id, cause
           from weft.relay_dead order by died_at desc, seq desc limit 1";
     let Some(row) = within(DEADLINE, action, client.query_opt(statement, &[])).await? else { return Ok(None) };
     let failed = SourceError::query(action);

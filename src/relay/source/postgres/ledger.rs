@@ -128,6 +128,8 @@ pub(crate) struct Entry<'a> {
     pub(crate) freed: Vec<i64>,
     pub(crate) held: &'a [Held],
     pub(crate) refused: &'a [(i64, String)],
+    /// The broker refuses everybody's events: none of them is given up.
+    pub(crate) keep_all: bool,
     pub(crate) lsn: Option<Lsn>,
     pub(crate) snapshot: Option<&'a Snapshot>,
     pub(crate) floor: Option<Lsn>,
@@ -206,7 +208,12 @@ impl<'a> Records<'a> {
         let mut buried = Vec::new();
         if transaction {
             within(DEADLINE, ACTION, self.client.batch_execute("begin")).await?;
-            buried = within(RECORD_DEADLINE, ACTION, change_held(self.client, entry, self.max_attempts)).await?;
+            buried = within(
+                RECORD_DEADLINE,
+                ACTION,
+                change_held(self.client, entry, self.max_attempts.filter(|_| !entry.keep_all)),
+            )
+            .await?;
         }
         let (lsn, floor) = (entry.lsn.map(|lsn| lsn.to_string()), entry.floor.map(|floor| floor.to_string()));
         let snapshot = entry.snapshot.map(Snapshot::to_string);

@@ -18,37 +18,43 @@ const ACTION: &str = "emptying the oldest of weft.relay_published";
 pub(super) const KEPT: &str = ",
     kept as (insert into weft.relay_published select gone.*, now(), turn from gone, weft.relay_turn)";
 
-/// Begins the next turn when the present one has lasted a seventh of `keep`: what the other seven tables have is younger.
-pub(super) async fn rotate(client: &Client, keep: Duration) -> Result<(), SourceError> {
-    let period = keep.as_secs_f64() / f64::from(TURNS - 1);
-    let due = format!(
-        "update weft.relay_turn set turn = (turn + 1) % {TURNS}, since = now()
-          where since <= now() - $1 * interval '1 s' returning turn"
-    );
+/// Begins the next turn when the present one has lasted a seventh of `keep`: what the other seven tables have is younger. With
+/// nothing to keep, empties all of them. Returns whether that was possible: while somebody reads them it is not.
+pub(super) async fn rotate(client: &Client, keep: Duration) -> Result<bool, SourceError> {
     within(DEADLINE, ACTION, client.batch_execute("begin")).await?;
     let emptied = async {
-        if let Some(turn) = client.query_opt(&due, &[&period]).await? {
-            let turn: i16 = turn.try_get(0)?;
-            client.batch_execute(&format!("truncate weft.relay_published_{turn}")).await?;
+        if keep.is_zero() {
+            empty(client).await?;
+        } else {
+            turn(client, keep.as_secs_f64() / f64::from(TURNS - 1)).await?;
         }
         client.batch_execute("commit").await
     };
     match within(DEADLINE, ACTION, emptied).await {
-        // somebody reads it: the next attempt is soon
+        Ok(()) => Ok(true),
         Err(SourceError::Query { source, .. }) if source.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
-            within(DEADLINE, ACTION, client.batch_execute("rollback")).await
+            within(DEADLINE, ACTION, client.batch_execute("rollback")).await?;
+            Ok(false)
         }
-        ended => ended,
+        Err(error) => Err(error),
     }
 }
 
-/// Empties all of them, when nothing is to be kept any more.
-pub(super) async fn empty(client: &Client) -> Result<(), SourceError> {
-    let any =
-        within(DEADLINE, ACTION, client.query_one("select exists (select from weft.relay_published)", &[])).await?;
-    if any.try_get(0).map_err(SourceError::query(ACTION))? {
-        let tables: Vec<String> = (0..TURNS).map(|turn| format!("weft.relay_published_{turn}")).collect();
-        within(DEADLINE, ACTION, client.batch_execute(&format!("truncate {}", tables.join(", ")))).await?;
+async fn turn(client: &Client, seconds: f64) -> Result<(), tokio_postgres::Error> {
+    let due = format!(
+        "update weft.relay_turn set turn = (turn + 1) % {TURNS}, since = now()
+          where since <= now() - $1 * interval '1 s' returning turn"
+    );
+    let Some(turn) = client.query_opt(&due, &[&seconds]).await? else { return Ok(()) };
+    let turn: i16 = turn.try_get(0)?;
+    client.batch_execute(&format!("truncate weft.relay_published_{turn}")).await
+}
+
+async fn empty(client: &Client) -> Result<(), tokio_postgres::Error> {
+    let any = client.query_one("select exists (select from weft.relay_published)", &[]).await?;
+    if !any.try_get(0)? {
+        return Ok(());
     }
-    Ok(())
+    let tables: Vec<String> = (0..TURNS).map(|turn| format!("weft.relay_published_{turn}")).collect();
+    client.batch_execute(&format!("truncate {}", tables.join(", "))).await
 }

@@ -60,7 +60,8 @@ pub(crate) struct Recorder<'a> {
     slot: bool,
     /// How long what is published is kept; zero: not at all.
     keep: Duration,
-    rotate_due: Instant,
+    /// When to see whether it is another table's turn, or to empty all of them.
+    rotate_due: Option<Instant>,
     /// This term has recorded a position in the log. Before, the slot's position proves nothing: rows from before the slot
     /// may be unpublished.
     streaming: bool,
@@ -109,9 +110,6 @@ impl<'a> Recorder<'a> {
         reporter: &'a Arc<Reporter>,
     ) -> Result<Self, SourceError> {
         let Ends { done, again, recorded } = ends;
-        if keep.is_zero() {
-            published::empty(client).await?;
-        }
         Ok(Self {
             records: Records::new(client, ledger, !keep.is_zero(), max_attempts).await?,
             done,
@@ -120,7 +118,7 @@ impl<'a> Recorder<'a> {
             reporter,
             slot,
             keep,
-            rotate_due: Instant::now(),
+            rotate_due: Some(Instant::now()),
             streaming: false,
             snapshot: ledger.snapshot.clone(),
             newer: None,
@@ -202,6 +200,7 @@ impl<'a> Recorder<'a> {
             freed: done.freed.iter().map(|&(_, seq)| seq).collect(),
             held: &done.held,
             refused: &done.refused,
+            keep_all: done.everybody,
             ..Entry::default()
         };
         // pages of the index in their order
@@ -349,9 +348,12 @@ impl<'a> Recorder<'a> {
         if self.any_dead {
             self.report_dead().await?;
         }
-        if !self.keep.is_zero() && self.rotate_due <= Instant::now() {
-            published::rotate(self.records.client, self.keep).await?;
-            self.rotate_due = Instant::now() + (self.keep / 32).min(ROTATE);
+        if self.rotate_due.is_some_and(|due| due <= Instant::now()) {
+            self.rotate_due = match (self.keep.is_zero(), published::rotate(self.records.client, self.keep).await?) {
+                (true, true) => None,
+                (true, false) => Some(Instant::now() + ROTATE),
+                (false, _) => Some(Instant::now() + (self.keep / 32).min(ROTATE)),
+            };
         }
         if self.slot {
             let slot = Slot::find(self.records.client).await?;
@@ -444,6 +446,7 @@ fn merge(pending: &mut Done, mut done: Done) {
     pending.freed.append(&mut done.freed);
     pending.held.append(&mut done.held);
     pending.refused.append(&mut done.refused);
+    pending.everybody |= done.everybody;
     pending.mark = done.mark.or(pending.mark.take());
 }
 

@@ -33,7 +33,8 @@ use crate::{
         },
         resources::{
             labels::{
-                Component, DATABASE_CLIENT_LABEL, DEPENDENCIES_ANNOTATION, RELAY_ANNOTATION, RELAY_SECRET_ANNOTATION,
+                Component, DATABASE_CLIENT_LABEL, DEPENDENCIES_ANNOTATION, RELAY_ANNOTATION,
+                RELAY_PLACEMENT_ANNOTATION, RELAY_SECRET_ANNOTATION,
             },
             plan::Rejection,
             settings::Settings,
@@ -77,6 +78,9 @@ pub fn deployment(
         // a map of strings always has a form in JSON
         let text = serde_json::to_string(&addresses).unwrap_or_default();
         annotations.insert(DEPENDENCIES_ANNOTATION.to_owned(), text);
+    }
+    if sidecar.is_some() {
+        annotations.insert(RELAY_PLACEMENT_ANNOTATION.to_owned(), relay::SIDECAR.to_owned());
     }
     if let Some(relay) = relay {
         annotations.insert(RELAY_ANNOTATION.to_owned(), relay.name);

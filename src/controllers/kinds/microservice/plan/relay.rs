@@ -22,13 +22,17 @@ use crate::{
             reach, sink,
         },
         resources::{
-            labels::Component,
+            labels::{Component, RELAY_PLACEMENT_ANNOTATION},
+            observed::Workload,
             settings::{Defaults, Settings},
         },
     },
     domain::names,
     nats::accounts::Access,
 };
+
+/// Value of [`RELAY_PLACEMENT_ANNOTATION`].
+pub const SIDECAR: &str = "Sidecar";
 
 /// Name of the container.
 pub const CONTAINER: &str = "weft-relay";
@@ -50,13 +54,22 @@ pub fn of(object: &Microservice, observed: &Observed) -> Option<Carried> {
         return Some(Carried { name, placement, secret: observed.kept_secret.clone() });
     }
     let relay = observed.relays.first()?;
-    // its own controller refuses another Microservice's
-    let own = |secret: &&str| reach::check_secret(&relay.spec.microservice, "", secret).is_ok();
-    Some(Carried {
-        name: relay.name_any(),
-        placement: relay.spec.placement,
-        secret: relay.spec.sink.secret().filter(own).map(str::to_owned),
-    })
+    // its own controller refuses another's, and the last good contract stays in force, with its Secret
+    let own = |secret: &str| reach::check_secret(&relay.spec.microservice, "", secret).is_ok();
+    let secret = match relay.spec.sink.secret() {
+        Some(secret) if !own(secret) => observed.kept_secret.clone(),
+        secret => secret.map(str::to_owned),
+    };
+    Some(Carried { name: relay.name_any(), placement: relay.spec.placement, secret })
+}
+
+/// Whether the relay in a pod of its own is there: also as long as the sidecar that replaces it runs in no pod yet.
+pub fn is_alone(carried: &Carried, observed: &Observed) -> bool {
+    let has_sidecar = |live: &Workload| {
+        live.annotations.get(RELAY_PLACEMENT_ANNOTATION).is_some_and(|value| value == SIDECAR) && live.is_rolled_out()
+    };
+    carried.placement == Placement::Standalone
+        || (observed.relay_deployment.is_some() && !observed.deployment.as_ref().is_some_and(has_sidecar))
 }
 
 /// Whether the service's own pods have the relay.

@@ -310,6 +310,30 @@ fn a_relay_of_its_own_leaves_the_services_pods_alone() {
 }
 
 #[test]
+fn a_relay_of_its_own_stays_until_the_sidecar_runs() {
+    let mut observed = settled(&orders());
+    observed.relays = vec![relay_of("orders")];
+    observed.relay_deployment = Some(ready(1));
+    let planned = plan(&orders(), &observed, &settings()).unwrap();
+    let has = |plan: &Plan| fixtures::names(plan).contains(&"Deployment/orders-relay".to_owned());
+    assert!(has(&planned), "the service's pods have no sidecar yet");
+    observed.deployment = Some(Workload { updated: 1, ..live(&planned) });
+    assert!(has(&plan(&orders(), &observed, &settings()).unwrap()), "they roll out");
+    observed.deployment = Some(live(&planned));
+    assert!(!has(&plan(&orders(), &observed, &settings()).unwrap()));
+}
+
+#[test]
+fn a_secret_of_weft_is_not_mounted_and_the_one_before_stays() {
+    let mut observed = settled(&orders());
+    let relay = "{microservice: orders, sink: {http: {url: 'http://thief/', secret: customers-db-admin}}}";
+    observed.relays = vec![fixtures::relay("orders", relay)];
+    observed.kept_secret = Some("gateway".to_owned());
+    let deployment = find(&plan(&orders(), &observed, &settings()).unwrap(), "Deployment/orders").to_string();
+    assert!(!deployment.contains("customers-db-admin") && deployment.contains("\"gateway\""), "{deployment}");
+}
+
+#[test]
 fn a_relay_of_its_own_that_cannot_be_read_stays() {
     let mut observed = settled(&orders());
     observed.relays = vec![standalone("orders")];

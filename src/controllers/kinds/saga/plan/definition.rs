@@ -14,7 +14,7 @@ use crate::{
             outbox_relay,
             saga::{Defined, Observed, Start},
         },
-        render::milliseconds,
+        render::{milliseconds, reach},
         resources::{plan::Rejection, reason::Reason, settings::Settings},
     },
     domain::saga::{
@@ -186,6 +186,15 @@ fn start(object: &Saga, participants: &Participants<'_>) -> Result<Option<Start>
             relay.spec.sink.kind()
         ),
     })?;
+    if let Some(secret) = &sink.secret {
+        // its own controller refuses the relay for it
+        reach::check_secret(&start.service, "spec.sink", secret).map_err(|Rejection { reason, message }| {
+            Rejection {
+                reason,
+                message: format!("spec.startOn.service: the OutboxRelay of `{}` is rejected: {message}", start.service),
+            }
+        })?;
+    }
     Ok(Some(Start {
         service: start.service.clone(),
         event_type: start.event.clone(),

@@ -40,7 +40,7 @@ use crate::{
                 PASSWORD, config_map_volume, mount, password_volume, pin, pod_security, service_account, wants_upgrade,
                 weft_security,
             },
-            sink,
+            reach, sink,
         },
         resources::{
             child::Child,
@@ -296,7 +296,9 @@ fn secrets(
 ) -> BTreeSet<String> {
     let starts = contract(object, owner, observed, settings).starts;
     let folders = starts.iter().filter_map(|start| start.from.secret_folder.as_deref());
-    folders.filter_map(sink::secret).map(str::to_owned).collect()
+    // whatever an earlier contract says, none of Weft's own Secrets is mounted
+    let own = |secret: &&str| reach::check_secret("", "", secret).is_ok();
+    folders.filter_map(sink::secret).filter(own).map(str::to_owned).collect()
 }
 
 /// `credentials`: those of the installed broker, and the Secrets of others.

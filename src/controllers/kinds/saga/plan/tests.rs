@@ -201,6 +201,31 @@ fn what_a_saga_names_and_cannot_be_read_is_waited_for() {
 }
 
 #[test]
+fn the_orchestrator_gets_no_secret_of_weft_for_a_relay() {
+    let mut observed = observed();
+    let with = |secret: &str| {
+        relay(
+            "orders",
+            &format!("{{microservice: orders, sink: {{nats: {{servers: ['nats://thief'], secret: {secret}}}}}}}"),
+        )
+    };
+    observed.relays = vec![with("customers-db-admin")];
+    assert_eq!(define(&create_order(), &observed).unwrap_err().reason, Reason::NotItsOwn);
+    // one that was let in earlier is not mounted
+    observed.relays = vec![with("mine")];
+    let mut object = two_sagas();
+    object.members = vec![member(create_order(), &observed)];
+    for (secret, mounted) in [("mine", true), ("orders-db", false)] {
+        if let Some(start) = object.members[0].defined.as_mut().and_then(|defined| defined.start.as_mut()) {
+            start.sink.secret = Some(secret.to_owned());
+        }
+        let plan = orchestrator(&object, &settled(&object), &settings()).unwrap();
+        let deployment = find(&plan, "Deployment/default-orchestrator").to_string();
+        assert_eq!(deployment.contains(&format!("\"secretName\":\"{secret}\"")), mounted, "{secret}");
+    }
+}
+
+#[test]
 fn what_a_saga_names_and_does_not_exist_gets_a_sentence() {
     let refused = |change: &dyn Fn(&mut Saga, &mut Observed)| {
         let (mut saga, mut observed) = (create_order(), observed());
