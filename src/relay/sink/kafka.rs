@@ -418,6 +418,8 @@ mod tests {
     async fn a_secret_decides_how_it_connects() {
         let folder = tempfile::tempdir().unwrap();
         let sink = sink(folder.path());
+        assert!(sink.settings().await.is_err(), "the Secret is missing");
+        std::fs::write(folder.path().join("note"), "a key that is for people").unwrap();
         let settings = sink.settings().await.unwrap();
         let of = |settings: &BTreeMap<&str, String>, key| settings.get(key).cloned().unwrap_or_default();
         assert_eq!(
