@@ -193,6 +193,7 @@ async fn what_is_published_is_kept_as_long_as_it_should_be_and_can_be_published_
         assert_eq!(kept().await, 0, "{mode:?}");
         insert(&setting, "a", 6, false).await;
         relay.until("published", |status| status.published == 6).await;
+        setting.drained().await;
         assert_eq!(kept().await, 1, "{mode:?}");
         setting.contract.keep_published_ms = 0;
         setting.write_contract();

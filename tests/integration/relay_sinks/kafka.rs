@@ -257,6 +257,7 @@ async fn a_connection_that_cannot_be_made_is_explained() {
         std::fs::write(folder.path().join("password"), KAFKA_LOGIN.1).unwrap();
     }
     std::fs::write(right.path().join("ca.crt"), server.ca()).unwrap();
+    std::fs::write(none.path().join("note"), "a Secret without a login").unwrap();
     let (plain, tls) = (server.address(), server.tls_address());
     let cases = [
         (&plain, false, &none, None),
