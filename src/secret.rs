@@ -15,6 +15,8 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 
+use crate::outage::Failure;
+
 pub const CA: &str = "ca.crt";
 pub const CERTIFICATE: &str = "tls.crt";
 pub const KEY: &str = "tls.key";
@@ -39,6 +41,13 @@ pub enum SecretError {
     Half(&'static str, &'static str),
     #[error("{CERTIFICATE} and {KEY} of the Secret do not fit each other")]
     Mismatch,
+}
+
+/// Without its credentials nobody gets in: the server need not be asked.
+impl From<SecretError> for Failure {
+    fn from(error: SecretError) -> Self {
+        Self::Refused(format!("the credentials cannot be used: {error}"))
+    }
 }
 
 /// The folder; `None` has no keys.
@@ -75,12 +84,7 @@ impl SecretFolder {
 
     /// `username` and `password`, when the Secret has them.
     pub async fn login(&self) -> Result<Option<(String, String)>, SecretError> {
-        match (self.text(USERNAME).await?, self.text(PASSWORD).await?) {
-            (Some(username), Some(password)) => Ok(Some((username, password))),
-            (None, None) => Ok(None),
-            (Some(_), None) => Err(SecretError::Half(USERNAME, PASSWORD)),
-            (None, Some(_)) => Err(SecretError::Half(PASSWORD, USERNAME)),
-        }
+        both([USERNAME, PASSWORD], self.text(USERNAME).await?, self.text(PASSWORD).await?)
     }
 
     /// A server is trusted by `ca.crt`, or by the system's certificates where the Secret has none. `tls.crt` and `tls.key`
@@ -100,16 +104,24 @@ impl SecretFolder {
             .with_safe_default_protocol_versions()
             .map_err(|_| SecretError::Mismatch)?
             .with_root_certificates(roots);
-        match (self.bytes(CERTIFICATE).await?, self.bytes(KEY).await?) {
-            (Some(chain), Some(key)) => {
+        match both([CERTIFICATE, KEY], self.bytes(CERTIFICATE).await?, self.bytes(KEY).await?)? {
+            Some((chain, key)) => {
                 let chain = certificates(CERTIFICATE, &chain)?;
                 let key = PrivateKeyDer::from_pem_slice(&key).map_err(|_| SecretError::NoKey(KEY.to_owned()))?;
                 config.with_client_auth_cert(chain, key).map_err(|_| SecretError::Mismatch)
             }
-            (None, None) => Ok(config.with_no_client_auth()),
-            (Some(_), None) => Err(SecretError::Half(CERTIFICATE, KEY)),
-            (None, Some(_)) => Err(SecretError::Half(KEY, CERTIFICATE)),
+            None => Ok(config.with_no_client_auth()),
         }
+    }
+}
+
+/// Two keys that are worth nothing without each other.
+pub fn both<T>([a, b]: [&'static str; 2], first: Option<T>, second: Option<T>) -> Result<Option<(T, T)>, SecretError> {
+    match (first, second) {
+        (Some(first), Some(second)) => Ok(Some((first, second))),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(SecretError::Half(a, b)),
+        (None, Some(_)) => Err(SecretError::Half(b, a)),
     }
 }
 

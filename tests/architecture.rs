@@ -30,7 +30,7 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("nats", vec!["contract", "domain", "outage", "secret"]),
         ("outage", vec![]),
         ("output", vec![]),
-        ("secret", vec![]),
+        ("secret", vec!["outage"]),
         ("shutdown", vec![]),
         ("telemetry", vec![]),
         ("broker", vec!["controllers", "domain", "nats", "output"]),

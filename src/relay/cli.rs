@@ -14,6 +14,7 @@ use crate::{
     contract::{Contract, relay::Relay},
     output::{self, Format},
     postgres::login,
+    relay::source::postgres::dead::LETTERS,
 };
 
 /// Most events that one command lists.
@@ -157,6 +158,8 @@ struct Changed {
     events: u64,
 }
 
+/// What becomes of one event, and of several.
+const AGAIN: [&str; 2] = ["is to be published again", "are to be published again"];
 /// What an event consists of.
 const WRITTEN: &str = "id, aggregate_type, aggregate_id, type, payload, body, content_type, headers, created_at";
 /// A payload that is no JSON is shown in hexadecimal digits.
@@ -192,9 +195,8 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
                 "update weft.relay_held as h set retry_at = now() from weft.outbox as d
                   where d.seq = h.seq and h.retry_at is not null and {CONDITION}"
             );
-            which
-                .change(&client, &[&dead, &refused], &common, "is to be published again", "are to be published again")
-                .await
+            let [is, are] = AGAIN;
+            which.change(&client, &[&dead, &refused], &common, is, are).await
         }
         Command::Skip { which, common } => {
             let client = common.connect().await?;
@@ -203,10 +205,8 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
                 "with due as (
                      select d.seq, h.attempts, h.cause from weft.relay_held as h join weft.outbox as d using (seq)
                       where h.cause is not null and {CONDITION} for update of d
-                 ), letters as (
-                     delete from weft.outbox as o using due where o.seq = due.seq returning o.*, due.attempts, due.cause
-                 )
-                 insert into weft.relay_dead select letters.*, now() from letters"
+                 ), {LETTERS}
+                 select from letters"
             );
             which.change(&client, &[&skip], &common, "is a dead letter now", "are dead letters now").await
         }
@@ -241,9 +241,13 @@ impl Which {
         if events == 0 && !self.all {
             bail!("there is no such event: `weft relay list` shows those that there are");
         }
-        let text = if events == 1 { format!("1 event {is}\n") } else { format!("{events} events {are}\n") };
-        common.print(&Changed { events }, || text)
+        common.print(&Changed { events }, || changed(events, is, are))
     }
+}
+
+/// `is` follows one event, `are` any other number of them.
+fn changed(events: u64, is: &str, are: &str) -> String {
+    if events == 1 { format!("1 event {is}\n") } else { format!("{events} events {are}\n") }
 }
 
 impl Published {
@@ -267,13 +271,8 @@ impl Published {
         let parameters: [&(dyn ToSql + Sync); 4] = [ids, from, to, kind];
         let counted = client.query_one(&statement, &parameters).await.context("reading weft.relay_published")?;
         let events = counted.try_get::<_, i64>(0)?.unsigned_abs();
-        let text = match (events, dry_run) {
-            (1, true) => "1 event would be published again\n".to_owned(),
-            (1, false) => "1 event is to be published again\n".to_owned(),
-            (_, true) => format!("{events} events would be published again\n"),
-            (_, false) => format!("{events} events are to be published again\n"),
-        };
-        common.print(&Changed { events }, || text)
+        let [is, are] = if *dry_run { ["would be published again"; 2] } else { AGAIN };
+        common.print(&Changed { events }, || changed(events, is, are))
     }
 }
 

@@ -13,7 +13,7 @@ use weft::contract::{
 
 use crate::relay_harness::Setting;
 
-/// An endpoint that refuses events with `"bad"` in them, until it is told otherwise; and what it has accepted, in its order.
+/// An endpoint that refuses events with `"bad"` in them, until it is set to accept all; and what it has accepted, in its order.
 #[derive(Clone, Debug, Default)]
 struct Endpoint(std::sync::Arc<std::sync::Mutex<(Vec<u64>, bool)>>);
 

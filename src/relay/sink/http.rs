@@ -12,20 +12,21 @@ use reqwest::{
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
     redirect,
 };
-use tokio::{
-    net::TcpStream,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 
-use super::{Answer, Reply, Session, Sink, SinkError};
+use super::{
+    Answer, Reply, Session, Sink, SinkError,
+    wire::{Address, AddressError},
+};
 use crate::{
     contract::relay::HttpSink,
     domain::{destination::TemplateError, event::HEADER_CONTENT_TYPE},
-    outage::{self, Failure, Outage, with_causes},
+    outage::{Failure, Outage, with_causes},
     relay::{encode::Message, window::Ticket},
     secret::{self, SecretFolder},
 };
 
+const SCHEMES: [(&str, u16); 2] = [("http", 80), ("https", 443)];
 /// So many requests that failed one after the other, with none in between that was answered, are not the events' fault.
 const LOSSES: u32 = 8;
 /// Requests on the way at a time.
@@ -71,11 +72,7 @@ fn meaning(status: StatusCode) -> Meaning {
 /// The endpoint that events are sent to.
 #[derive(Debug)]
 pub struct Http {
-    /// `HOST:PORT`, for messages.
-    address: String,
-    host: String,
-    port: u16,
-    tls: bool,
+    address: Address,
     secret: SecretFolder,
     /// Sent as User-Agent.
     name: String,
@@ -86,33 +83,19 @@ impl Http {
     pub fn new(sink: &HttpSink, name: String) -> Result<Self, TemplateError> {
         let end = sink.url.match_indices('/').nth(2).map_or(sink.url.len(), |(at, _)| at);
         let unusable = |why| TemplateError { template: sink.url.clone(), why };
-        let base = sink.url.get(..end).filter(|base| base.starts_with("http") && !base.contains('{'));
-        let base = base.and_then(|base| Url::parse(base).ok());
-        let url = base.ok_or_else(|| {
-            unusable("it is no URL: give `http://HOST:PORT/PATH`, with placeholders in the path only")
+        let base = sink.url.get(..end).filter(|base| !base.contains('{')).unwrap_or_default();
+        let address = Address::parse(base, SCHEMES).map_err(|error| {
+            unusable(match error {
+                AddressError::NoUrl(..) => {
+                    "it is no URL: give `http://HOST:PORT/PATH`, with placeholders in the path only"
+                }
+                AddressError::HasCredentials => "user and password belong into the Secret",
+            })
         })?;
-        if !url.username().is_empty() || url.password().is_some() {
-            return Err(unusable("user and password belong into the Secret"));
-        }
-        let host = url.host_str().ok_or_else(|| unusable("it has no host"))?;
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let port = url.port_or_known_default().ok_or_else(|| unusable("it begins with `http://` or `https://`"))?;
-        Ok(Self {
-            address: outage::address(&host, port),
-            host,
-            port,
-            tls: url.scheme() == "https",
-            secret: SecretFolder::new(sink.secret_folder.clone()),
-            name,
-        })
+        Ok(Self { address, secret: SecretFolder::new(sink.secret_folder.clone()), name })
     }
 
-    fn refused(&self, cause: String) -> SinkError {
-        unreachable(&self.address, Failure::Refused(cause))
-    }
-
-    async fn client(&self) -> Result<Client, SinkError> {
-        let unusable = |error: secret::SecretError| self.refused(format!("the credentials cannot be used: {error}"));
+    async fn client(&self) -> Result<Client, Failure> {
         let mut builder = Client::builder()
             .user_agent(&self.name)
             .connect_timeout(CONNECT)
@@ -121,11 +104,11 @@ impl Http {
             .redirect(redirect::Policy::none())
             .no_proxy()
             .pool_max_idle_per_host(CONCURRENT);
-        if self.tls {
-            builder = builder.tls_backend_preconfigured(self.secret.tls().await.map_err(unusable)?);
+        if self.address.is_tls() {
+            builder = builder.tls_backend_preconfigured(self.secret.tls().await?);
         }
-        let bearer = self.secret.text(secret::TOKEN).await.map_err(unusable)?;
-        let login = self.secret.login().await.map_err(unusable)?;
+        let bearer = self.secret.text(secret::TOKEN).await?;
+        let login = self.secret.login().await?;
         let authorization = match (bearer, login) {
             (Some(token), _) => Some(format!("Bearer {token}")),
             (None, Some((user, password))) => {
@@ -136,12 +119,14 @@ impl Http {
         };
         if let Some(text) = authorization {
             let mut value = HeaderValue::from_str(&text).map_err(|_| {
-                self.refused("the credentials cannot be used: they have characters that no header may have".to_owned())
+                Failure::Refused(
+                    "the credentials cannot be used: they have characters that no header may have".to_owned(),
+                )
             })?;
             value.set_sensitive(true);
             builder = builder.default_headers(HeaderMap::from_iter([(AUTHORIZATION, value)]));
         }
-        builder.build().map_err(|error| self.refused(with_causes(&error.without_url())))
+        builder.build().map_err(|error| Failure::Refused(with_causes(&error.without_url())))
     }
 }
 
@@ -159,16 +144,18 @@ impl Sink for Http {
     type Session = HttpSession;
 
     async fn connect(&self) -> Result<HttpSession, SinkError> {
-        let client = self.client().await?;
+        let address = self.address.to_string();
+        let unusable = |failure| unreachable(&address, failure);
+        let client = self.client().await.map_err(unusable)?;
         // whether anything listens is known before the first event is sent
-        match timeout(CONNECT, TcpStream::connect((self.host.as_str(), self.port))).await {
+        match timeout(CONNECT, self.address.connect()).await {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => return Err(unreachable(&self.address, Failure::of_io(&error))),
-            Err(_elapsed) => return Err(unreachable(&self.address, Failure::Silent)),
+            Ok(Err(error)) => return Err(unusable(Failure::of_io(&error))),
+            Err(_elapsed) => return Err(unusable(Failure::Silent)),
         }
         Ok(HttpSession {
             client,
-            address: self.address.clone(),
+            address,
             requests: FuturesUnordered::new(),
             accepted: false,
             losses: 0,
@@ -369,7 +356,7 @@ mod tests {
             ("https://gateway/", "gateway:443"),
         ] {
             let sink = HttpSink { url: url.to_owned(), secret_folder: None };
-            assert_eq!(Http::new(&sink, String::new()).unwrap().address, address);
+            assert_eq!(Http::new(&sink, String::new()).unwrap().address.to_string(), address);
         }
         for url in ["", "gateway/events", "ftp://x/", "http://{type}/", "http://user:secret@gateway/"] {
             let sink = HttpSink { url: url.to_owned(), secret_folder: None };

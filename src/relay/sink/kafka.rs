@@ -179,14 +179,10 @@ impl Kafka {
                 settings.remove("ssl.ca.location");
                 settings.insert("ssl.ca.pem", ca);
             }
-            match (secret.text(secret::CERTIFICATE).await?, secret.text(secret::KEY).await?) {
-                (Some(certificate), Some(key)) => {
-                    settings.insert("ssl.certificate.pem", certificate);
-                    settings.insert("ssl.key.pem", key);
-                }
-                (None, None) => {}
-                (Some(_), None) => return Err(SecretError::Half(secret::CERTIFICATE, secret::KEY)),
-                (None, Some(_)) => return Err(SecretError::Half(secret::KEY, secret::CERTIFICATE)),
+            let (certificate, key) = (secret.text(secret::CERTIFICATE).await?, secret.text(secret::KEY).await?);
+            if let Some((certificate, key)) = secret::both([secret::CERTIFICATE, secret::KEY], certificate, key)? {
+                settings.insert("ssl.certificate.pem", certificate);
+                settings.insert("ssl.key.pem", key);
             }
         }
         Ok(settings)

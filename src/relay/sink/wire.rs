@@ -63,6 +63,14 @@ impl Address {
         })
     }
 
+    pub fn parse_all(urls: &[String], schemes: [(&'static str, u16); 2]) -> Result<Vec<Self>, AddressError> {
+        urls.iter().map(|url| Self::parse(url, schemes)).collect()
+    }
+
+    pub async fn connect(&self) -> std::io::Result<TcpStream> {
+        TcpStream::connect((self.host.as_str(), self.port)).await
+    }
+
     pub fn is_tls(&self) -> bool {
         self.tls
     }
@@ -149,7 +157,7 @@ impl Wire {
     /// Connects; the caller has a deadline.
     pub async fn open(address: &Address, tls: Option<ClientConfig>) -> Result<Self, Failure> {
         let failed = |error| Failure::of_io(&error);
-        let tcp = TcpStream::connect((address.host.as_str(), address.port)).await.map_err(failed)?;
+        let tcp = address.connect().await.map_err(failed)?;
         tcp.set_nodelay(true).map_err(failed)?;
         let stream: Box<dyn Stream> = match tls {
             None => Box::new(tcp),

@@ -119,25 +119,7 @@ impl Broker for Receiver {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_lost_or_reordered() {
-    super::nothing_is_lost_or_reordered::<Receiver>().await;
-}
-
-#[tokio::test]
-async fn a_refused_event_holds_up_nobody_else() {
-    super::a_refused_event_holds_up_nobody_else::<Receiver>().await;
-}
-
-#[tokio::test]
-async fn a_message_is_what_was_written() {
-    super::a_message_is_what_was_written::<Receiver>().await;
-}
-
-#[tokio::test]
-async fn credentials_are_read_again() {
-    super::credentials_are_read_again::<Receiver>().await;
-}
+contract!(Receiver, Receiver, true);
 
 /// An endpoint that has too much to do gets the pause that it asks for, and everything afterwards.
 #[tokio::test]

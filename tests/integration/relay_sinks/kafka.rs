@@ -152,33 +152,7 @@ fn is_there() -> bool {
     missing.is_none()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_lost_or_reordered() {
-    if is_there() {
-        super::nothing_is_lost_or_reordered::<Cluster>().await;
-    }
-}
-
-#[tokio::test]
-async fn a_refused_event_holds_up_nobody_else() {
-    if is_there() {
-        super::a_refused_event_holds_up_nobody_else::<Cluster>().await;
-    }
-}
-
-#[tokio::test]
-async fn a_message_is_what_was_written() {
-    if is_there() {
-        super::a_message_is_what_was_written::<Cluster>().await;
-    }
-}
-
-#[tokio::test]
-async fn credentials_are_read_again() {
-    if is_there() {
-        super::credentials_are_read_again::<Cluster>().await;
-    }
-}
+contract!(Cluster, Cluster, is_there());
 
 /// Only a relay that dies makes duplicates: its producer drops those of a broker that dies, or is silent for a while.
 #[tokio::test(flavor = "multi_thread")]

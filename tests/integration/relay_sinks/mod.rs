@@ -1,5 +1,39 @@
 //! The delivery contract of `weft::relay::sink`, held against a real server of each kind: every sink passes the same tests.
 
+/// The tests that every sink passes, in the module of the broker: of one that may be killed, and of one that may be shared.
+/// `$there`: whether the server can be started on this machine.
+macro_rules! contract {
+    ($own:ty, $shared:ty, $there:expr) => {
+        #[tokio::test(flavor = "multi_thread")]
+        async fn nothing_is_lost_or_reordered() {
+            if $there {
+                super::nothing_is_lost_or_reordered::<$own>().await;
+            }
+        }
+
+        #[tokio::test]
+        async fn a_refused_event_holds_up_nobody_else() {
+            if $there {
+                super::a_refused_event_holds_up_nobody_else::<$shared>().await;
+            }
+        }
+
+        #[tokio::test]
+        async fn a_message_is_what_was_written() {
+            if $there {
+                super::a_message_is_what_was_written::<$shared>().await;
+            }
+        }
+
+        #[tokio::test]
+        async fn credentials_are_read_again() {
+            if $there {
+                super::credentials_are_read_again::<$shared>().await;
+            }
+        }
+    };
+}
+
 mod http;
 mod kafka;
 mod nats;

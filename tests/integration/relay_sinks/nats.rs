@@ -73,22 +73,4 @@ impl Broker for Nats {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_lost_or_reordered() {
-    super::nothing_is_lost_or_reordered::<Nats>().await;
-}
-
-#[tokio::test]
-async fn a_refused_event_holds_up_nobody_else() {
-    super::a_refused_event_holds_up_nobody_else::<Nats>().await;
-}
-
-#[tokio::test]
-async fn a_message_is_what_was_written() {
-    super::a_message_is_what_was_written::<Nats>().await;
-}
-
-#[tokio::test]
-async fn credentials_are_read_again() {
-    super::credentials_are_read_again::<Nats>().await;
-}
+contract!(Nats, Nats, true);

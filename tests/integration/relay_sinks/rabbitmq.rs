@@ -193,25 +193,7 @@ impl Broker for Own {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_lost_or_reordered() {
-    super::nothing_is_lost_or_reordered::<Own>().await;
-}
-
-#[tokio::test]
-async fn a_refused_event_holds_up_nobody_else() {
-    super::a_refused_event_holds_up_nobody_else::<Host>().await;
-}
-
-#[tokio::test]
-async fn a_message_is_what_was_written() {
-    super::a_message_is_what_was_written::<Host>().await;
-}
-
-#[tokio::test]
-async fn credentials_are_read_again() {
-    super::credentials_are_read_again::<Host>().await;
-}
+contract!(Own, Host, true);
 
 /// Over TLS the server is trusted by the Secret's CA only, and the client's certificate is its login.
 #[tokio::test]

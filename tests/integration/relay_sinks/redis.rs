@@ -65,25 +65,7 @@ fn entries(server: &Redis, stream: &str) -> Vec<Received> {
     server.command(&["XRANGE", stream, "-", "+"]).as_array().unwrap().iter().map(received).collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_lost_or_reordered() {
-    super::nothing_is_lost_or_reordered::<Redis>().await;
-}
-
-#[tokio::test]
-async fn a_refused_event_holds_up_nobody_else() {
-    super::a_refused_event_holds_up_nobody_else::<Redis>().await;
-}
-
-#[tokio::test]
-async fn a_message_is_what_was_written() {
-    super::a_message_is_what_was_written::<Redis>().await;
-}
-
-#[tokio::test]
-async fn credentials_are_read_again() {
-    super::credentials_are_read_again::<Redis>().await;
-}
+contract!(Redis, Redis, true);
 
 fn event(aggregate_type: &str, aggregate: u32) -> String {
     format!("{INSERT} ('{aggregate_type}', '{aggregate}', 'Placed', '{{\"n\": 1}}', '{{}}')")

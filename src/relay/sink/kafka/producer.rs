@@ -43,7 +43,7 @@ enum Event {
     Statistics(Statistics),
 }
 
-/// Of librdkafka's statistics (its STATISTICS.md), what tells whether the cluster answers.
+/// Of librdkafka's statistics (its STATISTICS.md), what shows whether the cluster answers.
 #[derive(Debug, Default, Deserialize)]
 struct Statistics {
     brokers: HashMap<String, BrokerStatistics>,

@@ -27,10 +27,10 @@ use super::{
 };
 use crate::{
     contract::relay::{RabbitMqSink, Unroutable},
-    domain::event::{HEADER_CONTENT_TYPE, decode},
+    domain::event::{ATTRIBUTE_PREFIX, HEADER_CONTENT_TYPE, decode},
     outage::{Failure, Outage},
     relay::{encode::Message, window::Ticket},
-    secret::{self, SecretError, SecretFolder},
+    secret::{self, SecretFolder},
 };
 
 const SCHEMES: [(&str, u16); 2] = [("amqp", 5672), ("amqps", 5671)];
@@ -69,7 +69,7 @@ fn limit(text: &str) -> Option<usize> {
     text.split(TOO_LARGE).nth(1)?.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// Largest message that the server accepts, learned when it closed the channel because of one: it tells nobody before.
+/// Largest message that the server accepts, learned when it closed the channel because of one: nobody learns it before.
 #[derive(Clone, Debug, Default)]
 struct Learned(Arc<Mutex<Option<(usize, Instant)>>>);
 
@@ -99,9 +99,8 @@ pub struct RabbitMq {
 
 impl RabbitMq {
     pub fn new(sink: &RabbitMqSink, name: String) -> Result<Self, AddressError> {
-        let addresses = sink.servers.iter().map(|url| Address::parse(url, SCHEMES));
         Ok(Self {
-            addresses: addresses.collect::<Result<_, _>>()?,
+            addresses: Address::parse_all(&sink.servers, SCHEMES)?,
             secret: SecretFolder::new(sink.secret_folder.clone()),
             virtual_host: sink.virtual_host.clone(),
             exchange: sink.exchange.clone(),
@@ -112,9 +111,8 @@ impl RabbitMq {
     }
 
     async fn open(&self, address: Address) -> Result<RabbitMqSession, Failure> {
-        let unusable = |error: SecretError| Failure::Refused(format!("the credentials cannot be used: {error}"));
-        let tls = if address.is_tls() { Some(self.secret.tls().await.map_err(unusable)?) } else { None };
-        let login = self.secret.login().await.map_err(unusable)?;
+        let tls = if address.is_tls() { Some(self.secret.tls().await?) } else { None };
+        let login = self.secret.login().await?;
         let by_certificate = login.is_none() && tls.is_some() && self.secret.path(secret::CERTIFICATE).is_some();
         let (user, password) = login.unwrap_or_else(|| (GUEST.to_owned(), GUEST.to_owned()));
         let (mechanism, response) =
@@ -381,7 +379,7 @@ fn answer(stored: bool, returned: bool, exchange: &str) -> Answer {
 
 /// Name of a header in AMQP: attributes as the AMQP binding of CloudEvents has them.
 fn property(name: &str) -> Cow<'_, str> {
-    match name.strip_prefix("ce-") {
+    match name.strip_prefix(ATTRIBUTE_PREFIX) {
         Some(attribute) => format!("cloudEvents:{attribute}").into(),
         None => name.into(),
     }

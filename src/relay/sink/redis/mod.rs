@@ -22,7 +22,7 @@ use crate::{
     domain::event::decode,
     outage::{Failure, Outage},
     relay::{encode::Message, window::Ticket},
-    secret::{SecretError, SecretFolder},
+    secret::SecretFolder,
 };
 
 const SCHEMES: [(&str, u16); 2] = [("redis", 6379), ("rediss", 6379)];
@@ -101,9 +101,8 @@ pub struct Redis {
 
 impl Redis {
     pub fn new(sink: &RedisSink, name: &str) -> Result<Self, AddressError> {
-        let addresses = sink.servers.iter().map(|url| Address::parse(url, SCHEMES));
         Ok(Self {
-            addresses: addresses.collect::<Result<_, _>>()?,
+            addresses: Address::parse_all(&sink.servers, SCHEMES)?,
             secret: SecretFolder::new(sink.secret_folder.clone()),
             max_length: sink.max_length,
             // the server accepts no blanks in it
@@ -112,9 +111,8 @@ impl Redis {
     }
 
     async fn open(&self, address: Address) -> Result<RedisSession, Failure> {
-        let unusable = |error: SecretError| Failure::Refused(format!("the credentials cannot be used: {error}"));
-        let tls = if address.is_tls() { Some(self.secret.tls().await.map_err(unusable)?) } else { None };
-        let login = self.secret.login().await.map_err(unusable)?;
+        let tls = if address.is_tls() { Some(self.secret.tls().await?) } else { None };
+        let login = self.secret.login().await?;
         let mut wire = Wire::open(&address, tls).await?;
         if let Some((user, password)) = login {
             match call(&mut wire, &["AUTH", &user, &password]).await? {
@@ -125,7 +123,7 @@ impl Redis {
                 Reply::Text(_) | Reply::Integer(_) | Reply::List(_) => {}
             }
         }
-        // a user without the right to ask these is told by the events' answers
+        // for a user without the right to ask these, the events' answers say it
         match call(&mut wire, &["ROLE"]).await? {
             Reply::Error(error) if meaning(&error).0 == Meaning::Everybody => {
                 return Err(Failure::Refused(sentence(&error, meaning(&error).1)));

@@ -16,21 +16,26 @@ pub(crate) struct DeadEvents {
     pub(crate) cause: String,
 }
 
+/// Common table expressions, to be put behind one that is called `due` and has `seq`, `attempts` and `cause` of rows of the outbox: they
+/// become dead letters.
+pub(crate) const LETTERS: &str = "letters as (
+        delete from weft.outbox as o using due where o.seq = due.seq returning o.*, due.attempts, due.cause
+    ), kept as (
+        insert into weft.relay_dead select letters.*, now() from letters
+    )";
+
 /// Moves those of these held events to the dead letters that have been refused `attempts` times. Returns their keys. One whose
 /// row is locked by somebody, or not visible yet, stays held, and is moved when it is refused again.
 pub(super) async fn bury(client: &Client, seqs: &[i64], attempts: u32) -> Result<Vec<i64>, tokio_postgres::Error> {
-    let statement = "
-        with due as (
+    let statement = format!(
+        "with due as (
             select h.seq, h.key, h.attempts, h.cause from weft.relay_held as h join weft.outbox as o using (seq)
              where h.seq = any ($1) and h.attempts >= $2 for update of o skip locked
-        ), letters as (
-            delete from weft.outbox as o using due where o.seq = due.seq returning o.*, due.attempts, due.cause
-        ), kept as (
-            insert into weft.relay_dead select letters.*, now() from letters
-        )
-        delete from weft.relay_held as h using due where h.seq = due.seq returning h.key";
+        ), {LETTERS}
+        delete from weft.relay_held as h using due where h.seq = due.seq returning h.key"
+    );
     let attempts = i32::try_from(attempts).unwrap_or(i32::MAX);
-    let keys = client.query(statement, &[&seqs, &attempts]).await?;
+    let keys = client.query(&statement, &[&seqs, &attempts]).await?;
     keys.iter().map(|row| row.try_get(0)).collect()
 }
 

@@ -88,11 +88,13 @@ pub fn orchestrator(
     let (owner, postgres) = (owner(object), Postgres { storage, ..Postgres::default() });
     let wanted = Wanted { upgrade: upgrade(object), ..wanted(&owner, &postgres) };
     let credentials = credentials(&owner, settings);
-    let deployment = deployment(object, &owner, observed, credentials.as_ref(), settings)?;
+    let contract = contract(object, &owner, observed, settings);
+    let secrets = (credentials.as_ref(), &secrets(&contract));
+    let deployment = deployment(object, &owner, observed, secrets, settings)?;
     let account = owner.metadata(owner.name.clone(), Component::Orchestrator);
     let mut plan =
         Plan { children: vec![Child::ServiceAccount(service_account(account, settings))], ..Plan::default() };
-    plan.children.push(Child::ConfigMap(config_map(object, &owner, observed, settings)?));
+    plan.children.push(Child::ConfigMap(config_map(&owner, &contract)?));
     plan.children.extend(credentials.map(Child::Secret));
     plan.children.push(Child::NetworkPolicy(network_policy(&owner, settings)));
     plan.children.push(Child::Service(service(&owner)));
@@ -199,16 +201,10 @@ fn start(defined: &Defined, settings: &Settings) -> Option<contract::Start> {
     })
 }
 
-fn config_map(
-    object: &Orchestrator,
-    owner: &Owner,
-    observed: &OrchestratorObserved,
-    settings: &Settings,
-) -> Result<ConfigMap, Rejection> {
-    let contract = contract(object, owner, observed, settings);
+fn config_map(owner: &Owner, contract: &contract::Orchestrator) -> Result<ConfigMap, Rejection> {
     let text = contract.to_yaml().map_err(|error| Rejection {
         reason: Reason::ContractNotWritable,
-        message: format!("the contract of orchestrator {} cannot be written: {error}", object.name),
+        message: format!("the contract of orchestrator {} cannot be written: {error}", contract.name),
     })?;
     let names: Vec<_> = contract.sagas.iter().map(|saga| &saga.name).collect();
     // a list of strings always has a form in JSON
@@ -262,13 +258,12 @@ fn deployment(
     object: &Orchestrator,
     owner: &Owner,
     observed: &OrchestratorObserved,
-    credentials: Option<&Secret>,
+    secrets: (Option<&Secret>, &BTreeSet<String>),
     settings: &Settings,
 ) -> Result<Deployment, Rejection> {
     let live = observed.deployment.as_ref();
     let newest = settings.defaults(&settings.resources.orchestrator);
-    let secrets = secrets(object, owner, observed, settings);
-    let template = |defaults: &Defaults| Ok(template(owner, defaults, observed, (credentials, &secrets), settings));
+    let template = |defaults: &Defaults| Ok(template(owner, defaults, observed, secrets, settings));
     let pinned = pin(live, newest, upgrade(object), template)?;
     Ok(Deployment {
         metadata: ObjectMeta {
@@ -288,14 +283,8 @@ fn deployment(
 }
 
 /// The Secrets that people give for the brokers of the services that start sagas, by name.
-fn secrets(
-    object: &Orchestrator,
-    owner: &Owner,
-    observed: &OrchestratorObserved,
-    settings: &Settings,
-) -> BTreeSet<String> {
-    let starts = contract(object, owner, observed, settings).starts;
-    let folders = starts.iter().filter_map(|start| start.from.secret_folder.as_deref());
+fn secrets(contract: &contract::Orchestrator) -> BTreeSet<String> {
+    let folders = contract.starts.iter().filter_map(|start| start.from.secret_folder.as_deref());
     // whatever an earlier contract says, none of Weft's own Secrets is mounted
     let own = |secret: &&str| reach::check_secret("", "", secret).is_ok();
     folders.filter_map(sink::secret).filter(own).map(str::to_owned).collect()
