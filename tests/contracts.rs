@@ -32,7 +32,12 @@ use weft::{
     },
     controllers::{
         kinds::{microservice, outbox_relay, saga},
-        resources::{child::Child, observed::Migrations, plan::Plan},
+        resources::{
+            child::Child,
+            labels::CONTRACT_ANNOTATION,
+            observed::{DatabaseObserved, Migrations, Workload},
+            plan::Plan,
+        },
         runtime::driver::Kind,
     },
 };
@@ -63,6 +68,21 @@ fn file_of(plan: &Plan, name: &str) -> String {
     maps.next().expect(name).into_values().next().unwrap()
 }
 
+/// The contract of a set-up: its pods read their own annotation.
+fn set_up_of(plan: &Plan) -> String {
+    let mut jobs = plan.children.iter().filter_map(|child| match child {
+        Child::Job(job) => job.spec.as_ref()?.template.metadata.as_ref()?.annotations.clone(),
+        _ => None,
+    });
+    jobs.next().expect("a Job").remove(CONTRACT_ANNOTATION).unwrap()
+}
+
+/// A set-up begins when the server and the migrations exist.
+fn may_be_set_up(observed: &mut DatabaseObserved) {
+    observed.server = Some(Workload::default());
+    observed.migrations = Some(Migrations::Found { hash: "0".into(), files: vec!["001.sql".into()] });
+}
+
 /// Compares with the golden file, and gives back what the data plane reads from it.
 fn pinned<C: Contract>(name: &str, text: &str) -> C {
     let path = at("tests/golden/contract").join(name);
@@ -91,9 +111,9 @@ fn orders_relay() -> Arc<OutboxRelay> {
 fn the_set_up_of_a_service() {
     let orders = services()["orders"].clone();
     let mut observed = microservice::Observed::default();
-    observed.database.migrations = Some(Migrations::Found { hash: "0".into(), files: vec!["001.sql".into()] });
+    may_be_set_up(&mut observed.database);
     let plan = microservice::Controller::plan(&orders, &observed, &settings()).unwrap();
-    let contract: DatabaseSetup = pinned("database-setup-service.yaml", &file_of(&plan, "orders-db-setup"));
+    let contract: DatabaseSetup = pinned("database-setup-service.yaml", &set_up_of(&plan));
     assert_eq!(contract.admin.host, "orders-db.shop.svc");
 }
 
@@ -101,9 +121,10 @@ fn the_set_up_of_a_service() {
 fn the_set_up_of_a_service_with_an_outbox_of_its_own() {
     let payments: Microservice = sample_of("outboxes", "custom.yaml", "Microservice");
     let relay: OutboxRelay = sample_of("outboxes", "custom.yaml", "OutboxRelay");
-    let observed = microservice::Observed { relays: vec![Arc::new(relay)], ..microservice::Observed::default() };
+    let mut observed = microservice::Observed { relays: vec![Arc::new(relay)], ..microservice::Observed::default() };
+    may_be_set_up(&mut observed.database);
     let plan = microservice::Controller::plan(&payments, &observed, &settings()).unwrap();
-    let contract: DatabaseSetup = pinned("database-setup-outbox.yaml", &file_of(&plan, "payments-db-setup"));
+    let contract: DatabaseSetup = pinned("database-setup-outbox.yaml", &set_up_of(&plan));
     assert!(matches!(contract.outbox, Some(Outbox::Custom { .. })), "{contract:?}");
 }
 
@@ -162,12 +183,12 @@ fn an_orchestrator_and_the_set_up_of_its_database() {
         unreadable: Vec::new(),
         kept: Vec::new(),
     };
-    let plan = saga::OrchestratorController::plan(&orchestrator, &saga::OrchestratorObserved::default(), &settings());
-    let plan = plan.unwrap();
+    let mut observed = saga::OrchestratorObserved::default();
+    may_be_set_up(&mut observed.database);
+    let plan = saga::OrchestratorController::plan(&orchestrator, &observed, &settings()).unwrap();
     let contract: Orchestrator = pinned("orchestrator.yaml", &file_of(&plan, "default-orchestrator"));
     assert_eq!(contract.sagas[0].clone().seal(), contract.sagas[0], "a version is of the content");
-    let setup: DatabaseSetup =
-        pinned("database-setup-orchestrator.yaml", &file_of(&plan, "default-orchestrator-db-setup"));
+    let setup: DatabaseSetup = pinned("database-setup-orchestrator.yaml", &set_up_of(&plan));
     assert_eq!(setup.relay, None);
 }
 

@@ -135,7 +135,9 @@ pub(crate) fn assert_restricted(pod: &serde_json::Value) {
         }
     }
     for volume in pod["volumes"].as_array().into_iter().flatten() {
-        let allowed = ["configMap", "secret", "emptyDir", "projected"].iter().any(|kind| volume.get(kind).is_some());
+        let allowed = ["configMap", "downwardAPI", "emptyDir", "projected", "secret"]
+            .iter()
+            .any(|kind| volume.get(kind).is_some());
         assert!(allowed, "{volume}");
     }
 }

@@ -38,7 +38,7 @@ pub fn relay_secret(owner: &str) -> String {
     format!("{owner}-db-relay")
 }
 
-/// `NAME-db-setup`: ConfigMap with the set-up contract.
+/// `NAME-db-setup`: ConfigMap with what is recorded of the set-up.
 pub fn setup(owner: &str) -> String {
     format!("{owner}-db-setup")
 }

@@ -15,7 +15,15 @@ use tokio_postgres::Client;
 use weft::{
     api::v1alpha1::{Microservice, OutboxRelay},
     contract::{Contract, database_setup::DatabaseSetup, outbox::Outbox, relay::Mode},
-    controllers::{kinds::microservice, resources::child::Child, runtime::driver::Kind},
+    controllers::{
+        kinds::microservice,
+        resources::{
+            child::Child,
+            labels::CONTRACT_ANNOTATION,
+            observed::{Migrations, Workload},
+        },
+        runtime::driver::Kind,
+    },
 };
 
 use crate::{
@@ -400,10 +408,15 @@ async fn the_samples_tables_fit_their_layouts() {
         for sql in map["data"].as_object().unwrap().values() {
             database.write_migration(&format!("{number}.sql"), sql.as_str().unwrap());
         }
-        let observed = microservice::Observed { relays: vec![Arc::new(relay)], ..microservice::Observed::default() };
+        let mut observed =
+            microservice::Observed { relays: vec![Arc::new(relay)], ..microservice::Observed::default() };
+        observed.database.server = Some(Workload::default());
+        observed.database.migrations = Some(Migrations::Found { hash: String::new(), files: vec!["1.sql".to_owned()] });
         let plan = microservice::Controller::plan(&service, &observed, &settings()).unwrap();
         let contract = plan.children.iter().find_map(|child| match child {
-            Child::ConfigMap(map) => map.data.as_ref()?.get("setup.yaml"),
+            Child::Job(job) => {
+                job.spec.as_ref()?.template.metadata.as_ref()?.annotations.as_ref()?.get(CONTRACT_ANNOTATION)
+            }
             _ => None,
         });
         let contract = DatabaseSetup::from_yaml(contract.unwrap(), Path::new("setup.yaml")).unwrap();

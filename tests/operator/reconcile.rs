@@ -138,7 +138,7 @@ async fn a_roll_out_that_goes_well_is_one_answer_and_ready() {
     let known = context.store().get::<Microservice>(&orders().id).unwrap();
     assert_eq!(known.status.as_ref().unwrap().conditions[0].status, "True");
     assert_eq!(lines.iter().filter(|line| line.ends_with("/status")).count(), 2, "{lines:?}");
-    assert_eq!(lines.len(), 15, "12 children, one of them twice, and the statuses: {lines:?}");
+    assert_eq!(lines.len(), 14, "12 children and the statuses: {lines:?}");
 }
 
 #[tokio::test]

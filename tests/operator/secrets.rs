@@ -1,5 +1,7 @@
 //! A Secret that was deleted is made again, and what reads it follows: the server, the roles, the pods.
 
+use std::{collections::BTreeSet, sync::Mutex};
+
 use serde_json::{Value, json};
 use weft::controllers::{kinds::reconcile, store::live_pod::LivePod};
 
@@ -8,12 +10,22 @@ use super::{
     server::{Asked, Server, failure},
 };
 
-/// Of these Secrets none exists; all others do.
-fn without(server: &Server, missing: &'static [&'static str]) {
-    server.rule(|asked| {
+/// Of these Secrets none exists until it is made; all others do.
+fn without(server: &Server, missing: &[&'static str]) {
+    let missing = Mutex::new(BTreeSet::from_iter(missing.iter().copied()));
+    server.rule(move |asked| {
         let name = asked.body["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        let is_tried = asked.line() == "POST secrets" && asked.query.contains("dryRun=All");
-        (is_tried && !missing.contains(&name.as_str())).then(|| (409, failure(409, "already exists")))
+        if asked.line() != "POST secrets" {
+            return None;
+        }
+        let mut missing = missing.lock().unwrap();
+        let is_missing = if asked.query.contains("dryRun=All") {
+            missing.contains(name.as_str())
+        } else {
+            missing.remove(name.as_str());
+            true
+        };
+        (!is_missing).then(|| (409, failure(409, "already exists")))
     });
 }
 
@@ -44,7 +56,6 @@ fn find<'a>(asked: &'a [Asked], line: &str) -> Option<&'a Value> {
 #[tokio::test]
 async fn a_secret_that_a_pod_misses_is_made_again_and_the_roles_get_its_password() {
     let server = Server::default();
-    without(&server, &["orders-db"]);
     let context = context(&server);
     context.store().set(microservice(&json!({"image": "shop/orders:1", "database": {"postgres": {}}})));
     reconcile(&context, &orders()).await;
@@ -55,21 +66,19 @@ async fn a_secret_that_a_pod_misses_is_made_again_and_the_roles_get_its_password
     };
     assert_eq!(jobs(&before).len(), 1, "{before:?}");
 
+    without(&server, &["orders-db"]);
     context.store().set_pod(&orders(), "orders-1", waits_for("orders-db").into());
     reconcile(&context, &orders()).await;
     let asked = server.asked();
     let lines = written(&asked);
     let at = |line: &str| lines.iter().position(|known| known == line);
-    let (record, secret) = (at("PATCH configmaps/orders-db-setup"), at("POST secrets/orders-db"));
+    let (record, secret) = (at("POST configmaps/orders-db-setup"), at("POST secrets/orders-db"));
     assert!(record.is_some() && record < secret, "recorded before it is made: {lines:?}");
     assert!(at("POST secrets/orders-db-admin").is_none(), "the others exist: {lines:?}");
-    let record = &find(&asked, "PATCH configmaps/orders-db-setup").unwrap()["metadata"]["annotations"];
+    let record = &find(&asked, "POST configmaps").unwrap()["metadata"]["annotations"];
     assert_eq!(record["weft.dev/secrets"], r#"{"orders-db":1}"#);
     assert!(context.backlog() > 0, "what reads it follows");
 
-    without(&server, &[]);
-    reconcile(&context, &orders()).await;
-    let lines = written(&server.asked());
     let again = jobs(&lines);
     assert!(again.len() == 1 && again != jobs(&before), "the roles get the new password: {lines:?}");
     assert!(!lines.contains(&"PATCH statefulsets/orders-db".to_owned()), "the server has no part in it: {lines:?}");
@@ -78,19 +87,18 @@ async fn a_secret_that_a_pod_misses_is_made_again_and_the_roles_get_its_password
 #[tokio::test]
 async fn the_server_restarts_with_a_new_password_of_its_superuser_before_the_roles_are_set() {
     let server = Server::default();
-    without(&server, &["orders-db-admin"]);
     let context = context(&server);
     context.store().set(microservice(&json!({"image": "shop/orders:1", "database": {"postgres": {}}})));
     reconcile(&context, &orders()).await;
     reconcile(&context, &orders()).await;
     server.lines();
+    without(&server, &["orders-db-admin"]);
     context.store().set_pod(&orders(), "orders-1", waits_for("orders-db-admin").into());
     reconcile(&context, &orders()).await;
     let lines = written(&server.asked());
     assert!(lines.contains(&"POST secrets/orders-db-admin".to_owned()), "{lines:?}");
     assert!(!lines.contains(&"PATCH statefulsets/orders-db".to_owned()), "not before it is there: {lines:?}");
 
-    without(&server, &[]);
     reconcile(&context, &orders()).await;
     let asked = server.asked();
     let set = find(&asked, "PATCH statefulsets/orders-db").expect("the server restarts");

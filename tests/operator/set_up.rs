@@ -205,7 +205,7 @@ async fn an_injected_container_that_never_ends_does_not_hold_the_set_up() {
     reconcile(&context, &orders()).await;
     let lines = server.lines();
     let at = |line: &str| lines.iter().position(|known| known == line).unwrap_or_else(|| panic!("{line}: {lines:?}"));
-    assert!(at("PATCH configmaps/orders-db-setup") < at(&format!("DELETE jobs/{}", job.name)), "recorded first");
+    assert!(at("POST configmaps") < at(&format!("DELETE jobs/{}", job.name)), "recorded first");
     at("PATCH deployments/orders");
     report_progress(&context).await;
     assert_eq!(condition(&context, "Migrated"), "True");

@@ -1,8 +1,8 @@
 //! What waits for the set-up: the pod template of the owner's Deployment, and nothing else.
 //!
 //! While a set-up is not done, the Deployment is written with the template that was released last, so that replicas go on
-//! being scaled, and one that was deleted is made again. That template is kept in the set-up's ConfigMap, beside the
-//! contract, where it outlives the Deployment and this process. (ReplicaSets go with their Deployment, and ControllerRevisions
+//! being scaled, and one that was deleted is made again. That template is kept in the set-up's ConfigMap,
+//! where it outlives the Deployment and this process. (ReplicaSets go with their Deployment, and ControllerRevisions
 //! would need a right and a watch of their own.) Where the ConfigMap was deleted, it is read from the Deployment. It is written
 //! whole: a field that is left out of a server-side apply is given up.
 

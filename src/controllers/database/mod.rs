@@ -92,12 +92,11 @@ pub fn plan(
 ) -> Result<Plan, Rejection> {
     let passed = gate::pass(deployment, stage(wanted, observed) == Stage::Done, observed);
     let mut plan = Plan::default();
-    setup::add(wanted, observed, passed.released.as_ref(), settings, &mut plan)?;
-    // the ConfigMap records which Secrets are made again, before they are; the Job comes last
-    let job = plan.children.split_off(1);
+    // it says which Secrets are made again, before they are
+    plan.children.extend(setup::record(wanted, observed, passed.released.as_ref()).map(Child::ConfigMap));
     plan.children.extend(secrets::all(wanted, observed, settings));
     plan.children.extend(server::all(wanted, observed, settings)?);
-    plan.children.extend(job);
+    setup::add_job(wanted, observed, settings, &mut plan)?;
     match passed.deployment {
         Some(deployment) => plan.children.push(Child::Deployment(deployment)),
         None => plan.retained.push(ChildRef::new(ChildKind::Deployment, wanted.owner.name.clone())),

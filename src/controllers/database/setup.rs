@@ -1,4 +1,5 @@
-//! The set-up Job: roles, Weft's tables, then migrations, in the pod network.
+//! The set-up Job: roles, Weft's tables, then migrations, in the pod network. It carries its contract in an annotation of its
+//! pods, which they read as a file, so a ConfigMap is made only when there is something to record.
 
 use std::{
     collections::BTreeMap,
@@ -7,7 +8,10 @@ use std::{
 
 use k8s_openapi::api::{
     batch::v1::{Job, JobSpec},
-    core::v1::{ConfigMap, Container, EmptyDirVolumeSource, KeyToPath, PodSpec, PodTemplateSpec, Volume, VolumeMount},
+    core::v1::{
+        ConfigMap, Container, DownwardAPIVolumeFile, DownwardAPIVolumeSource, EmptyDirVolumeSource,
+        ObjectFieldSelector, PodSpec, PodTemplateSpec, Volume, VolumeMount,
+    },
 };
 use kube::core::ObjectMeta;
 
@@ -26,8 +30,8 @@ use crate::{
         resources::{
             child::{Child, ChildKind, ChildRef},
             labels::{
-                Component, DATABASE_CLIENT_LABEL, DEFAULTS_ANNOTATION, RELEASED_ANNOTATION, SECRETS_ANNOTATION,
-                SET_UP_ANNOTATION,
+                CONTRACT_ANNOTATION, Component, DATABASE_CLIENT_LABEL, DEFAULTS_ANNOTATION, RELEASED_ANNOTATION,
+                SECRETS_ANNOTATION, SET_UP_ANNOTATION,
             },
             observed::{DatabaseObserved, JobOutcome, JobState, Migrations, Released, is_about_resources},
             plan::{Plan, Rejection},
@@ -56,15 +60,13 @@ const NATIVE_SIDECARS: [&str; 3] = [
     "config.alpha.linkerd.io/proxy-enable-native-sidecar",
 ];
 
-/// Adds the ConfigMap, and the Job of the present input while it has something to do.
-pub(super) fn add(
+/// Adds the Job of the present input while it has something to do, or retains the one that has done it.
+pub(super) fn add_job(
     wanted: &Wanted<'_>,
     observed: &DatabaseObserved,
-    released: Option<&Released>,
     settings: &Settings,
     plan: &mut Plan,
 ) -> Result<(), Rejection> {
-    plan.children.push(Child::ConfigMap(config_map(wanted, observed, released)?));
     let Some(name) = job_name(wanted, observed) else { return Ok(()) };
     let runs = match stage(wanted, observed) {
         Stage::MigrationsMissing { .. } | Stage::MigrationsEmpty { .. } | Stage::MigrationsBehind { .. } => false,
@@ -83,7 +85,7 @@ pub(super) fn add(
         }
     };
     if runs {
-        plan.children.push(Child::Job(job(wanted, name, settings)));
+        plan.children.push(Child::Job(job(wanted, name, settings)?));
     }
     Ok(())
 }
@@ -180,35 +182,41 @@ pub(super) fn contract(wanted: &Wanted<'_>) -> DatabaseSetup {
     }
 }
 
-fn config_map(
+/// The ConfigMap with what has to outlive the Job, the Deployment and this process: the last set-up that succeeded, the pod template
+/// that was released last, and how often each Secret was made again. `None` while there is none of it.
+pub(super) fn record(
     wanted: &Wanted<'_>,
     observed: &DatabaseObserved,
     released: Option<&Released>,
-) -> Result<ConfigMap, Rejection> {
-    let text = contract(wanted).to_yaml().map_err(|error| Rejection {
-        reason: Reason::ContractNotWritable,
-        message: format!("the set-up contract of database {} cannot be written: {error}", wanted.owner.name),
-    })?;
+) -> Option<ConfigMap> {
     // strings, numbers and structs of Kubernetes' own always have a form in JSON
     let json = |value: serde_json::Result<String>| value.unwrap_or_default();
-    let record = done(wanted, observed).or_else(|| observed.recorded.clone());
-    let record = record.map(|record| (SET_UP_ANNOTATION.to_owned(), json(serde_json::to_string(&record))));
+    let done = done(wanted, observed).or_else(|| observed.recorded.clone());
+    let done = done.map(|done| (SET_UP_ANNOTATION.to_owned(), json(serde_json::to_string(&done))));
     let version = released.map(|released| (RELEASED_ANNOTATION.to_owned(), version::of(released)));
     let secrets = secrets::record(observed).map(|record| (SECRETS_ANNOTATION.to_owned(), record));
-    let annotations: BTreeMap<_, _> = record.into_iter().chain(version).chain(secrets).collect();
-    let file = released.map(|released| (RELEASED_FILE.to_owned(), json(serde_json::to_string(released))));
-    Ok(ConfigMap {
+    let annotations: BTreeMap<_, _> = done.into_iter().chain(version).chain(secrets).collect();
+    if annotations.is_empty() {
+        return None;
+    }
+    Some(ConfigMap {
         metadata: ObjectMeta {
-            annotations: (!annotations.is_empty()).then_some(annotations),
+            annotations: Some(annotations),
             ..wanted.owner.metadata(names::setup(&wanted.owner.name), Component::Setup)
         },
-        data: Some(std::iter::once((CONTRACT_FILE.to_owned(), text)).chain(file).collect()),
+        data: released.map(|released| [(RELEASED_FILE.to_owned(), json(serde_json::to_string(released)))].into()),
         ..ConfigMap::default()
     })
 }
 
-fn job(wanted: &Wanted<'_>, name: String, settings: &Settings) -> Job {
+fn job(wanted: &Wanted<'_>, name: String, settings: &Settings) -> Result<Job, Rejection> {
     let owner = wanted.owner;
+    let contract = contract(wanted).to_yaml().map_err(|error| Rejection {
+        reason: Reason::ContractNotWritable,
+        message: format!("the set-up contract of database {} cannot be written: {error}", owner.name),
+    })?;
+    let annotations = NATIVE_SIDECARS.map(|name| (name.to_owned(), "true".to_owned()));
+    let annotations = annotations.into_iter().chain([(CONTRACT_ANNOTATION.to_owned(), contract)]);
     let defaults = defaults(settings);
     let mut labels = owner.labels(Component::Setup);
     labels.insert(DATABASE_CLIENT_LABEL.to_owned(), owner.name.clone());
@@ -216,7 +224,7 @@ fn job(wanted: &Wanted<'_>, name: String, settings: &Settings) -> Job {
     let template = PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(labels),
-            annotations: Some(NATIVE_SIDECARS.map(|name| (name.to_owned(), "true".to_owned())).into()),
+            annotations: Some(annotations.collect()),
             ..ObjectMeta::default()
         }),
         spec: Some(PodSpec {
@@ -231,7 +239,7 @@ fn job(wanted: &Wanted<'_>, name: String, settings: &Settings) -> Job {
             ..PodSpec::default()
         }),
     };
-    Job {
+    Ok(Job {
         metadata: ObjectMeta {
             // strings and quantities always have a form in JSON
             annotations: Some(
@@ -246,7 +254,7 @@ fn job(wanted: &Wanted<'_>, name: String, settings: &Settings) -> Job {
             ..JobSpec::default()
         }),
         ..Job::default()
-    }
+    })
 }
 
 pub const CONTAINER: &str = "setup";
@@ -269,7 +277,7 @@ fn container(mounts: Vec<VolumeMount>, defaults: &Defaults, settings: &Settings)
 fn volumes(wanted: &Wanted<'_>) -> (Vec<Volume>, Vec<VolumeMount>) {
     let name = &wanted.owner.name;
     let mut volumes = vec![
-        (contract_volume(names::setup(name)), CONTRACT),
+        (contract_volume(), CONTRACT),
         (password_volume(ADMIN_PASSWORD.0, names::admin_secret(name)), ADMIN_PASSWORD),
         (password_volume(APP_PASSWORD.0, names::database(name)), APP_PASSWORD),
     ];
@@ -286,10 +294,14 @@ fn volumes(wanted: &Wanted<'_>) -> (Vec<Volume>, Vec<VolumeMount>) {
     read_only.chain([(state, mounted)]).unzip()
 }
 
-/// The contract alone of all that the ConfigMap holds.
-fn contract_volume(config_map: String) -> Volume {
-    let mut volume = config_map_volume(CONTRACT.0, config_map);
-    let file = KeyToPath { key: CONTRACT_FILE.to_owned(), path: CONTRACT_FILE.to_owned(), mode: None };
-    volume.config_map.get_or_insert_default().items = Some(vec![file]);
-    volume
+/// The pod's own annotation as a file.
+fn contract_volume() -> Volume {
+    let field_path = format!("metadata.annotations['{CONTRACT_ANNOTATION}']");
+    let file = DownwardAPIVolumeFile {
+        path: CONTRACT_FILE.to_owned(),
+        field_ref: Some(ObjectFieldSelector { field_path, ..ObjectFieldSelector::default() }),
+        ..DownwardAPIVolumeFile::default()
+    };
+    let source = DownwardAPIVolumeSource { items: Some(vec![file]), ..DownwardAPIVolumeSource::default() };
+    Volume { name: CONTRACT.0.to_owned(), downward_api: Some(source), ..Volume::default() }
 }

@@ -50,7 +50,9 @@ pub const RELAY_SECRET_ANNOTATION: &str = "weft.dev/relay-secret";
 /// On an orchestrator's contract, written by its plan: the Sagas that it defines, as a JSON list, so that one that cannot be read
 /// stays defined.
 pub const SAGAS_ANNOTATION: &str = "weft.dev/sagas";
-/// On the contract of a set-up, written by its plan: how often each Secret of the database was made again, as JSON. On a StatefulSet
+/// On the pods of a set-up's Job, written by its plan: the contract, which they read as a file.
+pub const CONTRACT_ANNOTATION: &str = "weft.dev/contract";
+/// On a set-up's ConfigMap, written by its plan: how often each Secret of the database was made again, as JSON. On a StatefulSet
 /// and in a pod template: the same of those Secrets that its pods read, so that they roll when one is made again.
 pub const SECRETS_ANNOTATION: &str = "weft.dev/secrets";
 /// On a set-up's ConfigMap, written by its plan: the last set-up that succeeded, as JSON.

@@ -158,16 +158,18 @@ async fn pass<K: Driven>(context: &Context, key: &Key, object: &K::Object) -> Re
         return Ok(Verdict::Done);
     }
     let mut carried = Carried::default();
+    let mut plans = 0;
     // a rejected object keeps what it has
     while let Ok(plan) = &planned
         && may_write
     {
+        plans += 1;
         carried = carry_out::<K>(context, key, object, K::children(plan)).await;
         if carried.wrote {
             // what was written is observed too
             observed = K::observe(context, key, object).await?;
         }
-        if !carried.made {
+        if !carried.made || plans == MAX_PLANS {
             break;
         }
         let Some(next) = grown::<K>(object, &observed, &context.settings, plan) else { break };
@@ -186,12 +188,15 @@ async fn pass<K: Driven>(context: &Context, key: &Key, object: &K::Object) -> Re
     Ok(recheck.into_iter().chain(again).min().map_or(Verdict::Done, Verdict::At))
 }
 
+/// A server, its Job, and what was made again on the way.
+const MAX_PLANS: usize = 3;
+
 /// The plan by what is observed now, if it has more than `plan`, all of which is written: the Job of a set-up, for one, is for a
 /// server that exists. It is carried out in the same pass.
 ///
-/// That ends: it is asked for only after a plan by which a child was made that did not exist, and another plan follows only if it
-/// has a child that the one before does not have. A kind's children are few and need each other in one order (the server, then the
-/// Job), so there are no more plans than that has steps. The deadline of a reconcile is over all of them.
+/// It is asked for only after a plan by which a child was made that did not exist, and another plan follows only if it has a child
+/// that the one before does not have. A kind's children are few and need each other in one order (the server, then the Job), so there
+/// are no more than [`MAX_PLANS`], whatever is observed: the rest is for the next pass. The deadline of a reconcile is over all of them.
 fn grown<K: Driven>(
     object: &K::Object,
     observed: &K::Observed,

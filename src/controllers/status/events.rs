@@ -49,9 +49,14 @@ pub fn of_change(before: &[Condition], after: &[Condition]) -> Vec<Notice> {
         let Some(now) = after.iter().find(|condition| condition.type_ == reported.condition) else { continue };
         let Some(reason) = Reason::parse(&now.reason) else { continue };
         let was = before.iter().find(|condition| condition.type_ == reported.condition);
-        // the good half of a pair is news only after the bad half; `Ready` always is, and says that all the others are good
-        let never_bad =
-            !reported.warning && reported.condition != READY && was.is_none_or(|was| was.status == "Unknown");
+        // the good half of a pair is news only after the bad half. `Ready` says that all the others are good, so it is news but
+        // for the one who applied the object and reads its status
+        let never_bad = !reported.warning
+            && if reported.condition == READY {
+                is_first_roll_out(before)
+            } else {
+                was.is_none_or(|was| was.status == "Unknown")
+            };
         let is_failure = reported.condition != MIGRATED || reported.status != "False" || reason.is_failed_set_up();
         let moved = was.is_none_or(|was| was.status != now.status || (reported.warning && was.reason != now.reason));
         if now.status == reported.status && moved && !never_bad && is_failure {
@@ -69,6 +74,16 @@ pub fn of_change(before: &[Condition], after: &[Condition]) -> Vec<Notice> {
         notices.push(Notice { warning: true, reason, message: ready.message.clone(), related: None });
     }
     notices
+}
+
+/// These conditions are of a new object that was never ready, and nothing but progress was reported of it. `Ready` has been what it
+/// is for as long as any condition.
+fn is_first_roll_out(conditions: &[Condition]) -> bool {
+    let Some(ready) = conditions.iter().find(|condition| condition.type_ == READY) else { return true };
+    ready.status == "False"
+        && ready.observed_generation == Some(1)
+        && Reason::parse(&ready.reason).is_some_and(Reason::is_progress)
+        && conditions.iter().all(|one| one.last_transition_time.0 >= ready.last_transition_time.0)
 }
 
 #[cfg(test)]
@@ -99,7 +114,6 @@ mod tests {
             reasons(&[(ACCEPTED, false, Reason::OutboxTaken)], &[(ACCEPTED, true, Reason::Accepted)]),
             [Reason::Accepted]
         );
-        assert_eq!(reasons(&[(READY, false, Reason::Starting)], &[(READY, true, Reason::Ready)]), [Reason::Ready]);
         assert_eq!(
             reasons(&[(STUCK, false, Reason::NoneStuck)], &[(STUCK, true, Reason::InstancesStuck)]),
             [Reason::SagaStuck]
@@ -116,6 +130,27 @@ mod tests {
             reasons(&[(ACCEPTED, false, Reason::OutboxTaken)], &[(ACCEPTED, false, Reason::NoDatabase)]),
             [Reason::NoDatabase]
         );
+    }
+
+    #[test]
+    fn a_first_roll_out_that_goes_well_is_no_event_and_every_other_readiness_is() {
+        let at = |generation, seconds, list: &[(&str, bool, Reason)]| {
+            let moment = Timestamp::from_second(seconds).unwrap();
+            let mut conditions = Conditions::new(&[], Some(generation), moment);
+            for (type_, status, reason) in list {
+                conditions.set(type_, *status, *reason, "a sentence");
+            }
+            conditions.finish()
+        };
+        let ready = at(1, 9, &[(READY, true, Reason::Ready)]);
+        let is_event = |before: &[Condition]| !of_change(before, &ready).is_empty();
+        assert!(!is_event(&[]));
+        assert!(!is_event(&at(1, 0, &[(ACCEPTED, true, Reason::Accepted), (READY, false, Reason::Starting)])));
+        assert!(is_event(&at(1, 0, &[(READY, false, Reason::CrashLooping)])), "something was wrong");
+        assert!(is_event(&at(2, 0, &[(READY, false, Reason::RollingOut)])), "another version");
+        let mut lost = at(1, 0, &[(ACCEPTED, true, Reason::Accepted)]);
+        lost.extend(at(1, 5, &[(READY, false, Reason::RollingOut)]));
+        assert!(is_event(&lost), "it was ready before");
     }
 
     #[test]
