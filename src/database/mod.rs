@@ -22,6 +22,7 @@ mod other_tools;
 mod outbox;
 mod refusal;
 mod roles;
+mod schemas;
 mod session;
 
 use std::{
@@ -38,6 +39,7 @@ use self::{
     outbox::{AdaptError, OutboxError},
     refusal::{Failure, Refusal},
     roles::{Login, Roles},
+    schemas::Schemas,
     session::Session,
 };
 use crate::{
@@ -45,7 +47,8 @@ use crate::{
         Contract, ContractError, Role,
         database_setup::{DatabaseSetup, Outcome, migrations_hash},
     },
-    postgres::login,
+    outage::with_causes,
+    postgres::login::{self, Address, LoginError},
     shutdown::Shutdown,
 };
 
@@ -85,8 +88,9 @@ pub enum DatabaseError {
     Migration(#[from] MigrationError),
     #[error(transparent)]
     Outbox(#[from] OutboxError),
+    /// What is mounted says neither where nor as whom to log in.
     #[error("{0}")]
-    Password(String),
+    Login(String),
     #[error(
         "database {database} on {host} does not let role {role} in: {refusal}; its Secret and its volume may not belong together"
     )]
@@ -120,7 +124,7 @@ impl DatabaseError {
             Self::Contract(_)
             | Self::Migration(_)
             | Self::Outbox(_)
-            | Self::Password(_)
+            | Self::Login(_)
             | Self::LoginRefused { .. }
             | Self::Refused { .. }
             | Self::Repeated(_) => true,
@@ -144,7 +148,7 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
         () = shutdown.requested() => Err(DatabaseError::Interrupted),
     };
     write_message(&termination_log, &ended.as_ref().map_or_else(ToString::to_string, Outcome::to_message));
-    let Outcome { files, applied, last, hash } = ended?;
+    let Outcome { files, applied, last, hash, .. } = ended?;
     tracing::info!(files, applied, last, hash, "the database is ready");
     Ok(())
 }
@@ -215,24 +219,30 @@ async fn attempt(config: &Path, progress: &mut Progress) -> Result<Outcome, Data
     };
     watched("the set-up", admin.process, &setup, Box::pin(stages)).await?;
     let last = migrate(&mut admin, &setup, &roles, &files, progress).await?;
-    adapt_outbox(&mut admin, &setup).await?;
+    adapt_outbox(&mut admin, &setup, &roles.schemas).await?;
     let hash = migrations_hash(files.iter().map(|file| (file.name.as_str(), file.sql.as_str())));
-    Ok(Outcome { files: files.len(), applied: progress.applied, last, hash })
+    Ok(Outcome { files: files.len(), applied: progress.applied, last, hash, written_by_others: Vec::new() })
 }
 
 async fn roles(setup: &DatabaseSetup) -> Result<Roles, DatabaseError> {
+    let of_the_files = |error: LoginError| DatabaseError::Login(with_causes(&error));
+    let Address { database, .. } = Address::of(&setup.admin.server).await.map_err(of_the_files)?;
     let login = async |role: &Role| {
-        let password = login::password(role).await.map_err(|error| DatabaseError::Password(error.to_string()))?;
-        Ok::<_, DatabaseError>(Login { name: role.name.clone(), password })
+        let (name, password) = login::credentials(role, &database).await.map_err(of_the_files)?;
+        Ok::<_, DatabaseError>(Login { name, password })
     };
+    let schemas = Schemas::of(setup);
     Ok(Roles {
-        owner: setup.owner.clone(),
-        migrator: roles::migrator_of(&setup.admin.database),
+        owner: login::role_name(&setup.owner, &database).await.map_err(of_the_files)?,
+        migrator: schemas.migrator_of(&database),
         app: login(&setup.app).await?,
         relay: match &setup.relay {
             Some(relay) => Some(login(relay).await?),
             None => None,
         },
+        reads: setup.reads.clone(),
+        schemas,
+        database,
     })
 }
 
@@ -240,12 +250,12 @@ async fn roles(setup: &DatabaseSetup) -> Result<Roles, DatabaseError> {
 async fn prepare(admin: &mut Client, setup: &DatabaseSetup, roles: &Roles) -> Result<(), DatabaseError> {
     let failed = DatabaseError::while_doing("make roles and tables");
     let transaction = admin.transaction().await.map_err(&failed)?;
-    roles.make(&transaction, &setup.admin.database).await.map_err(&failed)?;
+    roles.make(&transaction).await.map_err(&failed)?;
     transaction.commit().await.map_err(&failed)?;
     let transaction = admin.transaction().await.map_err(&failed)?;
     layout::bring_up_to_date(&transaction, setup.purpose, roles).await.map_err(&failed)?;
     if let Some(window) = setup.duplicate_window {
-        layout::set_duplicate_window(&transaction, window).await.map_err(&failed)?;
+        layout::set_duplicate_window(&transaction, window, &roles.schemas).await.map_err(&failed)?;
     }
     transaction.commit().await.map_err(&failed)
 }
@@ -269,8 +279,9 @@ async fn migrate(
     files: &[Migration],
     progress: &mut Progress,
 ) -> Result<Option<String>, DatabaseError> {
-    let mut applied =
-        migrations::applied(&admin.client).await.map_err(DatabaseError::while_doing("read what is migrated"))?;
+    let mut applied = migrations::applied(&admin.client, &roles.schemas)
+        .await
+        .map_err(DatabaseError::while_doing("read what is migrated"))?;
     require(setup.last_migration.as_deref(), files, &applied)?;
     let mut migrator = None;
     while let Some(migration) = migrations::next(files, &applied)? {
@@ -282,13 +293,13 @@ async fn migrate(
         };
         let started = Instant::now();
         tracing::info!(migration = migration.name, "applying");
-        apply(admin, session, setup, migration).await?;
+        apply(admin, session, setup, migration, &roles.schemas).await?;
         let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(migration = migration.name, milliseconds, "applied");
         *progress = Progress { applied: progress.applied + 1, at: Instant::now() };
         applied.push(Applied { name: migration.name.clone(), sha256: migration.sha256() });
         if let Some(outbox) = &setup.outbox {
-            let adapted = outbox::adapt_between(&mut admin.client, outbox).await;
+            let adapted = outbox::adapt_between(&mut admin.client, outbox, &roles.schemas).await;
             adapted.map_err(DatabaseError::while_doing(ADAPT))?;
         }
     }
@@ -299,10 +310,10 @@ const ADAPT: &str = "adapt the outbox";
 
 /// Has the events that the service writes into a table of its own copied to `weft.outbox`. Without a deadline: rows that are
 /// there may be many.
-async fn adapt_outbox(admin: &mut Session, setup: &DatabaseSetup) -> Result<(), DatabaseError> {
+async fn adapt_outbox(admin: &mut Session, setup: &DatabaseSetup, schemas: &Schemas) -> Result<(), DatabaseError> {
     let Some(outbox) = &setup.outbox else { return Ok(()) };
     let work = async {
-        outbox::adapt(&mut admin.client, outbox).await.map_err(|error| match error {
+        outbox::adapt(&mut admin.client, outbox, schemas).await.map_err(|error| match error {
             AdaptError::Unfit(error) => error.into(),
             AdaptError::Query(error) => DatabaseError::while_doing(ADAPT)(error),
         })
@@ -326,16 +337,17 @@ async fn apply(
     migrator: &Session,
     setup: &DatabaseSetup,
     migration: &Migration,
+    schemas: &Schemas,
 ) -> Result<(), DatabaseError> {
     let what = format!("migration {}", migration.name);
     let doing = format!("apply {what}");
     let announced = async {
-        let token = migrations::announce(&mut admin.client, migration).await;
+        let token = migrations::announce(&mut admin.client, migration, schemas).await;
         token.map_err(DatabaseError::while_doing(&doing))
     };
     let token = watched(&what, admin.process, setup, Box::pin(announced)).await?;
     let work = async {
-        migrations::apply(&migrator.client, migration, &token).await.map_err(|error| match error {
+        migrations::apply(&migrator.client, migration, &token, schemas).await.map_err(|error| match error {
             ApplyError::Definite(error) => error.into(),
             ApplyError::Locked => DatabaseError::Locked { what: what.clone(), holder: None },
             ApplyError::Passing(why) => DatabaseError::Passing { doing: doing.clone(), why },

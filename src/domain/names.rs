@@ -53,6 +53,23 @@ pub fn database_name(owner: &str) -> String {
     owner.replace('-', "_")
 }
 
+/// Name of a role of one database, on a server whose other databases may have roles of their own for the same purpose. The
+/// server cuts names off after 63 bytes.
+pub fn role_of(prefix: &str, database: &str) -> String {
+    let room = database.floor_char_boundary(63_usize.saturating_sub(prefix.len()));
+    format!("{prefix}{}", database.get(..room).unwrap_or_default())
+}
+
+/// The schema of Weft's own tables for a service that has a schema in the database of another.
+pub fn weft_schema(schema: &str) -> String {
+    format!("{SCHEMA}_{schema}")
+}
+
+/// A role of the service `owner` in the database of another: `orders_app`.
+pub fn shared_role(owner: &str, role: &str) -> String {
+    format!("{}_{role}", database_name(owner))
+}
+
 /// `NAME-relay`: ConfigMap with the contract of the OutboxRelay NAME; Deployment, NetworkPolicy and ServiceAccount of the relay of the
 /// Microservice NAME that runs in a pod of its own.
 pub fn relay(relay: &str) -> String {

@@ -280,8 +280,7 @@ impl Common {
     async fn connect(&self) -> anyhow::Result<Client> {
         let contract = Relay::load(&self.config)
             .context("--config: run it in the relay's container, or give its contract file")?;
-        let config = login::config(&contract.source, "weft relay, a person").await?;
-        let (client, connection) = login::open(&contract.source, &config).await?;
+        let (client, connection) = login::connect(&contract.source, "weft relay, a person").await?;
         tokio::spawn(connection);
         // a replay may be long; whoever waits for it can interrupt it
         let settings = "set lock_timeout = '10s'";

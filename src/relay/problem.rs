@@ -8,8 +8,8 @@ use super::{source::SourceError, term::TermError};
 use crate::{
     contract::{ContractError, DatabaseLogin, problem::ProblemReason},
     domain::names,
-    outage::{self, Failure, Outage, with_causes},
-    postgres,
+    outage::{Failure, Outage, with_causes},
+    postgres::{self, login},
 };
 
 /// Problems with which no event can be published at all; the relay is not ready while one of them exists.
@@ -98,7 +98,7 @@ impl RelayProblem {
     pub(crate) fn silent_database(login: &DatabaseLogin, silence: Duration) -> Self {
         Self::DatabaseUnreachable(Outage {
             server: postgres::SERVER,
-            address: outage::address(&login.host, login.port),
+            address: login::address(login),
             since: Timestamp::now() - silence,
             failure: Failure::Silent,
         })
@@ -113,7 +113,7 @@ impl RelayProblem {
             TermError::Source(error) => Some(error),
             TermError::LockLost => None,
         };
-        let address = outage::address(&login.host, login.port);
+        let address = login::address(login);
         let closed = || Failure::Disconnected("the connection was closed".to_owned());
         let failure = match source.map_or_else(closed, SourceError::failure) {
             Failure::Refused(cause) => return Self::DatabaseNotReady { address, cause },

@@ -40,12 +40,12 @@ pub(crate) struct Session {
 impl Session {
     /// Connects; `application` is its name in `pg_stat_activity`.
     pub(crate) async fn connect(login: &DatabaseLogin, application: &str) -> Result<Self, SourceError> {
-        let mut config = login::config(login, application).await?;
+        let mut prepared = login::prepare(login, application).await?;
         let (idle, interval, retries) = KEEPALIVE;
-        config.keepalives_idle(idle).keepalives_interval(interval).keepalives_retries(retries);
+        prepared.config.keepalives_idle(idle).keepalives_interval(interval).keepalives_retries(retries);
         let options = format!("{SERVER_KEEPALIVE} {}", login::UNLIMITED);
-        config.tcp_user_timeout(Duration::from_secs(10)).options(options);
-        let (client, mut connection) = login::open(login, &config).await?;
+        prepared.config.tcp_user_timeout(Duration::from_secs(10)).options(options);
+        let (client, mut connection) = prepared.open().await?;
         let (lost, ended) = (CancellationToken::new(), CancellationToken::new());
         let notified = Arc::new(Notify::new());
         let (gone, stop, wake) = (lost.clone().drop_guard(), ended.clone(), notified.clone());

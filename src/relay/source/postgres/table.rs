@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use tokio::{sync::mpsc, time::timeout};
-use tokio_postgres::{Client, NoTls, Statement, types::ToSql};
+use tokio_postgres::{Client, Statement, types::ToSql};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{
     DEADLINE,
@@ -40,11 +41,12 @@ const PAGE: i64 = 20_000;
 pub(super) const FEW: usize = 1000;
 
 /// A connection that reads the outbox.
-#[derive(Debug)]
 pub(crate) struct Reader {
     client: Client,
     page: Statement,
     newest: Statement,
+    /// To cancel a query by.
+    connector: MakeRustlsConnect,
 }
 
 /// Rows that one snapshot sees and an earlier one does not, in the order of `seq`.
@@ -59,9 +61,9 @@ pub(super) struct Newest {
 impl Reader {
     /// Connects; the connection's task ends when the client is dropped.
     pub(crate) async fn new(login: &DatabaseLogin, application: &str) -> Result<Self, SourceError> {
-        let mut config = login::config(login, application).await?;
-        config.options(login::UNLIMITED);
-        let (client, connection) = login::open(login, &config).await?;
+        let mut login = login::prepare(login, application).await?;
+        login.config.options(login::UNLIMITED);
+        let (client, connection) = login.open().await?;
         tokio::spawn(connection);
         let prepared = SourceError::query("preparing to read the outbox");
         // both statements use an index, however many dead rows the table has, and a page is never sorted
@@ -90,7 +92,7 @@ impl Reader {
         );
         let page = client.prepare(&page).await.map_err(&prepared)?;
         let newest = client.prepare(&newest).await.map_err(&prepared)?;
-        Ok(Self { client, page, newest })
+        Ok(Self { client, page, newest, connector: login.connector() })
     }
 
     /// Which transactions are visible now, and a position that is not before any of them.
@@ -158,7 +160,7 @@ impl Reader {
             bytes = 0;
             if let Some(unsent) = send_or_stall(batches, std::mem::take(&mut batch)).await? {
                 // cancel the query, or the server would read the remaining rows for nothing
-                let _ = timeout(DEADLINE, self.client.cancel_token().cancel_query(NoTls)).await;
+                let _ = timeout(DEADLINE, self.client.cancel_token().cancel_query(self.connector.clone())).await;
                 while let Ok(Some(_)) = rows.try_next().await {}
                 send(batches, unsent).await?;
                 return Ok(Some(last));
