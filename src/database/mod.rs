@@ -15,6 +15,7 @@
 //! or after success an [`Outcome`]: the container's termination message, which the operator reads.
 
 mod definite;
+mod fitness;
 mod layout;
 mod locks;
 mod migrations;
@@ -92,9 +93,14 @@ pub enum DatabaseError {
     #[error("{0}")]
     Login(String),
     #[error(
-        "database {database} on {host} does not let role {role} in: {refusal}; its Secret and its volume may not belong together"
+        "database {database} on {host} does not let role {role} in: {refusal}; {}",
+        if *adopted {
+            "correct `admin-username` and `admin-password` of the Secret, or the server's pg_hba.conf"
+        } else {
+            "its Secret and its volume may not belong together"
+        }
     )]
-    LoginRefused { database: String, host: String, role: String, refusal: Box<Refusal> },
+    LoginRefused { database: String, host: String, role: String, refusal: Box<Refusal>, adopted: bool },
     #[error("the server refuses to {doing}: {refusal}")]
     Refused { doing: String, refusal: Refusal },
     #[error(
@@ -110,6 +116,9 @@ pub enum DatabaseError {
     Locked { what: String, holder: Option<String> },
     #[error("cannot {doing}: {why}; it is tried again, with growing pauses")]
     Passing { doing: String, why: String },
+    /// The server or the database is not as Weft needs it.
+    #[error("{0}; it is tried again, with growing pauses")]
+    Unfit(String),
     #[error("asked to end before the set-up was done")]
     Interrupted,
     /// A definite error of an earlier run.
@@ -125,10 +134,15 @@ impl DatabaseError {
             | Self::Migration(_)
             | Self::Outbox(_)
             | Self::Login(_)
-            | Self::LoginRefused { .. }
+            | Self::LoginRefused { adopted: false, .. }
             | Self::Refused { .. }
             | Self::Repeated(_) => true,
-            Self::Behind { .. } | Self::Locked { .. } | Self::Passing { .. } | Self::Interrupted => false,
+            Self::LoginRefused { .. }
+            | Self::Unfit(_)
+            | Self::Behind { .. }
+            | Self::Locked { .. }
+            | Self::Passing { .. }
+            | Self::Interrupted => false,
         }
     }
 
@@ -214,6 +228,7 @@ async fn attempt(config: &Path, progress: &mut Progress) -> Result<Outcome, Data
     let roles = roles(&setup).await?;
     let mut admin = session::admin(&setup).await?;
     let stages = async {
+        fitness::check_server(&admin.client, &setup, &roles).await?;
         take_turn(&admin.client).await?;
         in_time("make roles and tables", prepare(&mut admin.client, &setup, &roles)).await
     };
@@ -221,7 +236,9 @@ async fn attempt(config: &Path, progress: &mut Progress) -> Result<Outcome, Data
     let last = migrate(&mut admin, &setup, &roles, &files, progress).await?;
     adapt_outbox(&mut admin, &setup, &roles.schemas).await?;
     let hash = migrations_hash(files.iter().map(|file| (file.name.as_str(), file.sql.as_str())));
-    Ok(Outcome { files: files.len(), applied: progress.applied, last, hash, written_by_others: Vec::new() })
+    let written = fitness::written_by_others(&admin.client, &roles).await;
+    let written_by_others = written.map_err(DatabaseError::while_doing("find out who may write the tables"))?;
+    Ok(Outcome { files: files.len(), applied: progress.applied, last, hash, written_by_others })
 }
 
 async fn roles(setup: &DatabaseSetup) -> Result<Roles, DatabaseError> {
@@ -250,6 +267,7 @@ async fn roles(setup: &DatabaseSetup) -> Result<Roles, DatabaseError> {
 async fn prepare(admin: &mut Client, setup: &DatabaseSetup, roles: &Roles) -> Result<(), DatabaseError> {
     let failed = DatabaseError::while_doing("make roles and tables");
     let transaction = admin.transaction().await.map_err(&failed)?;
+    fitness::check_schema(&transaction, roles).await?;
     roles.make(&transaction).await.map_err(&failed)?;
     transaction.commit().await.map_err(&failed)?;
     let transaction = admin.transaction().await.map_err(&failed)?;

@@ -19,7 +19,7 @@ use super::{
     schemas::Schemas,
 };
 use crate::{
-    contract::database_setup::DatabaseSetup,
+    contract::{Server, database_setup::DatabaseSetup},
     outage::with_causes,
     postgres::login::{self, Address, LoginError, Prepared},
 };
@@ -99,7 +99,8 @@ fn refused(setup: &DatabaseSetup, error: LoginError) -> DatabaseError {
         LoginError::Timeout { .. } => DatabaseError::Passing { doing, why: reason(error) },
         LoginError::Connect { database, host, role, source, .. } => match Failure::from(source) {
             Failure::Refused(refusal) => {
-                DatabaseError::LoginRefused { database, host, role, refusal: Box::new(refusal) }
+                let adopted = matches!(setup.admin.server, Server::Folder { .. });
+                DatabaseError::LoginRefused { database, host, role, refusal: Box::new(refusal), adopted }
             }
             Failure::Locked => DatabaseError::Passing { doing, why: "a lock is held".to_owned() },
             Failure::Passing(why) => DatabaseError::Passing { doing, why },

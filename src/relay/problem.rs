@@ -63,6 +63,8 @@ pub enum RelayProblem {
     SlotLost,
     /// The publication has other tables than the outbox, or none: `tables` are those that it has.
     PublicationInvalid {
+        /// Of the outbox.
+        schema: String,
         tables: String,
     },
     /// The server creates the slot only after older transactions have ended.
@@ -159,8 +161,7 @@ impl fmt::Display for RelayProblem {
             }
             Self::SlotAtRisk { bytes } => write!(
                 f,
-                "PostgreSQL removes log that the replication slot {} needs after {bytes} more bytes; let the relay catch up, or raise max_slot_wal_keep_size",
-                names::SLOT
+                "PostgreSQL removes log that the outbox's replication slot needs after {bytes} more bytes; let the relay catch up, or raise max_slot_wal_keep_size"
             ),
             Self::SlotLost => write!(
                 f,
@@ -170,11 +171,11 @@ impl fmt::Display for RelayProblem {
                 f,
                 "the relay polls the outbox until PostgreSQL has made its replication slot, for which all older transactions must have ended: {blocker}"
             ),
-            Self::PublicationInvalid { tables } => write!(
+            Self::PublicationInvalid { schema, tables } => write!(
                 f,
-                "the relay polls the outbox, because the publication {name} has {}: `drop publication if exists {name}; create publication {name} for table weft.outbox with (publish = 'insert')` makes it right",
+                "the relay polls the outbox, because the publication {name} has {}: `drop publication if exists {name}; create publication {name} for table {schema}.outbox with (publish = 'insert')` makes it right",
                 if tables.is_empty() { "no table" } else { tables },
-                name = names::PUBLICATION,
+                name = names::publication(schema),
             ),
         }
     }

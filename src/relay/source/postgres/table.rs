@@ -9,6 +9,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{
     DEADLINE,
+    outbox::search_path,
     row::{self, SELECT_COLUMNS},
     snapshot::Snapshot,
 };
@@ -61,8 +62,9 @@ pub(super) struct Newest {
 impl Reader {
     /// Connects; the connection's task ends when the client is dropped.
     pub(crate) async fn new(login: &DatabaseLogin, application: &str) -> Result<Self, SourceError> {
+        let options = format!("{} {}", login::UNLIMITED, search_path(login));
         let mut login = login::prepare(login, application).await?;
-        login.config.options(login::UNLIMITED);
+        login.config.options(options);
         let (client, connection) = login.open().await?;
         tokio::spawn(connection);
         let prepared = SourceError::query("preparing to read the outbox");
@@ -73,12 +75,12 @@ impl Reader {
         // transaction id was not assigned yet on this server was restored from another server's backup
         let page = format!(
             "select {SELECT_COLUMNS} \
-               from weft.outbox as o, (select $1::text::pg_snapshot as s, $2::text::pg_snapshot as now offset 0) as snapshots \
+               from outbox as o, (select $1::text::pg_snapshot as s, $2::text::pg_snapshot as now offset 0) as snapshots \
               where seq > $3 \
                 and pg_visible_in_snapshot({INSERTED_BY}, now) \
                 and (pg_visible_in_snapshot(txid, now) or txid >= pg_snapshot_xmax(pg_current_snapshot())) \
                 and not ({SETTLED}) \
-                and (select true from weft.relay_held as h where h.seq = o.seq) is null \
+                and (select true from relay_held as h where h.seq = o.seq) is null \
               order by seq limit {PAGE}"
         );
         // the rows of few transactions, by their index (PgQ's algorithm, see `Snapshot`)
@@ -86,7 +88,7 @@ impl Reader {
             "with now as materialized \
                   (select pg_current_snapshot()::text as snapshot, pg_current_wal_insert_lsn()::text as lsn), \
                   rows as materialized \
-                  (select {SELECT_COLUMNS} from weft.outbox \
+                  (select {SELECT_COLUMNS} from outbox \
                     where txid >= $1::text::xid8 or txid = any ($2::text[]::xid8[]) limit {FEW} + 1) \
              select {SELECT_COLUMNS}, snapshot, lsn from now left join rows on true order by seq"
         );
