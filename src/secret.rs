@@ -12,6 +12,7 @@ use std::{
 
 use rustls::{
     ClientConfig, RootCertStore,
+    client::WebPkiServerVerifier,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 
@@ -90,6 +91,11 @@ impl SecretFolder {
     /// A server is trusted by `ca.crt`, or by the system's certificates where the Secret has none. `tls.crt` and `tls.key`
     /// identify the client.
     pub async fn tls(&self) -> Result<ClientConfig, SecretError> {
+        self.tls_with_verifier().await.map(|(config, _)| config)
+    }
+
+    /// The same, with what verifies a server in it.
+    pub async fn tls_with_verifier(&self) -> Result<(ClientConfig, Arc<WebPkiServerVerifier>), SecretError> {
         let mut roots = RootCertStore::empty();
         if let Some(pem) = self.bytes(CA).await? {
             for certificate in certificates(CA, &pem)? {
@@ -100,18 +106,21 @@ impl SecretFolder {
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
+        let verifier = verifier.map_err(|_| SecretError::NoCertificate(CA.to_owned()))?;
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|_| SecretError::Mismatch)?
-            .with_root_certificates(roots);
-        match both([CERTIFICATE, KEY], self.bytes(CERTIFICATE).await?, self.bytes(KEY).await?)? {
+            .with_webpki_verifier(verifier.clone());
+        let config = match both([CERTIFICATE, KEY], self.bytes(CERTIFICATE).await?, self.bytes(KEY).await?)? {
             Some((chain, key)) => {
                 let chain = certificates(CERTIFICATE, &chain)?;
                 let key = PrivateKeyDer::from_pem_slice(&key).map_err(|_| SecretError::NoKey(KEY.to_owned()))?;
-                config.with_client_auth_cert(chain, key).map_err(|_| SecretError::Mismatch)
+                config.with_client_auth_cert(chain, key).map_err(|_| SecretError::Mismatch)?
             }
-            None => Ok(config.with_no_client_auth()),
-        }
+            None => config.with_no_client_auth(),
+        };
+        Ok((config, verifier))
     }
 }
 

@@ -22,7 +22,7 @@ use settings::settings;
 use weft::{
     api::v1alpha1::{Microservice, OutboxRelay, Saga},
     contract::{
-        Contract, ContractError,
+        Contract, ContractError, Server,
         database_setup::{DatabaseSetup, Outcome},
         orchestrator::Orchestrator,
         outbox::Outbox,
@@ -114,7 +114,8 @@ fn the_set_up_of_a_service() {
     may_be_set_up(&mut observed.database);
     let plan = microservice::Controller::plan(&orders, &observed, &settings()).unwrap();
     let contract: DatabaseSetup = pinned("database-setup-service.yaml", &set_up_of(&plan));
-    assert_eq!(contract.admin.host, "orders-db.shop.svc");
+    let host = "orders-db.shop.svc".to_owned();
+    assert_eq!(contract.admin.server, Server::Address { host, port: 5432, database: "orders".to_owned() });
 }
 
 #[test]
@@ -236,7 +237,13 @@ fn the_status_documents_of_the_data_plane() {
         sagas: [("create-order".to_owned(), counts)].into(),
         problems: vec![],
     };
-    let outcome = Outcome { files: 3, applied: 1, last: Some("003_total.sql".into()), hash: "7c0e5b1d2f3a4968".into() };
+    let outcome = Outcome {
+        files: 3,
+        applied: 1,
+        last: Some("003_total.sql".into()),
+        hash: "7c0e5b1d2f3a4968".into(),
+        written_by_others: Vec::new(),
+    };
     assert_eq!(Outcome::from_message(&outcome.to_message()), Some(outcome.clone()));
     assert_pinned("database-setup-outcome.json", &outcome);
     assert_pinned("relay-status.json", &relay);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Contract, DatabaseLogin, Role, outbox::Outbox};
+use super::{Contract, DatabaseLogin, Role, RoleName, outbox::Outbox};
 
 /// Exit code of `weft database setup` when repeating cannot help: a migration that fails, a changed migration, a bad
 /// contract.
@@ -14,15 +14,25 @@ pub const EXIT_DEFINITE: u8 = 65;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DatabaseSetup {
-    /// The server's superuser, whose database is the service's own (`POSTGRES_DB`).
+    /// A superuser's login. Where its files are missing, nothing is set up, and what a person has set up is checked instead.
     pub admin: DatabaseLogin,
     /// Owns the schema and what migrations make; cannot log in.
-    pub owner: String,
+    pub owner: RoleName,
+    /// The schema that the owner owns, in a database that is another service's. Absent: `public`, and the database is the service's
+    /// own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<String>,
+    /// Tables and views outside of that schema, each `SCHEMA.NAME`, that the app may read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reads: Vec<String>,
     /// The role that the service (or the orchestrator) logs in with.
     pub app: Role,
     /// The relay's role, with `REPLICATION`. Absent for an orchestrator's database.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relay: Option<Role>,
+    /// The relay reads the transaction log: `wal_level` must be `logical`. Absent where Weft sets that itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub log_tailing: bool,
     pub purpose: Purpose,
     /// Absent for an orchestrator's database, and in a file that is written by hand: what was set last stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -86,6 +96,9 @@ pub struct Outcome {
     pub last: Option<String>,
     /// [`migrations_hash`] of the folder as this run read it.
     pub hash: String,
+    /// Tables that this service and another one of the same database may both write.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub written_by_others: Vec<String>,
 }
 
 impl Outcome {
@@ -134,7 +147,8 @@ mod tests {
 
     #[test]
     fn a_sentence_is_not_an_outcome() {
-        let outcome = Outcome { files: 2, applied: 1, last: None, hash: migrations_hash([]) };
+        let outcome =
+            Outcome { files: 2, applied: 1, last: None, hash: migrations_hash([]), written_by_others: Vec::new() };
         assert_eq!(Outcome::from_message(&format!("{}\n", outcome.to_message())), Some(outcome));
         assert_eq!(Outcome::from_message("migration 002.sql failed"), None);
     }

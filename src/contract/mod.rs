@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::domain::names;
+
 /// `apiVersion` of every contract that this version of Weft writes and reads.
 pub const VERSION: &str = "contract.weft.dev/v1";
 
@@ -94,16 +96,61 @@ struct Head {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DatabaseLogin {
-    pub host: String,
-    pub port: u16,
-    pub database: String,
+    #[serde(flatten)]
+    pub server: Server,
     pub role: Role,
+    /// The schema of Weft's own tables there. Absent: `weft`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<String>,
+}
+
+/// Where a database is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Server {
+    /// Reached in the pod network, without TLS.
+    Address { host: String, port: u16, database: String },
+    /// A folder with the files `host`, `port` and `database`, and with `sslmode` and `ca.crt` where the server is reached by TLS
+    /// (from the Secret of a Service Binding; read again for each new connection).
+    Folder { server: PathBuf },
 }
 
 /// A role and the file with its password (from a Secret; read again for each new connection).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Role {
-    pub name: String,
+    pub name: RoleName,
     pub password_file: PathBuf,
+}
+
+/// The name of a role. Roles belong to the server, while a contract may know neither its other databases nor this one's name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum RoleName {
+    Known(String),
+    /// The text of a file.
+    File {
+        file: PathBuf,
+    },
+    /// This, and the name of the database.
+    Prefix {
+        prefix: String,
+    },
+}
+
+impl From<&str> for RoleName {
+    fn from(name: &str) -> Self {
+        Self::Known(name.to_owned())
+    }
+}
+
+impl RoleName {
+    /// Name of the role in `database`; `None` when it is in a file.
+    pub fn in_database(&self, database: &str) -> Option<String> {
+        match self {
+            Self::Known(name) => Some(name.clone()),
+            Self::File { .. } => None,
+            Self::Prefix { prefix } => Some(names::role_of(prefix, database)),
+        }
+    }
 }

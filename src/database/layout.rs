@@ -7,7 +7,7 @@
 
 use tokio_postgres::Transaction;
 
-use super::{locks::LOCK_TIMEOUT, roles::Roles};
+use super::{locks::LOCK_TIMEOUT, roles::Roles, schemas::Schemas};
 use crate::contract::database_setup::{DuplicateWindow, Purpose};
 
 type Part = (&'static str, &'static [&'static str]);
@@ -39,15 +39,17 @@ pub async fn bring_up_to_date(
     roles: &Roles,
 ) -> Result<(), tokio_postgres::Error> {
     // the service may wait behind a change of a table that it uses
-    transaction.batch_execute(&format!("set local lock_timeout = '{LOCK_TIMEOUT}'; {LAYOUT}")).await?;
+    let begin = roles.fill(&format!("set local lock_timeout = '{LOCK_TIMEOUT}'; {LAYOUT}"));
+    transaction.batch_execute(&begin).await?;
     for (part, files) in parts(purpose) {
-        let row = transaction.query_opt("select version from weft.layout where part = $1", &[&part]).await?;
+        let version = roles.fill("select version from weft.layout where part = $1");
+        let row = transaction.query_opt(&version, &[&part]).await?;
         let found = row.map_or(Ok(0), |row| row.try_get::<_, i32>(0))?;
         for (version, sql) in (1_i32..).zip(files).skip_while(|&(version, _)| version <= found) {
             transaction.batch_execute(&roles.fill(sql)).await?;
             let record = "insert into weft.layout (part, version) values ($1, $2)
                 on conflict (part) do update set version = excluded.version, applied_at = excluded.applied_at";
-            transaction.execute(record, &[&part, &version]).await?;
+            transaction.execute(&roles.fill(record), &[&part, &version]).await?;
             tracing::info!(part, version, "Weft's tables are up to date");
         }
     }
@@ -58,10 +60,11 @@ pub async fn bring_up_to_date(
 pub async fn set_duplicate_window(
     transaction: &Transaction<'_>,
     window: DuplicateWindow,
+    schemas: &Schemas,
 ) -> Result<(), tokio_postgres::Error> {
     const SQL: &str = "update weft.duplicate_window set keep = $2::bigint * interval '1 millisecond' where part = $1";
     for (part, milliseconds) in [("messages", window.messages_ms), ("commands", window.commands_ms)] {
-        transaction.execute(SQL, &[&part, &i64::try_from(milliseconds).unwrap_or(i64::MAX)]).await?;
+        transaction.execute(&schemas.fill(SQL), &[&part, &i64::try_from(milliseconds).unwrap_or(i64::MAX)]).await?;
     }
     Ok(())
 }

@@ -20,6 +20,7 @@ use tokio_postgres::Client;
 use super::{
     other_tools::{self, OtherTool},
     refusal::{Failure, Refusal},
+    schemas::Schemas,
 };
 use crate::contract::database_setup::is_migration;
 
@@ -127,33 +128,39 @@ pub enum ApplyError {
 }
 
 /// What is applied, sorted by name in byte order.
-pub async fn applied(admin: &Client) -> Result<Vec<Applied>, tokio_postgres::Error> {
-    let rows = admin.query(r#"select name, sha256 from weft.migration order by name collate "C""#, &[]).await?;
+pub async fn applied(admin: &Client, schemas: &Schemas) -> Result<Vec<Applied>, tokio_postgres::Error> {
+    let applied = schemas.fill(r#"select name, sha256 from weft.migration order by name collate "C""#);
+    let rows = admin.query(&applied, &[]).await?;
     rows.iter().map(|row| Ok(Applied { name: row.try_get(0)?, sha256: row.try_get(1)? })).collect()
 }
 
 /// Says, in the superuser's session, which file is applied next; gives the token that ends it. Waits for a session that
 /// still executes a file, although its set-up is gone.
-pub async fn announce(admin: &mut Client, migration: &Migration) -> Result<String, tokio_postgres::Error> {
+pub async fn announce(
+    admin: &mut Client,
+    migration: &Migration,
+    schemas: &Schemas,
+) -> Result<String, tokio_postgres::Error> {
     let token = format!("{:032x}", rand::random::<u128>());
     let transaction = admin.transaction().await?;
-    transaction.batch_execute("delete from weft.migration_attempt").await?;
-    let insert = "insert into weft.migration_attempt (name, sha256, token) values ($1, $2, $3)";
-    transaction.execute(insert, &[&migration.name, &migration.sha256(), &token]).await?;
+    transaction.batch_execute(&schemas.fill("delete from weft.migration_attempt")).await?;
+    let insert = schemas.fill("insert into weft.migration_attempt (name, sha256, token) values ($1, $2, $3)");
+    transaction.execute(&insert, &[&migration.name, &migration.sha256(), &token]).await?;
     transaction.commit().await?;
     Ok(token)
 }
 
 /// Applies and records, in the migrator's session, the migration that was announced. After an error the session is of no
 /// use any more.
-pub async fn apply(migrator: &Client, migration: &Migration, token: &str) -> Result<(), ApplyError> {
+pub async fn apply(migrator: &Client, migration: &Migration, token: &str, schemas: &Schemas) -> Result<(), ApplyError> {
     let sql = migration.sql.strip_prefix('\u{feff}').unwrap_or(&migration.sql);
     let failed = |error| failure(migration, sql, error);
-    migrator.batch_execute("begin read write; select weft.begin_migration()").await.map_err(failed)?;
+    let begin = schemas.fill("begin read write; select weft.begin_migration()");
+    migrator.batch_execute(&begin).await.map_err(failed)?;
     migrator.batch_execute(sql).await.map_err(failed)?;
     // the file may have become the migrator, who cannot see `weft`
     migrator.batch_execute("reset role").await.map_err(failed)?;
-    migrator.execute("select weft.end_migration($1)", &[&token]).await.map_err(failed)?;
+    migrator.execute(&schemas.fill("select weft.end_migration($1)"), &[&token]).await.map_err(failed)?;
     // deferred constraints are checked here
     migrator.batch_execute("commit").await.map_err(failed)?;
     // what the file set for its session must not reach the next one

@@ -15,6 +15,7 @@
 //! or after success an [`Outcome`]: the container's termination message, which the operator reads.
 
 mod definite;
+mod fitness;
 mod layout;
 mod locks;
 mod migrations;
@@ -22,6 +23,7 @@ mod other_tools;
 mod outbox;
 mod refusal;
 mod roles;
+mod schemas;
 mod session;
 
 use std::{
@@ -38,6 +40,7 @@ use self::{
     outbox::{AdaptError, OutboxError},
     refusal::{Failure, Refusal},
     roles::{Login, Roles},
+    schemas::Schemas,
     session::Session,
 };
 use crate::{
@@ -45,7 +48,8 @@ use crate::{
         Contract, ContractError, Role,
         database_setup::{DatabaseSetup, Outcome, migrations_hash},
     },
-    postgres::login,
+    outage::with_causes,
+    postgres::login::{self, Address, LoginError},
     shutdown::Shutdown,
 };
 
@@ -85,12 +89,18 @@ pub enum DatabaseError {
     Migration(#[from] MigrationError),
     #[error(transparent)]
     Outbox(#[from] OutboxError),
+    /// What is mounted says neither where nor as whom to log in.
     #[error("{0}")]
-    Password(String),
+    Login(String),
     #[error(
-        "database {database} on {host} does not let role {role} in: {refusal}; its Secret and its volume may not belong together"
+        "database {database} on {host} does not let role {role} in: {refusal}; {}",
+        if *adopted {
+            "correct `admin-username` and `admin-password` of the Secret, or the server's pg_hba.conf"
+        } else {
+            "its Secret and its volume may not belong together"
+        }
     )]
-    LoginRefused { database: String, host: String, role: String, refusal: Box<Refusal> },
+    LoginRefused { database: String, host: String, role: String, refusal: Box<Refusal>, adopted: bool },
     #[error("the server refuses to {doing}: {refusal}")]
     Refused { doing: String, refusal: Refusal },
     #[error(
@@ -106,6 +116,9 @@ pub enum DatabaseError {
     Locked { what: String, holder: Option<String> },
     #[error("cannot {doing}: {why}; it is tried again, with growing pauses")]
     Passing { doing: String, why: String },
+    /// The server or the database is not as Weft needs it.
+    #[error("{0}; it is tried again, with growing pauses")]
+    Unfit(String),
     #[error("asked to end before the set-up was done")]
     Interrupted,
     /// A definite error of an earlier run.
@@ -120,11 +133,16 @@ impl DatabaseError {
             Self::Contract(_)
             | Self::Migration(_)
             | Self::Outbox(_)
-            | Self::Password(_)
-            | Self::LoginRefused { .. }
+            | Self::Login(_)
+            | Self::LoginRefused { adopted: false, .. }
             | Self::Refused { .. }
             | Self::Repeated(_) => true,
-            Self::Behind { .. } | Self::Locked { .. } | Self::Passing { .. } | Self::Interrupted => false,
+            Self::LoginRefused { .. }
+            | Self::Unfit(_)
+            | Self::Behind { .. }
+            | Self::Locked { .. }
+            | Self::Passing { .. }
+            | Self::Interrupted => false,
         }
     }
 
@@ -144,7 +162,7 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
         () = shutdown.requested() => Err(DatabaseError::Interrupted),
     };
     write_message(&termination_log, &ended.as_ref().map_or_else(ToString::to_string, Outcome::to_message));
-    let Outcome { files, applied, last, hash } = ended?;
+    let Outcome { files, applied, last, hash, .. } = ended?;
     tracing::info!(files, applied, last, hash, "the database is ready");
     Ok(())
 }
@@ -210,29 +228,38 @@ async fn attempt(config: &Path, progress: &mut Progress) -> Result<Outcome, Data
     let roles = roles(&setup).await?;
     let mut admin = session::admin(&setup).await?;
     let stages = async {
+        fitness::check_server(&admin.client, &setup, &roles).await?;
         take_turn(&admin.client).await?;
         in_time("make roles and tables", prepare(&mut admin.client, &setup, &roles)).await
     };
     watched("the set-up", admin.process, &setup, Box::pin(stages)).await?;
     let last = migrate(&mut admin, &setup, &roles, &files, progress).await?;
-    adapt_outbox(&mut admin, &setup).await?;
+    adapt_outbox(&mut admin, &setup, &roles.schemas).await?;
     let hash = migrations_hash(files.iter().map(|file| (file.name.as_str(), file.sql.as_str())));
-    Ok(Outcome { files: files.len(), applied: progress.applied, last, hash })
+    let written = fitness::written_by_others(&admin.client, &roles).await;
+    let written_by_others = written.map_err(DatabaseError::while_doing("find out who may write the tables"))?;
+    Ok(Outcome { files: files.len(), applied: progress.applied, last, hash, written_by_others })
 }
 
 async fn roles(setup: &DatabaseSetup) -> Result<Roles, DatabaseError> {
+    let of_the_files = |error: LoginError| DatabaseError::Login(with_causes(&error));
+    let Address { database, .. } = Address::of(&setup.admin.server).await.map_err(of_the_files)?;
     let login = async |role: &Role| {
-        let password = login::password(role).await.map_err(|error| DatabaseError::Password(error.to_string()))?;
-        Ok::<_, DatabaseError>(Login { name: role.name.clone(), password })
+        let (name, password) = login::credentials(role, &database).await.map_err(of_the_files)?;
+        Ok::<_, DatabaseError>(Login { name, password })
     };
+    let schemas = Schemas::of(setup);
     Ok(Roles {
-        owner: setup.owner.clone(),
-        migrator: roles::migrator_of(&setup.admin.database),
+        owner: login::role_name(&setup.owner, &database).await.map_err(of_the_files)?,
+        migrator: schemas.migrator_of(&database),
         app: login(&setup.app).await?,
         relay: match &setup.relay {
             Some(relay) => Some(login(relay).await?),
             None => None,
         },
+        reads: setup.reads.clone(),
+        schemas,
+        database,
     })
 }
 
@@ -240,12 +267,13 @@ async fn roles(setup: &DatabaseSetup) -> Result<Roles, DatabaseError> {
 async fn prepare(admin: &mut Client, setup: &DatabaseSetup, roles: &Roles) -> Result<(), DatabaseError> {
     let failed = DatabaseError::while_doing("make roles and tables");
     let transaction = admin.transaction().await.map_err(&failed)?;
-    roles.make(&transaction, &setup.admin.database).await.map_err(&failed)?;
+    fitness::check_schema(&transaction, roles).await?;
+    roles.make(&transaction).await.map_err(&failed)?;
     transaction.commit().await.map_err(&failed)?;
     let transaction = admin.transaction().await.map_err(&failed)?;
     layout::bring_up_to_date(&transaction, setup.purpose, roles).await.map_err(&failed)?;
     if let Some(window) = setup.duplicate_window {
-        layout::set_duplicate_window(&transaction, window).await.map_err(&failed)?;
+        layout::set_duplicate_window(&transaction, window, &roles.schemas).await.map_err(&failed)?;
     }
     transaction.commit().await.map_err(&failed)
 }
@@ -269,8 +297,9 @@ async fn migrate(
     files: &[Migration],
     progress: &mut Progress,
 ) -> Result<Option<String>, DatabaseError> {
-    let mut applied =
-        migrations::applied(&admin.client).await.map_err(DatabaseError::while_doing("read what is migrated"))?;
+    let mut applied = migrations::applied(&admin.client, &roles.schemas)
+        .await
+        .map_err(DatabaseError::while_doing("read what is migrated"))?;
     require(setup.last_migration.as_deref(), files, &applied)?;
     let mut migrator = None;
     while let Some(migration) = migrations::next(files, &applied)? {
@@ -282,13 +311,13 @@ async fn migrate(
         };
         let started = Instant::now();
         tracing::info!(migration = migration.name, "applying");
-        apply(admin, session, setup, migration).await?;
+        apply(admin, session, setup, migration, &roles.schemas).await?;
         let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(migration = migration.name, milliseconds, "applied");
         *progress = Progress { applied: progress.applied + 1, at: Instant::now() };
         applied.push(Applied { name: migration.name.clone(), sha256: migration.sha256() });
         if let Some(outbox) = &setup.outbox {
-            let adapted = outbox::adapt_between(&mut admin.client, outbox).await;
+            let adapted = outbox::adapt_between(&mut admin.client, outbox, &roles.schemas).await;
             adapted.map_err(DatabaseError::while_doing(ADAPT))?;
         }
     }
@@ -299,10 +328,10 @@ const ADAPT: &str = "adapt the outbox";
 
 /// Has the events that the service writes into a table of its own copied to `weft.outbox`. Without a deadline: rows that are
 /// there may be many.
-async fn adapt_outbox(admin: &mut Session, setup: &DatabaseSetup) -> Result<(), DatabaseError> {
+async fn adapt_outbox(admin: &mut Session, setup: &DatabaseSetup, schemas: &Schemas) -> Result<(), DatabaseError> {
     let Some(outbox) = &setup.outbox else { return Ok(()) };
     let work = async {
-        outbox::adapt(&mut admin.client, outbox).await.map_err(|error| match error {
+        outbox::adapt(&mut admin.client, outbox, schemas).await.map_err(|error| match error {
             AdaptError::Unfit(error) => error.into(),
             AdaptError::Query(error) => DatabaseError::while_doing(ADAPT)(error),
         })
@@ -326,16 +355,17 @@ async fn apply(
     migrator: &Session,
     setup: &DatabaseSetup,
     migration: &Migration,
+    schemas: &Schemas,
 ) -> Result<(), DatabaseError> {
     let what = format!("migration {}", migration.name);
     let doing = format!("apply {what}");
     let announced = async {
-        let token = migrations::announce(&mut admin.client, migration).await;
+        let token = migrations::announce(&mut admin.client, migration, schemas).await;
         token.map_err(DatabaseError::while_doing(&doing))
     };
     let token = watched(&what, admin.process, setup, Box::pin(announced)).await?;
     let work = async {
-        migrations::apply(&migrator.client, migration, &token).await.map_err(|error| match error {
+        migrations::apply(&migrator.client, migration, &token, schemas).await.map_err(|error| match error {
             ApplyError::Definite(error) => error.into(),
             ApplyError::Locked => DatabaseError::Locked { what: what.clone(), holder: None },
             ApplyError::Passing(why) => DatabaseError::Passing { doing: doing.clone(), why },

@@ -18,6 +18,8 @@ use postgres_protocol::{
 use secrecy::{ExposeSecret, SecretString};
 use tokio_postgres::{Client, Transaction};
 
+use super::schemas::{Schemas, Tenancy};
+
 /// A role that logs in, and its password.
 #[derive(Debug)]
 pub struct Login {
@@ -29,19 +31,15 @@ pub struct Login {
 #[derive(Debug)]
 pub struct Roles {
     pub owner: String,
-    /// Of this database alone, while the server's other databases may share the other roles: see [`migrator_of`].
+    /// Of this service in this database alone, while the server's other databases may share the other roles: see
+    /// [`Schemas::migrator_of`].
     pub migrator: String,
     pub app: Login,
     pub relay: Option<Login>,
-}
-
-/// Name of the migrator's role of a database. Roles belong to the server, so that two databases must not share one whose
-/// password changes with every run.
-pub fn migrator_of(database: &str) -> String {
-    const PREFIX: &str = "weft_migrator_";
-    // the server cuts names off after 63 bytes
-    let room = database.floor_char_boundary(63 - PREFIX.len());
-    format!("{PREFIX}{}", database.get(..room).unwrap_or_default())
+    pub schemas: Schemas,
+    /// Tables and views of others, `SCHEMA.NAME`, that the app and the owner may read.
+    pub reads: Vec<String>,
+    pub database: String,
 }
 
 const HARMLESS: &str = "nosuperuser nocreatedb nocreaterole nobypassrls";
@@ -56,10 +54,19 @@ const MEMBERSHIPS: &str = "
       left join pg_roles as grantor on grantor.oid = m.grantor
      where member.rolname = any ($1) or granted.rolname = $2";
 
+/// What ends that the roles `$1` may read a relation outside of the schemas `$2` which is not among `$3`.
+const READABLE: &str = "
+    select format('revoke select on %I.%I from %I', n.nspname, c.relname, granted.grantee::regrole::name)
+      from pg_class as c join pg_namespace as n on n.oid = c.relnamespace, aclexplode(c.relacl) as granted
+     where granted.privilege_type = 'SELECT'
+       and granted.grantee in (select oid from pg_roles where rolname = any ($1))
+       and n.nspname <> all ($2)
+       and format('%s.%s', n.nspname, c.relname) <> all ($3)";
+
 impl Roles {
     /// Replaces `{owner}`, `{app}` and `{relay}` in one of Weft's SQL files by quoted names.
     pub fn fill(&self, sql: &str) -> String {
-        let sql = sql.replace("{owner}", &escape_identifier(&self.owner));
+        let sql = self.schemas.fill(sql).replace("{owner}", &escape_identifier(&self.owner));
         let sql = sql.replace("{app}", &escape_identifier(&self.app.name));
         match &self.relay {
             Some(relay) => sql.replace("{relay}", &escape_identifier(&relay.name)),
@@ -68,7 +75,7 @@ impl Roles {
     }
 
     /// Makes the roles that are missing, then says of all of them what they may do in `database`.
-    pub async fn make(&self, transaction: &Transaction<'_>, database: &str) -> Result<(), tokio_postgres::Error> {
+    pub async fn make(&self, transaction: &Transaction<'_>) -> Result<(), tokio_postgres::Error> {
         // Roles belong to the server: set-ups of its other databases wait here, as would anyone else who changes roles, or
         // two of them would change one role at once, which the server refuses. Whoever logs in does not wait.
         transaction.batch_execute("lock table pg_catalog.pg_authid in share row exclusive mode").await?;
@@ -85,7 +92,29 @@ impl Roles {
             transaction.batch_execute(revoke.try_get(0)?).await?;
         }
         transaction.batch_execute(&self.attributes()).await?;
-        transaction.batch_execute(&self.privileges(database)).await
+        transaction.batch_execute(&self.privileges()).await?;
+        self.grant_reads(transaction).await
+    }
+
+    /// Of tables and views outside of the service's schemas, app and owner may read those that are named, and no other.
+    async fn grant_reads(&self, transaction: &Transaction<'_>) -> Result<(), tokio_postgres::Error> {
+        if self.schemas.tenancy != Tenancy::Shared {
+            return Ok(());
+        }
+        let readers = [&self.app.name, &self.owner];
+        let own = [&self.schemas.own, &self.schemas.weft];
+        for revoke in transaction.query(READABLE, &[&readers.as_slice(), &own.as_slice(), &self.reads]).await? {
+            transaction.batch_execute(revoke.try_get(0)?).await?;
+        }
+        let readers = readers.map(|role| escape_identifier(role)).join(", ");
+        for table in &self.reads {
+            let Some((schema, name)) = table.split_once('.') else { continue };
+            let (schema, name) = (escape_identifier(schema), escape_identifier(name));
+            let grant =
+                format!("grant usage on schema {schema} to {readers}; grant select on {schema}.{name} to {readers}");
+            transaction.batch_execute(&grant).await?;
+        }
+        Ok(())
     }
 
     fn attributes(&self) -> String {
@@ -122,24 +151,40 @@ impl Roles {
         admin.batch_execute(&close).await
     }
 
-    fn privileges(&self, database: &str) -> String {
+    fn privileges(&self) -> String {
         let (owner, app) = (escape_identifier(&self.owner), escape_identifier(&self.app.name));
-        let migrator = escape_identifier(&self.migrator);
-        let database = escape_identifier(database);
+        let (migrator, database) = (escape_identifier(&self.migrator), escape_identifier(&self.database));
+        let (own, weft) = (escape_identifier(&self.schemas.own), escape_identifier(&self.schemas.weft));
         let relay = self.relay.as_ref().map_or_else(String::new, |relay| {
             format!("grant connect on database {database} to {};", escape_identifier(&relay.name))
         });
+        let of_the_database = match self.schemas.tenancy {
+            Tenancy::Own => format!(
+                "revoke all on database {database} from public;
+                grant create, temporary on database {database} to {owner};
+                create schema if not exists public;
+                alter schema public owner to {owner};
+                revoke all on schema public from public;"
+            ),
+            // others may use the database: they keep what they have
+            Tenancy::Adopted => format!(
+                "grant create, temporary on database {database} to {owner};
+                create schema if not exists public;
+                grant usage, create on schema public to {owner};"
+            ),
+            Tenancy::Shared => format!(
+                "grant temporary on database {database} to {owner};
+                create schema if not exists {own} authorization {owner};
+                revoke all on schema {own} from public;"
+            ),
+        };
         format!(
-            "revoke all on database {database} from public;
-            grant create, temporary on database {database} to {owner};
+            "{of_the_database}
             grant connect on database {database} to {migrator};
             alter role {migrator} in database {database} reset all;
             grant connect, temporary on database {database} to {app};
-            alter role {app} in database {database} set search_path = public, weft;
-            create schema if not exists public;
-            alter schema public owner to {owner};
-            revoke all on schema public from public;
-            grant usage on schema public to {app};
+            alter role {app} in database {database} set search_path = {own}, {weft};
+            grant usage on schema {own} to {app};
             alter default privileges for role {owner} grant usage on schemas to {app};
             alter default privileges for role {owner} grant select, insert, update, delete, truncate on tables to {app};
             alter default privileges for role {owner} grant usage, select, update on sequences to {app};
@@ -160,9 +205,12 @@ mod tests {
         let login = |name: &str| Login { name: name.into(), password: SecretString::from("hush-hush") };
         Roles {
             owner: "o\"wner".into(),
-            migrator: migrator_of("orders"),
+            migrator: "weft_migrator_orders".into(),
             app: login("app"),
             relay: Some(login("relay")),
+            schemas: Schemas { tenancy: Tenancy::Own, own: "public".into(), weft: "weft".into() },
+            reads: Vec::new(),
+            database: "orders".into(),
         }
     }
 
@@ -176,11 +224,5 @@ mod tests {
         let sql = roles().attributes();
         assert!(!sql.contains("hush-hush"));
         assert_eq!(sql.matches("password 'SCRAM-SHA-256$4096:").count(), 2);
-    }
-
-    #[test]
-    fn a_migrators_name_fits_the_server() {
-        assert_eq!(migrator_of("order_history"), "weft_migrator_order_history");
-        assert_eq!(migrator_of(&"ö".repeat(31)).len(), 62);
     }
 }

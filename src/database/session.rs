@@ -8,18 +8,20 @@
 
 use std::time::Duration;
 
-use secrecy::{ExposeSecret, SecretString};
-use tokio_postgres::{Client, Config};
+use secrecy::SecretString;
+use tokio_postgres::Client;
 
 use super::{
     DatabaseError,
     locks::{LOCK_TIMEOUT, TURN_TIMEOUT},
     refusal::Failure,
     roles::Roles,
+    schemas::Schemas,
 };
 use crate::{
-    contract::{DatabaseLogin, Role, database_setup::DatabaseSetup},
-    postgres::login::{self, LoginError},
+    contract::{Server, database_setup::DatabaseSetup},
+    outage::with_causes,
+    postgres::login::{self, Address, LoginError, Prepared},
 };
 
 const APPLICATION: &str = "weft database setup";
@@ -36,9 +38,9 @@ pub struct Session {
 
 /// Logs in as the superuser.
 pub async fn admin(setup: &DatabaseSetup) -> Result<Session, DatabaseError> {
-    let config = login::config(&setup.admin, APPLICATION).await.map_err(|error| refused(setup, error))?;
+    let prepared = login::prepare(&setup.admin, APPLICATION).await.map_err(|error| refused(setup, error))?;
     let options = format!("{LIMITS} -c lock_timeout={TURN_TIMEOUT} -c search_path=pg_catalog");
-    open(&setup.admin, config, &options).await.map_err(|error| refused(setup, error))
+    open(prepared, &options).await.map_err(|error| refused(setup, error))
 }
 
 /// Logs in as the migrator, which becomes the owner.
@@ -46,25 +48,24 @@ pub async fn migrator(setup: &DatabaseSetup, roles: &Roles, admin: &Client) -> R
     let doing = "open the session for migrations";
     let version = admin.query_one("select current_setting('server_version_num')::int", &[]).await;
     let version: i32 = version.and_then(|row| row.try_get(0)).map_err(DatabaseError::while_doing(doing))?;
-    let mut config = login::config(&setup.admin, APPLICATION).await.map_err(|error| refused(setup, error))?;
+    let address = Address::of(&setup.admin.server).await.map_err(|error| refused(setup, error))?;
     let password = SecretString::from(format!("{:032x}", rand::random::<u128>()));
-    config.user(&roles.migrator).password(password.expose_secret());
-    let role = Role { name: roles.migrator.clone(), ..setup.admin.role.clone() };
-    let login = DatabaseLogin { role, ..setup.admin.clone() };
+    let prepared = Prepared::new(address, roles.migrator.clone(), password.clone(), APPLICATION);
 
     roles.open_login(admin, &password).await.map_err(DatabaseError::while_doing(doing))?;
-    let session = open(&login, config, &migrator_options(&roles.owner, version)).await;
+    let session = open(prepared, &migrator_options(roles, version)).await;
     roles.close_login(admin).await.map_err(DatabaseError::while_doing(doing))?;
     // its password was set just now: whatever the server says, another attempt may end otherwise
     session.map_err(|error| DatabaseError::Passing { doing: doing.to_owned(), why: reason(error) })
 }
 
 /// The transaction of a file says `read write`. What a file executes after it has ended that transaction is refused.
-fn migrator_options(owner: &str, version: i32) -> String {
-    let owner = escape_option(owner);
+fn migrator_options(roles: &Roles, version: i32) -> String {
+    let owner = escape_option(&roles.owner);
+    let Schemas { own, weft, .. } = &roles.schemas;
     let transaction_timeout = if version >= 170_000 { "-c transaction_timeout=0" } else { "" };
     format!(
-        "{LIMITS} {transaction_timeout} -c lock_timeout={LOCK_TIMEOUT} -c search_path=public,weft \
+        "{LIMITS} {transaction_timeout} -c lock_timeout={LOCK_TIMEOUT} -c search_path={own},{weft} \
          -c default_transaction_read_only=on -c role={owner}"
     )
 }
@@ -80,34 +81,31 @@ fn escape_option(value: &str) -> String {
     })
 }
 
-async fn open(login: &DatabaseLogin, mut config: Config, options: &str) -> Result<Session, LoginError> {
-    config.options(options).keepalives_interval(Duration::from_secs(5)).keepalives_retries(3);
-    let (client, connection) = login::open(login, &config).await?;
+async fn open(mut prepared: Prepared, options: &str) -> Result<Session, LoginError> {
+    prepared.config.options(options).keepalives_interval(Duration::from_secs(5)).keepalives_retries(3);
+    let (client, connection) = prepared.open().await?;
+    let Prepared { address: Address { host, port, database, .. }, role, .. } = prepared;
     // ends with the client; a failure shows in the client's next call
     tokio::spawn(connection);
     let process = client.query_one("select pg_catalog.pg_backend_pid()", &[]).await.and_then(|row| row.try_get(0));
-    let process = process.map_err(|source| LoginError::Connect {
-        database: login.database.clone(),
-        host: login.host.clone(),
-        port: login.port,
-        role: login.role.name.clone(),
-        source,
-    })?;
+    let process = process.map_err(|source| LoginError::Connect { database, host, port, role, source })?;
     Ok(Session { client, process })
 }
 
 fn refused(setup: &DatabaseSetup, error: LoginError) -> DatabaseError {
-    let doing = format!("log in to the database server {}:{}", setup.admin.host, setup.admin.port);
+    let doing = format!("log in to the database server {}", login::address(&setup.admin));
     match error {
-        LoginError::Password { .. } => DatabaseError::Password(error.to_string()),
+        error if error.is_of_the_files() => DatabaseError::Login(with_causes(&error)),
         LoginError::Timeout { .. } => DatabaseError::Passing { doing, why: reason(error) },
         LoginError::Connect { database, host, role, source, .. } => match Failure::from(source) {
             Failure::Refused(refusal) => {
-                DatabaseError::LoginRefused { database, host, role, refusal: Box::new(refusal) }
+                let adopted = matches!(setup.admin.server, Server::Folder { .. });
+                DatabaseError::LoginRefused { database, host, role, refusal: Box::new(refusal), adopted }
             }
             Failure::Locked => DatabaseError::Passing { doing, why: "a lock is held".to_owned() },
             Failure::Passing(why) => DatabaseError::Passing { doing, why },
         },
+        error => DatabaseError::Passing { doing, why: reason(error) },
     }
 }
 
@@ -115,7 +113,7 @@ fn reason(error: LoginError) -> String {
     match error {
         LoginError::Connect { source, .. } => Failure::from(source).to_string(),
         LoginError::Timeout { .. } => format!("{error}; its pod may not run, or a network policy may be in the way"),
-        LoginError::Password { .. } => error.to_string(),
+        error => with_causes(&error),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Names of everything that exists because of a custom resource, in one file, so that the planes and the tests agree.
 
+use super::version::short_hash;
+
 /// The longest name of a `Microservice` or an orchestrator. A DNS name has at most 63 characters, and the longest child
 /// is `NAME-db-setup-HASH` (18 characters more), or `NAME-orchestrator-db-setup-HASH` (31 more).
 pub const MAX_NAME: usize = 32;
@@ -17,9 +19,6 @@ pub const RELAY_ROLE: &str = "relay";
 
 /// The schema of Weft's own tables and functions; it follows `public` on the app role's `search_path`.
 pub const SCHEMA: &str = "weft";
-/// Publication and replication slot of the outbox (one of each per database).
-pub const PUBLICATION: &str = "weft_outbox";
-pub const SLOT: &str = "weft_outbox";
 /// `NOTIFY` channel through which the outbox's insert trigger notifies a polling relay.
 pub const OUTBOX_CHANNEL: &str = "weft_outbox";
 
@@ -51,6 +50,36 @@ pub fn setup_job(owner: &str, hash: &str) -> String {
 /// Name of the database inside the server: the service's name with `-` as `_`, so that it needs no quoting.
 pub fn database_name(owner: &str) -> String {
     owner.replace('-', "_")
+}
+
+/// Name of a role of one database, on a server whose other databases may have roles of their own for the same purpose. The
+/// server cuts names off after 63 bytes.
+pub fn role_of(prefix: &str, database: &str) -> String {
+    let room = database.floor_char_boundary(63_usize.saturating_sub(prefix.len()));
+    format!("{prefix}{}", database.get(..room).unwrap_or_default())
+}
+
+/// Publication of the outbox in the schema `weft`; in a database of Weft's, its replication slot too.
+pub fn publication(weft: &str) -> String {
+    format!("{weft}_outbox")
+}
+
+/// Replication slot of the outbox in `database`, one of several on a server: of lower case letters, digits and `_`, as slots
+/// must be, and so with a hash of the name.
+pub fn slot_of_database(publication: &str, database: &str) -> String {
+    let is_allowed = |c: &char| c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '_';
+    let readable: String = database.chars().filter(is_allowed).take(32).collect();
+    format!("{publication}_{readable}_{}", short_hash(database.as_bytes(), 8))
+}
+
+/// The schema of Weft's own tables for a service that has a schema in the database of another.
+pub fn weft_schema(schema: &str) -> String {
+    format!("{SCHEMA}_{schema}")
+}
+
+/// A role of the service `owner` in the database of another: `orders_app`.
+pub fn shared_role(owner: &str, role: &str) -> String {
+    format!("{}_{role}", database_name(owner))
 }
 
 /// `NAME-relay`: ConfigMap with the contract of the OutboxRelay NAME; Deployment, NetworkPolicy and ServiceAccount of the relay of the

@@ -4,6 +4,7 @@
 pub mod login;
 pub mod replication;
 pub mod silence;
+pub mod tls;
 
 use crate::outage::Failure;
 

@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod fuzz;
 pub mod pgoutput;
+mod stream;
 
 use std::{fmt, io, str::FromStr, time::Duration};
 
@@ -22,11 +23,11 @@ use postgres_protocol::{
 use secrecy::ExposeSecret;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     time::timeout,
 };
 
-use super::login::{self, CONNECT_TIMEOUT, LoginError};
+use self::stream::Stream;
+use super::login::{self, CONNECT_TIMEOUT, LoginError, Prepared};
 use crate::{contract::DatabaseLogin, outage::Failure};
 
 /// Size in which the receive buffer is allocated; it is reused when no frame of it is left.
@@ -139,15 +140,12 @@ pub struct Replication {
 impl Replication {
     /// Connects and logs in with `replication=database`.
     pub async fn connect(login: &DatabaseLogin, application: &str) -> Result<Self, ReplicationError> {
-        let password = login::password(&login.role).await?;
-        let connecting = TcpStream::connect((login.host.as_str(), login.port));
-        let stream = timeout(CONNECT_TIMEOUT, connecting)
+        let login = login::prepare(login, application).await?;
+        let stream = timeout(CONNECT_TIMEOUT, stream::open(&login.address))
             .await
-            .map_err(|_elapsed| ReplicationError::Timeout(CONNECT_TIMEOUT))?
-            .map_err(|source| ReplicationError::Connect { host: login.host.clone(), port: login.port, source })?;
-        stream.set_nodelay(true)?;
+            .map_err(|_elapsed| ReplicationError::Timeout(CONNECT_TIMEOUT))??;
         let mut wire = Wire { stream, input: BytesMut::with_capacity(CHUNK), output: BytesMut::new() };
-        let started = wire.start_up(login, application, password.expose_secret());
+        let started = wire.start_up(&login, application);
         let process = timeout(CONNECT_TIMEOUT, started)
             .await
             .map_err(|_elapsed| ReplicationError::Timeout(CONNECT_TIMEOUT))??;
@@ -287,7 +285,7 @@ fn refused(body: &ErrorResponseBody) -> ReplicationError {
 
 #[derive(Debug)]
 struct Wire {
-    stream: TcpStream,
+    stream: Stream,
     input: BytesMut,
     output: BytesMut,
 }
@@ -316,7 +314,12 @@ impl Wire {
     }
 
     async fn send(&mut self) -> Result<(), ReplicationError> {
-        let written = timeout(WRITE_TIMEOUT, self.stream.write_all(&self.output)).await;
+        let written = async {
+            self.stream.write_all(&self.output).await?;
+            // TLS holds back what does not fill a record
+            self.stream.flush().await
+        };
+        let written = timeout(WRITE_TIMEOUT, written).await;
         self.output.clear();
         written.map_err(|_elapsed| ReplicationError::Timeout(WRITE_TIMEOUT))??;
         Ok(())
@@ -334,15 +337,10 @@ impl Wire {
     }
 
     /// Starts the session and returns the server's process id.
-    async fn start_up(
-        &mut self,
-        login: &DatabaseLogin,
-        application: &str,
-        password: &str,
-    ) -> Result<i32, ReplicationError> {
+    async fn start_up(&mut self, login: &Prepared, application: &str) -> Result<i32, ReplicationError> {
         let parameters = [
-            ("user", login.role.name.as_str()),
-            ("database", login.database.as_str()),
+            ("user", login.role.as_str()),
+            ("database", login.address.database.as_str()),
             ("replication", "database"),
             ("application_name", application),
             ("options", login::UNLIMITED),
@@ -356,7 +354,7 @@ impl Wire {
                 if !body.mechanisms().any(|mechanism| Ok(mechanism == SCRAM_SHA_256))? {
                     return Err(ReplicationError::Protocol("a server that does not offer SCRAM-SHA-256"));
                 }
-                self.scram(password).await?;
+                self.scram(login.password.expose_secret()).await?;
             }
             _ => return Err(ReplicationError::Protocol("an authentication method other than SCRAM-SHA-256")),
         }

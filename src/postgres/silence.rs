@@ -15,6 +15,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+use super::login::Address;
 use crate::contract::DatabaseLogin;
 
 /// How long a session's answer is awaited before the server is asked on a new connection, again and again.
@@ -55,7 +56,8 @@ pub async fn watched<T>(
 
 /// Asks the server whether it supports TLS, which it answers before any login.
 async fn probe(login: &DatabaseLogin) -> io::Result<()> {
-    let mut stream = TcpStream::connect((login.host.as_str(), login.port)).await?;
+    let address = Address::of(&login.server).await.map_err(io::Error::other)?;
+    let mut stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
     let mut request = BytesMut::new();
     frontend::ssl_request(&mut request);
     stream.write_all(&request).await?;

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio_postgres::{Client, types::ToSql};
 
+use crate::relay::source::postgres::outbox::search_path;
 use crate::{
     contract::{Contract, relay::Relay},
     output::{self, Format},
@@ -188,11 +189,11 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
         Command::Retry { which, common } => {
             let client = common.connect().await?;
             let dead = format!(
-                "with again as (delete from weft.relay_dead as d where {CONDITION} returning *)
-                 insert into weft.outbox ({WRITTEN}) select {WRITTEN} from again order by seq"
+                "with again as (delete from relay_dead as d where {CONDITION} returning *)
+                 insert into outbox ({WRITTEN}) select {WRITTEN} from again order by seq"
             );
             let refused = format!(
-                "update weft.relay_held as h set retry_at = now() from weft.outbox as d
+                "update relay_held as h set retry_at = now() from outbox as d
                   where d.seq = h.seq and h.retry_at is not null and {CONDITION}"
             );
             let [is, are] = AGAIN;
@@ -203,7 +204,7 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
             // the relay finds that the row is gone, and goes on with those behind it
             let skip = format!(
                 "with due as (
-                     select d.seq, h.attempts, h.cause from weft.relay_held as h join weft.outbox as d using (seq)
+                     select d.seq, h.attempts, h.cause from relay_held as h join outbox as d using (seq)
                       where h.cause is not null and {CONDITION} for update of d
                  ), {LETTERS}
                  select from letters"
@@ -213,7 +214,7 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
         Command::Replay { what, common } => what.replay(&common.connect().await?, &common).await,
         Command::Purge { which, common } => {
             let client = common.connect().await?;
-            let purge = format!("delete from weft.relay_dead as d where {CONDITION}");
+            let purge = format!("delete from relay_dead as d where {CONDITION}");
             which.change(&client, &[&purge], &common, "is deleted", "are deleted").await
         }
     }
@@ -253,7 +254,7 @@ fn changed(events: u64, is: &str, are: &str) -> String {
 impl Published {
     async fn replay(&self, client: &Client, common: &Common) -> anyhow::Result<()> {
         let Self { ids, from, to, kind, dry_run } = self;
-        let chosen = "from weft.relay_published
+        let chosen = "from relay_published
             where (id = any ($1::text[]) or published_at >= $2::timestamptz)
               and ($3::timestamptz is null or published_at < $3) and ($4::text is null or type = $4)";
         let statement = if *dry_run {
@@ -262,7 +263,7 @@ impl Published {
             // of an event that was published more than once, the latest time
             format!(
                 "with again as (
-                     insert into weft.outbox ({WRITTEN})
+                     insert into outbox ({WRITTEN})
                      select {WRITTEN} from (select distinct on (id) * {chosen} order by id, seq desc) as events order by seq
                      returning seq
                  ) select count(*) from again"
@@ -280,8 +281,9 @@ impl Common {
     async fn connect(&self) -> anyhow::Result<Client> {
         let contract = Relay::load(&self.config)
             .context("--config: run it in the relay's container, or give its contract file")?;
-        let config = login::config(&contract.source, "weft relay, a person").await?;
-        let (client, connection) = login::open(&contract.source, &config).await?;
+        let mut prepared = login::prepare(&contract.source, "weft relay, a person").await?;
+        prepared.config.options(search_path(&contract.source));
+        let (client, connection) = prepared.open().await?;
         tokio::spawn(connection);
         // a replay may be long; whoever waits for it can interrupt it
         let settings = "set lock_timeout = '10s'";
@@ -303,9 +305,9 @@ async fn listed(client: &Client, state: Option<State>, id: Option<&str>, limit: 
         "select * from (
              select {COLUMNS}, case when h.cause is null then 'Waiting' else 'Refused' end as state,
                     h.attempts, h.held_at as since, h.cause, h.place as place
-               from weft.relay_held as h join weft.outbox as o using (seq)
+               from relay_held as h join outbox as o using (seq)
              union all
-             select {COLUMNS}, 'Dead', o.attempts, o.died_at, o.cause, o.seq from weft.relay_dead as o
+             select {COLUMNS}, 'Dead', o.attempts, o.died_at, o.cause, o.seq from relay_dead as o
          ) as events
          where ($1::text is null or state = $1) and ($2::text is null or id = $2)
          order by state = 'Dead', place limit $3"

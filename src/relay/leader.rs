@@ -51,7 +51,9 @@ impl Leadership {
 
     /// `false` when the lock was not free for [`WAIT`].
     async fn lock(session: &Session, waits: impl Fn()) -> Result<bool, SourceError> {
-        let locked = session.client.execute("select pg_advisory_lock($1)", &[&LOCK]);
+        let locked = session
+            .client
+            .execute("select pg_advisory_lock($1::bigint # hashtextextended(current_schema(), 0))", &[&LOCK]);
         let mut locked = std::pin::pin!(locked);
         let locked = match timeout(STANDBY, &mut locked).await {
             Ok(locked) => locked,

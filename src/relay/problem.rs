@@ -8,8 +8,8 @@ use super::{source::SourceError, term::TermError};
 use crate::{
     contract::{ContractError, DatabaseLogin, problem::ProblemReason},
     domain::names,
-    outage::{self, Failure, Outage, with_causes},
-    postgres,
+    outage::{Failure, Outage, with_causes},
+    postgres::{self, login},
 };
 
 /// Problems with which no event can be published at all; the relay is not ready while one of them exists.
@@ -63,6 +63,8 @@ pub enum RelayProblem {
     SlotLost,
     /// The publication has other tables than the outbox, or none: `tables` are those that it has.
     PublicationInvalid {
+        /// Of the outbox.
+        schema: String,
         tables: String,
     },
     /// The server creates the slot only after older transactions have ended.
@@ -98,7 +100,7 @@ impl RelayProblem {
     pub(crate) fn silent_database(login: &DatabaseLogin, silence: Duration) -> Self {
         Self::DatabaseUnreachable(Outage {
             server: postgres::SERVER,
-            address: outage::address(&login.host, login.port),
+            address: login::address(login),
             since: Timestamp::now() - silence,
             failure: Failure::Silent,
         })
@@ -113,7 +115,7 @@ impl RelayProblem {
             TermError::Source(error) => Some(error),
             TermError::LockLost => None,
         };
-        let address = outage::address(&login.host, login.port);
+        let address = login::address(login);
         let closed = || Failure::Disconnected("the connection was closed".to_owned());
         let failure = match source.map_or_else(closed, SourceError::failure) {
             Failure::Refused(cause) => return Self::DatabaseNotReady { address, cause },
@@ -159,8 +161,7 @@ impl fmt::Display for RelayProblem {
             }
             Self::SlotAtRisk { bytes } => write!(
                 f,
-                "PostgreSQL removes log that the replication slot {} needs after {bytes} more bytes; let the relay catch up, or raise max_slot_wal_keep_size",
-                names::SLOT
+                "PostgreSQL removes log that the outbox's replication slot needs after {bytes} more bytes; let the relay catch up, or raise max_slot_wal_keep_size"
             ),
             Self::SlotLost => write!(
                 f,
@@ -170,11 +171,11 @@ impl fmt::Display for RelayProblem {
                 f,
                 "the relay polls the outbox until PostgreSQL has made its replication slot, for which all older transactions must have ended: {blocker}"
             ),
-            Self::PublicationInvalid { tables } => write!(
+            Self::PublicationInvalid { schema, tables } => write!(
                 f,
-                "the relay polls the outbox, because the publication {name} has {}: `drop publication if exists {name}; create publication {name} for table weft.outbox with (publish = 'insert')` makes it right",
+                "the relay polls the outbox, because the publication {name} has {}: `drop publication if exists {name}; create publication {name} for table {schema}.outbox with (publish = 'insert')` makes it right",
                 if tables.is_empty() { "no table" } else { tables },
-                name = names::PUBLICATION,
+                name = names::publication(schema),
             ),
         }
     }

@@ -15,6 +15,7 @@ use super::{
         SourceError,
         postgres::{
             Postgres, ledger,
+            outbox::Outbox,
             recorder::{Ends, Options, Recorder},
             session::Session,
         },
@@ -94,6 +95,7 @@ async fn lead_with(
     let Relay { name, namespace, service, mode, source, format, keep_published_ms, dead_letter, .. } = contract;
     let encoder = Encoder::new(template, *format, names::event_source(namespace, service));
     let session = Session::connect(source, &application(name)).await?;
+    let outbox = Outbox::of(source).await.map_err(SourceError::from)?;
     let ledger = ledger::open(&session.client, name).await?;
     let held = ledger::held_keys(&session.client).await?;
     reporter.ledger(ledger.published);
@@ -106,7 +108,7 @@ async fn lead_with(
     let (progress, recorded) = watch::channel(None);
     let ends = Ends { done: finished, again, recorded: progress };
     let options = Options {
-        slot: *mode == Mode::LogTailing,
+        slot: (*mode == Mode::LogTailing).then_some(&outbox),
         any_held: !held.is_empty(),
         keep: Duration::from_millis(*keep_published_ms),
         max_attempts: dead_letter.map(|letter| letter.max_attempts),
@@ -117,6 +119,7 @@ async fn lead_with(
     let source_of_events = Postgres {
         contract,
         application: application(name),
+        outbox: &outbox,
         client: &session.client,
         ledger,
         reporter,

@@ -11,7 +11,7 @@ use super::{problem::SagaProblem, view::Logged};
 use crate::{
     contract::{DatabaseLogin, orchestrator::Start},
     domain::saga::{definition::Definition, state::Status},
-    outage::{self, Failure},
+    outage::Failure,
     postgres::{
         self,
         login::{self, LoginError},
@@ -160,7 +160,7 @@ impl Reader {
         error: &ReadError,
         refused: impl FnOnce(String, String) -> SagaProblem,
     ) -> SagaProblem {
-        let address = outage::address(&self.login.host, self.login.port);
+        let address = login::address(&self.login);
         let waited = if let ReadError::Timeout(waited) = error { *waited } else { Duration::ZERO };
         SagaProblem::of_database(&address, error.failure(), waited, refused)
     }

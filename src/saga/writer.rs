@@ -21,8 +21,8 @@ use super::{
 };
 use crate::{
     contract::DatabaseLogin,
-    outage::{self, Failure, with_causes},
-    postgres::silence,
+    outage::{Failure, with_causes},
+    postgres::{login, silence},
 };
 
 const DATABASE: &str = "database";
@@ -181,7 +181,7 @@ impl Writer {
 
     /// `HOST:PORT` of the database.
     fn address(&self) -> String {
-        outage::address(&self.login.host, self.login.port)
+        login::address(&self.login)
     }
 
     /// Acquires the free partitions. Resolves the in-flight commit once its partitions are held again.

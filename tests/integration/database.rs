@@ -11,7 +11,7 @@ use std::{
 use tempfile::TempDir;
 use tokio_postgres::Client;
 use weft::contract::{
-    Contract, DatabaseLogin, Role,
+    Contract, DatabaseLogin, Role, Server,
     database_setup::{DatabaseSetup, Outcome, Purpose},
 };
 
@@ -20,6 +20,11 @@ use crate::servers::{self, Postgres, SUPERUSER, SUPERUSER_PASSWORD};
 pub const DATABASE: &str = "orders";
 pub const APP_PASSWORD: &str = "the app's";
 pub const RELAY_PASSWORD: &str = "the relay's";
+
+/// Of a database on a server of this machine.
+pub fn address(port: u16, database: &str) -> Server {
+    Server::Address { host: "127.0.0.1".into(), port, database: database.into() }
+}
 
 /// A server with the database `orders`, and what the set-up Job would have mounted.
 #[derive(Debug)]
@@ -56,19 +61,21 @@ impl Database {
         let role = |name: &str, password: &str| {
             let password_file = folder.path().join(name);
             fs::write(&password_file, format!("{password}\n")).unwrap();
-            Role { name: name.to_owned(), password_file }
+            Role { name: name.into(), password_file }
         };
         let migrations = folder.path().join("migrations");
         fs::create_dir(&migrations).unwrap();
         let relay = (purpose == Purpose::Service).then(|| role("relay", RELAY_PASSWORD));
         let setup = DatabaseSetup {
             admin: DatabaseLogin {
-                host: "127.0.0.1".into(),
-                port: server.port(),
-                database: DATABASE.into(),
+                server: address(server.port(), DATABASE),
                 role: role(SUPERUSER, SUPERUSER_PASSWORD),
+                schema: None,
             },
             owner: "owner".into(),
+            schema: None,
+            reads: Vec::new(),
+            log_tailing: false,
             app: role("app", APP_PASSWORD),
             relay,
             purpose,
@@ -152,7 +159,7 @@ impl Database {
     /// Another database on the same server, of the same roles: its contract's file.
     pub async fn neighbour(&self, name: &str) -> PathBuf {
         self.server.superuser("postgres").await.batch_execute(&format!("create database {name}")).await.unwrap();
-        let admin = DatabaseLogin { database: name.to_owned(), ..self.setup.admin.clone() };
+        let admin = DatabaseLogin { server: address(self.server.port(), name), ..self.setup.admin.clone() };
         let contract = self.folder.path().join(format!("{name}.yaml"));
         fs::write(&contract, DatabaseSetup { admin, ..self.setup.clone() }.to_yaml().unwrap()).unwrap();
         contract

@@ -2,10 +2,10 @@
 
 use std::{fs, net::TcpListener, time::Instant};
 
-use weft::contract::database_setup::Purpose;
+use weft::contract::{Server, database_setup::Purpose};
 
 use crate::{
-    database::{DATABASE, Database, until},
+    database::{DATABASE, Database, address, until},
     servers::Postgres,
 };
 
@@ -66,12 +66,13 @@ async fn a_server_that_cannot_be_reached_is_reported_by_name() {
 
     // as where a network policy drops packets: nobody ever answers
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    database.setup.admin.port = silent.local_addr().unwrap().port();
+    database.setup.admin.server = address(silent.local_addr().unwrap().port(), DATABASE);
     database.write_contract();
     let dropped = database.set_up_given_up();
     assert!(dropped.contains("no answer from 127.0.0.1:") && dropped.contains("network policy"), "{dropped}");
 
-    database.setup.admin.host = "no-such-host.invalid".into();
+    let host = "no-such-host.invalid".into();
+    database.setup.admin.server = Server::Address { host, port: 5432, database: DATABASE.into() };
     database.write_contract();
     let unknown = database.set_up_given_up();
     assert!(unknown.starts_with("cannot log in to the database server no-such-host.invalid:"), "{unknown}");

@@ -30,7 +30,7 @@ use weft::{
 
 use crate::{
     checker::Delivered,
-    database::Database,
+    database::{DATABASE, Database, address},
     servers::{self, Nats, Proxy, SUPERUSER, SUPERUSER_PASSWORD},
 };
 
@@ -97,7 +97,7 @@ impl Setting {
     pub fn add_proxies(&mut self) -> (Proxy, Proxy) {
         let database = Proxy::before(self.database.server.port());
         let broker = Proxy::before(self.nats.port());
-        self.contract.source.port = database.port();
+        self.contract.source.server = address(database.port(), DATABASE);
         self.nats_sink().servers = vec![format!("nats://127.0.0.1:{}", broker.port())];
         self.write_contract();
         (database, broker)

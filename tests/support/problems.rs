@@ -62,8 +62,8 @@ pub fn relay() -> Vec<RelayProblem> {
         dead(3),
         RelayProblem::SlotAtRisk { bytes: 1_048_576 },
         RelayProblem::SlotLost,
-        RelayProblem::PublicationInvalid { tables: String::new() },
-        RelayProblem::PublicationInvalid { tables: "shop.orders, weft.outbox".to_owned() },
+        RelayProblem::PublicationInvalid { schema: "weft".to_owned(), tables: String::new() },
+        RelayProblem::PublicationInvalid { schema: "weft".to_owned(), tables: "shop.orders, weft.outbox".to_owned() },
         RelayProblem::SlotPending {
             blocker: "it waits for process 4711 (role app); `select pg_terminate_backend(4711)` ends it".to_owned(),
         },

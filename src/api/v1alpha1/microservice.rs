@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use k8s_openapi::{
     api::autoscaling::v2::MetricSpec,
     api::core::v1::{EnvFromSource, EnvVar, Probe, ResourceRequirements},
-    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::Condition},
+    apimachinery::pkg::apis::meta::v1::Condition,
 };
-use kube::{CustomResource, KubeSchema, core::Duration};
+use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+
+use super::database::{Database, DatabaseStatus};
 
 /// A service with its own database, and everything it needs to run.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -39,6 +41,7 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name becomes the name of a Service: lower case letters, digits and '-', beginning with a letter, without dots"),
     validation = Rule::new("!self.metadata.name.endsWith('-db') && !self.metadata.name.endsWith('-relay') && !self.metadata.name.endsWith('-orchestrator')").message("metadata.name ends in `-db`, `-relay` or `-orchestrator`, as the databases, relays and orchestrators that Weft makes do: choose another name"),
     validation = Rule::new("!has(self.spec.dependsOn) || self.spec.dependsOn.all(d, d.service != self.metadata.name)").message("spec.dependsOn names this Microservice itself: remove it"),
+    validation = Rule::new("!has(self.spec.database) || !has(self.spec.database.sharedWith) || self.spec.database.sharedWith.service != self.metadata.name").message("spec.database.sharedWith.service is this Microservice itself: name the one in whose server the database is, or use spec.database.postgres for a server of its own"),
     validation = Rule::new("has(self.spec.database) == has(oldSelf.spec.database)").message("spec.database cannot be added or removed afterwards: delete the Microservice and apply it again (the volume is kept under `retention: Retain`)")
 )]
 #[serde(rename_all = "camelCase")]
@@ -185,148 +188,6 @@ pub struct Probes {
     pub startup: Option<Probe>,
 }
 
-/// The service's own database, its migrations, and what becomes of it when the Microservice is deleted.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Database {
-    /// A PostgreSQL server of the service's own.
-    pub postgres: Postgres,
-    /// How the schema is brought up to date before a new version of the service starts.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub migrations: Option<Migrations>,
-    /// How long what the service has handled is recognized when it comes again.
-    #[serde(default)]
-    pub duplicate_window: DuplicateWindow,
-    /// What becomes of the volume and the passwords when the Microservice is deleted. By `Delete` the volume also goes with the StatefulSet, whoever deletes that.
-    #[serde(default)]
-    pub retention: Retention,
-}
-
-/// How long the records are kept by which a repetition is recognized; older ones are deleted by and by, and what comes again after that counts as new.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(cel)]
-pub struct DuplicateWindow {
-    /// Of messages (`weft.receive`).
-    #[serde(default = "default_messages_window")]
-    #[schemars(length(max = 32))]
-    #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) >= duration('1h') && duration(self) <= duration('87600h')").message("duplicateWindow.messages must be a duration such as 24h or 336h, from 1h to 87600h"))]
-    pub messages: Duration,
-    /// Of commands of sagas (`weft.enter`): longer than any saga that asks this service may take, a stuck one included, since what is forgotten cannot be undone.
-    #[serde(default = "default_commands_window")]
-    #[schemars(length(max = 32))]
-    #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) >= duration('1h') && duration(self) <= duration('87600h')").message("duplicateWindow.commands must be a duration such as 720h or 2160h, from 1h to 87600h"))]
-    pub commands: Duration,
-}
-
-fn default_messages_window() -> Duration {
-    std::time::Duration::from_hours(14 * 24).into()
-}
-
-fn default_commands_window() -> Duration {
-    std::time::Duration::from_hours(90 * 24).into()
-}
-
-impl Default for DuplicateWindow {
-    fn default() -> Self {
-        Self { messages: default_messages_window(), commands: default_commands_window() }
-    }
-}
-
-/// A PostgreSQL server: one pod with a volume.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(cel)]
-pub struct Postgres {
-    /// Major version of PostgreSQL, in quotes: 15, 16 or 17.
-    #[serde(default = "default_postgres_version")]
-    #[schemars(regex(pattern = r"^1[5-7]$"))]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("spec.database.postgres.version cannot change: a volume of another major version is not readable; dump the data and restore it into a new Microservice"))]
-    pub version: String,
-    /// The volume that holds the data.
-    #[serde(default)]
-    pub storage: Storage,
-    /// Server parameters, as in postgresql.conf; they are given on the server's command line. Those that Weft relies on cannot be set here: `wal_level`, `listen_addresses`, `port`, `data_directory`, `hba_file`, `config_file`, `unix_socket_directories`. Unless set, `max_wal_size` (at most 1 GB) and `max_slot_wal_keep_size` are a quarter of the volume each, and at least 128 MB, so that the log does not fill it, also while a relay is away. Names are in lower case.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 64))]
-    #[x_kube(validation = Rule::new("self.all(k, k.matches('^[a-z_][a-z0-9_.]{0,62}$'))").message("spec.database.postgres.parameters has a name that no parameter can have: small letters, digits, '_' and '.', such as max_connections"),
-    validation = Rule::new("!self.exists(k, k in ['wal_level', 'listen_addresses', 'port', 'data_directory', 'hba_file', 'config_file', 'unix_socket_directories'])").message("spec.database.postgres.parameters sets a parameter that Weft relies on: remove wal_level, listen_addresses, port, data_directory, hba_file, config_file and unix_socket_directories"))]
-    pub parameters: BTreeMap<String, String>,
-    /// CPU and memory of the server.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resources: Option<ResourceRequirements>,
-}
-
-fn default_postgres_version() -> String {
-    "17".to_owned()
-}
-
-impl Default for Postgres {
-    fn default() -> Self {
-        Self {
-            version: default_postgres_version(),
-            storage: Storage::default(),
-            parameters: BTreeMap::new(),
-            resources: None,
-        }
-    }
-}
-
-/// A persistent volume.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(
-    cel,
-    validation = Rule::new("has(self.className) == has(oldSelf.className)").message("spec.database.postgres.storage.className cannot change: the volume exists already")
-)]
-pub struct Storage {
-    /// Size of the volume: a whole number with a unit, such as `10Gi`. It cannot change afterwards.
-    #[serde(default = "default_storage_size")]
-    #[x_kube(
-        validation = Rule::new("string(self).matches('^[1-9][0-9]{0,14}(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$')").message("spec.database.postgres.storage.size must be a whole number with a unit, such as 1Gi"),
-        validation = Rule::new("!isQuantity(string(self)) || !isQuantity(string(oldSelf)) || quantity(string(self)).compareTo(quantity(string(oldSelf))) >= 0").message("spec.database.postgres.storage.size cannot shrink: keep the old size, or dump the data into a new Microservice"),
-        validation = Rule::new("!isQuantity(string(self)) || !isQuantity(string(oldSelf)) || quantity(string(self)).compareTo(quantity(string(oldSelf))) <= 0").message("spec.database.postgres.storage.size cannot grow yet: keep the old size, or dump the data into a new Microservice with a larger volume")
-    )]
-    pub size: Quantity,
-    /// StorageClass of the volume; the cluster's default class when left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("spec.database.postgres.storage.className cannot change: the volume exists already"))]
-    pub class_name: Option<String>,
-}
-
-fn default_storage_size() -> Quantity {
-    Quantity("1Gi".to_owned())
-}
-
-impl Default for Storage {
-    fn default() -> Self {
-        Self { size: default_storage_size(), class_name: None }
-    }
-}
-
-/// Ordered SQL files, each applied once, in a transaction of its own, as the owner of the schema.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Migrations {
-    /// ConfigMap whose `*.sql` keys are the migrations, applied in the order of their names. A file that was applied must not change; add a new one.
-    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
-    pub config_map: String,
-    /// The newest file that this version needs, such as `003_totals.sql`. Its pods start once the ConfigMap has that file and it is applied, whichever of the two is applied first; files after it are applied too. Without it, a new version waits three seconds for a change of the ConfigMap.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253), regex(pattern = r"^[-_a-zA-Z0-9][-._a-zA-Z0-9]*\.sql$"))]
-    pub last: Option<String>,
-}
-
-/// What becomes of the data when its owner is deleted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Retention {
-    /// The volume and the Secrets stay; applying the same resource again adopts them.
-    #[default]
-    Retain,
-    /// The volume and the Secrets are deleted too. The data is gone.
-    Delete,
-}
-
 /// Another Microservice of the namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -373,7 +234,7 @@ pub struct MicroserviceStatus {
     /// The generation of the spec that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`, `Reconciling`, `Stalled`, `Accepted`, `DatabaseReady`, `Migrated`, `DependenciesFound`, and while others interfere `Contested` and `Drifted`, each with a reason and a sentence.
+    /// `Ready`, `Reconciling`, `Stalled`, `Accepted`, `DatabaseReady`, `Migrated`, `SharedDatabase` where services share a database, `DependenciesFound`, and while others interfere `Contested` and `Drifted`, each with a reason and a sentence.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -403,44 +264,9 @@ pub struct MicroserviceStatus {
 pub struct MicroserviceSummary {
     /// Ready pods of wanted pods, such as `2/3`.
     pub replicas: String,
-    /// Engine and version, such as `postgres 17`.
+    /// Engine and version, or where the database is: `postgres 17`, `external`, `in customers`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub database: Option<String>,
-}
-
-/// Where the database is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct DatabaseStatus {
-    /// Engine, such as `postgres`.
-    pub engine: String,
-    /// Major version.
-    pub version: String,
-    /// Host name of the server inside the cluster.
-    pub host: String,
-    /// The last set-up that succeeded: with it the schema is as the spec and the migrations of its time want it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub set_up: Option<SetUp>,
-}
-
-/// A set-up of a database that succeeded.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct SetUp {
-    /// Hash of all that it worked from; the name of its Job ends with it.
-    pub hash: String,
-    /// How many migrations there were.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub files: Option<i32>,
-    /// The last migration that is applied.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last: Option<String>,
-    /// Hash of the migrations' names and contents.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub content_hash: Option<String>,
-    /// Hash of the OutboxRelay's `spec.outbox` by which events are copied from a table of the team's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub outbox_hash: Option<String>,
 }
 
 /// Reference to a Secret of the same namespace.

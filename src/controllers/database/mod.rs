@@ -14,44 +14,48 @@
 
 mod gate;
 mod outbox;
+mod placement;
 mod secrets;
 mod server;
 mod setup;
 pub mod status;
 
 pub use outbox::hash as outbox_hash;
-pub use secrets::{URI as BINDING_URI, replaced_annotation, secrets_of};
+pub use placement::{Access, Mount, Placement, User, check, placement};
+pub use secrets::{URI as BINDING_URI, replaced_annotation};
 pub use server::{CONTAINER, claim_of as claim, storage};
 pub use setup::{CONTAINER as SETUP_CONTAINER, RELEASED_FILE};
 
 use k8s_openapi::api::apps::v1::Deployment;
 
 use crate::{
-    api::v1alpha1::{self, DuplicateWindow, Outbox, Postgres, Retention},
+    api::v1alpha1::{self, DuplicateWindow, Outbox, Retention},
     contract::database_setup::Purpose,
     controllers::{
-        render::owner::Owner,
+        render::{owner::Owner, pod::service_account},
         resources::{
             child::{Child, ChildKind, ChildRef},
+            labels::DATABASE_CLIENT_LABEL,
             observed::{DatabaseObserved, JobOutcome, JobState, Migrations},
             plan::{Plan, Rejection},
             settings::Settings,
         },
     },
-    domain::names,
 };
 
 /// The database that an owner wants.
 #[derive(Clone, Debug)]
 pub struct Wanted<'a> {
     pub owner: &'a Owner,
-    pub postgres: &'a Postgres,
+    pub placement: &'a dyn Placement,
     pub retention: Retention,
     pub purpose: Purpose,
     pub duplicate_window: Option<&'a DuplicateWindow>,
     pub migrations: Option<&'a v1alpha1::Migrations>,
     /// Of the OutboxRelay. Without one, whatever was set up stays, and events wait.
     pub outbox: Option<&'a Outbox>,
+    /// That relay reads the transaction log.
+    pub log_tailing: bool,
     /// The owner asks for the newest images.
     pub upgrade: bool,
 }
@@ -95,7 +99,8 @@ pub fn plan(
     // it says which Secrets are made again, before they are
     plan.children.extend(setup::record(wanted, observed, passed.released.as_ref()).map(Child::ConfigMap));
     plan.children.extend(secrets::all(wanted, observed, settings));
-    plan.children.extend(server::all(wanted, observed, settings)?);
+    plan.children.push(Child::ServiceAccount(service_account(server::metadata(wanted), settings)));
+    plan.children.extend(wanted.placement.server(wanted, observed, settings)?);
     setup::add_job(wanted, observed, settings, &mut plan)?;
     match passed.deployment {
         Some(deployment) => plan.children.push(Child::Deployment(deployment)),
@@ -135,12 +140,7 @@ fn unusable<'a>(wanted: &'a v1alpha1::Migrations, found: Option<&'a Migrations>)
     Some(Stage::MigrationsBehind { config_map, wanted: last, newest: files.last().map(String::as_str) })
 }
 
-/// Host name of the server of `owner` inside the cluster.
-pub fn host(owner: &str, namespace: &str) -> String {
-    format!("{}.{namespace}.svc", names::database(owner))
+/// The label by which the NetworkPolicy of a database admits a pod of the owner `name`.
+pub fn client_label(placement: &dyn Placement, name: &str) -> Option<(String, String)> {
+    placement.client_of(name).map(|host| (DATABASE_CLIENT_LABEL.to_owned(), host.to_owned()))
 }
-
-/// Names of a pod's volumes with passwords, and where they are mounted. The same in every pod that has them.
-pub const ADMIN_PASSWORD: (&str, &str) = ("weft-admin", "/etc/weft/admin");
-pub const APP_PASSWORD: (&str, &str) = ("weft-app", "/etc/weft/app");
-pub const RELAY_PASSWORD: (&str, &str) = ("weft-relay-role", "/etc/weft/relay-role");

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Secret;
 
-use super::{Wanted, host};
+use super::Wanted;
 use crate::{
     api::v1alpha1::Retention,
-    contract::database_setup::Purpose,
+    contract::Server,
     controllers::{
         render::pod::PASSWORD,
         resources::{
@@ -17,20 +17,11 @@ use crate::{
             settings::Settings,
         },
     },
-    domain::names::{self, POSTGRES_PORT},
+    domain::names,
 };
 
 /// The key of the binding Secret that holds a connection URI.
 pub const URI: &str = "uri";
-
-/// Names of the Secrets of the database of `owner`.
-pub fn secrets_of(owner: &str, purpose: Purpose) -> Vec<String> {
-    let mut secrets = vec![names::database(owner), names::admin_secret(owner)];
-    if purpose == Purpose::Service {
-        secrets.push(names::relay_secret(owner));
-    }
-    secrets
-}
 
 /// How often these Secrets were made again; `None` when they never were. Where it stands in a pod template, its pods roll.
 pub fn replacements(observed: &DatabaseObserved, secrets: &[&str]) -> Option<String> {
@@ -56,42 +47,39 @@ pub(super) fn record(observed: &DatabaseObserved) -> Option<String> {
 
 /// All of them for a database that is only being made; of one that exists those that were deleted.
 pub(super) fn all(wanted: &Wanted<'_>, observed: &DatabaseObserved, settings: &Settings) -> Vec<Child> {
-    let mut secrets = vec![binding(wanted, settings), admin(wanted, settings)];
-    if wanted.purpose == Purpose::Service {
-        secrets.push(role(wanted, names::relay_secret(&wanted.owner.name), names::RELAY_ROLE, settings));
-    }
+    let exists = wanted.placement.exists(observed);
     let is_wanted = |secret: &Secret| {
         let missing = &observed.secrets.missing;
-        observed.server.is_none() || secret.metadata.name.as_ref().is_some_and(|name| missing.contains(name))
+        !exists || secret.metadata.name.as_ref().is_some_and(|name| missing.contains(name))
     };
-    secrets.into_iter().filter(is_wanted).map(Child::Secret).collect()
+    wanted.placement.secrets(wanted, settings).into_iter().filter(is_wanted).map(Child::Secret).collect()
 }
 
 /// `NAME-db`, as the Service Binding specification has it: <https://servicebinding.io/spec/core/1.1.0/#well-known-secret-entries>.
-fn binding(wanted: &Wanted<'_>, settings: &Settings) -> Secret {
-    let owner = wanted.owner;
-    let (host, database, password) =
-        (host(&owner.name, &owner.namespace), names::database_name(&owner.name), (settings.password)());
+pub(super) fn binding(wanted: &Wanted<'_>, role: &str, server: &Server, settings: &Settings) -> Secret {
+    let password = (settings.password)();
+    let (host, port, database) = match server.clone() {
+        Server::Address { host, port, database } => (host, port, database),
+        // of such a server somebody else makes the binding
+        Server::Folder { .. } => Default::default(),
+    };
     // the password is of letters and digits, the other parts are names: nothing needs escaping
-    let uri = format!("postgresql://{}:{password}@{host}:{POSTGRES_PORT}/{database}", names::APP_ROLE);
+    let uri = format!("postgresql://{role}:{password}@{host}:{port}/{database}");
     let entries = [
         ("type", "postgresql".to_owned()),
         ("provider", "weft".to_owned()),
         ("host", host),
-        ("port", POSTGRES_PORT.to_string()),
+        ("port", port.to_string()),
         ("database", database),
-        ("username", names::APP_ROLE.to_owned()),
+        ("username", role.to_owned()),
         (PASSWORD, password),
         (URI, uri),
     ];
-    secret(wanted, names::database(&owner.name), "servicebinding.io/postgresql", entries)
+    secret(wanted, names::database(&wanted.owner.name), "servicebinding.io/postgresql", entries)
 }
 
-fn admin(wanted: &Wanted<'_>, settings: &Settings) -> Secret {
-    role(wanted, names::admin_secret(&wanted.owner.name), names::ADMIN_ROLE, settings)
-}
-
-fn role(wanted: &Wanted<'_>, name: String, role: &str, settings: &Settings) -> Secret {
+/// A role's login.
+pub(super) fn role(wanted: &Wanted<'_>, name: String, role: &str, settings: &Settings) -> Secret {
     let entries = [("username", role.to_owned()), (PASSWORD, (settings.password)())];
     secret(wanted, name, "kubernetes.io/basic-auth", entries)
 }

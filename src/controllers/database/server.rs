@@ -20,13 +20,13 @@ use k8s_openapi::{
 };
 use kube::core::ObjectMeta;
 
-use super::{ADMIN_PASSWORD, Wanted, secrets};
+use super::{Wanted, placement::ADMIN, secrets};
 use crate::{
-    api::v1alpha1::{Retention, Storage},
+    api::v1alpha1::{Postgres, Retention, Storage},
     controllers::{
         render::{
             network,
-            pod::{PASSWORD, container_security, mount, password_volume, pin, pod_security, service_account},
+            pod::{PASSWORD, container_security, mount, password_volume, pin, pod_security},
         },
         resources::{
             child::Child,
@@ -60,20 +60,20 @@ const GRACE_SECONDS: i64 = 60;
 const MAX_WAL_SIZE: u64 = 1024;
 
 pub(super) fn all(
+    postgres: &Postgres,
     wanted: &Wanted<'_>,
     observed: &DatabaseObserved,
     settings: &Settings,
 ) -> Result<Vec<Child>, Rejection> {
     Ok(vec![
-        Child::ServiceAccount(service_account(metadata(wanted), settings)),
         Child::NetworkPolicy(network_policy(wanted)),
         Child::Service(service(wanted)),
-        Child::StatefulSet(stateful_set(wanted, observed, settings)?),
+        Child::StatefulSet(stateful_set(postgres, wanted, observed, settings)?),
     ])
 }
 
 /// Of everything that is named after the database.
-fn metadata(wanted: &Wanted<'_>) -> ObjectMeta {
+pub(super) fn metadata(wanted: &Wanted<'_>) -> ObjectMeta {
     wanted.owner.metadata(names::database(&wanted.owner.name), Component::Database)
 }
 
@@ -124,15 +124,17 @@ fn admin_annotation(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> BTreeMa
 }
 
 fn stateful_set(
+    postgres: &Postgres,
     wanted: &Wanted<'_>,
     observed: &DatabaseObserved,
     settings: &Settings,
 ) -> Result<StatefulSet, Rejection> {
     let (live, secrets) = (observed.server.as_ref(), admin_annotation(wanted, observed));
-    let (owner, postgres) = (wanted.owner, wanted.postgres);
+    let owner = wanted.owner;
     let name = names::database(&owner.name);
     let newest = settings.postgres_defaults(&postgres.version);
-    let pinned = pin(live, newest, wanted.upgrade, |defaults| template(wanted, defaults, &secrets, settings))?;
+    let pinned =
+        pin(live, newest, wanted.upgrade, |defaults| template(postgres, wanted, defaults, &secrets, settings))?;
     let when_deleted = match wanted.retention {
         Retention::Retain => "Retain",
         Retention::Delete => "Delete",
@@ -157,7 +159,7 @@ fn stateful_set(
                 when_deleted: Some(when_deleted.to_owned()),
                 when_scaled: Some("Retain".to_owned()),
             }),
-            volume_claim_templates: Some(vec![claim(wanted)]),
+            volume_claim_templates: Some(vec![claim(postgres, wanted)]),
             ..StatefulSetSpec::default()
         }),
         status: None,
@@ -174,8 +176,8 @@ pub fn storage(live: Option<&Workload>) -> Option<Storage> {
     serde_json::from_str(live?.annotations.get(STORAGE_ANNOTATION)?).ok()
 }
 
-fn claim(wanted: &Wanted<'_>) -> PersistentVolumeClaim {
-    let storage = &wanted.postgres.storage;
+fn claim(postgres: &Postgres, wanted: &Wanted<'_>) -> PersistentVolumeClaim {
+    let storage = &postgres.storage;
     PersistentVolumeClaim {
         metadata: ObjectMeta {
             name: Some(DATA.to_owned()),
@@ -196,6 +198,7 @@ fn claim(wanted: &Wanted<'_>) -> PersistentVolumeClaim {
 }
 
 fn template(
+    postgres: &Postgres,
     wanted: &Wanted<'_>,
     defaults: &Defaults,
     secrets: &BTreeMap<String, String>,
@@ -221,9 +224,9 @@ fn template(
                 fs_group_change_policy: Some("OnRootMismatch".to_owned()),
                 ..pod_security()
             }),
-            containers: vec![container(wanted, defaults)?],
+            containers: vec![container(postgres, wanted, defaults)?],
             volumes: Some(vec![
-                password_volume(ADMIN_PASSWORD.0, names::admin_secret(&owner.name)),
+                password_volume(ADMIN.0, names::admin_secret(&owner.name)),
                 scratch("run", None),
                 scratch("tmp", None),
                 // parallel queries share memory here; the runtime's own default is 64 MiB
@@ -234,8 +237,7 @@ fn template(
     })
 }
 
-fn container(wanted: &Wanted<'_>, defaults: &Defaults) -> Result<Container, Rejection> {
-    let postgres = wanted.postgres;
+fn container(postgres: &Postgres, wanted: &Wanted<'_>, defaults: &Defaults) -> Result<Container, Rejection> {
     let folder = |volume: &str, path: &str| VolumeMount {
         name: volume.to_owned(),
         mount_path: path.to_owned(),
@@ -246,7 +248,7 @@ fn container(wanted: &Wanted<'_>, defaults: &Defaults) -> Result<Container, Reje
         image: Some(defaults.image.clone()),
         image_pull_policy: defaults.image_pull_policy.clone(),
         command: Some(["sh", "-c", START, DATA_FOLDER].map(str::to_owned).into()),
-        args: Some(arguments(wanted)?),
+        args: Some(arguments(postgres)?),
         env: Some(environment(wanted)),
         ports: Some(vec![ContainerPort {
             name: Some(PORT_NAME.to_owned()),
@@ -267,7 +269,7 @@ fn container(wanted: &Wanted<'_>, defaults: &Defaults) -> Result<Container, Reje
             folder("run", "/var/run/postgresql"),
             folder("tmp", "/tmp"),
             folder("shm", "/dev/shm"),
-            mount(ADMIN_PASSWORD.0, ADMIN_PASSWORD.1),
+            mount(ADMIN.0, ADMIN.1),
         ]),
         ..Container::default()
     })
@@ -287,7 +289,7 @@ fn probe(wanted: &Wanted<'_>, period_seconds: i32, failures: i32) -> Probe {
 }
 
 fn environment(wanted: &Wanted<'_>) -> Vec<EnvVar> {
-    let password_file = format!("{}/{PASSWORD}", ADMIN_PASSWORD.1);
+    let password_file = format!("{}/{PASSWORD}", ADMIN.1);
     [
         ("POSTGRES_USER", names::ADMIN_ROLE.to_owned()),
         ("POSTGRES_PASSWORD_FILE", password_file),
@@ -301,15 +303,15 @@ fn environment(wanted: &Wanted<'_>) -> Vec<EnvVar> {
 }
 
 /// `postgres -c NAME=VALUE …`, sorted by name: Weft's defaults, over them the user's, over them what must not change.
-fn arguments(wanted: &Wanted<'_>) -> Result<Vec<String>, Rejection> {
-    let log = log_megabytes(&wanted.postgres.storage.size)?;
+fn arguments(postgres: &Postgres) -> Result<Vec<String>, Rejection> {
+    let log = log_megabytes(&postgres.storage.size)?;
     let mut parameters = BTreeMap::from([
         ("max_replication_slots".to_owned(), "10".to_owned()),
         ("max_slot_wal_keep_size".to_owned(), format!("{log}MB")),
         ("max_wal_senders".to_owned(), "10".to_owned()),
         ("max_wal_size".to_owned(), format!("{}MB", log.min(MAX_WAL_SIZE))),
     ]);
-    parameters.extend(wanted.postgres.parameters.clone());
+    parameters.extend(postgres.parameters.clone());
     parameters.insert("wal_level".to_owned(), "logical".to_owned());
     let settings = parameters.into_iter().flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]);
     Ok(std::iter::once("postgres".to_owned()).chain(settings).collect())

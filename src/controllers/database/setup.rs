@@ -1,10 +1,7 @@
 //! The set-up Job: roles, Weft's tables, then migrations, in the pod network. It carries its contract in an annotation of its
 //! pods, which they read as a file, so a ConfigMap is made only when there is something to record.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use k8s_openapi::api::{
     batch::v1::{Job, JobSpec},
@@ -15,23 +12,27 @@ use k8s_openapi::api::{
 };
 use kube::core::ObjectMeta;
 
-use super::{ADMIN_PASSWORD, APP_PASSWORD, RELAY_PASSWORD, Stage, Wanted, host, outbox, secrets, server, stage};
+use super::{
+    Stage, Wanted, client_label, outbox,
+    placement::{Access, User},
+    secrets, stage,
+};
 use crate::{
     api::v1alpha1::SetUp,
     contract::{
-        Contract, DatabaseLogin, Role,
+        Contract, DatabaseLogin,
         database_setup::{DatabaseSetup, DuplicateWindow, Outcome, Purpose},
     },
     controllers::{
         render::{
             milliseconds,
-            pod::{self, PASSWORD, config_map_volume, mount, password_volume, pod_security, weft_security},
+            pod::{self, config_map_volume, mount, pod_security, weft_security},
         },
         resources::{
             child::{Child, ChildKind, ChildRef},
             labels::{
-                CONTRACT_ANNOTATION, Component, DATABASE_CLIENT_LABEL, DEFAULTS_ANNOTATION, RELEASED_ANNOTATION,
-                SECRETS_ANNOTATION, SET_UP_ANNOTATION,
+                CONTRACT_ANNOTATION, Component, DEFAULTS_ANNOTATION, RELEASED_ANNOTATION, SECRETS_ANNOTATION,
+                SET_UP_ANNOTATION,
             },
             observed::{DatabaseObserved, JobOutcome, JobState, Migrations, Released, is_about_resources},
             plan::{Plan, Rejection},
@@ -40,7 +41,7 @@ use crate::{
         },
     },
     domain::{
-        names::{self, POSTGRES_PORT},
+        names,
         version::{self, short_hash},
     },
 };
@@ -74,7 +75,7 @@ pub(super) fn add_job(
         Stage::Running(job) => !is_corrected(job, settings),
         // one that has ended and does not count read other migrations: it goes, too
         // the superuser's new password is the server's once that has started with it
-        Stage::Pending => !observed.jobs.contains_key(&name) && server::has_admin_password(wanted, observed),
+        Stage::Pending => !observed.jobs.contains_key(&name) && wanted.placement.has_admin_password(wanted, observed),
         Stage::Failed { .. } => true,
         Stage::Done => {
             // it stays for its log, whoever deletes it; unless an injected container would have it run for ever
@@ -114,14 +115,15 @@ pub(super) fn done(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Option<S
 
 /// What a Job that did its work achieved; its pod, and the report with it, may be gone.
 fn reported(job: &JobState, migrations: Option<&Migrations>, hash: String) -> Option<SetUp> {
-    let Some(Outcome { files, applied: _, last, hash: content }) = job.report.clone() else {
+    let Some(Outcome { files, applied: _, last, hash: content, written_by_others }) = job.report.clone() else {
         return (job.outcome == JobOutcome::Succeeded).then(|| SetUp { hash, ..SetUp::default() });
     };
     // what was mounted can be older than what was observed
     if matches!(migrations, Some(Migrations::Found { hash, .. }) if *hash != content) {
         return None;
     }
-    Some(SetUp { hash, files: i32::try_from(files).ok(), last, content_hash: Some(content), outbox_hash: None })
+    let files = i32::try_from(files).ok();
+    Some(SetUp { hash, files, last, content_hash: Some(content), outbox_hash: None, written_by_others })
 }
 
 /// Of everything that the set-up works from: contract, migrations, the server, and the version of Weft's own tables; but
@@ -135,10 +137,10 @@ fn hash(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Option<String> {
     }
     input.push_str(&wanted.purpose.layout().to_string());
     // a new password is one for the roles too
-    let secrets = secrets::secrets_of(&wanted.owner.name, wanted.purpose);
+    let secrets = wanted.placement.secret_names(&wanted.owner.name, wanted.purpose);
     let secrets: Vec<_> = secrets.iter().map(String::as_str).collect();
     input.push_str(&secrets::replacements(observed, &secrets).unwrap_or_default());
-    input.push_str(&observed.server.as_ref()?.uid);
+    input.push_str(&wanted.placement.identity(observed)?);
     Some(short_hash(input.as_bytes(), 8))
 }
 
@@ -157,20 +159,17 @@ pub(super) fn job_name(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Opti
 
 pub(super) fn contract(wanted: &Wanted<'_>) -> DatabaseSetup {
     let owner = wanted.owner;
-    let role = |name: &str, (_, folder): (&str, &str)| Role {
-        name: name.to_owned(),
-        password_file: Path::new(folder).join(PASSWORD),
-    };
+    let Access { admin, app, relay, owner, schema, reads } = wanted.placement.access(&owner.name, &owner.namespace);
+    let is_service = wanted.purpose == Purpose::Service;
     DatabaseSetup {
-        admin: DatabaseLogin {
-            host: host(&owner.name, &owner.namespace),
-            port: POSTGRES_PORT,
-            database: names::database_name(&owner.name),
-            role: role(names::ADMIN_ROLE, ADMIN_PASSWORD),
-        },
-        owner: names::OWNER_ROLE.to_owned(),
-        app: role(names::APP_ROLE, APP_PASSWORD),
-        relay: (wanted.purpose == Purpose::Service).then(|| role(names::RELAY_ROLE, RELAY_PASSWORD)),
+        // the set-up knows the schema
+        admin: DatabaseLogin { schema: None, ..admin },
+        owner,
+        schema,
+        reads,
+        app: app.role,
+        relay: is_service.then_some(relay.role),
+        log_tailing: wanted.log_tailing && !wanted.placement.is_logical(),
         purpose: wanted.purpose,
         duplicate_window: wanted.duplicate_window.map(|window| DuplicateWindow {
             messages_ms: milliseconds(window.messages),
@@ -219,7 +218,7 @@ fn job(wanted: &Wanted<'_>, name: String, settings: &Settings) -> Result<Job, Re
     let annotations = annotations.into_iter().chain([(CONTRACT_ANNOTATION.to_owned(), contract)]);
     let defaults = defaults(settings);
     let mut labels = owner.labels(Component::Setup);
-    labels.insert(DATABASE_CLIENT_LABEL.to_owned(), owner.name.clone());
+    labels.extend(client_label(wanted.placement, &owner.name));
     let (volumes, mounts) = volumes(wanted);
     let template = PodTemplateSpec {
         metadata: Some(ObjectMeta {
@@ -276,13 +275,14 @@ fn container(mounts: Vec<VolumeMount>, defaults: &Defaults, settings: &Settings)
 
 fn volumes(wanted: &Wanted<'_>) -> (Vec<Volume>, Vec<VolumeMount>) {
     let name = &wanted.owner.name;
-    let mut volumes = vec![
-        (contract_volume(), CONTRACT),
-        (password_volume(ADMIN_PASSWORD.0, names::admin_secret(name)), ADMIN_PASSWORD),
-        (password_volume(APP_PASSWORD.0, names::database(name)), APP_PASSWORD),
-    ];
-    if wanted.purpose == Purpose::Service {
-        volumes.push((password_volume(RELAY_PASSWORD.0, names::relay_secret(name)), RELAY_PASSWORD));
+    let mut volumes = vec![(contract_volume(), CONTRACT)];
+    let users = [User::Admin, User::App, User::Relay];
+    let users = users.into_iter().filter(|user| *user != User::Relay || wanted.purpose == Purpose::Service);
+    for (volume, mount) in users.flat_map(|user| wanted.placement.volumes(name, user)) {
+        // the first one is enough for all that come
+        if !volumes.iter().any(|(_, known)| *known == mount) {
+            volumes.push((volume, mount));
+        }
     }
     if let Some(migrations) = wanted.migrations {
         volumes.push((config_map_volume(MIGRATIONS.0, migrations.config_map.clone()), MIGRATIONS));

@@ -61,13 +61,13 @@ pub fn migrated(stage: &Stage<'_>) -> Finding {
 }
 
 /// What the owner waits for, or is stalled by: a failed set-up needs a person, everything else comes by itself.
-pub fn progress(live: Option<&Workload>, stage: &Stage<'_>) -> Option<Progress> {
+pub fn progress(server: &Finding, stage: &Stage<'_>) -> Option<Progress> {
     let migrated = migrated(stage);
     match stage {
         Stage::Failed { .. } => Some(Progress::Stalled(migrated.reason, migrated.message)),
         Stage::MigrationsMissing { .. } | Stage::MigrationsEmpty { .. } | Stage::MigrationsBehind { .. } => {
             migrated.blocking()
         }
-        Stage::Pending | Stage::Running(_) | Stage::Done => server(live).blocking().or_else(|| migrated.blocking()),
+        Stage::Pending | Stage::Running(_) | Stage::Done => server.clone().blocking().or_else(|| migrated.blocking()),
     }
 }

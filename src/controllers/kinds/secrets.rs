@@ -9,10 +9,8 @@ use std::collections::BTreeSet;
 use tokio::time::Instant;
 
 use crate::{
-    contract::database_setup::Purpose,
     controllers::{
         apply::secret_is_missing,
-        database::secrets_of,
         render::broker::secret_name,
         resources::{
             child::{ChildKind, ChildRef},
@@ -20,21 +18,21 @@ use crate::{
         },
         runtime::Context,
     },
-    domain::names,
     nats::accounts::Access,
 };
 
-/// The Secrets of the database of `owner`, by whose name its children are named, that were deleted; those with the broker's
+/// Of the Secrets `of_the_database` of `owner`, by whose name its children are named, those that were deleted; those with the broker's
 /// credentials are made again by the way. Nothing is asked while nothing may be written: even a dry run is a write.
 pub async fn missing(
     context: &Context,
     key: &Key,
     owner: &str,
-    purpose: Purpose,
-    is_suspended: bool,
+    access: Access,
+    may_be_missed: bool,
+    of_the_database: Vec<String>,
 ) -> BTreeSet<String> {
     let mut missing = BTreeSet::new();
-    for secret in missed(context, key, owner, purpose, is_suspended) {
+    for secret in missed(context, key, owner, access, may_be_missed, &of_the_database) {
         match secret_is_missing(&context.client, key, &secret).await {
             Ok(true) => {
                 context.memory.forget_secret(key, &ChildRef::new(ChildKind::Secret, secret.clone()));
@@ -50,23 +48,25 @@ pub async fn missing(
         context.enqueue_at(key, Instant::now());
     }
     // the broker's credentials are the same again: nothing has to follow
-    missing.retain(|secret| secrets_of(owner, purpose).contains(secret));
+    missing.retain(|secret| of_the_database.contains(secret));
     missing
 }
 
 /// Those that pods report to be missing. Those of a database that is only being made are not made again.
-fn missed(context: &Context, key: &Key, owner: &str, purpose: Purpose, is_suspended: bool) -> Vec<String> {
+fn missed(
+    context: &Context,
+    key: &Key,
+    owner: &str,
+    access: Access,
+    may_be_missed: bool,
+    of_the_database: &[String],
+) -> Vec<String> {
     let store = context.store();
-    let server = ChildRef::new(ChildKind::StatefulSet, names::database(owner));
-    let may_write = !is_suspended && store.not_opted_in(&key.id.namespace).is_none();
+    let may_write = may_be_missed && store.not_opted_in(&key.id.namespace).is_none();
     // nearly every pass ends here; the name of the broker's Secret costs a signature
-    if !may_write || store.child(key, &server).is_none() || !store.misses_secrets(key) {
+    if !may_write || !store.misses_secrets(key) {
         return Vec::new();
     }
-    let access = match purpose {
-        Purpose::Service => Access::Publish,
-        Purpose::Orchestrator => Access::Consume,
-    };
     let broker = secret_name(owner, &key.id.namespace, access, &context.settings);
-    secrets_of(owner, purpose).into_iter().chain(broker).filter(|secret| store.misses_secret(key, secret)).collect()
+    of_the_database.iter().cloned().chain(broker).filter(|secret| store.misses_secret(key, secret)).collect()
 }

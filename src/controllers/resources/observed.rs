@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -9,7 +10,10 @@ use k8s_openapi::api::core::v1::PodTemplateSpec;
 use serde::{Deserialize, Serialize};
 
 use super::reason::Reason;
-use crate::{api::v1alpha1::SetUp, contract::database_setup::Outcome};
+use crate::{
+    api::v1alpha1::{Microservice, SetUp},
+    contract::database_setup::Outcome,
+};
 
 /// Something that keeps a child from being as wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,8 +107,11 @@ pub struct Released {
 /// A database, whoever owns it: a Microservice or an orchestrator.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DatabaseObserved {
-    /// The StatefulSet `NAME-db`.
+    /// The StatefulSet `NAME-db`; the host's, for a database that is in another's.
     pub server: Option<Workload>,
+    /// The Microservice in whose database this one is, and the last set-up of that which succeeded.
+    pub host: Host,
+    pub host_set_up: Option<SetUp>,
     /// Set-up Jobs that exist, by name.
     pub jobs: BTreeMap<String, JobState>,
     /// The ConfigMap of migrations that the object names; `None` when it names none.
@@ -116,6 +123,16 @@ pub struct DatabaseObserved {
     pub released: Option<Box<Released>>,
     /// How long a new pod template still waits for a change of the migrations that may follow its spec.
     pub settles_in: Option<Duration>,
+}
+
+/// The Microservice in whose database another's is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Host {
+    /// There is none, or none is named.
+    #[default]
+    None,
+    Unreadable,
+    Found(Arc<Microservice>),
 }
 
 /// What is known of a database's Secrets, which the operator cannot read.

@@ -18,6 +18,7 @@ pub const STALLED: &str = "Stalled";
 pub const ACCEPTED: &str = "Accepted";
 pub const DATABASE_READY: &str = "DatabaseReady";
 pub const MIGRATED: &str = "Migrated";
+pub const SHARED_DATABASE: &str = "SharedDatabase";
 pub const DEPENDENCIES_FOUND: &str = "DependenciesFound";
 /// Somebody sets fields of a child as often as Weft puts them back. There only while it is so.
 pub const CONTESTED: &str = "Contested";

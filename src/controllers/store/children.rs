@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::value::{RawValue, to_raw_value};
 
-use super::{Requeue, Scope, Store, live::ChildSeen, packed::Packed};
+use super::{Requeue, Scope, Store, live::ChildSeen, packed::Packed, references::Named};
 use crate::{
     api::v1alpha1::SetUp,
     controllers::resources::{
@@ -230,11 +230,23 @@ impl Store {
         match owner.kind {
             // a ConfigMap of a Microservice records its set-up
             ObjectKind::Microservice if matches!(kind, ChildKind::Deployment | ChildKind::ConfigMap) => {
-                self.owner_and_relays(owner)
+                let relays = self.owner_and_relays(owner);
+                [relays, self.guests(owner, kind)].into_iter().collect()
+            }
+            ObjectKind::Microservice if kind == ChildKind::StatefulSet => {
+                [Requeue::now([owner.clone()]), self.guests(owner, kind)].into_iter().collect()
             }
             ObjectKind::Orchestrator => self.affected_by(owner),
             ObjectKind::Microservice | ObjectKind::OutboxRelay | ObjectKind::Saga => Requeue::now([owner.clone()]),
         }
+    }
+
+    /// The Microservices whose databases are in that of `owner`: they depend on its server and its set-up.
+    fn guests(&self, owner: &Key, kind: ChildKind) -> Requeue {
+        if kind == ChildKind::Deployment {
+            return Requeue::default();
+        }
+        Requeue::now(self.references.to(&Named::Database(owner.id.clone())).cloned())
     }
 
     /// A Microservice and the OutboxRelays whose sidecar it carries.

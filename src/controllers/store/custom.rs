@@ -237,7 +237,10 @@ impl Store {
     pub(super) fn affected_by(&self, key: &Key) -> Requeue {
         let mut keys = vec![key.clone()];
         match key.kind {
-            ObjectKind::Microservice => keys.extend(self.references.to(&Named::Microservice(key.id.clone())).cloned()),
+            ObjectKind::Microservice => {
+                keys.extend(self.references.to(&Named::Microservice(key.id.clone())).cloned());
+                keys.extend(self.host_of(key));
+            }
             ObjectKind::OutboxRelay => {
                 for named in self.references.named_by(key) {
                     if let Named::Microservice(service) = named {
@@ -257,10 +260,23 @@ impl Store {
         Requeue::now(keys)
     }
 
+    /// The Microservice in whose database that of `key` is.
+    fn host_of(&self, key: &Key) -> Option<Key> {
+        self.references.named_by(key).iter().find_map(|named| match named {
+            Named::Database(host) => Some(Key::of(ObjectKind::Microservice, host)),
+            Named::Microservice(_) | Named::ConfigMap(_) | Named::Orchestrator(_) => None,
+        })
+    }
+
+    /// The Microservices whose databases are in that of `host`, by name.
+    pub fn guests_of(&self, host: &ObjectId) -> Vec<String> {
+        self.references.to(&Named::Database(host.clone())).map(|key| key.id.name.to_string()).collect()
+    }
+
     pub(super) fn orchestrator_of(&self, key: &Key) -> Option<Key> {
         self.references.named_by(key).iter().find_map(|named| match named {
             Named::Orchestrator(orchestrator) => Some(Key::of(ObjectKind::Orchestrator, orchestrator)),
-            Named::Microservice(_) | Named::ConfigMap(_) => None,
+            Named::Microservice(_) | Named::ConfigMap(_) | Named::Database(_) => None,
         })
     }
 

@@ -13,6 +13,8 @@ pub enum Named {
     Microservice(ObjectId),
     ConfigMap(ObjectId),
     Orchestrator(ObjectId),
+    /// The database of this Microservice, in which another one's is.
+    Database(ObjectId),
 }
 
 /// The index, both ways.
@@ -67,7 +69,10 @@ pub fn of_microservice(id: &ObjectId, object: &Microservice) -> Vec<Named> {
     let migrations = object.spec.database.as_ref().and_then(|database| database.migrations.as_ref());
     let config_map = migrations.map(|migrations| Named::ConfigMap(within(&migrations.config_map)));
     let services = object.spec.depends_on.iter().map(|dependency| Named::Microservice(within(&dependency.service)));
-    config_map.into_iter().chain(services).collect()
+    let shared = object.spec.database.as_ref().and_then(|database| database.shared_with.as_ref());
+    let host = shared.map(|shared| within(&shared.service));
+    let host = host.into_iter().flat_map(|host| [Named::Microservice(host.clone()), Named::Database(host)]);
+    config_map.into_iter().chain(services).chain(host).collect()
 }
 
 pub fn of_relay(id: &ObjectId, object: &OutboxRelay) -> Vec<Named> {

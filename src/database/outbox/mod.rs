@@ -15,7 +15,10 @@ use postgres_protocol::escape::{escape_identifier, escape_literal};
 use tokio_postgres::{Client, IsolationLevel, Transaction};
 
 use self::mapping::{Column, Mapping};
-use super::locks::LOCK_TIMEOUT;
+use super::{
+    locks::LOCK_TIMEOUT,
+    schemas::{Schemas, Tenancy},
+};
 use crate::{
     contract::outbox::{ExistingRows, Outbox, OutboxTable},
     domain::names,
@@ -123,16 +126,17 @@ impl Found {
 }
 
 /// Makes, replaces or drops triggers and functions, so that they are as `outbox` asks for. Where they are, it locks nothing.
-pub async fn adapt(admin: &mut Client, outbox: &Outbox) -> Result<(), AdaptError> {
+pub async fn adapt(admin: &mut Client, outbox: &Outbox, schemas: &Schemas) -> Result<(), AdaptError> {
     let transaction = begin(admin).await?;
     match mapping::table_of(outbox) {
         None => {
-            drop_triggers(&transaction, &found(&transaction).await?).await?;
-            transaction.batch_execute(&format!("drop function if exists weft.{KEEP}()")).await?;
+            drop_triggers(&transaction, &found(&transaction, schemas).await?).await?;
+            let drop = schemas.fill(&format!("drop function if exists weft.{KEEP}()"));
+            transaction.batch_execute(&drop).await?;
         }
         Some(table) => {
-            if !replace_where_followed(&transaction, outbox, table).await? {
-                follow(&transaction, outbox, table).await?;
+            if !replace_where_followed(&transaction, outbox, table, schemas).await? {
+                follow(&transaction, outbox, table, schemas).await?;
             }
         }
     }
@@ -142,10 +146,14 @@ pub async fn adapt(admin: &mut Client, outbox: &Outbox) -> Result<(), AdaptError
 
 /// After one of several migrations: replaces the functions, where the table that `outbox` asks for is followed already and
 /// fits. A later migration may make it fit.
-pub async fn adapt_between(admin: &mut Client, outbox: &Outbox) -> Result<(), tokio_postgres::Error> {
+pub async fn adapt_between(
+    admin: &mut Client,
+    outbox: &Outbox,
+    schemas: &Schemas,
+) -> Result<(), tokio_postgres::Error> {
     let Some(table) = mapping::table_of(outbox) else { return Ok(()) };
     let transaction = begin(admin).await?;
-    match replace_where_followed(&transaction, outbox, table).await {
+    match replace_where_followed(&transaction, outbox, table, schemas).await {
         Ok(_) => transaction.commit().await,
         Err(AdaptError::Unfit(_)) => Ok(()),
         Err(AdaptError::Query(error)) => Err(error),
@@ -167,42 +175,48 @@ async fn replace_where_followed(
     transaction: &Transaction<'_>,
     outbox: &Outbox,
     table: &OutboxTable,
+    schemas: &Schemas,
 ) -> Result<bool, AdaptError> {
-    let relation = relation(transaction, outbox, table).await?;
-    let (there, wanted) = (found(transaction).await?, triggers_of(outbox));
+    let relation = relation(transaction, outbox, table, schemas).await?;
+    let (there, wanted) = (found(transaction, schemas).await?, triggers_of(outbox));
     let followed = there.len() == wanted.len() && there.iter().all(|found| found.is_one_of(wanted, &relation));
     if followed {
-        replace_functions(transaction, outbox, table, &mapping(outbox, table, &relation)?).await?;
+        replace_functions(transaction, outbox, table, &mapping(outbox, table, &relation)?, schemas).await?;
     }
     Ok(followed)
 }
 
 /// Makes the table's triggers, and drops those of another one.
-async fn follow(transaction: &Transaction<'_>, outbox: &Outbox, table: &OutboxTable) -> Result<(), AdaptError> {
+async fn follow(
+    transaction: &Transaction<'_>,
+    outbox: &Outbox,
+    table: &OutboxTable,
+    schemas: &Schemas,
+) -> Result<(), AdaptError> {
     let wanted = triggers_of(outbox);
     let quoted = mapping::quoted(table);
     // keeps writers out until the end, so that each row is either there now or meets the trigger
     transaction.batch_execute(&format!("lock table {quoted} in share row exclusive mode")).await?;
-    let relation = relation(transaction, outbox, table).await?;
+    let relation = relation(transaction, outbox, table, schemas).await?;
     let mapping = mapping(outbox, table, &relation)?;
-    replace_functions(transaction, outbox, table, &mapping).await?;
-    let there = found(transaction).await?.into_iter();
+    replace_functions(transaction, outbox, table, &mapping, schemas).await?;
+    let there = found(transaction, schemas).await?.into_iter();
     let (stay, go): (Vec<_>, Vec<_>) = there.partition(|found| found.is_one_of(wanted, &relation));
     drop_triggers(transaction, &go).await?;
     for trigger in wanted.iter().filter(|trigger| !stay.iter().any(|found| found.name == trigger.name)) {
-        transaction.batch_execute(&trigger.create(&quoted)).await?;
+        transaction.batch_execute(&schemas.fill(&trigger.create(&quoted))).await?;
         tracing::info!(table = quoted, trigger = trigger.name, "trigger made");
     }
     let is_new = !stay.iter().any(|found| found.name == COPY.name);
     if is_new && table.existing == ExistingRows::Publish {
-        publish_existing(transaction, &mapping, &relation).await?;
+        publish_existing(transaction, &mapping, &relation, schemas).await?;
     }
     Ok(())
 }
 
-async fn found(transaction: &Transaction<'_>) -> Result<Vec<Found>, tokio_postgres::Error> {
+async fn found(transaction: &Transaction<'_>, schemas: &Schemas) -> Result<Vec<Found>, tokio_postgres::Error> {
     let functions: Vec<&str> = [COPY, MARK].iter().map(|trigger| trigger.function).collect();
-    let rows = transaction.query(TRIGGERS, &[&functions]).await?;
+    let rows = transaction.query(&schemas.fill(TRIGGERS), &[&functions]).await?;
     let found = |row: &tokio_postgres::Row| {
         let table = mapping::quoted_name(row.try_get(2)?, row.try_get(3)?);
         Ok(Found { name: row.try_get(0)?, oid: row.try_get(1)?, table })
@@ -218,8 +232,16 @@ async fn drop_triggers(transaction: &Transaction<'_>, triggers: &[Found]) -> Res
     Ok(())
 }
 
-async fn relation(transaction: &Transaction<'_>, outbox: &Outbox, table: &OutboxTable) -> Result<Relation, AdaptError> {
+async fn relation(
+    transaction: &Transaction<'_>,
+    outbox: &Outbox,
+    table: &OutboxTable,
+    schemas: &Schemas,
+) -> Result<Relation, AdaptError> {
     let unfit = |problem: String| AdaptError::Unfit(OutboxError::new(outbox, table, vec![problem]));
+    if schemas.tenancy == Tenancy::Shared && table.schema != schemas.own {
+        return Err(unfit(format!("it is not in the schema {} of this service", schemas.own)));
+    }
     if table.schema == names::SCHEMA {
         return Err(unfit("it is Weft's own, which a relay of the layout Weft reads".to_owned()));
     }
@@ -259,19 +281,21 @@ async fn replace_functions(
     outbox: &Outbox,
     table: &OutboxTable,
     mapping: &Mapping,
+    schemas: &Schemas,
 ) -> Result<(), tokio_postgres::Error> {
-    let keep = keep_source(table, triggers_of(outbox));
-    let functions = [(COPY.function, "trigger", mapping.function_source()), (KEEP, "void", keep)];
+    let keep = keep_source(table, triggers_of(outbox), schemas);
+    let copy = schemas.fill(&mapping.function_source());
+    let functions = [(COPY.function, "trigger", copy), (KEEP, "void", keep)];
     for (name, returns, source) in functions {
-        let there = transaction.query_opt(SOURCE, &[&name]).await?;
+        let there = transaction.query_opt(&schemas.fill(SOURCE), &[&name]).await?;
         if there.map(|row| row.try_get::<_, String>(0)).transpose()?.is_some_and(|there| there == source) {
             continue;
         }
         // the first one executes as whoever inserts: see `publish_existing`
+        let (weft, source) = (&schemas.weft, escape_literal(&source));
         let create = format!(
-            "create or replace function weft.{name}() returns {returns} language plpgsql {SETTINGS} as {};
-             revoke execute on function weft.{name}() from public",
-            escape_literal(&source)
+            "create or replace function {weft}.{name}() returns {returns} language plpgsql {SETTINGS} as {source};
+             revoke execute on function {weft}.{name}() from public"
         );
         transaction.batch_execute(&create).await?;
         tracing::info!(function = name, "function replaced");
@@ -279,9 +303,9 @@ async fn replace_functions(
     Ok(())
 }
 
-fn keep_source(table: &OutboxTable, wanted: &[Trigger]) -> String {
+fn keep_source(table: &OutboxTable, wanted: &[Trigger], schemas: &Schemas) -> String {
     let quoted = mapping::quoted(table);
-    let create: Vec<_> = wanted.iter().map(|trigger| trigger.create(&quoted)).collect();
+    let create: Vec<_> = wanted.iter().map(|trigger| schemas.fill(&trigger.create(&quoted))).collect();
     format!(
         "
 begin
@@ -308,13 +332,15 @@ async fn publish_existing(
     transaction: &Transaction<'_>,
     mapping: &Mapping,
     relation: &Relation,
+    schemas: &Schemas,
 ) -> Result<(), tokio_postgres::Error> {
+    let weft = &schemas.weft;
     let statement = format!(
-        "create function weft.publish_existing() returns void language sql security definer {SETTINGS} as {};
-         alter function weft.publish_existing() owner to {};
-         select weft.publish_existing();
-         drop function weft.publish_existing()",
-        escape_literal(&mapping.publish_existing(relation.partitioned)),
+        "create function {weft}.publish_existing() returns void language sql security definer {SETTINGS} as {};
+         alter function {weft}.publish_existing() owner to {};
+         select {weft}.publish_existing();
+         drop function {weft}.publish_existing()",
+        escape_literal(&schemas.fill(&mapping.publish_existing(relation.partitioned))),
         escape_identifier(&relation.owner)
     );
     transaction.batch_execute(&statement).await?;

@@ -234,9 +234,10 @@ fn wild_messages_are_decoded_or_refused() {
 /// A server that sends these bytes in pieces of random length, and then closes; what comes out of the stream, and its end.
 async fn streamed(random: &mut StdRng, bytes: &[u8]) -> (Vec<Frame>, ReplicationError) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let stream = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (mut server, _) = listener.accept().await.unwrap();
-    let mut stream = WalStream { wire: Wire { stream, input: BytesMut::new(), output: BytesMut::new() } };
+    let mut stream =
+        WalStream { wire: Wire { stream: Box::new(stream), input: BytesMut::new(), output: BytesMut::new() } };
     let pieces: Vec<usize> = (0..bytes.len()).filter(|_| random.random_ratio(1, 50)).chain([bytes.len()]).collect();
     let sends = async move {
         let mut sent = 0;

@@ -142,8 +142,7 @@ pub enum SourceError {
     #[error("weft.outbox is not as `weft database setup` creates it: {0}")]
     Layout(&'static str),
     #[error(
-        "the publication {publication} has the table {table}, which is not the outbox: take it out with `alter publication`",
-        publication = crate::domain::names::PUBLICATION
+        "the publication of the outbox has the table {table}, which is not the outbox: take it out with `alter publication`"
     )]
     NotTheOutbox { table: String },
     #[error("weft.relay_ledger is another server's, or another relay writes it")]

@@ -1,11 +1,11 @@
 //! A PostgreSQL server.
 
-use std::{fs, process::Command};
+use std::{fs, path::Path, process::Command};
 
 use tempfile::TempDir;
 
 use super::{
-    SUPERUSER, SUPERUSER_PASSWORD, connect,
+    SUPERUSER, SUPERUSER_PASSWORD, certificates, connect,
     files::{accessible_folder, copy_folder, give},
     free_port,
     installation::Installation,
@@ -43,6 +43,27 @@ impl Postgres {
         };
         server.restart();
         server
+    }
+
+    /// As [`Postgres::start`], with TLS. [`Postgres::folder`] has `ca.crt`.
+    pub fn start_with_tls(parameters: &[&str]) -> Self {
+        let mut server = Self::start_with(parameters);
+        let (home, user) = (server.home.path(), server.installation.user.as_ref());
+        certificates::make(home);
+        let secret = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o600);
+        fs::set_permissions(home.join("tls.key"), secret).expect("the key is made secret");
+        for file in ["tls.key", "tls.crt"] {
+            give(&home.join(file), user);
+        }
+        let file = |parameter: &str, name: &str| format!("{parameter}={}", home.join(name).display());
+        let files = [file("ssl_cert_file", "tls.crt"), file("ssl_key_file", "tls.key"), "ssl=on".to_owned()];
+        server.parameters.extend(files);
+        server.restart();
+        server
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.home.path()
     }
 
     pub fn port(&self) -> u16 {

@@ -10,17 +10,19 @@ use crate::{
     api::v1alpha1::Microservice,
     contract::database_setup::Purpose,
     controllers::{
-        database::Stage,
+        database::{Stage, placement},
         kinds::secrets,
         request::RequestError,
         resources::{
             child::ChildKind,
-            key::{Key, ObjectId},
+            key::{Key, ObjectId, ObjectKind},
             labels::DELETED_WITH_ANNOTATION,
+            observed::Host,
         },
         runtime::{Context, released},
     },
     domain::names,
+    nats::accounts::Access,
 };
 
 /// Everything that a plan and a status depend on.
@@ -38,9 +40,11 @@ pub async fn observe(context: &Context, key: &Key, object: &Microservice) -> Res
         // its Secrets go too
         context.memory.forget(key);
     }
-    if object.spec.database.is_some() {
+    if let Some(database) = object.spec.database.as_ref().map(placement) {
+        let exists = database.exists(&observed.database) && !object.spec.suspend;
+        let of_the_database = database.secret_names(&key.id.name, Purpose::Service);
         observed.database.secrets.missing =
-            secrets::missing(context, key, &key.id.name, Purpose::Service, object.spec.suspend).await;
+            secrets::missing(context, key, &key.id.name, Access::Publish, exists, of_the_database).await;
     }
     observed.database.migrations = migrations;
     observed.database.settles_in = settles_in(context, key, object);
@@ -58,12 +62,24 @@ fn from_store(context: &Context, key: &Key, object: &Microservice) -> Observed {
         let service = store.get::<Microservice>(&ObjectId::new(&key.id.namespace, &dependency.service))?;
         Some((dependency.service.clone(), service))
     });
-    let database = store.database(key, &key.id.name);
+    let mut database = store.database(key, &key.id.name);
     let deleted_with = database.server.as_ref().and_then(|server| server.annotations.get(DELETED_WITH_ANNOTATION));
+    let predecessor_ends = deleted_with.is_some_and(|uid| Some(uid) != object.metadata.uid.as_ref());
+    if let Some(shared) = object.spec.database.as_ref().and_then(|database| database.shared_with.as_ref()) {
+        let host = Key::new(ObjectKind::Microservice, &key.id.namespace, &shared.service);
+        database.server = store.workload(&host, ChildKind::StatefulSet, &names::database(&shared.service));
+        database.host_set_up = store.recorded_set_up(&host, &shared.service);
+        database.host = match store.get::<Microservice>(&host.id) {
+            Some(found) => Host::Found(found),
+            None if store.is_unreadable(&host) => Host::Unreadable,
+            None => Host::None,
+        };
+    }
     let kept_relay = store.kept_relay(&key.id);
     let services = object.spec.depends_on.iter().map(|dependency| dependency.service.as_str());
     Observed {
-        predecessor_ends: deleted_with.is_some_and(|uid| Some(uid) != object.metadata.uid.as_ref()),
+        predecessor_ends,
+        guests: store.guests_of(&key.id),
         deployment: store.workload(key, ChildKind::Deployment, &key.id.name),
         relay_deployment: store.workload(key, ChildKind::Deployment, &names::relay(&key.id.name)),
         database,

@@ -40,6 +40,10 @@ pub const OWNER_KIND: &str = "Microservice";
 
 pub fn plan(object: &Microservice, observed: &Observed, settings: &Settings) -> Result<Plan, Rejection> {
     check(object)?;
+    if let Some(database) = &object.spec.database {
+        database::check(database)?;
+        database::placement(database).check(&object.name_any(), &observed.database)?;
+    }
     if observed.predecessor_ends {
         return Err(Rejection::predecessor_ends(&object.name_any()));
     }
@@ -85,12 +89,13 @@ pub(super) fn stage<R>(
 fn wanted<'a>(object: &Microservice, owner: &'a Owner, database: &'a Database, observed: &'a Observed) -> Wanted<'a> {
     Wanted {
         owner,
-        postgres: &database.postgres,
+        placement: database::placement(database),
         retention: database.retention,
         purpose: Purpose::Service,
         duplicate_window: Some(&database.duplicate_window),
         migrations: database.migrations.as_ref(),
         outbox: relay::outbox(observed),
+        log_tailing: relay::is_log_tailing(observed),
         upgrade: wants_upgrade(object),
     }
 }

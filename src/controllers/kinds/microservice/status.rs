@@ -7,9 +7,9 @@ use super::{
     plan::{self, OWNER_KIND},
 };
 use crate::{
-    api::v1alpha1::{Binding, DatabaseStatus, Microservice, MicroserviceStatus, MicroserviceSummary},
+    api::v1alpha1::{Binding, DatabaseStatus, Microservice, MicroserviceStatus, MicroserviceSummary, SharedWith},
     controllers::{
-        database::{self, Stage, status as database_status},
+        database::{Stage, placement, status as database_status},
         render::owner::Owner,
         resources::{
             labels::Component,
@@ -19,11 +19,10 @@ use crate::{
             reason::Reason,
         },
         status::{
-            conditions::{Conditions, DATABASE_READY, DEPENDENCIES_FOUND, MIGRATED},
+            conditions::{Conditions, DATABASE_READY, DEPENDENCIES_FOUND, MIGRATED, SHARED_DATABASE},
             progress::{Finding, Progress, not_applied, not_rolled_out, set_accepted, set_foreign},
         },
     },
-    domain::names,
 };
 
 pub fn status(
@@ -38,11 +37,14 @@ pub fn status(
     plan::stage(object, observed, |stage| {
         progress(object, observed, planned, applied, stage.as_ref()).set(&mut conditions);
         set_accepted(planned, applied, &mut conditions);
-        if let Some(stage) = &stage {
-            database_status::server(observed.database.server.as_ref()).set(DATABASE_READY, &mut conditions);
+        if let Some((stage, ready)) = stage.as_ref().zip(database_ready(object, observed)) {
+            ready.set(DATABASE_READY, &mut conditions);
             database_status::migrated(stage).set(MIGRATED, &mut conditions);
         }
     });
+    if let Some(shared) = shared(object, observed) {
+        shared.set(SHARED_DATABASE, &mut conditions);
+    }
     if let Some(finding) = dependencies(object, observed) {
         finding.set(DEPENDENCIES_FOUND, &mut conditions);
     }
@@ -54,7 +56,10 @@ pub fn status(
         replicas: observed.deployment.as_ref().map_or(0, |live| live.replicas),
         selector: Some(selector(&owner)),
         database: database_of(object, observed, &owner),
-        binding: object.spec.database.as_ref().map(|_| Binding { name: names::database(&owner.name) }),
+        binding: object.spec.database.as_ref().map(|database| {
+            let (name, _) = placement(database).binding(&owner.name, "");
+            Binding { name }
+        }),
         summary: Some(summary(object, observed)),
         applied_hash: if planned.is_ok() {
             applied.digest.clone()
@@ -79,7 +84,8 @@ fn progress(
         return suspended(observed);
     }
     let database = stage
-        .and_then(|stage| database_status::progress(observed.database.server.as_ref(), stage))
+        .zip(database_ready(object, observed))
+        .and_then(|(stage, ready)| database_status::progress(&ready, stage))
         .map(|progress| with_old_version(progress, observed, stage));
     // whoever takes over is to know that it settles, whatever else is not ready
     not_applied(applied)
@@ -164,11 +170,35 @@ fn selector(owner: &Owner) -> String {
 
 fn database_of(object: &Microservice, observed: &Observed, owner: &Owner) -> Option<DatabaseStatus> {
     object.spec.database.as_ref().map(|database| DatabaseStatus {
-        engine: "postgres".to_owned(),
-        version: database.postgres.version.clone(),
-        host: database::host(&owner.name, &owner.namespace),
         set_up: observed.database.recorded.clone(),
+        ..placement(database).status(owner)
     })
+}
+
+fn database_ready(object: &Microservice, observed: &Observed) -> Option<Finding> {
+    object.spec.database.as_ref().map(|database| placement(database).ready(&observed.database))
+}
+
+/// `SharedDatabase`: several services depend on one database, and so on each other.
+fn shared(object: &Microservice, observed: &Observed) -> Option<Finding> {
+    let found = |message: String| Some(Finding::new(true, Reason::SharedDatabase, message));
+    let written = |tables: &[String]| match tables {
+        [] => String::new(),
+        tables => format!("; both this service and another one may write {}", tables.join(", ")),
+    };
+    if let Some(SharedWith { service, schema, reads }) =
+        object.spec.database.as_ref().and_then(|database| database.shared_with.as_ref())
+    {
+        let reads = if reads.is_empty() { String::new() } else { format!(", and reads {}", reads.join(", ")) };
+        let set_up = observed.database.recorded.as_ref();
+        let written = written(set_up.map(|set_up| set_up.written_by_others.as_slice()).unwrap_or_default());
+        return found(format!("the data is in the schema {schema} of the database of `{service}`{reads}{written}"));
+    }
+    let guests: Vec<_> = observed.guests.iter().map(|guest| format!("`{guest}`")).collect();
+    if guests.is_empty() {
+        return None;
+    }
+    found(format!("this database is shared with {}, which spec.database.sharedWith of theirs says", guests.join(", ")))
 }
 
 fn summary(object: &Microservice, observed: &Observed) -> MicroserviceSummary {
@@ -176,7 +206,7 @@ fn summary(object: &Microservice, observed: &Observed) -> MicroserviceSummary {
     let ready = live.map_or(0, |live| live.ready);
     MicroserviceSummary {
         replicas: format!("{ready}/{}", wanted(object, live)),
-        database: object.spec.database.as_ref().map(|database| format!("postgres {}", database.postgres.version)),
+        database: object.spec.database.as_ref().map(|database| placement(database).summary()),
     }
 }
 

@@ -5,8 +5,6 @@ mod sink;
 
 pub use sink::nats;
 
-use std::path::Path;
-
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 
@@ -14,12 +12,12 @@ use super::{Observed, Planned};
 use crate::{
     api::v1alpha1::{EventFormat, OutboxRelay, RelayMode},
     contract::{
-        Contract, DatabaseLogin, Role,
+        Contract,
         relay::{self, Format, Mode, Relay},
     },
     controllers::{
-        database::{self, RELAY_PASSWORD},
-        render::{milliseconds, owner::Owner, pod::PASSWORD, reach},
+        database::{Access, placement},
+        render::{milliseconds, owner::Owner, reach},
         resources::{
             child::Child,
             labels::Component,
@@ -28,7 +26,7 @@ use crate::{
             settings::Settings,
         },
     },
-    domain::names::{self, MAX_NAME, POSTGRES_PORT},
+    domain::names::{self, MAX_NAME},
 };
 
 /// Value of `weft.dev/owner-kind` on the children of an OutboxRelay.
@@ -41,7 +39,7 @@ pub const CONTRACT_FOLDER: &str = "/etc/weft/relay";
 pub fn plan(object: &OutboxRelay, observed: &Observed, settings: &Settings) -> Result<Planned, Rejection> {
     check(object, observed)?;
     let owner = Owner::of(object, OWNER_KIND);
-    let contract = contract(object, settings)?;
+    let contract = contract(object, observed, settings)?;
     let text = contract.to_yaml().map_err(|error| Rejection {
         reason: Reason::ContractNotWritable,
         message: format!("the contract of relay {} cannot be written: {error}", owner.name),
@@ -89,24 +87,20 @@ fn check(object: &OutboxRelay, observed: &Observed) -> Result<(), Rejection> {
     }
 }
 
-fn contract(object: &OutboxRelay, settings: &Settings) -> Result<Relay, Rejection> {
+fn contract(object: &OutboxRelay, observed: &Observed, settings: &Settings) -> Result<Relay, Rejection> {
     let spec = &object.spec;
     let (namespace, service) = (object.namespace().unwrap_or_default(), spec.microservice.clone());
+    // `check` has refused one without
+    let database = observed.microservice.as_ref().and_then(|found| found.spec.database.as_ref());
+    let database = database.ok_or_else(|| Rejection::microservice_not_found("spec.microservice", &service))?;
+    let Access { relay: source, .. } = placement(database).access(&service, &namespace);
     let contract = Relay {
         name: object.name_any(),
         mode: match spec.mode {
             RelayMode::LogTailing => Mode::LogTailing,
             RelayMode::Polling => Mode::Polling,
         },
-        source: DatabaseLogin {
-            host: database::host(&service, &namespace),
-            port: POSTGRES_PORT,
-            database: names::database_name(&service),
-            role: Role {
-                name: names::RELAY_ROLE.to_owned(),
-                password_file: Path::new(RELAY_PASSWORD.1).join(PASSWORD),
-            },
-        },
+        source,
         sink: sink::sink(&spec.sink, settings)?,
         format: match spec.format {
             EventFormat::CloudEvents => Format::CloudEvents,

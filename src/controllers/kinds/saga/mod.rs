@@ -23,7 +23,7 @@ use crate::{
     api::v1alpha1::{Microservice, NatsSink, OutboxRelay, Saga, SagaStatus},
     contract::{Contract, database_setup::Purpose, orchestrator as contract, status::OrchestratorStatus},
     controllers::{
-        database::Stage,
+        database::{Placement, Stage},
         kinds::secrets,
         request::RequestError,
         resources::{
@@ -42,6 +42,7 @@ use crate::{
         store::{Malformed, Requeue, Store},
     },
     domain::{names, saga::definition::Definition},
+    nats::accounts::Access,
     outage::with_causes,
 };
 
@@ -247,8 +248,11 @@ impl Driven for OrchestratorController {
     ) -> Result<OrchestratorObserved, RequestError> {
         context.want_account(key);
         let name = names::orchestrator(&key.id.name);
-        let missing = secrets::missing(context, key, &name, Purpose::Orchestrator, false).await;
         let mut observed = observe::observe_orchestrator(&context.store(), &key.id);
+        let store = plan::store(&observed.database);
+        let (exists, of_the_database) =
+            (store.exists(&observed.database), store.secret_names(&name, Purpose::Orchestrator));
+        let missing = secrets::missing(context, key, &name, Access::Consume, exists, of_the_database).await;
         observed.database.secrets.missing = missing;
         if !object.kept.is_empty() {
             let text = file_of(context, key, &name, plan::CONTRACT_FILE).await?;

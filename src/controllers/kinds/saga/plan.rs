@@ -4,7 +4,7 @@ mod definition;
 mod orchestrator;
 
 pub use definition::{check_broker, define};
-pub use orchestrator::{CONTRACT_FILE, api_url, orchestrator, stage};
+pub use orchestrator::{CONTRACT_FILE, api_url, orchestrator, stage, store};
 
 #[cfg(test)]
 mod tests;

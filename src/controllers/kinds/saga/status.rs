@@ -7,13 +7,13 @@ use kube::ResourceExt;
 use super::{
     Defined, Observed,
     drain::{is_draining, waits_for},
-    plan::{api_url, stage},
+    plan::{api_url, stage, store},
 };
 use crate::{
     api::v1alpha1::{Saga, SagaStatus, StartOn, StuckSaga},
     contract::status::{SagaCounts, StuckInstance},
     controllers::{
-        database::status as database_status,
+        database::{Placement, status as database_status},
         resources::{outcome::Applied, plan::Rejection, reason::Reason},
         status::{
             conditions::{ACCEPTED, Conditions, DATABASE_READY, DELETING, START_EVENT_SEEN, STUCK, Truth},
@@ -94,9 +94,9 @@ fn progress(
         Err(rejection) => return rejection.into(),
     };
     let (namespace, orchestrator) = (object.namespace().unwrap_or_default(), &observed.orchestrator);
-    let server = orchestrator.database.server.as_ref();
+    let ready = self::database(observed);
     let database = || {
-        stage(&namespace, &object.spec.orchestrator, orchestrator, |stage| database_status::progress(server, &stage))
+        stage(&namespace, &object.spec.orchestrator, orchestrator, |stage| database_status::progress(&ready, &stage))
     };
     not_applied(applied)
         .or_else(database)
@@ -145,7 +145,7 @@ fn accepted(planned: &Result<Defined, Rejection>, applied: &Applied, counts: Opt
 
 /// `DatabaseReady`: the orchestrator's server answers.
 fn database(observed: &Observed) -> Finding {
-    database_status::server(observed.orchestrator.database.server.as_ref())
+    store(&observed.orchestrator.database).ready(&observed.orchestrator.database)
 }
 
 /// `Stuck`: instances wait for a person.

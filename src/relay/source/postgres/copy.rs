@@ -6,10 +6,9 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Client;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{DEADLINE, ledger, session::Session, slot::Slot, snapshot::Snapshot, windows::Windows};
+use super::{DEADLINE, ledger, outbox::Outbox, session::Session, slot::Slot, snapshot::Snapshot, windows::Windows};
 use crate::{
     contract::{problem::ProblemReason, relay::Relay},
-    domain::names,
     postgres::replication::{Lsn, Replication},
     relay::{
         problem::RelayProblem,
@@ -31,6 +30,7 @@ const VISIBLE: Duration = Duration::from_millis(20);
 pub(super) struct Copy<'a> {
     pub(super) contract: &'a Relay,
     pub(super) application: &'a str,
+    pub(super) outbox: &'a Outbox,
     pub(super) client: &'a Client,
     pub(super) reporter: &'a Reporter,
 }
@@ -54,8 +54,8 @@ struct NewSlot {
 
 impl NewSlot {
     /// Waits until all older transactions have ended.
-    async fn make(mut replication: Replication, session: Session) -> Result<Self, SourceError> {
-        let slot = replication.create_slot(names::SLOT).await?;
+    async fn make(mut replication: Replication, session: Session, slot: &str) -> Result<Self, SourceError> {
+        let slot = replication.create_slot(slot).await?;
         let snapshot = Snapshot::import(&session.client, &slot.snapshot).await?;
         // what follows may take as long as the broker is unreachable or the relay is paused, and an exported snapshot
         // would keep the server from removing dead rows for all that time
@@ -68,7 +68,7 @@ impl Copy<'_> {
     /// Polls until the slot is made, then sends what is left from before it.
     pub(super) async fn run(&self, mut windows: Windows<'_>) -> Result<Copied, SourceError> {
         ledger::forget_slot(self.client).await?;
-        Slot::remove(self.client).await?;
+        Slot::remove(self.client, self.outbox).await?;
         self.wait_for_publication(&mut windows).await?;
         let NewSlot { replication, consistent_point, snapshot } = self.make_slot(&mut windows).await?;
         self.wait_until_visible(&windows, &snapshot).await?;
@@ -82,7 +82,9 @@ impl Copy<'_> {
         let replication = Replication::connect(&self.contract.source, self.application).await?;
         let process = replication.process();
         let session = Session::connect(&self.contract.source, self.application).await?;
-        let mut creating = AbortOnDropHandle::new(tokio::spawn(NewSlot::make(replication, session)));
+        let slot = self.outbox.slot.clone();
+        let creating = async move { NewSlot::make(replication, session, &slot).await };
+        let mut creating = AbortOnDropHandle::new(tokio::spawn(creating));
         let (mut wait, mut report_at) = (WAIT.0, Instant::now() + REPORT_PENDING);
         loop {
             // one window at least: what is left after the slot is made is read without the log's help
@@ -102,7 +104,8 @@ impl Copy<'_> {
     /// Polls until the publication has the outbox, and nothing else.
     async fn wait_for_publication(&self, windows: &mut Windows<'_>) -> Result<(), SourceError> {
         while let Some(tables) = self.publication().await? {
-            self.reporter.report(RelayProblem::PublicationInvalid { tables });
+            let schema = self.outbox.schema.clone();
+            self.reporter.report(RelayProblem::PublicationInvalid { schema, tables });
             let until = Instant::now() + READ_PUBLICATION;
             while Instant::now() < until {
                 if !windows.next().await? {
@@ -119,9 +122,9 @@ impl Copy<'_> {
         let action = "reading the publication";
         let statement = "select coalesce(string_agg(format('%I.%I', schemaname, tablename), ', ' order by 1), '')
               from pg_publication_tables where pubname = $1";
-        let row = within(DEADLINE, action, self.client.query_one(statement, &[&names::PUBLICATION])).await?;
+        let row = within(DEADLINE, action, self.client.query_one(statement, &[&self.outbox.publication])).await?;
         let tables: String = row.try_get(0).map_err(SourceError::query(action))?;
-        Ok((tables != "weft.outbox").then_some(tables))
+        Ok((tables != format!("{}.outbox", self.outbox.schema)).then_some(tables))
     }
 
     /// Waits until no transaction that the slot's snapshot sees is still running for others. One that committed before

@@ -38,12 +38,12 @@ async fn read(client: &Client, condition: &str, keys: &[u64]) -> Result<Vec<Foun
     let statement = format!(
         "with candidates as materialized (
              select h.*, coalesce(pg_column_size(o.payload), pg_column_size(o.body), 0) as size
-               from weft.relay_held as h left join weft.outbox as o using (seq)
+               from relay_held as h left join outbox as o using (seq)
               where {condition} order by h.place limit {EVENTS}
          ),
          few as (select *, sum(size) over (order by place) as total, min(place) over () as first from candidates)
          select {columns}, o.id is not null, h.key, h.txid::text, h.lsn::text, h.index, h.seq
-           from few as h left join weft.outbox as o using (seq)
+           from few as h left join outbox as o using (seq)
           where h.total <= {BYTES} or h.place = h.first
           order by h.place",
         columns = row::SELECT_COLUMNS

@@ -42,9 +42,9 @@ pub(crate) const LOST: &str = "the server has removed log that the slot needs";
 /// Reads the ledger, and makes it this relay's and this server's.
 pub(crate) async fn open(client: &Client, relay: &str) -> Result<Ledger, SourceError> {
     let action = "reading weft.relay_ledger";
-    let statement = format!("{SETTINGS}; update weft.relay_held set retry_at = now() where retry_at > now()");
+    let statement = format!("{SETTINGS}; update relay_held set retry_at = now() where retry_at > now()");
     within(DEADLINE, action, client.batch_execute(&statement)).await?;
-    let former = "select system, timeline from weft.relay_ledger";
+    let former = "select system, timeline from relay_ledger";
     let former = within(DEADLINE, action, client.query_opt(former, &[])).await?;
     let statement = "
         with server as (
@@ -52,7 +52,7 @@ pub(crate) async fn open(client: &Client, relay: &str) -> Result<Ledger, SourceE
                    ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint as timeline
               from pg_control_system()
         )
-        insert into weft.relay_ledger as l (relay, system, timeline) select $1, system, timeline from server
+        insert into relay_ledger as l (relay, system, timeline) select $1, system, timeline from server
         on conflict (one) do update
            set relay = excluded.relay, system = excluded.system, timeline = excluded.timeline, updated_at = now(),
                published = case when l.relay = excluded.relay then l.published else 0 end,
@@ -104,9 +104,9 @@ impl Ledger {
     async fn has_new_rows(&self, client: &Client) -> Result<bool, SourceError> {
         let snapshot = self.snapshot.as_ref().map_or_else(|| Snapshot::nothing().to_string(), Snapshot::to_string);
         let action = "looking for rows that are not published";
-        let statement = "select exists (select from weft.outbox as o
+        let statement = "select exists (select from outbox as o
             where not pg_visible_in_snapshot(txid, $1::text::pg_snapshot)
-              and not exists (select from weft.relay_held as h where h.seq = o.seq))";
+              and not exists (select from relay_held as h where h.seq = o.seq))";
         let row = within(DEADLINE, action, client.query_one(statement, &[&snapshot])).await?;
         row.try_get(0).map_err(SourceError::query(action))
     }
@@ -114,7 +114,7 @@ impl Ledger {
 
 /// Nothing that a slot sends counts any more. Must be durable before another slot is made.
 pub(crate) async fn forget_slot(client: &Client) -> Result<(), SourceError> {
-    let statement = "update weft.relay_ledger set lsn = null, updated_at = now() where lsn is not null";
+    let statement = "update relay_ledger set lsn = null, updated_at = now() where lsn is not null";
     within(DEADLINE, "writing weft.relay_ledger", client.execute(statement, &[])).await?;
     Ok(())
 }
@@ -173,8 +173,8 @@ impl<'a> Records<'a> {
         let (columns, kept) = if keep { ("*", KEPT) } else { ("seq", "") };
         let prepare = async |rows| {
             let statement = format!(
-                "with gone as (delete from weft.outbox where {rows} returning {columns}){kept}
-                 update weft.relay_ledger
+                "with gone as (delete from outbox where {rows} returning {columns}){kept}
+                 update relay_ledger
                     set published = published + (select count(*) from gone), lsn = coalesce($3::text::pg_lsn, lsn),
                         snapshot = coalesce($4::text::pg_snapshot, snapshot),
                         floor = greatest($5::text::pg_lsn, floor), updated_at = now()
@@ -186,7 +186,7 @@ impl<'a> Records<'a> {
             within(DEADLINE, ACTION, client.prepare(&statement)).await
         };
         let any = prepare("seq = any ($2)").await?;
-        let unlocked = "seq in (select seq from weft.outbox where seq = any ($2) for update skip locked)";
+        let unlocked = "seq in (select seq from outbox where seq = any ($2) for update skip locked)";
         Ok(Self { client, system: ledger.system.clone(), max_attempts, any, unlocked: prepare(unlocked).await? })
     }
 
@@ -250,7 +250,7 @@ async fn change_held(
     if !entry.held.is_empty() {
         // one that comes again from the log, because its term ended before its position was recorded, is there already
         let statement = "
-            insert into weft.relay_held (seq, key, txid, lsn, index, cause, attempts, retry_at)
+            insert into relay_held (seq, key, txid, lsn, index, cause, attempts, retry_at)
             select seq, key, txid::xid8, lsn::pg_lsn, index, cause, (cause is not null)::int,
                    case when cause is not null then now() + interval '1 s' end
               from unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::bigint[], $6::text[])
@@ -269,7 +269,7 @@ async fn change_held(
     }
     if !entry.refused.is_empty() {
         let statement = "
-            update weft.relay_held as h
+            update relay_held as h
                set cause = r.cause, attempts = attempts + 1,
                    retry_at = now() + least(interval '1 s' * (2 ^ least(attempts, 6)), interval '30 s')
               from unnest($1::bigint[], $2::text[]) as r (seq, cause) where h.seq = r.seq";
@@ -295,7 +295,7 @@ async fn free(client: &Client, seqs: &[i64]) -> Result<(), tokio_postgres::Error
     if seqs.is_empty() {
         return Ok(());
     }
-    let keys = client.query("delete from weft.relay_held where seq = any ($1) returning key", &[&seqs]).await?;
+    let keys = client.query("delete from relay_held where seq = any ($1) returning key", &[&seqs]).await?;
     let keys = keys.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i64>, _>>()?;
     first_is_due(client, keys).await
 }
@@ -304,8 +304,8 @@ async fn free(client: &Client, seqs: &[i64]) -> Result<(), tokio_postgres::Error
 async fn first_is_due(client: &Client, mut keys: Vec<i64>) -> Result<(), tokio_postgres::Error> {
     keys.sort_unstable();
     keys.dedup();
-    let statement = "update weft.relay_held set retry_at = now()
-        where place in (select (select min(place) from weft.relay_held where key = k) from unnest($1::bigint[]) as k)
+    let statement = "update relay_held set retry_at = now()
+        where place in (select (select min(place) from relay_held where key = k) from unnest($1::bigint[]) as k)
           and retry_at is null";
     client.execute(statement, &[&keys]).await.map(drop)
 }
@@ -336,12 +336,12 @@ pub(crate) struct Refused {
 pub(crate) async fn held(client: &Client) -> Result<Option<HeldEvents>, SourceError> {
     let action = "reading weft.relay_held";
     let statement = "
-        select (select count(*) from (select from weft.relay_held limit 1000000) as counted),
-               (select count(*) from (select from weft.relay_held where retry_at is not null limit 1000000) as counted),
+        select (select count(*) from (select from relay_held limit 1000000) as counted),
+               (select count(*) from (select from relay_held where retry_at is not null limit 1000000) as counted),
                coalesce(o.id, case when not pg_visible_in_snapshot(h.txid, pg_current_snapshot())
                                          then '(its row is not visible yet)' end) as id,
                h.cause
-          from weft.relay_held as h left join weft.outbox as o using (seq)
+          from relay_held as h left join outbox as o using (seq)
          where h.retry_at is not null order by o.seq is null, h.cause is null, h.place limit 1";
     let Some(row) = within(DEADLINE, action, client.query_opt(statement, &[])).await? else { return Ok(None) };
     let failed = SourceError::query(action);
@@ -355,7 +355,7 @@ pub(crate) async fn held(client: &Client) -> Result<Option<HeldEvents>, SourceEr
 /// Keys with held events.
 pub(crate) async fn held_keys(client: &Client) -> Result<Vec<u64>, SourceError> {
     let action = "reading weft.relay_held";
-    let statement = "select distinct key from weft.relay_held";
+    let statement = "select distinct key from relay_held";
     let rows = within(RECORD_DEADLINE, action, client.query(statement, &[])).await?;
     let keys = rows.iter().map(|row| row.try_get::<_, i64>(0).map(i64::cast_unsigned));
     keys.collect::<Result<_, _>>().map_err(SourceError::query(action))
@@ -366,7 +366,7 @@ pub(crate) async fn without_held(client: &Client, keys: &[u64]) -> Result<Vec<u6
     let action = "reading weft.relay_held";
     let keys: Vec<i64> = keys.iter().map(|key| key.cast_signed()).collect();
     let statement = "select k from unnest($1::bigint[]) as k
-        where not exists (select from weft.relay_held where key = k)";
+        where not exists (select from relay_held where key = k)";
     let rows = within(DEADLINE, action, client.query(statement, &[&keys])).await?;
     let keys = rows.iter().map(|row| row.try_get::<_, i64>(0).map(i64::cast_unsigned));
     keys.collect::<Result<_, _>>().map_err(SourceError::query(action))

@@ -15,6 +15,7 @@ mod copy;
 pub(crate) mod dead;
 mod held;
 pub(crate) mod ledger;
+pub(crate) mod outbox;
 mod poll;
 mod published;
 pub(crate) mod recorder;
@@ -32,7 +33,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_postgres::Client;
 
 use self::{
-    copy::Copy, ledger::Ledger, poll::Sleep, session::Session, slot::Slot, table::Reader, tail::Tailer,
+    copy::Copy, ledger::Ledger, outbox::Outbox, poll::Sleep, session::Session, slot::Slot, table::Reader, tail::Tailer,
     windows::Windows,
 };
 use super::{Batch, Mark, SourceError, stopped};
@@ -41,7 +42,6 @@ use crate::{
         problem::ProblemReason,
         relay::{Mode, Relay},
     },
-    domain::names,
     postgres::replication::Replication,
     relay::{problem::RelayProblem, reporter::Reporter},
 };
@@ -53,6 +53,8 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 pub(crate) struct Postgres<'a> {
     pub(crate) contract: &'a Relay,
     pub(crate) application: String,
+    /// What the server has for this outbox.
+    pub(crate) outbox: &'a Outbox,
     /// Of the leader: for statements about slot and ledger.
     pub(crate) client: &'a Client,
     pub(crate) ledger: Ledger,
@@ -72,13 +74,13 @@ impl Postgres<'_> {
     }
 
     async fn poll(self) -> Result<(), SourceError> {
-        let Self { contract, application, client, ledger, reporter, batches, recorded } = self;
+        let Self { contract, application, outbox, client, ledger, reporter, batches, recorded } = self;
         reporter.resolve(ProblemReason::SlotPending);
         reporter.resolve(ProblemReason::PublicationInvalid);
         // a slot that nobody reads would make the server keep its log forever; when the mode changes back, a new slot
         // is made
         ledger::forget_slot(client).await?;
-        Slot::remove(client).await?;
+        Slot::remove(client, outbox).await?;
         let session = Session::connect(&contract.source, &application).await?;
         let reader = Reader::new(&contract.source, &application).await?;
         let windows = Windows::new(&reader, ledger, &batches);
@@ -86,13 +88,15 @@ impl Postgres<'_> {
     }
 
     async fn tail(self) -> Result<(), SourceError> {
-        let Self { contract, application, client, ledger, reporter, batches, recorded } = self;
+        let Self { contract, application, outbox, client, ledger, reporter, batches, recorded } = self;
         poll::never_wake(client).await?;
         let connect = async || Replication::connect(&contract.source, &application).await;
         let transaction = ledger.next_transaction;
-        let start = ledger.start(Slot::find(client).await?, client).await?;
+        let start = ledger.start(Slot::find(client, outbox).await?, client).await?;
         let (stream, seen, floor, serial) = match start {
-            ledger::Start::Stream(lsn) => (Slot::stream(client, connect, lsn).await?, ledger.snapshot, ledger.floor, 0),
+            ledger::Start::Stream(lsn) => {
+                (Slot::stream(client, outbox, connect, lsn).await?, ledger.snapshot, ledger.floor, 0)
+            }
             ledger::Start::Copy(why) => {
                 tracing::info!(why, "publishing from the table until there is a new replication slot");
                 if why == ledger::LOST {
@@ -100,7 +104,7 @@ impl Postgres<'_> {
                 }
                 let reader = Reader::new(&contract.source, &application).await?;
                 let windows = Windows::new(&reader, ledger, &batches);
-                let copy = Copy { contract, application: &application, client, reporter };
+                let copy = Copy { contract, application: &application, outbox, client, reporter };
                 let copied = tokio::select! {
                     copied = Box::pin(copy.run(windows)) => copied?,
                     () = super::ended(recorded.clone()) => return Ok(()),
@@ -111,11 +115,16 @@ impl Postgres<'_> {
                 if !reached(recorded.clone(), serial).await {
                     return Ok(());
                 }
-                (replication.stream(names::SLOT, names::PUBLICATION, consistent_point).await?, seen, floor, serial)
+                (replication.stream(&outbox.slot, &outbox.publication, consistent_point).await?, seen, floor, serial)
             }
         };
         let (positions, tails) = watch::channel(tail::Tail::default());
-        let tailer = Tailer::new(stream, tail::Start { seen, floor, serial, transaction }, recorded, positions);
+        let tailer = Tailer::new(
+            stream,
+            tail::Start { seen, floor, serial, transaction, schema: outbox.schema.clone() },
+            recorded,
+            positions,
+        );
         let ended = tokio::select! {
             ended = tailer.run(&batches) => ended,
             () = report_tail(tails, reporter) => Err(SourceError::Ended),

@@ -56,7 +56,7 @@ impl<'a> Sleep<'a> {
 
     async fn set(&mut self, asleep: bool) -> Result<(), SourceError> {
         if self.notifies && self.asleep != asleep {
-            let statement = "update weft.relay_wake set asleep = $1";
+            let statement = "update relay_wake set asleep = $1";
             within(DEADLINE, "writing weft.relay_wake", self.client.execute(statement, &[&asleep])).await?;
         }
         self.asleep = asleep;
@@ -66,7 +66,7 @@ impl<'a> Sleep<'a> {
 
 /// Nothing notifies the relay.
 pub(super) async fn never_wake(client: &Client) -> Result<(), SourceError> {
-    let statement = "update weft.relay_wake set asleep = false where asleep";
+    let statement = "update relay_wake set asleep = false where asleep";
     within(DEADLINE, "writing weft.relay_wake", client.execute(statement, &[])).await?;
     Ok(())
 }

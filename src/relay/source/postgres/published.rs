@@ -16,7 +16,7 @@ const ACTION: &str = "emptying the oldest of weft.relay_published";
 
 /// A common table expression, to be put behind one that is called `gone` and returns all columns of deleted rows of the outbox.
 pub(super) const KEPT: &str = ",
-    kept as (insert into weft.relay_published select gone.*, now(), turn from gone, weft.relay_turn)";
+    kept as (insert into relay_published select gone.*, now(), turn from gone, relay_turn)";
 
 /// Begins the next turn when the present one has lasted a seventh of `keep`: what the other seven tables have is younger. With
 /// nothing to keep, empties all of them. Returns whether that was possible: while somebody reads them it is not.
@@ -42,7 +42,7 @@ pub(super) async fn rotate(client: &Client, keep: Duration) -> Result<bool, Sour
 
 async fn turn(client: &Client, seconds: f64) -> Result<(), tokio_postgres::Error> {
     let due = format!(
-        "update weft.relay_turn set turn = (turn + 1) % {TURNS}, since = now()
+        "update relay_turn set turn = (turn + 1) % {TURNS}, since = now()
           where since <= now() - $1 * interval '1 s' returning turn"
     );
     let Some(turn) = client.query_opt(&due, &[&seconds]).await? else { return Ok(()) };
@@ -51,7 +51,7 @@ async fn turn(client: &Client, seconds: f64) -> Result<(), tokio_postgres::Error
 }
 
 async fn empty(client: &Client) -> Result<(), tokio_postgres::Error> {
-    let any = client.query_one("select exists (select from weft.relay_published)", &[]).await?;
+    let any = client.query_one("select exists (select from relay_published)", &[]).await?;
     if !any.try_get(0)? {
         return Ok(());
     }

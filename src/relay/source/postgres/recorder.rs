@@ -24,6 +24,7 @@ use super::{
     DEADLINE, dead,
     held::{self, Found},
     ledger::{self, Entry, Ledger, Records},
+    outbox::Outbox,
     published::{self, KEPT},
     slot::Slot,
     snapshot::Snapshot,
@@ -57,7 +58,7 @@ pub(crate) struct Recorder<'a> {
     recorded: watch::Sender<Option<Mark>>,
     again: mpsc::Sender<Vec<Again>>,
     reporter: &'a Arc<Reporter>,
-    slot: bool,
+    slot: Option<&'a Outbox>,
     /// How long what is published is kept; zero: not at all.
     keep: Duration,
     /// When to see whether it is another table's turn, or to empty all of them.
@@ -90,9 +91,9 @@ pub(crate) struct Ends {
 
 /// How a recorder works.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Options {
+pub(crate) struct Options<'a> {
     /// The relay uses a slot, whose state is then read for the status.
-    pub(crate) slot: bool,
+    pub(crate) slot: Option<&'a Outbox>,
     /// A former term left held events.
     pub(crate) any_held: bool,
     /// How long what is published is kept; zero: not at all.
@@ -105,7 +106,7 @@ impl<'a> Recorder<'a> {
     pub(crate) async fn new(
         client: &'a Client,
         ledger: &Ledger,
-        Options { slot, any_held, keep, max_attempts }: Options,
+        Options { slot, any_held, keep, max_attempts }: Options<'a>,
         ends: Ends,
         reporter: &'a Arc<Reporter>,
     ) -> Result<Self, SourceError> {
@@ -355,8 +356,8 @@ impl<'a> Recorder<'a> {
                 (false, _) => Some(Instant::now() + (self.keep / 32).min(ROTATE)),
             };
         }
-        if self.slot {
-            let slot = Slot::find(self.records.client).await?;
+        if let Some(outbox) = self.slot {
+            let slot = Slot::find(self.records.client, outbox).await?;
             self.reporter.slot(slot.as_ref());
             self.advance(slot.as_ref()).await?;
         }
@@ -398,10 +399,10 @@ impl<'a> Recorder<'a> {
         };
         let statement = format!(
             "with snapshot as (select $1::text::pg_snapshot as s),
-                  settled as (select seq from weft.outbox as o, snapshot
-                               where {SETTLED} and not exists (select from weft.relay_held as h where h.seq = o.seq)
+                  settled as (select seq from outbox as o, snapshot
+                               where {SETTLED} and not exists (select from relay_held as h where h.seq = o.seq)
                                order by seq limit {DELETE} for update of o skip locked),
-                  gone as (delete from weft.outbox where seq in (select seq from settled) returning *){kept}
+                  gone as (delete from outbox where seq in (select seq from settled) returning *){kept}
              select count(*) from gone",
             kept = if self.keep.is_zero() { "" } else { KEPT },
         );
@@ -421,7 +422,7 @@ impl<'a> Recorder<'a> {
         // one message is one transaction, at whose end the setting is reset
         let count = "set local statement_timeout = '2s'; \
              select count(*), extract(epoch from now() - min(created_at) filter (where isfinite(created_at))) \
-               from (select created_at from weft.outbox limit 1000000) rows";
+               from (select created_at from outbox limit 1000000) rows";
         let counted =
             within(DEADLINE, "counting the rows of the outbox", self.records.client.simple_query(count)).await;
         let messages = counted

@@ -7,10 +7,7 @@ use tokio_postgres::{
 };
 
 use crate::{
-    domain::{
-        event::{CONTENT_TYPE_BYTES, CONTENT_TYPE_JSON, Event, Position, Text},
-        names,
-    },
+    domain::event::{CONTENT_TYPE_BYTES, CONTENT_TYPE_JSON, Event, Position, Text},
     postgres::replication::{
         POSTGRES_EPOCH,
         pgoutput::{Columns, Relation, Value},
@@ -51,8 +48,8 @@ pub(crate) struct Layout {
 
 impl Layout {
     /// An error when the relation is not the outbox.
-    pub(crate) fn of(relation: &Relation) -> Result<Self, SourceError> {
-        if relation.schema != names::SCHEMA || relation.table != "outbox" {
+    pub(crate) fn of(relation: &Relation, schema: &str) -> Result<Self, SourceError> {
+        if relation.schema != schema || relation.table != "outbox" {
             return Err(SourceError::NotTheOutbox { table: format!("{}.{}", relation.schema, relation.table) });
         }
         let field = |name: &str| COLUMNS.iter().position(|&(column, _)| column == name);
@@ -183,15 +180,15 @@ mod tests {
         let mut columns = COLUMNS.to_vec();
         columns.reverse();
         columns.insert(3, ("tenant", 25));
-        assert!(Layout::of(&relation(&columns)).is_ok());
+        assert!(Layout::of(&relation(&columns), "weft").is_ok());
     }
 
     #[test]
     fn a_missing_column_or_another_type_is_said() {
-        assert!(Layout::of(&relation(&COLUMNS[1..])).is_err());
+        assert!(Layout::of(&relation(&COLUMNS[1..]), "weft").is_err());
         let mut columns = COLUMNS.to_vec();
         columns[4].1 = 17;
-        assert!(Layout::of(&relation(&columns)).is_err());
+        assert!(Layout::of(&relation(&columns), "weft").is_err());
     }
 
     /// What the log says when a row with these values is inserted.
@@ -210,7 +207,7 @@ mod tests {
     }
 
     fn decoded(message: &Bytes) -> Result<Event, SourceError> {
-        let layout = Layout::of(&relation(&COLUMNS)).unwrap();
+        let layout = Layout::of(&relation(&COLUMNS), "weft").unwrap();
         let Message::Insert(insert) = Message::decode(message.clone()).unwrap() else { panic!("an insert") };
         layout.event(insert.columns, Position { lsn: 1, index: 0 }).map(|(event, _seq)| event)
     }
@@ -251,7 +248,10 @@ mod tests {
         let mut relation = relation(&COLUMNS);
         relation.table = "orders".to_owned();
         assert!(
-            Layout::of(&relation).unwrap_err().to_string().contains("the table weft.orders, which is not the outbox")
+            Layout::of(&relation, "weft")
+                .unwrap_err()
+                .to_string()
+                .contains("the table weft.orders, which is not the outbox")
         );
     }
 }

@@ -15,7 +15,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::{
     contract::DatabaseLogin,
     postgres::{login, silence},
-    relay::{problem::RelayProblem, reporter::Reporter, source::SourceError},
+    relay::{
+        problem::RelayProblem,
+        reporter::Reporter,
+        source::{SourceError, postgres::outbox::search_path},
+    },
 };
 
 /// The relay's keepalive: idle 5 s, then three probes 2 s apart.
@@ -40,12 +44,12 @@ pub(crate) struct Session {
 impl Session {
     /// Connects; `application` is its name in `pg_stat_activity`.
     pub(crate) async fn connect(login: &DatabaseLogin, application: &str) -> Result<Self, SourceError> {
-        let mut config = login::config(login, application).await?;
+        let mut prepared = login::prepare(login, application).await?;
         let (idle, interval, retries) = KEEPALIVE;
-        config.keepalives_idle(idle).keepalives_interval(interval).keepalives_retries(retries);
-        let options = format!("{SERVER_KEEPALIVE} {}", login::UNLIMITED);
-        config.tcp_user_timeout(Duration::from_secs(10)).options(options);
-        let (client, mut connection) = login::open(login, &config).await?;
+        prepared.config.keepalives_idle(idle).keepalives_interval(interval).keepalives_retries(retries);
+        let options = format!("{SERVER_KEEPALIVE} {} {}", login::UNLIMITED, search_path(login));
+        prepared.config.tcp_user_timeout(Duration::from_secs(10)).options(options);
+        let (client, mut connection) = prepared.open().await?;
         let (lost, ended) = (CancellationToken::new(), CancellationToken::new());
         let notified = Arc::new(Notify::new());
         let (gone, stop, wake) = (lost.clone().drop_guard(), ended.clone(), notified.clone());

@@ -5,9 +5,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Client;
 
-use super::DEADLINE;
+use super::{DEADLINE, outbox::Outbox};
 use crate::{
-    domain::names,
     postgres::replication::{Lsn, Replication, ReplicationError, WalStream},
     relay::source::{SourceError, within},
 };
@@ -41,10 +40,10 @@ select plugin = 'pgoutput' and database = current_database() and restart_lsn is 
 
 impl Slot {
     /// Reads the slot's state; `None` when there is no slot.
-    pub(crate) async fn find(client: &Client) -> Result<Option<Self>, SourceError> {
+    pub(crate) async fn find(client: &Client, outbox: &Outbox) -> Result<Option<Self>, SourceError> {
         let action = SourceError::query("reading the replication slot's state");
         let row =
-            within(DEADLINE, "reading the replication slot's state", client.query_opt(STATE, &[&names::SLOT])).await?;
+            within(DEADLINE, "reading the replication slot's state", client.query_opt(STATE, &[&outbox.slot])).await?;
         let Some(row) = row else { return Ok(None) };
         let usable = row.try_get::<_, Option<bool>>(0).map_err(&action)?.unwrap_or_default();
         let confirmed = row.try_get::<_, &str>(1).map_err(&action)?.parse()?;
@@ -55,15 +54,15 @@ impl Slot {
     }
 
     /// Drops the slot if it exists, after waiting until no process streams from it.
-    pub(crate) async fn remove(client: &Client) -> Result<(), SourceError> {
+    pub(crate) async fn remove(client: &Client, outbox: &Outbox) -> Result<(), SourceError> {
         let drop = "select pg_drop_replication_slot(slot_name) from pg_replication_slots \
                     where slot_name = $1 and database = current_database()";
         let mut wait = Wait::start();
         loop {
-            match timeout(DEADLINE, client.execute(drop, &[&names::SLOT])).await {
+            match timeout(DEADLINE, client.execute(drop, &[&outbox.slot])).await {
                 Ok(Ok(_)) => return Ok(()),
                 Ok(Err(error)) if error.code() == Some(&tokio_postgres::error::SqlState::OBJECT_IN_USE) => {
-                    wait.for_slot(client).await?;
+                    wait.for_slot(client, outbox).await?;
                 }
                 Ok(Err(source)) => return Err(SourceError::query("dropping the replication slot")(source)),
                 Err(_elapsed) => return Err(SourceError::Timeout(DEADLINE.as_secs())),
@@ -91,14 +90,15 @@ impl Slot {
     /// Starts streaming from the slot as soon as no other process does.
     pub(crate) async fn stream(
         client: &Client,
+        outbox: &Outbox,
         connect: impl AsyncFn() -> Result<Replication, ReplicationError>,
         start: Lsn,
     ) -> Result<WalStream, SourceError> {
         let mut wait = Wait::start();
         loop {
-            match connect().await?.stream(names::SLOT, names::PUBLICATION, start).await {
+            match connect().await?.stream(&outbox.slot, &outbox.publication, start).await {
                 Ok(stream) => return Ok(stream),
-                Err(error) if error.is_slot_in_use() => wait.for_slot(client).await?,
+                Err(error) if error.is_slot_in_use() => wait.for_slot(client, outbox).await?,
                 Err(error) => return Err(error.into()),
             }
         }
@@ -115,13 +115,13 @@ impl Wait {
         Self { since: Instant::now(), next: RETRY.0 }
     }
 
-    async fn for_slot(&mut self, client: &Client) -> Result<(), SourceError> {
+    async fn for_slot(&mut self, client: &Client, outbox: &Outbox) -> Result<(), SourceError> {
         tracing::info!("waiting until the process that streams from the replication slot ends");
         if self.since.elapsed() > TERMINATE_AFTER {
             let end = "select pg_terminate_backend(active_pid) from pg_replication_slots \
                        where slot_name = $1 and active_pid is not null";
             let action = "terminating the former leader's walsender";
-            within(DEADLINE, action, client.execute(end, &[&names::SLOT])).await?;
+            within(DEADLINE, action, client.execute(end, &[&outbox.slot])).await?;
         }
         sleep(self.next).await;
         self.next = (self.next * 2).min(RETRY.1);

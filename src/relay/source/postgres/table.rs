@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use tokio::{sync::mpsc, time::timeout};
-use tokio_postgres::{Client, NoTls, Statement, types::ToSql};
+use tokio_postgres::{Client, Statement, types::ToSql};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{
     DEADLINE,
+    outbox::search_path,
     row::{self, SELECT_COLUMNS},
     snapshot::Snapshot,
 };
@@ -40,11 +42,12 @@ const PAGE: i64 = 20_000;
 pub(super) const FEW: usize = 1000;
 
 /// A connection that reads the outbox.
-#[derive(Debug)]
 pub(crate) struct Reader {
     client: Client,
     page: Statement,
     newest: Statement,
+    /// To cancel a query by.
+    connector: MakeRustlsConnect,
 }
 
 /// Rows that one snapshot sees and an earlier one does not, in the order of `seq`.
@@ -59,9 +62,10 @@ pub(super) struct Newest {
 impl Reader {
     /// Connects; the connection's task ends when the client is dropped.
     pub(crate) async fn new(login: &DatabaseLogin, application: &str) -> Result<Self, SourceError> {
-        let mut config = login::config(login, application).await?;
-        config.options(login::UNLIMITED);
-        let (client, connection) = login::open(login, &config).await?;
+        let options = format!("{} {}", login::UNLIMITED, search_path(login));
+        let mut login = login::prepare(login, application).await?;
+        login.config.options(options);
+        let (client, connection) = login.open().await?;
         tokio::spawn(connection);
         let prepared = SourceError::query("preparing to read the outbox");
         // both statements use an index, however many dead rows the table has, and a page is never sorted
@@ -71,12 +75,12 @@ impl Reader {
         // transaction id was not assigned yet on this server was restored from another server's backup
         let page = format!(
             "select {SELECT_COLUMNS} \
-               from weft.outbox as o, (select $1::text::pg_snapshot as s, $2::text::pg_snapshot as now offset 0) as snapshots \
+               from outbox as o, (select $1::text::pg_snapshot as s, $2::text::pg_snapshot as now offset 0) as snapshots \
               where seq > $3 \
                 and pg_visible_in_snapshot({INSERTED_BY}, now) \
                 and (pg_visible_in_snapshot(txid, now) or txid >= pg_snapshot_xmax(pg_current_snapshot())) \
                 and not ({SETTLED}) \
-                and (select true from weft.relay_held as h where h.seq = o.seq) is null \
+                and (select true from relay_held as h where h.seq = o.seq) is null \
               order by seq limit {PAGE}"
         );
         // the rows of few transactions, by their index (PgQ's algorithm, see `Snapshot`)
@@ -84,13 +88,13 @@ impl Reader {
             "with now as materialized \
                   (select pg_current_snapshot()::text as snapshot, pg_current_wal_insert_lsn()::text as lsn), \
                   rows as materialized \
-                  (select {SELECT_COLUMNS} from weft.outbox \
+                  (select {SELECT_COLUMNS} from outbox \
                     where txid >= $1::text::xid8 or txid = any ($2::text[]::xid8[]) limit {FEW} + 1) \
              select {SELECT_COLUMNS}, snapshot, lsn from now left join rows on true order by seq"
         );
         let page = client.prepare(&page).await.map_err(&prepared)?;
         let newest = client.prepare(&newest).await.map_err(&prepared)?;
-        Ok(Self { client, page, newest })
+        Ok(Self { client, page, newest, connector: login.connector() })
     }
 
     /// Which transactions are visible now, and a position that is not before any of them.
@@ -158,7 +162,7 @@ impl Reader {
             bytes = 0;
             if let Some(unsent) = send_or_stall(batches, std::mem::take(&mut batch)).await? {
                 // cancel the query, or the server would read the remaining rows for nothing
-                let _ = timeout(DEADLINE, self.client.cancel_token().cancel_query(NoTls)).await;
+                let _ = timeout(DEADLINE, self.client.cancel_token().cancel_query(self.connector.clone())).await;
                 while let Ok(Some(_)) = rows.try_next().await {}
                 send(batches, unsent).await?;
                 return Ok(Some(last));

@@ -51,6 +51,8 @@ pub(crate) struct Start {
     pub(crate) serial: u64,
     /// A transaction id of about now.
     pub(crate) transaction: u64,
+    /// Of the outbox.
+    pub(crate) schema: String,
 }
 
 #[derive(Debug)]
@@ -214,7 +216,7 @@ impl Decoder {
                 self.mark(end_lsn);
             }
             Message::Relation(relation) => {
-                self.layouts.insert(relation.oid, Layout::of(&relation)?);
+                self.layouts.insert(relation.oid, Layout::of(&relation, &self.start.schema)?);
             }
             Message::Insert(insert) => self.insert(insert)?,
             Message::Other => {}

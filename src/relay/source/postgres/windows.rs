@@ -13,7 +13,6 @@ use crate::{
 };
 
 /// Goes from snapshot to snapshot, and sends what is between them.
-#[derive(Debug)]
 pub(super) struct Windows<'a> {
     pub(super) reader: &'a Reader,
     batches: &'a mpsc::Sender<Batch>,

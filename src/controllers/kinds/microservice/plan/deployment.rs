@@ -5,10 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec},
-        core::v1::{
-            Container, ContainerPort, GRPCAction, PodSpec, PodTemplateSpec, Probe, Secret, SecretVolumeSource,
-            TCPSocketAction, Volume,
-        },
+        core::v1::{Container, ContainerPort, GRPCAction, PodSpec, PodTemplateSpec, Probe, Secret, TCPSocketAction},
     },
     apimachinery::pkg::util::intstr::IntOrString,
 };
@@ -23,7 +20,7 @@ use super::{
 use crate::{
     api::v1alpha1::{Microservice, Placement, Protocol},
     controllers::{
-        database,
+        database::{self, client_label, placement},
         kinds::microservice::Observed,
         render::{
             overlay,
@@ -33,8 +30,8 @@ use crate::{
         },
         resources::{
             labels::{
-                Component, DATABASE_CLIENT_LABEL, DEPENDENCIES_ANNOTATION, RELAY_ANNOTATION,
-                RELAY_PLACEMENT_ANNOTATION, RELAY_SECRET_ANNOTATION,
+                Component, DEPENDENCIES_ANNOTATION, RELAY_ANNOTATION, RELAY_PLACEMENT_ANNOTATION,
+                RELAY_SECRET_ANNOTATION,
             },
             plan::Rejection,
             settings::Settings,
@@ -60,8 +57,10 @@ pub fn deployment(
     let addresses = environment::addresses(object, observed);
     let relay = relay::of(object, observed);
     let sidecar = relay.as_ref().filter(|relay| relay.placement == Placement::Sidecar);
-    let (binding, relay_role) = (names::database(&owner.name), names::relay_secret(&owner.name));
-    let secrets: Vec<_> = std::iter::once(binding.as_str()).chain(sidecar.map(|_| relay_role.as_str())).collect();
+    let relay_role = names::relay_secret(&owner.name);
+    let binding = object.spec.database.as_ref().map(|database| placement(database).binding(&owner.name, BINDING));
+    let secrets = binding.iter().map(|(secret, _)| secret.as_str());
+    let secrets: Vec<_> = secrets.chain(sidecar.map(|_| relay_role.as_str())).collect();
     let replaced = database::replaced_annotation(&observed.database, &secrets);
     let newest = settings.defaults(&settings.resources.relay);
     let pinned = pin(observed.deployment.as_ref(), newest, wants_upgrade(object), |defaults| {
@@ -69,7 +68,7 @@ pub fn deployment(
         annotate(&mut template, replaced.clone());
         if let Some((relay, spec)) = sidecar.zip(template.spec.as_mut()) {
             spec.init_containers = Some(vec![relay::sidecar(relay, defaults, settings)]);
-            spec.volumes.get_or_insert_default().extend(relay::volumes(owner, relay, credentials));
+            spec.volumes.get_or_insert_default().extend(relay::volumes(relay, credentials));
         }
         overlay::apply(template, object.spec.pod_template.as_ref())
     })?;
@@ -130,23 +129,14 @@ fn annotate(template: &mut PodTemplateSpec, annotations: Option<BTreeMap<String,
 
 fn own_labels(object: &Microservice, owner: &Owner) -> BTreeMap<String, String> {
     let mut labels = owner.labels(Component::Service);
-    if object.spec.database.is_some() {
-        labels.insert(DATABASE_CLIENT_LABEL.to_owned(), owner.name.clone());
-    }
+    let database = object.spec.database.as_ref();
+    labels.extend(database.and_then(|database| client_label(placement(database), &owner.name)));
     labels
 }
 
 fn template(object: &Microservice, owner: &Owner, addresses: &BTreeMap<String, String>) -> PodTemplateSpec {
     let labels = own_labels(object, owner);
-    let has_database = object.spec.database.is_some();
-    let binding = Volume {
-        name: BINDING.to_owned(),
-        secret: Some(SecretVolumeSource {
-            secret_name: Some(names::database(&owner.name)),
-            ..SecretVolumeSource::default()
-        }),
-        ..Volume::default()
-    };
+    let binding = object.spec.database.as_ref().map(|database| placement(database).binding(&owner.name, BINDING));
     PodTemplateSpec {
         metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
         spec: Some(PodSpec {
@@ -155,7 +145,7 @@ fn template(object: &Microservice, owner: &Owner, addresses: &BTreeMap<String, S
             enable_service_links: Some(false),
             security_context: Some(pod_security()),
             containers: vec![container(object, owner, addresses)],
-            volumes: has_database.then(|| vec![binding]),
+            volumes: binding.map(|(_, volume)| vec![volume]),
             ..PodSpec::default()
         }),
     }

@@ -7,7 +7,10 @@ use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, SecretKeySelector};
 use crate::{
     api::v1alpha1::{Microservice, Protocol, ServicePort},
     controllers::{
-        database, kinds::microservice::Observed, render::owner::Owner, resources::labels::DEPENDENCIES_ANNOTATION,
+        database::{BINDING_URI, Placement, placement},
+        kinds::microservice::Observed,
+        render::owner::Owner,
+        resources::labels::DEPENDENCIES_ANNOTATION,
     },
     domain::names,
 };
@@ -18,8 +21,8 @@ pub const BINDING_ROOT: &str = "/bindings";
 /// The container's variables: Weft's first, so that the user's can refer to them; of the same name, the user's wins.
 pub fn variables(object: &Microservice, owner: &Owner, addresses: &BTreeMap<String, String>) -> Vec<EnvVar> {
     let mut variables = Vec::new();
-    if object.spec.database.is_some() {
-        variables.push(database_url(owner));
+    if let Some(database) = &object.spec.database {
+        variables.push(database_url(placement(database), owner));
         variables.push(plain("SERVICE_BINDING_ROOT", BINDING_ROOT));
     }
     variables.extend(addresses.iter().map(|(service, address)| plain(&names::url_variable(service), address)));
@@ -32,9 +35,10 @@ fn plain(name: &str, value: &str) -> EnvVar {
     EnvVar { name: name.to_owned(), value: Some(value.to_owned()), value_from: None }
 }
 
-fn database_url(owner: &Owner) -> EnvVar {
-    let uri =
-        SecretKeySelector { name: names::database(&owner.name), key: database::BINDING_URI.to_owned(), optional: None };
+fn database_url(placement: &dyn Placement, owner: &Owner) -> EnvVar {
+    let (name, _) = placement.binding(&owner.name, "");
+    let optional = placement.uri_is_optional().then_some(true);
+    let uri = SecretKeySelector { name, key: BINDING_URI.to_owned(), optional };
     let source = EnvVarSource { secret_key_ref: Some(uri), ..EnvVarSource::default() };
     EnvVar { name: "DATABASE_URL".to_owned(), value: None, value_from: Some(source) }
 }

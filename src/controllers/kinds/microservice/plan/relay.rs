@@ -7,10 +7,10 @@ use k8s_openapi::{
 use kube::ResourceExt;
 
 use crate::{
-    api::v1alpha1::{Microservice, Outbox, Placement},
+    api::v1alpha1::{Microservice, Outbox, Placement, RelayMode},
     contract::ADMIN_PORT,
     controllers::{
-        database::RELAY_PASSWORD,
+        database::{Mount, User, placement},
         kinds::{
             microservice::Observed,
             outbox_relay::{CONTRACT_FILE, CONTRACT_FOLDER},
@@ -18,7 +18,7 @@ use crate::{
         render::{
             broker,
             owner::Owner,
-            pod::{config_map_volume, mount, password_volume, weft_security},
+            pod::{config_map_volume, mount, weft_security},
             reach, sink,
         },
         resources::{
@@ -44,14 +44,16 @@ pub struct Carried {
     pub placement: Placement,
     /// The Secret that a person gives for its broker.
     pub secret: Option<String>,
+    /// What it logs in to the database with.
+    pub login: Vec<(Volume, Mount)>,
 }
 
 pub fn of(object: &Microservice, observed: &Observed) -> Option<Carried> {
-    object.spec.database.as_ref()?;
+    let login = placement(object.spec.database.as_ref()?).volumes(&object.name_any(), User::Relay);
     if let Some(name) = observed.kept_relay.clone() {
         let alone = observed.relay_deployment.is_some();
         let placement = if alone { Placement::Standalone } else { Placement::Sidecar };
-        return Some(Carried { name, placement, secret: observed.kept_secret.clone() });
+        return Some(Carried { name, placement, secret: observed.kept_secret.clone(), login });
     }
     let relay = observed.relays.first()?;
     // its own controller refuses another's, and the last good contract stays in force, with its Secret
@@ -60,7 +62,7 @@ pub fn of(object: &Microservice, observed: &Observed) -> Option<Carried> {
         Some(secret) if !own(secret) => observed.kept_secret.clone(),
         secret => secret.map(str::to_owned),
     };
-    Some(Carried { name: relay.name_any(), placement: relay.spec.placement, secret })
+    Some(Carried { name: relay.name_any(), placement: relay.spec.placement, secret, login })
 }
 
 /// Whether the relay in a pod of its own is there: also as long as the sidecar that replaces it runs in no pod yet.
@@ -75,6 +77,11 @@ pub fn is_alone(carried: &Carried, observed: &Observed) -> bool {
 /// Whether the service's own pods have the relay.
 pub fn is_sidecar(object: &Microservice, observed: &Observed) -> bool {
     of(object, observed).is_some_and(|carried| carried.placement == Placement::Sidecar)
+}
+
+/// Whether that relay reads the transaction log.
+pub fn is_log_tailing(observed: &Observed) -> bool {
+    observed.relays.first().is_some_and(|relay| relay.spec.mode == RelayMode::LogTailing)
 }
 
 /// The outbox of that relay; `None` also while its OutboxRelay cannot be read.
@@ -92,7 +99,8 @@ pub fn sidecar(carried: &Carried, defaults: &Defaults, settings: &Settings) -> C
 pub fn container(carried: &Carried, defaults: &Defaults, settings: &Settings) -> Container {
     let config = format!("{CONTRACT_FOLDER}/{CONTRACT_FILE}");
     let secret = carried.secret.as_deref().map(sink::volume_mount);
-    let mounts = [mount(VOLUME, CONTRACT_FOLDER), mount(RELAY_PASSWORD.0, RELAY_PASSWORD.1)];
+    let login = carried.login.iter().map(|(_, (volume, path))| mount(volume, path));
+    let mounts = std::iter::once(mount(VOLUME, CONTRACT_FOLDER)).chain(login);
     Container {
         name: CONTAINER.to_owned(),
         image: Some(defaults.image.clone()),
@@ -103,17 +111,17 @@ pub fn container(carried: &Carried, defaults: &Defaults, settings: &Settings) ->
         resources: Some(defaults.resources.clone()),
         security_context: Some(weft_security(settings)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
-        volume_mounts: Some(mounts.into_iter().chain(broker::volume_mount(settings)).chain(secret).collect()),
+        volume_mounts: Some(mounts.chain(broker::volume_mount(settings)).chain(secret).collect()),
         ..Container::default()
     }
 }
 
 /// What the relay's container mounts; the relay role's password and the broker's credentials are in no other container.
-pub fn volumes(owner: &Owner, carried: &Carried, credentials: Option<&Secret>) -> Vec<Volume> {
+pub fn volumes(carried: &Carried, credentials: Option<&Secret>) -> Vec<Volume> {
     let contract = config_map_volume(VOLUME, names::relay(&carried.name));
     let secret = carried.secret.as_deref().map(sink::volume);
-    let password = password_volume(RELAY_PASSWORD.0, names::relay_secret(&owner.name));
-    [contract, password].into_iter().chain(credentials.map(broker::volume)).chain(secret).collect()
+    let login = carried.login.iter().map(|(volume, _)| volume.clone());
+    std::iter::once(contract).chain(login).chain(credentials.map(broker::volume)).chain(secret).collect()
 }
 
 /// The Secret with the broker's credentials, whichever broker the relay uses: that may be edited while its pods run.

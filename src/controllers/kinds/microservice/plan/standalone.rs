@@ -23,7 +23,7 @@ use crate::{
         },
         resources::{
             child::Child,
-            labels::{Component, DATABASE_CLIENT_LABEL},
+            labels::Component,
             plan::Rejection,
             settings::{Defaults, Settings},
         },
@@ -58,7 +58,7 @@ fn deployment(
 ) -> Result<Deployment, Rejection> {
     let newest = settings.defaults(&settings.resources.relay);
     let pinned = pin(observed.relay_deployment.as_ref(), newest, wants_upgrade(object), |defaults| {
-        Ok(template(owner, observed, (carried, credentials), defaults, settings))
+        Ok(template(object, owner, observed, (carried, credentials), defaults, settings))
     })?;
     Ok(Deployment {
         metadata: ObjectMeta {
@@ -76,6 +76,7 @@ fn deployment(
 }
 
 fn template(
+    object: &Microservice,
     owner: &Owner,
     observed: &Observed,
     (carried, credentials): (&Carried, Option<&Secret>),
@@ -83,7 +84,8 @@ fn template(
     settings: &Settings,
 ) -> PodTemplateSpec {
     let mut labels = owner.labels(Component::Relay);
-    labels.insert(DATABASE_CLIENT_LABEL.to_owned(), owner.name.clone());
+    let database = object.spec.database.as_ref();
+    labels.extend(database.and_then(|database| database::client_label(database::placement(database), &owner.name)));
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(labels),
@@ -96,7 +98,7 @@ fn template(
             enable_service_links: Some(false),
             security_context: Some(pod_security()),
             containers: vec![relay::container(carried, defaults, settings)],
-            volumes: Some(relay::volumes(owner, carried, credentials)),
+            volumes: Some(relay::volumes(carried, credentials)),
             ..PodSpec::default()
         }),
     }

@@ -176,7 +176,7 @@ fn containers_have_the_resources_that_the_operator_is_given() {
     assert_eq!(limit(&job, "containers"), "4Gi");
 
     let mut own = orders();
-    own.spec.database.as_mut().unwrap().postgres.resources = Some(amount("5Gi"));
+    own.spec.database.as_mut().unwrap().postgres.as_mut().unwrap().resources = Some(amount("5Gi"));
     let own = plan(&own, &observed, &settings).unwrap();
     assert_eq!(limit(&find(&own, "StatefulSet/orders-db"), "containers"), "5Gi", "the spec's go first");
 }

@@ -4,17 +4,14 @@
 //! the last good one; a Saga that was never good is left out. The engine keeps the definition of each running instance in its
 //! database.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy},
         core::v1::{
             ConfigMap, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, PodSpec, PodTemplateSpec, Probe,
-            ResourceFieldSelector, Secret, Service, ServicePort, ServiceSpec,
+            ResourceFieldSelector, Secret, Service, ServicePort, ServiceSpec, VolumeMount,
         },
         networking::v1::NetworkPolicy,
     },
@@ -24,11 +21,9 @@ use kube::{ResourceExt, core::ObjectMeta};
 
 use crate::{
     api::v1alpha1::{Postgres, Retention},
-    contract::{
-        ADMIN_PORT, Contract, DatabaseLogin, Role, database_setup::Purpose, orchestrator as contract, relay::NatsSink,
-    },
+    contract::{ADMIN_PORT, Contract, database_setup::Purpose, orchestrator as contract, relay::NatsSink},
     controllers::{
-        database::{self, APP_PASSWORD, Stage, Wanted},
+        database::{self, Placement, Stage, User, Wanted},
         kinds::{
             outbox_relay,
             saga::{Defined, Member, Orchestrator, OrchestratorObserved, drain::is_draining},
@@ -36,21 +31,19 @@ use crate::{
         render::{
             broker, milliseconds, network,
             owner::{Owner, reference},
-            pod::{
-                PASSWORD, config_map_volume, mount, password_volume, pin, pod_security, service_account, wants_upgrade,
-                weft_security,
-            },
+            pod::{config_map_volume, mount, pin, pod_security, service_account, wants_upgrade, weft_security},
             reach, sink,
         },
         resources::{
             child::Child,
-            labels::{Component, DATABASE_CLIENT_LABEL, SAGAS_ANNOTATION},
+            labels::{Component, SAGAS_ANNOTATION},
+            observed::DatabaseObserved,
             plan::{Plan, Rejection},
             reason::Reason,
             settings::{Defaults, Settings},
         },
     },
-    domain::names::{self, MAX_NAME, ORCHESTRATOR_API_PORT, POSTGRES_PORT},
+    domain::names::{self, MAX_NAME, ORCHESTRATOR_API_PORT},
     nats::accounts::Access,
 };
 
@@ -88,9 +81,9 @@ pub fn orchestrator(
     let (owner, postgres) = (owner(object), Postgres { storage, ..Postgres::default() });
     let wanted = Wanted { upgrade: upgrade(object), ..wanted(&owner, &postgres) };
     let credentials = credentials(&owner, settings);
-    let contract = contract(object, &owner, observed, settings);
+    let contract = contract(object, &owner, &postgres, observed, settings);
     let secrets = (credentials.as_ref(), &secrets(&contract));
-    let deployment = deployment(object, &owner, observed, secrets, settings)?;
+    let deployment = deployment(object, (&owner, &postgres), observed, secrets, settings)?;
     let account = owner.metadata(owner.name.clone(), Component::Orchestrator);
     let mut plan =
         Plan { children: vec![Child::ServiceAccount(service_account(account, settings))], ..Plan::default() };
@@ -116,8 +109,13 @@ pub fn stage<R>(
     use_stage: impl FnOnce(Stage<'_>) -> R,
 ) -> R {
     let owner = Owner::shared(OWNER_KIND, names::orchestrator(name), namespace.to_owned(), Vec::new());
-    let postgres = Postgres::default();
-    use_stage(database::stage(&wanted(&owner, &postgres), &observed.database))
+    use_stage(database::stage(&wanted(&owner, &store(&observed.database)), &observed.database))
+}
+
+/// The database of an orchestrator, as it is; its volume is that which it has.
+pub fn store(observed: &DatabaseObserved) -> Postgres {
+    let storage = database::storage(observed.server.as_ref()).unwrap_or_default();
+    Postgres { storage, ..Postgres::default() }
 }
 
 /// The URL of the orchestrator's API inside the cluster.
@@ -135,15 +133,16 @@ fn upgrade(object: &Orchestrator) -> bool {
     object.members.iter().any(|member| wants_upgrade(member.saga.as_ref()))
 }
 
-fn wanted<'a>(owner: &'a Owner, postgres: &'a Postgres) -> Wanted<'a> {
+fn wanted<'a>(owner: &'a Owner, placement: &'a dyn Placement) -> Wanted<'a> {
     Wanted {
         owner,
-        postgres,
+        placement,
         retention: Retention::Retain,
         purpose: Purpose::Orchestrator,
         duplicate_window: None,
         migrations: None,
         outbox: None,
+        log_tailing: false,
         upgrade: false,
     }
 }
@@ -151,6 +150,7 @@ fn wanted<'a>(owner: &'a Owner, postgres: &'a Postgres) -> Wanted<'a> {
 fn contract(
     object: &Orchestrator,
     owner: &Owner,
+    placement: &dyn Placement,
     observed: &OrchestratorObserved,
     settings: &Settings,
 ) -> contract::Orchestrator {
@@ -169,12 +169,7 @@ fn contract(
         name: object.name.clone(),
         namespace: object.namespace.clone(),
         api_port: ORCHESTRATOR_API_PORT,
-        database: DatabaseLogin {
-            host: database::host(&owner.name, &owner.namespace),
-            port: POSTGRES_PORT,
-            database: names::database_name(&owner.name),
-            role: Role { name: names::APP_ROLE.to_owned(), password_file: Path::new(APP_PASSWORD.1).join(PASSWORD) },
-        },
+        database: placement.access(&owner.name, &owner.namespace).app,
         retention_ms: retention_ms(object),
         sagas,
         draining: draining.map(|member| member.saga.name_any()).collect(),
@@ -256,14 +251,14 @@ fn service(owner: &Owner) -> Service {
 
 fn deployment(
     object: &Orchestrator,
-    owner: &Owner,
+    (owner, placement): (&Owner, &dyn Placement),
     observed: &OrchestratorObserved,
     secrets: (Option<&Secret>, &BTreeSet<String>),
     settings: &Settings,
 ) -> Result<Deployment, Rejection> {
     let live = observed.deployment.as_ref();
     let newest = settings.defaults(&settings.resources.orchestrator);
-    let template = |defaults: &Defaults| Ok(template(owner, defaults, observed, secrets, settings));
+    let template = |defaults: &Defaults| Ok(template((owner, placement), defaults, observed, secrets, settings));
     let pinned = pin(live, newest, upgrade(object), template)?;
     Ok(Deployment {
         metadata: ObjectMeta {
@@ -292,7 +287,7 @@ fn secrets(contract: &contract::Orchestrator) -> BTreeSet<String> {
 
 /// `credentials`: those of the installed broker, and the Secrets of others.
 fn template(
-    owner: &Owner,
+    (owner, placement): (&Owner, &dyn Placement),
     defaults: &Defaults,
     observed: &OrchestratorObserved,
     (credentials, secrets): (Option<&Secret>, &BTreeSet<String>),
@@ -300,12 +295,14 @@ fn template(
 ) -> PodTemplateSpec {
     let of_brokers =
         credentials.map(broker::volume).into_iter().chain(secrets.iter().map(|secret| sink::volume(secret)));
-    let volumes = [
-        config_map_volume(CONTRACT.0, owner.name.clone()),
-        password_volume(APP_PASSWORD.0, names::database(&owner.name)),
-    ];
+    let (login, mounts): (Vec<_>, Vec<_>) = placement
+        .volumes(&owner.name, User::App)
+        .into_iter()
+        .map(|(volume, (name, path))| (volume, mount(name, path)))
+        .unzip();
+    let contract = config_map_volume(CONTRACT.0, owner.name.clone());
     let mut labels = owner.labels(Component::Orchestrator);
-    labels.insert(DATABASE_CLIENT_LABEL.to_owned(), owner.name.clone());
+    labels.extend(database::client_label(placement, &owner.name));
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(labels),
@@ -317,16 +314,21 @@ fn template(
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
             security_context: Some(pod_security()),
-            containers: vec![container(defaults, secrets, settings)],
-            volumes: Some(volumes.into_iter().chain(of_brokers).collect()),
+            containers: vec![container(defaults, mounts, secrets, settings)],
+            volumes: Some(std::iter::once(contract).chain(login).chain(of_brokers).collect()),
             ..PodSpec::default()
         }),
     }
 }
 
-fn container(defaults: &Defaults, secrets: &BTreeSet<String>, settings: &Settings) -> Container {
+fn container(
+    defaults: &Defaults,
+    login: Vec<VolumeMount>,
+    secrets: &BTreeSet<String>,
+    settings: &Settings,
+) -> Container {
     let config = format!("{}/{CONTRACT_FILE}", CONTRACT.1);
-    let mounts = [mount(CONTRACT.0, CONTRACT.1), mount(APP_PASSWORD.0, APP_PASSWORD.1)];
+    let mounts = std::iter::once(mount(CONTRACT.0, CONTRACT.1)).chain(login);
     let of_brokers = secrets.iter().map(|secret| sink::volume_mount(secret));
     let port = |name: &str, port: u16| ContainerPort {
         name: Some(name.to_owned()),
@@ -346,7 +348,7 @@ fn container(defaults: &Defaults, secrets: &BTreeSet<String>, settings: &Setting
         resources: Some(defaults.resources.clone()),
         security_context: Some(weft_security(settings)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
-        volume_mounts: Some(mounts.into_iter().chain(broker::volume_mount(settings)).chain(of_brokers).collect()),
+        volume_mounts: Some(mounts.chain(broker::volume_mount(settings)).chain(of_brokers).collect()),
         ..Container::default()
     }
 }

@@ -119,7 +119,13 @@ fn a_server_that_is_made_anew_is_set_up_anew() {
 /// A Job of `orders` whose own container has ended well.
 fn reporting(outcome: JobOutcome, hash: &str) -> Observed {
     let mut observed = settled(&orders());
-    let report = Outcome { files: 1, applied: 1, last: Some("001.sql".to_owned()), hash: hash.to_owned() };
+    let report = Outcome {
+        files: 1,
+        applied: 1,
+        last: Some("001.sql".to_owned()),
+        hash: hash.to_owned(),
+        written_by_others: Vec::new(),
+    };
     for job in observed.database.jobs.values_mut() {
         *job = JobState { report: Some(report.clone()), ..fixtures::job(outcome.clone()) };
     }

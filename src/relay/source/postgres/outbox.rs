@@ -1,0 +1,37 @@
+//! What the server has for one outbox, by name: several services may have theirs in one database, or on one server.
+
+use crate::{
+    contract::{DatabaseLogin, Server},
+    domain::names,
+    postgres::login::{Address, LoginError},
+};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Outbox {
+    /// Of Weft's tables. It is the search path of every session.
+    pub(crate) schema: String,
+    pub(crate) publication: String,
+    pub(crate) slot: String,
+}
+
+impl Outbox {
+    pub(crate) async fn of(login: &DatabaseLogin) -> Result<Self, LoginError> {
+        let schema = schema(login).to_owned();
+        let publication = names::publication(&schema);
+        // a slot's name is the server's, which Weft does not have to itself there
+        let slot = match login.server {
+            Server::Address { .. } => publication.clone(),
+            Server::Folder { .. } => names::slot_of_database(&publication, &Address::of(&login.server).await?.database),
+        };
+        Ok(Self { schema, publication, slot })
+    }
+}
+
+/// The option of a connection by which its statements are about the tables of this outbox.
+pub(crate) fn search_path(login: &DatabaseLogin) -> String {
+    format!("-c search_path={}", schema(login))
+}
+
+fn schema(login: &DatabaseLogin) -> &str {
+    login.schema.as_deref().unwrap_or(names::SCHEMA)
+}
