@@ -6,11 +6,14 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Client;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{DEADLINE, ledger, session::Session, slot::Slot, snapshot::Snapshot, windows::Windows};
+use super::{DEADLINE, ledger, slot::Slot, snapshot::Snapshot, windows::Windows};
 use crate::{
     contract::{problem::ProblemReason, relay::Relay},
     domain::names,
-    postgres::replication::{Lsn, Replication},
+    postgres::{
+        replication::{Lsn, Replication},
+        session::Session,
+    },
     relay::{
         problem::RelayProblem,
         reporter::Reporter,

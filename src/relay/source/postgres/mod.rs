@@ -19,7 +19,6 @@ mod poll;
 mod published;
 pub(crate) mod recorder;
 mod row;
-pub(crate) mod session;
 pub(crate) mod slot;
 pub mod snapshot;
 mod table;
@@ -31,10 +30,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::{mpsc, watch};
 use tokio_postgres::Client;
 
-use self::{
-    copy::Copy, ledger::Ledger, poll::Sleep, session::Session, slot::Slot, table::Reader, tail::Tailer,
-    windows::Windows,
-};
+use self::{copy::Copy, ledger::Ledger, poll::Sleep, slot::Slot, table::Reader, tail::Tailer, windows::Windows};
 use super::{Batch, Mark, SourceError, stopped};
 use crate::{
     contract::{
@@ -42,7 +38,7 @@ use crate::{
         relay::{Mode, Relay},
     },
     domain::names,
-    postgres::replication::Replication,
+    postgres::{replication::Replication, session::Session},
     relay::{problem::RelayProblem, reporter::Reporter},
 };
 

@@ -1,24 +1,26 @@
-//! A session of the relay's role, and who answers for its silence.
+//! A session that a leader works in, and who answers for its silence.
 //!
 //! To TCP a server whose processes are stopped is alive: its kernel acknowledges. So the server itself has to answer
-//! ([`Session::watch`]). That is asked of this session and not of the stream of changes, which is rightly silent while
-//! the server decodes a large transaction. This session may be busy too: the deletion of a published row waits for
-//! whoever has locked it. So what counts is whether the server answers at all (see [`silence`]).
+//! ([`Session::watch`]). That is asked of this session, which may be busy: a statement waits for whoever has locked its row.
+//! So what counts is whether the server answers at all (see [`silence`]).
 
 use std::{sync::Arc, time::Duration};
 
 use futures::future::poll_fn;
-use tokio::{sync::Notify, time::sleep};
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
 use tokio_postgres::{AsyncMessage, Client};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::{
-    contract::DatabaseLogin,
-    postgres::{login, silence},
-    relay::{problem::RelayProblem, reporter::Reporter, source::SourceError},
+use super::{
+    login::{self, LoginError},
+    silence,
 };
+use crate::{contract::DatabaseLogin, outage::Failure};
 
-/// The relay's keepalive: idle 5 s, then three probes 2 s apart.
+/// The client's keepalive: idle 5 s, then three probes 2 s apart.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(5), Duration::from_secs(2), 3);
 /// The server's keepalive: idle 20 s, then three probes 5 s apart. And a process that waits for a lock notices within a
 /// second that its client is gone.
@@ -27,19 +29,61 @@ const SERVER_KEEPALIVE: &str = "-c tcp_keepalives_idle=20 -c tcp_keepalives_inte
 /// How often the server is asked for an answer.
 const WATCH: Duration = Duration::from_millis(1500);
 
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    #[error(transparent)]
+    Login(#[from] LoginError),
+    #[error("{action}")]
+    Query {
+        action: &'static str,
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    #[error("the database did not answer within {0} s")]
+    Timeout(u64),
+}
+
+impl SessionError {
+    pub(crate) fn query(action: &'static str) -> impl Fn(tokio_postgres::Error) -> Self {
+        move |source| Self::Query { action, source }
+    }
+
+    /// How the database failed: it refused, is silent, or there is no connection.
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::Login(error) => error.failure(),
+            Self::Query { action, source } => match super::failure(source) {
+                Failure::Refused(cause) => Failure::Refused(format!("{action}: {cause}")),
+                failure => failure,
+            },
+            Self::Timeout(_) => Failure::Silent,
+        }
+    }
+}
+
+/// Awaits a query's result, for `deadline` at the longest. `action` names the query in the error.
+pub(crate) async fn within<T>(
+    deadline: Duration,
+    action: &'static str,
+    query: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, SessionError> {
+    let answer = timeout(deadline, query).await.map_err(|_elapsed| SessionError::Timeout(deadline.as_secs()))?;
+    answer.map_err(SessionError::query(action))
+}
+
 #[derive(Debug)]
-pub(crate) struct Session {
-    pub(crate) client: Client,
+pub struct Session {
+    pub client: Client,
     /// Cancelled when the connection is lost.
-    pub(crate) lost: CancellationToken,
+    pub lost: CancellationToken,
     /// Notified by each `NOTIFY` that the session listens for.
-    pub(crate) notified: Arc<Notify>,
+    pub notified: Arc<Notify>,
     _ended: DropGuard,
 }
 
 impl Session {
     /// Connects; `application` is its name in `pg_stat_activity`.
-    pub(crate) async fn connect(login: &DatabaseLogin, application: &str) -> Result<Self, SourceError> {
+    pub async fn connect(login: &DatabaseLogin, application: &str) -> Result<Self, LoginError> {
         let mut config = login::config(login, application).await?;
         let (idle, interval, retries) = KEEPALIVE;
         config.keepalives_idle(idle).keepalives_interval(interval).keepalives_retries(retries);
@@ -64,21 +108,17 @@ impl Session {
         Ok(Self { client, lost, notified, _ended: ended.drop_guard() })
     }
 
-    /// Reports while the server does not answer. That ends no term: statements have deadlines, which are longer.
-    /// Returns when the connection is lost.
-    pub(crate) async fn watch(&self, login: &DatabaseLogin, reporter: &Reporter) {
+    /// Calls `report` with the server's silence while it does not answer, and with `None` when it does. That ends no session:
+    /// statements have deadlines, which are longer. Returns when the connection is lost.
+    pub async fn watch(&self, login: &DatabaseLogin, report: impl Fn(Option<Duration>)) {
         loop {
             sleep(WATCH).await;
             // without a statement: the server only says that it is ready
             let answer = self.client.check_connection();
-            let report = |silence| match silence {
-                Some(silence) => reporter.report(RelayProblem::silent_database(login, silence)),
-                None => reporter.database_answers(),
-            };
-            if silence::watched(login, answer, report).await.is_err() {
+            if silence::watched(login, answer, &report).await.is_err() {
                 return;
             }
-            reporter.database_answers();
+            report(None);
         }
     }
 }
