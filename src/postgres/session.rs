@@ -41,6 +41,8 @@ pub enum SessionError {
     },
     #[error("the database did not answer within {0} s")]
     Timeout(u64),
+    #[error("the connection was closed")]
+    Lost,
 }
 
 impl SessionError {
@@ -57,6 +59,7 @@ impl SessionError {
                 failure => failure,
             },
             Self::Timeout(_) => Failure::Silent,
+            Self::Lost => Failure::Disconnected(self.to_string()),
         }
     }
 }

@@ -166,7 +166,7 @@ const WRITTEN: &str =
 /// A payload that is no JSON is shown in hexadecimal digits.
 /// Headers and payload are read where one event is asked for: they may be large.
 const COLUMNS: &str = "o.id, o.aggregate_type, o.aggregate_id, o.type, \
-    case when $2::text is not null then (coalesce(o.context, '{{}}') || o.headers)::text end as headers, \
+    case when $2::text is not null then (coalesce(o.context, '{}') || o.headers)::text end as headers, \
     case when $2::text is not null then coalesce(o.payload, to_jsonb(encode(o.body, 'hex')))::text end as payload, \
     o.content_type";
 

@@ -313,8 +313,8 @@ create table weft.inbox_held (
     key            bigint not null,
     stream_created text not null,
     sequence       bigint not null,
-    -- CloudEvents attributes, as headers of the HTTP binding; of a message that is no event whatever it has
-    headers        jsonb not null,
+    -- {"attributes", "contentType"} of the CloudEvent; of a message that is none whatever it has
+    event          jsonb not null,
     data           bytea not null,
     stored_at      timestamptz not null,
     attempts       integer not null default 0,

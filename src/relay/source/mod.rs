@@ -158,6 +158,7 @@ impl From<SessionError> for SourceError {
             SessionError::Login(error) => Self::Login(error),
             SessionError::Query { action, source } => Self::Query { action, source },
             SessionError::Timeout(seconds) => Self::Timeout(seconds),
+            SessionError::Lost => Self::Ended,
         }
     }
 }
