@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 
-use crate::{broker, controllers::operator, crds, database, output, relay, saga, shutdown::Shutdown, telemetry};
+use crate::{broker, controllers::operator, crds, database, inbox, output, relay, saga, shutdown::Shutdown, telemetry};
 
 /// A database per service, reliable events, and transactions across services, on Kubernetes.
 #[derive(Debug, Parser)]
@@ -21,6 +21,8 @@ enum Command {
     Operator(Box<operator::Args>),
     /// Publish a service's outbox to a broker; list and retry events that the broker refuses
     Relay(relay::Args),
+    /// Deliver events of other services to a service; list and retry those that it does not handle
+    Inbox(inbox::Args),
     /// Run sagas: the orchestrator's engine and its HTTP API
     Saga(saga::Args),
     /// Credentials and events of the broker that is installed with Weft
@@ -87,6 +89,7 @@ impl Cli {
             }
             Command::Operator(args) => on_runtime(|shutdown| operator::run(*args, shutdown)),
             Command::Relay(args) => on_runtime(|shutdown| relay::run(args, shutdown)),
+            Command::Inbox(args) => on_runtime(|shutdown| inbox::run(args, shutdown)),
             Command::Broker(command) => on_runtime(|_| broker::run(command)),
             Command::Saga(args) => on_runtime(|shutdown| saga::run(args, shutdown)),
             Command::Database(DatabaseCommand::Setup(args)) => on_runtime(|shutdown| database::run(args, shutdown)),
@@ -101,6 +104,7 @@ impl Command {
             Self::Broker(_) | Self::Crds { .. } | Self::Completion { .. } => true,
             Self::Saga(args) => args.is_for_people(),
             Self::Relay(args) => args.is_for_people(),
+            Self::Inbox(args) => args.is_for_people(),
             Self::Operator(_) | Self::Database(_) | Self::ReleaseSagas { .. } => false,
         }
     }

@@ -18,6 +18,7 @@ pub mod controllers;
 pub mod crds;
 pub mod database;
 pub mod domain;
+pub mod inbox;
 pub mod metrics;
 pub mod nats;
 pub mod outage;

@@ -16,6 +16,21 @@ pub mod relay {
     pub const LEADING: &str = "weft_relay_leading";
 }
 
+/// `weft inbox`. Label: `subscription`; and `outcome` of a delivery (`handled`, `refused`, `failed`).
+pub mod inbox {
+    pub const SUBSCRIPTION: &str = "subscription";
+    pub const OUTCOME: &str = "outcome";
+
+    pub const DELIVERIES: &str = "weft_inbox_deliveries";
+    /// Registered with the unit, which appends `_seconds`.
+    pub const DELIVERY_DURATION: &str = "weft_inbox_delivery_duration";
+    pub const WAITING: &str = "weft_inbox_waiting";
+    pub const HELD: &str = "weft_inbox_held";
+    pub const DEAD: &str = "weft_inbox_dead_letters";
+    pub const LAG_SECONDS: &str = "weft_inbox_lag_seconds";
+    pub const LEADING: &str = "weft_inbox_leading";
+}
+
 /// The operator's.
 pub mod operator {
     /// Counter: reconciles by `kind` and `result` (`ok`, `waiting`, `retry`, `invalid`, `fatal`).

@@ -22,6 +22,7 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("postgres", with_everyday(&["contract", "domain"])),
         ("database", with_everyday(&["contract", "domain", "postgres"])),
         ("relay", with_everyday(&["contract", "domain", "nats", "output", "postgres", "secret"])),
+        ("inbox", with_everyday(&["contract", "domain", "nats", "output", "postgres"])),
         ("saga", with_everyday(&["contract", "domain", "nats", "output", "postgres"])),
         ("controllers", with_everyday(&["api", "contract", "crds", "domain", "nats", "secret"])),
         ("crds", vec!["api", "output"]),
@@ -34,13 +35,14 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("shutdown", vec![]),
         ("telemetry", vec![]),
         ("broker", vec!["controllers", "domain", "nats", "output"]),
-        ("cli", with_everyday(&["broker", "controllers", "crds", "database", "output", "relay", "saga"])),
+        ("cli", with_everyday(&["broker", "controllers", "crds", "database", "inbox", "output", "relay", "saga"])),
     ])
 }
 
 /// Crates of the control plane; the data plane runs without Kubernetes.
 const KUBERNETES: [&str; 3] = ["kube", "k8s_openapi", "schemars"];
-const DATA_PLANE: [&str; 8] = ["domain", "contract", "nats", "postgres", "database", "relay", "saga", "secret"];
+const DATA_PLANE: [&str; 9] =
+    ["domain", "contract", "nats", "postgres", "database", "inbox", "relay", "saga", "secret"];
 
 /// All files of `src/`, with the top module each is of; `lib.rs` and `main.rs` tie everything together and are left out.
 fn files() -> Vec<(String, PathBuf)> {

@@ -5,6 +5,7 @@
 //! a change of a field's meaning requires a new [`VERSION`]. `tests/golden/contract/` pins the format.
 
 pub mod database_setup;
+pub mod inbox;
 pub mod orchestrator;
 pub mod outbox;
 pub mod problem;
@@ -22,6 +23,9 @@ pub const VERSION: &str = "contract.weft.dev/v1";
 
 /// Port of every data-plane program's admin endpoints: `/livez`, `/readyz`, `/metrics`, `/status`.
 pub const ADMIN_PORT: u16 = 9464;
+
+/// The inbox's, which may be in one pod with the relay.
+pub const INBOX_ADMIN_PORT: u16 = 9465;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ContractError {

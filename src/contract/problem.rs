@@ -53,7 +53,9 @@ reasons! {
         DeadLetters,
         DefinitionInvalid,
         DefinitionsNotStored,
+        DeliveryFailing,
         EventRefused,
+        EventsExpired,
         InstanceUnreadable,
         PublicationInvalid,
         PublishFailing,
@@ -61,6 +63,7 @@ reasons! {
         SlotAtRisk,
         SlotLost,
         SlotPending,
+        SourceUnusable,
         Standby,
         StreamMissing,
         /// Of a data plane of another version; the message begins with the reason that it gave.

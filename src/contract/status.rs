@@ -47,6 +47,34 @@ pub struct RelayStatus {
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+pub struct InboxStatus {
+    /// Version of the contract in force.
+    pub contract: String,
+    /// Whether this process leads; the others are standbys.
+    pub leading: bool,
+    /// Connected to the database, and every subscription is read and delivered.
+    pub ready: bool,
+    pub subscriptions: BTreeMap<String, SubscriptionStatus>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<Problem>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SubscriptionStatus {
+    /// Events that the service has handled since the subscription was made.
+    pub consumed: u64,
+    /// Events that are published and not handled, held ones included.
+    pub waiting: u64,
+    /// Events that the service refuses, and those that wait behind them; part of `waiting`.
+    pub held: u64,
+    pub dead_letters: u64,
+    /// Age of the oldest event that waits.
+    pub lag_seconds: f64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct OrchestratorStatus {
     pub orchestrator: String,
     /// Whether this process holds all partitions and has recovered them.

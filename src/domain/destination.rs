@@ -217,6 +217,7 @@ mod tests {
             kind: kind.to_owned().into(),
             payload: Bytes::new(),
             headers: Bytes::from_static(br#"{"X-Tenant": "a.b", "n": 7, "list": []}"#),
+            context: Bytes::new(),
             created_at: None,
             position: Position::default(),
         }

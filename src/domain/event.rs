@@ -13,6 +13,8 @@ use std::{
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
+use super::version;
+
 pub const SPEC_VERSION: &str = "1.0";
 pub const CONTENT_TYPE_JSON: &str = "application/json";
 /// Media type of bytes of which nothing is known.
@@ -139,6 +141,8 @@ pub struct Event {
     pub payload: Bytes,
     /// JSON text of an object: extension attributes.
     pub headers: Bytes,
+    /// JSON text of an object, or empty: what the row's transaction handled. Attributes that `headers` does not give.
+    pub context: Bytes,
     /// Microseconds since 1970-01-01 UTC.
     pub created_at: Option<i64>,
     pub position: Position,
@@ -166,6 +170,7 @@ impl Event {
     pub fn size(&self) -> usize {
         self.payload.len()
             + self.headers.len()
+            + self.context.len()
             + self.id.0.len()
             + self.aggregate_type.0.len()
             + self.aggregate_id.0.len()
@@ -173,21 +178,22 @@ impl Event {
     }
 
     /// Hash of what the event belongs to: events of one aggregate are published in order, others beside each other. It is
-    /// kept in databases, so it is the same in every version: FNV-1a, 64 bits
-    /// (<http://www.isthe.com/chongo/tech/comp/fnv/>).
+    /// kept in databases.
     pub fn key(&self) -> u64 {
         let separator = std::iter::once(&0xff);
         let bytes = self.aggregate_type.0.iter().chain(separator).chain(self.aggregate_id.0.iter());
-        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+        version::fnv1a(bytes)
     }
 
     /// The value of a header of the row by its name, when it is a string, number or boolean.
     pub fn header(&self, name: &str) -> Option<String> {
-        header_text(parsed(&self.headers).remove(name)?)
+        let text = |object: &[u8]| parsed(object).remove(name).and_then(header_text);
+        text(&self.headers).or_else(|| text(&self.context))
     }
 
     /// Calls `put` with each CloudEvents attribute: its header's name, and its value, which is not encoded yet; `source` is
-    /// the relay's. An attribute without a value is left out.
+    /// the relay's. An attribute without a value is left out. An event that belongs to nothing earlier begins something: its
+    /// `correlationid` is its own id.
     pub fn attributes(&self, source: &str, mut put: impl FnMut(Cow<'static, str>, Arguments<'_>)) {
         let (aggregate_type, aggregate_id) = (self.aggregate_type.as_str(), self.aggregate_id.as_str());
         let mut fixed = |name: &'static str, value: Arguments<'_>| put(Cow::Borrowed(name), value);
@@ -204,10 +210,13 @@ impl Event {
         fixed(HEADER_PARTITION_KEY, format_args!("{aggregate_type}/{aggregate_id}"));
         fixed(HEADER_SEQUENCE, format_args!("{}", self.position));
         fixed(HEADER_DATA_CONTENT_TYPE, format_args!("{}", self.content_type.as_str()));
-        for (name, value) in extensions(&self.headers) {
-            if !value.is_empty() {
-                put(Cow::Owned(name), format_args!("{value}"));
-            }
+        let mut is_correlated = false;
+        for (name, value) in extensions(&self.headers, &self.context) {
+            is_correlated |= name == HEADER_CORRELATION_ID;
+            put(Cow::Owned(name), format_args!("{value}"));
+        }
+        if !is_correlated {
+            put(Cow::Borrowed(HEADER_CORRELATION_ID), format_args!("{}", self.id.as_str()));
         }
     }
 }
@@ -220,14 +229,20 @@ fn time(micros: i64) -> Option<jiff::Timestamp> {
 
 /// The extension attributes in a row's `headers`: names with a string, number or boolean. A name that CloudEvents does not
 /// allow (`[a-z0-9]+`) is mapped to one: lower case, without anything but letters and digits; of two that become the same
-/// the one that is written so counts. An attribute that is set from a column is left out.
-fn extensions(headers: &[u8]) -> impl Iterator<Item = (String, String)> {
+/// the one that is written so counts. An attribute that is set from a column is left out, and so is one without a value. What
+/// the headers do not give is that of the `context`.
+fn extensions(headers: &[u8], context: &[u8]) -> impl Iterator<Item = (String, String)> {
     let mut attributes = BTreeMap::new();
     for (name, value) in parsed(headers) {
-        let Some(text) = header_text(value) else { continue };
+        let Some(text) = header_text(value).filter(|text| !text.is_empty()) else { continue };
         let attribute = attribute(&name);
         if is_extension(&attribute) && (attribute == name || !attributes.contains_key(&attribute)) {
             attributes.insert(attribute, text);
+        }
+    }
+    for (name, value) in parsed(context) {
+        if let Some(text) = header_text(value) {
+            attributes.entry(name).or_insert(text);
         }
     }
     attributes.into_iter().map(|(name, text)| (format!("{ATTRIBUTE_PREFIX}{name}"), text))
@@ -313,6 +328,7 @@ mod tests {
             kind: "OrderCreated".into(),
             payload: Bytes::from_static(b"{}"),
             headers: Bytes::from_static(headers.as_bytes()),
+            context: Bytes::new(),
             created_at: Some(1_700_000_000_000_000),
             position: Position { lsn: 0x016b_3748, index: 2 },
         }
@@ -332,7 +348,7 @@ mod tests {
         assert_eq!(all.get("ce-id"), Some(&"7".to_owned()));
         assert_eq!(all.get("ce-attempt").map(String::as_str), Some("3"));
         assert_eq!(all.get("ce-dry").map(String::as_str), Some("true"));
-        assert_eq!(all.len(), 11);
+        assert_eq!(all.len(), 12);
     }
 
     #[test]
@@ -345,6 +361,25 @@ mod tests {
             assert_eq!(all.get(name).map(String::as_str), Some(value), "{name}");
         }
         assert_eq!(all.len(), 13);
+    }
+
+    #[test]
+    fn what_the_transaction_handled_is_carried_unless_the_headers_say_otherwise() {
+        let carried = |headers, context| {
+            let mut event = event(headers);
+            event.context = Bytes::from_static(context);
+            let all = attributes(&event);
+            ["correlationid", "causationid", "traceparent"].map(|name| all.get(&format!("ce-{name}")).cloned())
+        };
+        let context = br#"{"correlationid": "5", "causationid": "/shop/orders/8", "traceparent": "00-a"}"#;
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(carried("{}", context), [some("5"), some("/shop/orders/8"), some("00-a")]);
+        let given = r#"{"correlationId": "mine", "traceparent": ""}"#;
+        assert_eq!(carried(given, context), [some("mine"), some("/shop/orders/8"), some("00-a")]);
+        assert_eq!(carried("{}", b""), [some("7"), None, None], "an event of nothing earlier begins something");
+        let mut event = event(r#"{"causationid": null}"#);
+        event.context = Bytes::from_static(context);
+        assert_eq!(event.header("causationid").as_deref(), Some("/shop/orders/8"));
     }
 
     #[test]
@@ -375,7 +410,7 @@ mod tests {
 
     #[test]
     fn headers_that_are_not_an_object_are_ignored() {
-        assert_eq!(attributes(&event("[1]")).len(), 9);
+        assert_eq!(attributes(&event("[1]")).len(), 10);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::tls::{Tls, TlsError};
 use crate::{
     contract::{DatabaseLogin, Role, RoleName, Server},
+    domain::names,
     outage::{self, Failure, with_causes},
     secret::{SecretError, SecretFolder},
 };
@@ -125,6 +126,16 @@ pub fn address(login: &DatabaseLogin) -> String {
             }
         }
     }
+}
+
+/// Name of the schema with Weft's tables of that service.
+pub fn schema(login: &DatabaseLogin) -> &str {
+    login.schema.as_deref().unwrap_or(names::SCHEMA)
+}
+
+/// The option of a connection by which its statements are about the tables of that service.
+pub fn search_path(login: &DatabaseLogin) -> String {
+    format!("-c search_path={}", schema(login))
 }
 
 /// Reads a role's password from its file, without the trailing newline.

@@ -1,8 +1,10 @@
-//! Shared by everything that uses PostgreSQL: logging in, noticing silence, and the streaming replication
+//! Shared by everything that uses PostgreSQL: logging in, sessions and who leads, noticing silence, and the streaming replication
 //! protocol.
 
+pub mod leader;
 pub mod login;
 pub mod replication;
+pub mod session;
 pub mod silence;
 pub mod tls;
 

@@ -10,7 +10,6 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio_postgres::{Client, types::ToSql};
 
-use crate::relay::source::postgres::outbox::search_path;
 use crate::{
     contract::{Contract, relay::Relay},
     output::{self, Format},
@@ -162,11 +161,12 @@ struct Changed {
 /// What becomes of one event, and of several.
 const AGAIN: [&str; 2] = ["is to be published again", "are to be published again"];
 /// What an event consists of.
-const WRITTEN: &str = "id, aggregate_type, aggregate_id, type, payload, body, content_type, headers, created_at";
+const WRITTEN: &str =
+    "id, aggregate_type, aggregate_id, type, payload, body, content_type, headers, context, created_at";
 /// A payload that is no JSON is shown in hexadecimal digits.
 /// Headers and payload are read where one event is asked for: they may be large.
 const COLUMNS: &str = "o.id, o.aggregate_type, o.aggregate_id, o.type, \
-    case when $2::text is not null then o.headers::text end as headers, \
+    case when $2::text is not null then (coalesce(o.context, '{}') || o.headers)::text end as headers, \
     case when $2::text is not null then coalesce(o.payload, to_jsonb(encode(o.body, 'hex')))::text end as payload, \
     o.content_type";
 
@@ -282,7 +282,7 @@ impl Common {
         let contract = Relay::load(&self.config)
             .context("--config: run it in the relay's container, or give its contract file")?;
         let mut prepared = login::prepare(&contract.source, "weft relay, a person").await?;
-        prepared.config.options(search_path(&contract.source));
+        prepared.config.options(login::search_path(&contract.source));
         let (client, connection) = prepared.open().await?;
         tokio::spawn(connection);
         // a replay may be long; whoever waits for it can interrupt it

@@ -7,7 +7,7 @@
 //!      └─────────── recorder (ledger, deletes rows) ◄───┘ published, held
 //!                        └── held events, again ──► publisher
 //! ```
-//! One process leads ([`leader`]). A term of leadership ([`term`]) consists of the four parts above and ends when any
+//! One process leads ([`crate::postgres::leader`]). A term of leadership ([`term`]) consists of the four parts above and ends when any
 //! of them fails; the next term restarts from what is recorded. Nothing is lost, because nothing is recorded before the
 //! broker has stored it; nothing is reordered, because of the rule in [`window`]. An event that the broker refuses is
 //! *held* with those behind it in its key, which is recorded too, so that it stops nothing else.
@@ -15,7 +15,6 @@
 mod cli;
 pub mod encode;
 mod held;
-mod leader;
 pub mod problem;
 mod publisher;
 mod reporter;
@@ -40,12 +39,18 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{leader::Leadership, problem::RelayProblem, reporter::Reporter, term::TermError};
+use self::{problem::RelayProblem, reporter::Reporter, source::SourceError, term::TermError};
 use crate::{
     admin::{self, Admin},
     contract::{ADMIN_PORT, Contract, problem::ProblemReason, relay::Relay},
+    postgres::leader::Leadership,
     shutdown::Shutdown,
 };
+
+/// Key of the leader's lock: "weft rel" in ASCII. It belongs to the database, as outbox and slot do, and not to the relay: while the
+/// pods of a service roll, sidecars of an OutboxRelay and of the one that replaces it run side by side. Even if two processes led at
+/// once, order would hold (see [`window`]).
+const LOCK: i64 = 0x7765_6674_2072_656c;
 
 /// How often the contract file is read again.
 const RELOAD: Duration = Duration::from_secs(1);
@@ -185,7 +190,9 @@ async fn lead_once(
     let leadership = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
-        leadership = Leadership::acquire(&contract.source, &application, || reporter.leading(false)) => leadership?,
+        leadership = Leadership::acquire(&contract.source, &application, LOCK, || reporter.leading(false)) => {
+            leadership.map_err(SourceError::from)?
+        }
     };
     tokio::select! {
         ended = Box::pin(term::lead(contract, paused, reporter, stop)) => ended,

@@ -184,6 +184,7 @@ fn row(seq: i64, transaction: Option<u64>) -> Item {
         content_type: "application/json".into(),
         payload: bytes::Bytes::from_static(b"{}"),
         headers: bytes::Bytes::from_static(b"{}"),
+        context: bytes::Bytes::new(),
         created_at: None,
         position: crate::domain::event::Position { lsn: 1, index: seq.unsigned_abs() },
     };

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     encode::Encoder,
     held::HeldKeys,
+    problem::RelayProblem,
     publisher::{Publisher, Queues},
     reporter::Reporter,
     sink::{self, AddressError, SinkError, http::Http, kafka::Kafka, nats::Nats, rabbitmq::RabbitMq, redis::Redis},
@@ -17,7 +18,6 @@ use super::{
             Postgres, ledger,
             outbox::Outbox,
             recorder::{Ends, Options, Recorder},
-            session::Session,
         },
     },
 };
@@ -27,6 +27,7 @@ use crate::{
         destination::{Style, Template, TemplateError},
         names,
     },
+    postgres::session::Session,
 };
 
 /// Capacity of the queue between source and publisher, in batches.
@@ -94,7 +95,7 @@ async fn lead_with(
 ) -> Result<(), TermError> {
     let Relay { name, namespace, service, mode, source, format, keep_published_ms, dead_letter, .. } = contract;
     let encoder = Encoder::new(template, *format, names::event_source(namespace, service));
-    let session = Session::connect(source, &application(name)).await?;
+    let session = Session::connect(source, &application(name)).await.map_err(SourceError::from)?;
     let outbox = Outbox::of(source).await.map_err(SourceError::from)?;
     let ledger = ledger::open(&session.client, name).await?;
     let held = ledger::held_keys(&session.client).await?;
@@ -131,11 +132,15 @@ async fn lead_with(
             tokio::try_join!(Box::pin(source_of_events.run()), Box::pin(publisher.run()), Box::pin(recorder.run()),);
         ended.map(|((), _batches, ())| ())
     };
+    let answers = |silence| match silence {
+        Some(silence) => reporter.report(RelayProblem::silent_database(source, silence)),
+        None => reporter.database_answers(),
+    };
     tokio::select! {
         biased;
         () = session.lost.cancelled() => Err(TermError::LockLost),
         ended = parts => Ok(ended?),
-        () = session.watch(source, reporter) => Err(TermError::LockLost),
+        () = session.watch(source, answers) => Err(TermError::LockLost),
         () = async { stop.cancelled().await; tokio::time::sleep(END).await } => Ok(()),
     }
 }

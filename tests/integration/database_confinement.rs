@@ -71,7 +71,7 @@ const OUT_OF_BOUNDS: [&str; 46] = [
     "create trigger t after insert on weft.outbox execute function suppress_redundant_updates_trigger();",
     "drop schema weft cascade;",
     "create table weft.b (id int);",
-    "drop function weft.receive(text, text);",
+    "drop function weft.receive(text, text, text, text, text);",
     "alter publication weft_outbox drop table weft.outbox;",
     "drop publication weft_outbox;",
     "insert into weft.migration (name, sha256) values ('999.sql', 'x');",

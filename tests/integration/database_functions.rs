@@ -18,7 +18,7 @@ async fn answer(client: &Client, call: &str) -> (String, Option<Value>) {
 }
 
 async fn receive(client: &Client, message: &str) -> bool {
-    client.query_one("select weft.receive('customers', $1)", &[&message]).await.unwrap().get(0)
+    client.query_one("select weft.receive('customers', '/shop/orders', $1)", &[&message]).await.unwrap().get(0)
 }
 
 const DO_IT: &str = "do it";
@@ -129,9 +129,9 @@ async fn a_message_is_received_once_per_consumer() {
     assert!(receive(&app, "m1").await);
     assert!(!receive(&app, "m1").await);
     assert!(receive(&app, "m2").await);
-    let other = app.query_one("select weft.receive('orders', 'm1')", &[]).await.unwrap();
+    let other = app.query_one("select weft.receive('orders', '/shop/orders', 'm1')", &[]).await.unwrap();
     assert!(other.get::<_, bool>(0));
-    let call = |message: &str| format!("select weft.receive('customers', '{message}')");
+    let call = |message: &str| format!("select weft.receive('customers', '/shop/orders', '{message}')");
     assert!(!second_waits::<bool>(&database, &call("m3"), &call("m3"), "commit").await);
     assert!(second_waits::<bool>(&database, &call("m4"), &call("m4"), "rollback").await);
 }
@@ -179,7 +179,7 @@ async fn what_is_older_than_the_duplicate_window_is_purged_by_the_calls_that_fol
         superuser.query_one(&format!("select count(*) from weft.{table}"), &[]).await.unwrap().get(0)
     };
     let calls = async |round: usize| {
-        let receive = format!("select weft.receive('c', '{round} ' || n) from generate_series(1, 200) as n");
+        let receive = format!("select weft.receive('c', 's', '{round} ' || n) from generate_series(1, 200) as n");
         let enter = format!("select weft.enter('{round} ' || n, 'a', 'do') from generate_series(1, 200) as n");
         app.batch_execute(&format!("{receive}; {enter}")).await.unwrap();
     };
@@ -197,7 +197,8 @@ async fn what_is_older_than_the_duplicate_window_is_purged_by_the_calls_that_fol
     let left = count("inbox").await;
     assert!(left < 4_000, "{left} of 8000");
     assert_eq!(count("saga_barrier").await, 8_000, "each part has its own window");
-    let again = app.query_one("select weft.receive('c', '0 1'), weft.receive('c', '39 200')", &[]).await.unwrap();
+    let again =
+        app.query_one("select weft.receive('c', 's', '0 1'), weft.receive('c', 's', '39 200')", &[]).await.unwrap();
     assert_eq!((again.get::<_, bool>(0), again.get::<_, bool>(1)), (true, false), "the oldest go first");
     database.setup.duplicate_window = Some(DuplicateWindow { messages_ms: 3_600_000, commands_ms: 1 });
     database.write_contract();
@@ -209,6 +210,35 @@ async fn what_is_older_than_the_duplicate_window_is_purged_by_the_calls_that_fol
     let left = count("saga_barrier").await;
     assert!(left < 10_000, "{left} of 14000");
     assert_eq!(count("inbox").await, received + 6_000);
+}
+
+#[tokio::test]
+async fn what_a_transaction_writes_carries_what_it_handles() {
+    let database = Database::ready().await;
+    let app = database.app().await;
+    let written = async |handles: &str| -> Option<Value> {
+        let insert = "insert into outbox (aggregate_type, aggregate_id, type, payload) values ('o', '1', 'T', '{}')";
+        app.batch_execute(&format!("begin; {handles}; {insert}; commit")).await.unwrap();
+        let latest = "select context from weft.outbox order by seq desc limit 1";
+        app.query_one(latest, &[]).await.unwrap().get(0)
+    };
+    let first = "select receive('c', '/shop/orders', '7', null, '00-ab-cd-01')";
+    let context = json!({"correlationid": "7", "causationid": "/shop/orders/7", "traceparent": "00-ab-cd-01"});
+    assert_eq!(written(first).await, Some(context));
+    assert_eq!(written("select 1").await, None, "a transaction's context ends with it");
+    let again = written("select receive('c', '/shop/orders', '7', 'x')").await;
+    assert_eq!(again, None, "an event that was received before is not what this transaction handles");
+    let correlated = json!({"correlationid": "5", "causationid": "/shop/orders/8"});
+    assert_eq!(written("select receive('c', '/shop/orders', '8', '5', '')").await, Some(correlated));
+    let command = json!({"correlationid": "saga", "causationid": "saga/reserve/do", "traceparent": "00-ab-cd-01"});
+    assert_eq!(written("select enter('saga', 'reserve', 'do', '00-ab-cd-01')").await, Some(command));
+    let undone = json!({"correlationid": "saga", "causationid": "saga/reserve/undo"});
+    assert_eq!(written("select enter('saga', 'reserve', 'undo')").await, Some(undone));
+    let error = app.execute(
+        "insert into outbox (aggregate_type, aggregate_id, type, payload, context) values ('o', '1', 'T', '{}', '{}')",
+        &[],
+    );
+    assert_eq!(error.await.unwrap_err().code().unwrap().code(), "42501", "the row's own headers are for the service");
 }
 
 #[tokio::test]

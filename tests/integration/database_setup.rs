@@ -85,7 +85,7 @@ async fn a_database_of_an_older_version_is_brought_up_to_date() {
         superuser.query_one("select version from weft.layout where part = 'service'", &[]).await.unwrap().get(0);
     assert_eq!(now, layout);
     assert_eq!((count(&superuser, "weft.inbox").await, count(&superuser, "weft.saga_barrier").await), (1, 1));
-    database.app().await.batch_execute("select receive('c', 'n'), enter('s', 'b', 'do')").await.unwrap();
+    database.app().await.batch_execute("select receive('c', 's', 'n'), enter('s', 'b', 'do')").await.unwrap();
 }
 
 #[tokio::test]
@@ -346,7 +346,7 @@ async fn the_app_can_use_what_migrations_make_and_nothing_more() {
          insert into reports.daily values (now(), 1);
          select setval('orders_id_seq', 7), lastval(); truncate orders;
          insert into outbox (aggregate_type, aggregate_id, type, payload) values ('order', '1', 'OrderCreated', '{}') returning id;
-         select receive('me', '1'); begin; select enter('s', 'a', 'do'), remember('s', 'a', 'do', '{}'), refuse('s', 'b', 'No', 'd'); commit;",
+         select receive('me', 's', '1'); begin; select enter('s', 'a', 'do'), remember('s', 'a', 'do', '{}'), refuse('s', 'b', 'No', 'd'); commit;",
     )
     .await
     .unwrap();

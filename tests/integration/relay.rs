@@ -21,6 +21,28 @@ fn url(setting: &Setting) -> String {
 }
 
 #[tokio::test]
+async fn an_event_carries_what_its_transaction_handled() {
+    for mode in MODES {
+        let setting = Setting::new(mode).await;
+        let _relay = setting.start_relay();
+        let app = setting.database.app().await;
+        let insert = "insert into weft.outbox (id, aggregate_type, aggregate_id, type, payload) values";
+        let receive = "select weft.receive('orders', '/shop/customers', '7', '5', '00-ab-cd-01')";
+        let event = |id: &str| format!("{insert} ('{id}', 'order', '1', 'OrderApproved', '{{}}')");
+        app.batch_execute(&format!("begin; {receive}; {}; commit; {}", event("a"), event("b"))).await.unwrap();
+        setting.drained().await;
+        let messages = setting.messages().await;
+        let carried = messages.iter().map(|message| {
+            let headers = message.headers.as_ref().unwrap();
+            ["ce-correlationid", "ce-causationid", "ce-traceparent"]
+                .map(|name| headers.get(name).map_or("", async_nats::HeaderValue::as_str))
+        });
+        let expected = [["5", "/shop/customers/7", "00-ab-cd-01"], ["b", "", ""]];
+        assert_eq!(carried.collect::<Vec<_>>(), expected, "{mode:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_row_becomes_a_cloud_event_in_both_modes() {
     for mode in MODES {
         let setting = Setting::new(mode).await;

@@ -103,7 +103,7 @@ async fn reserve(
     let update = "update customers set reserved = reserved + $2 where id = $1";
     transaction.execute(update, &[&customer_id, &amount]).await?;
     let payload = json!({"customerId": customer_id, "orderId": order_id, "amount": amount});
-    emit(&transaction, ("customer", &customer_id), "CreditReserved", payload, &command.trace).await?;
+    emit(&transaction, ("customer", &customer_id), "CreditReserved", payload).await?;
     command.finish(transaction, json!({"available": available - amount})).await
 }
 
@@ -125,7 +125,7 @@ async fn release(
     let update = "update customers set reserved = reserved - $2 where id = $1";
     transaction.execute(update, &[&customer_id, &amount]).await?;
     let payload = json!({"customerId": customer_id, "orderId": order_id, "amount": amount});
-    emit(&transaction, ("customer", &customer_id), "CreditReleased", payload, &command.trace).await?;
+    emit(&transaction, ("customer", &customer_id), "CreditReleased", payload).await?;
     command.finish(transaction, json!({"released": amount})).await
 }
 
@@ -146,8 +146,9 @@ async fn receive(
     }
     let mut client = pool.get().await?;
     let transaction = client.transaction().await?;
-    let message_id = format!("{source} {id}");
-    let new = transaction.query_one("select receive('customers', $1)", &[&message_id]).await?;
+    let correlation = attribute("ce-correlationid");
+    let receive = "select receive('customers', $1, $2, $3, $4)";
+    let new = transaction.query_one(receive, &[&source, &id, &correlation, &attribute("traceparent")]).await?;
     if new.try_get(0)? {
         let count = "update customers set approved_orders = approved_orders + 1 where id = $1";
         transaction.execute(count, &[&data.get("customerId").and_then(Value::as_str)]).await?;

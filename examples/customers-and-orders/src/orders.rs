@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio_postgres::Row;
 
 use crate::{
-    outbox::{self, emit},
+    outbox::emit,
     reply::{Reply, Unavailable},
     saga::{Begun, Command},
     server,
@@ -57,7 +57,7 @@ async fn place(
         Some(row) => {
             let id: &str = row.try_get(0)?;
             let payload = json!({"orderId": id, "customerId": customer_id, "total": total});
-            emit(&transaction, ("order", id), "OrderCreated", payload, &outbox::trace(&headers)).await?;
+            emit(&transaction, ("order", id), "OrderCreated", payload).await?;
             row
         }
         None => transaction.query_one("select id, state from orders where idempotency_key = $1", &[&key]).await?,
@@ -163,6 +163,6 @@ async fn decide(
         }
         None => ("OrderApproved", json!({"orderId": id, "customerId": customer_id, "total": total})),
     };
-    emit(&transaction, ("order", id), event_type, payload, &command.trace).await?;
+    emit(&transaction, ("order", id), event_type, payload).await?;
     command.finish(transaction, json!({"id": id, "state": state})).await
 }

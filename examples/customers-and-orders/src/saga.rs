@@ -22,10 +22,7 @@ use deadpool_postgres::{Client, Transaction};
 use serde_json::{Value, json};
 use tokio_postgres::Row;
 
-use crate::{
-    outbox,
-    reply::{Reply, Unavailable},
-};
+use crate::reply::{Reply, Unavailable};
 
 /// Which command this is, from the header `Idempotency-Key: SAGA-ID/STEP/do` (or `undo`, or `redo`: a do that was refused, and
 /// that a person asks for again).
@@ -34,8 +31,7 @@ pub struct Command {
     saga_id: String,
     step: String,
     op: String,
-    /// The headers that the command's events must contain.
-    pub trace: Value,
+    traceparent: Option<String>,
 }
 
 /// Whether a command is new.
@@ -50,8 +46,8 @@ pub enum Begun<'a> {
 impl Command {
     pub async fn begin<'a>(&self, client: &'a mut Client) -> Result<Begun<'a>, Unavailable> {
         let transaction = client.transaction().await?;
-        let enter = "select outcome, reply from enter($1, $2, $3)";
-        let row = transaction.query_one(enter, &[&self.saga_id, &self.step, &self.op]).await?;
+        let enter = "select outcome, reply from enter($1, $2, $3, $4)";
+        let row = transaction.query_one(enter, &[&self.saga_id, &self.step, &self.op, &self.traceparent]).await?;
         if row.try_get::<_, &str>(0)? == "do it" {
             return Ok(Begun::New(transaction));
         }
@@ -94,13 +90,14 @@ impl<S: Sync> FromRequestParts<S> for Command {
     type Rejection = Reply;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Reply> {
-        let key = parts.headers.get("idempotency-key").and_then(|key| key.to_str().ok()).unwrap_or_default();
+        let header = |name| parts.headers.get(name).and_then(|value| value.to_str().ok());
+        let key = header("idempotency-key").unwrap_or_default();
         match key.split('/').collect::<Vec<_>>()[..] {
             [saga_id, step, op @ ("do" | "undo" | "redo")] if !saga_id.is_empty() && !step.is_empty() => Ok(Self {
                 saga_id: saga_id.to_owned(),
                 step: step.to_owned(),
                 op: op.to_owned(),
-                trace: outbox::trace(&parts.headers),
+                traceparent: header("traceparent").map(str::to_owned),
             }),
             _ => {
                 let detail = "a command needs the header Idempotency-Key: SAGA-ID/STEP/do, …/undo or …/redo";

@@ -17,6 +17,9 @@ create table weft.outbox (
     content_type   text,
     headers        jsonb not null default '{}',
     created_at     timestamptz not null default now(),
+    -- what the transaction handles: {"correlationid", "causationid", "traceparent"}, as `weft.receive` or `weft.enter` has set
+    -- it. Attributes of the event, unless the headers give others. Null: it handles neither an event nor a command
+    context        jsonb default nullif(current_setting('weft.context', true), '')::jsonb,
     -- order within a transaction, and the transaction: what a relay goes by, so the app may not set them
     seq            bigint generated always as identity primary key,
     txid           xid8 not null default pg_current_xact_id(),
@@ -82,8 +85,8 @@ create table weft.relay_dead (
 create index relay_dead_died on weft.relay_dead (died_at, seq);
 grant select, insert, delete on weft.relay_dead to {relay};
 -- a dead letter that is retried is a new row
-grant insert (id, aggregate_type, aggregate_id, type, payload, body, content_type, headers, created_at) on weft.outbox
-    to {relay};
+grant insert (id, aggregate_type, aggregate_id, type, payload, body, content_type, headers, created_at, context)
+    on weft.outbox to {relay};
 
 -- Published events, for as long as `spec.retention.after` of the OutboxRelay says. Eight tables take turns; the relay writes to the one
 -- whose turn it is, and empties the oldest as a whole.
@@ -242,6 +245,18 @@ begin
 end
 $$;
 
+-- ------------------------------------------------------------------------------------------------------------ context
+-- What the transaction handles, for the events that it writes: a setting that ends with the transaction.
+create function weft.set_context(correlationid text, causationid text, traceparent text) returns void
+    language sql
+    set search_path = pg_catalog, pg_temp
+as $$
+    select set_config('weft.context', jsonb_strip_nulls(jsonb_build_object(
+        'correlationid', nullif(correlationid, ''),
+        'causationid', causationid,
+        'traceparent', nullif(traceparent, '')))::text, true)
+$$;
+
 -- ------------------------------------------------------------------------------------------------- idempotent consumer
 create table weft.inbox (
     consumer    text not null,
@@ -251,22 +266,71 @@ create table weft.inbox (
 );
 create index inbox_received_at on weft.inbox (received_at);
 
--- Called by a handler in its own transaction. False: this consumer has had the message already, do nothing.
--- While another transaction handles the same message, it waits for that one to end.
-create function weft.receive(consumer text, message_id text) returns boolean
+-- Called by a handler in its own transaction, with the attributes of a CloudEvent. False: this consumer has had the event
+-- already, do nothing. While another transaction handles the same event, it waits for that one to end.
+--
+-- Events that the transaction writes from here on have the same correlationid (the id of an event that has none), are caused
+-- by this one (causationid SOURCE/ID), and belong to its trace.
+create function weft.receive(
+    consumer text, source text, id text, correlationid text default null, traceparent text default null
+) returns boolean
     language plpgsql
     security definer
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    insert into weft.inbox (consumer, message_id) values (receive.consumer, receive.message_id) on conflict do nothing;
+    -- a source is a URI reference: it has no blank
+    insert into weft.inbox (consumer, message_id) values (receive.consumer, receive.source || ' ' || receive.id)
+    on conflict do nothing;
     if not found then
         return false;
     end if;
+    perform weft.set_context(coalesce(nullif(receive.correlationid, ''), receive.id),
+        receive.source || '/' || receive.id, receive.traceparent);
     perform weft.purge('messages');
     return true;
 end
 $$;
+
+-- --------------------------------------------------------------------------------------------------- events of others
+-- Written by `weft inbox`, as the app. How far each subscription is in its stream: everything before `next` is handled or held.
+create table weft.inbox_position (
+    subscription   text primary key,
+    stream         text not null,
+    -- when the stream was made: one that is made again counts from 1 again
+    stream_created text not null,
+    next           bigint not null,
+    consumed       bigint not null default 0,
+    updated_at     timestamptz not null default now()
+);
+
+-- Events that the service does not handle, those that wait behind one of their aggregate, and dead letters.
+create table weft.inbox_held (
+    -- order in which they are to be delivered
+    place          bigint generated always as identity primary key,
+    subscription   text not null,
+    -- hash of what the events are in order by
+    key            bigint not null,
+    stream_created text not null,
+    sequence       bigint not null,
+    -- {"attributes", "contentType"} of the CloudEvent; of a message that is none whatever it has
+    event          jsonb not null,
+    data           bytea not null,
+    stored_at      timestamptz not null,
+    attempts       integer not null default 0,
+    held_at        timestamptz not null default now(),
+    -- of the first one of its key: when it is delivered again
+    retry_at       timestamptz,
+    -- why it was not handled
+    cause          text,
+    -- of a dead letter
+    died_at        timestamptz,
+    unique (subscription, stream_created, sequence)
+);
+create index inbox_held_key on weft.inbox_held (subscription, key, place) where died_at is null;
+create index inbox_held_retry on weft.inbox_held (subscription, retry_at) where died_at is null and retry_at is not null;
+create index inbox_held_died on weft.inbox_held (subscription, died_at) where died_at is not null;
+grant select, insert, update, delete on weft.inbox_position, weft.inbox_held to {app};
 
 -- -------------------------------------------------------------------------------------------------------- saga barrier
 create table weft.saga_barrier (
@@ -285,7 +349,7 @@ create index saga_barrier_entered_at on weft.saga_barrier (entered_at);
 
 -- Called by a command's handler in its own transaction, with the parts of the header `Idempotency-Key: SAGA/STEP/OP`.
 -- Answers what the handler has to do; it commits in every case, since the answer may have left a row that keeps a late do
--- out.
+-- out. Events that the transaction writes from here on have the saga's id as correlationid and the header as causationid.
 --
 --   do it           do (or undo) it now
 --   done before     answer with `reply`, which `weft.remember` kept
@@ -298,7 +362,9 @@ create index saga_barrier_entered_at on weft.saga_barrier (entered_at);
 -- The barrier of DTM (https://en.dtm.pub/practice/barrier.html): an undo first inserts the row of its do. If it can, the do
 -- never happened, and from then on it can't. The unique index makes an undo wait for a do whose transaction is still open,
 -- and the other way round.
-create function weft.enter(saga_id text, step text, op text, out outcome text, out reply jsonb)
+create function weft.enter(
+    saga_id text, step text, op text, traceparent text default null, out outcome text, out reply jsonb
+)
     language plpgsql
     security definer
     set search_path = pg_catalog, pg_temp
@@ -306,6 +372,7 @@ as $$
 declare
     of_do text;
 begin
+    perform weft.set_context(enter.saga_id, concat_ws('/', enter.saga_id, enter.step, enter.op), enter.traceparent);
     if enter.op = 'undo' then
         insert into weft.saga_barrier (saga_id, step, op, result, reply)
         values (enter.saga_id, enter.step, 'do', 'undone',
@@ -386,8 +453,8 @@ $$;
 
 revoke execute on all functions in schema weft from public;
 grant execute on function
-    weft.receive(text, text),
-    weft.enter(text, text, text),
+    weft.receive(text, text, text, text, text),
+    weft.enter(text, text, text, text),
     weft.remember(text, text, text, jsonb),
     weft.refuse(text, text, text, text)
 to {app};

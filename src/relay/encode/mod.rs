@@ -146,6 +146,7 @@ mod tests {
             content_type: CONTENT_TYPE_JSON.into(),
             payload: Bytes::from_static(b"{\"n\": 1}"),
             headers: Bytes::from_static(headers.as_bytes()),
+            context: Bytes::new(),
             created_at: Some(1_700_000_000_000_000),
             position: Position { lsn: 0x016b_3748, index: 2 },
         };

@@ -365,6 +365,7 @@ mod tests {
             content_type: "application/json".into(),
             payload: bytes::Bytes::from_static(b"{}"),
             headers: bytes::Bytes::from_static(br#"{"traceparent": "00-ab"}"#),
+            context: bytes::Bytes::new(),
             created_at: Some(1_700_000_000_123_456),
             position: Position::default(),
         };

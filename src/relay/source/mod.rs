@@ -13,10 +13,7 @@ pub mod postgres;
 
 use std::time::Duration;
 
-use tokio::{
-    sync::{mpsc, watch},
-    time::timeout,
-};
+use tokio::sync::{mpsc, watch};
 
 use self::postgres::snapshot::Snapshot;
 use crate::{
@@ -25,6 +22,7 @@ use crate::{
     postgres::{
         self as server,
         replication::{Lsn, ReplicationError},
+        session::{self, SessionError},
     },
 };
 
@@ -153,6 +151,17 @@ pub enum SourceError {
     Ended,
 }
 
+impl From<SessionError> for SourceError {
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::Login(error) => Self::Login(error),
+            SessionError::Query { action, source } => Self::Query { action, source },
+            SessionError::Timeout(seconds) => Self::Timeout(seconds),
+            SessionError::Lost => Self::Ended,
+        }
+    }
+}
+
 impl SourceError {
     /// How the database failed: it refused, is silent, or there is no connection.
     pub(crate) fn failure(&self) -> Failure {
@@ -214,6 +223,5 @@ pub(crate) async fn within<T>(
     action: &'static str,
     query: impl Future<Output = Result<T, tokio_postgres::Error>>,
 ) -> Result<T, SourceError> {
-    let answer = timeout(deadline, query).await.map_err(|_elapsed| SourceError::Timeout(deadline.as_secs()))?;
-    answer.map_err(SourceError::query(action))
+    Ok(session::within(deadline, action, query).await?)
 }

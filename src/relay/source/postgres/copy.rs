@@ -6,10 +6,13 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Client;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{DEADLINE, ledger, outbox::Outbox, session::Session, slot::Slot, snapshot::Snapshot, windows::Windows};
+use super::{DEADLINE, ledger, outbox::Outbox, slot::Slot, snapshot::Snapshot, windows::Windows};
 use crate::{
     contract::{problem::ProblemReason, relay::Relay},
-    postgres::replication::{Lsn, Replication},
+    postgres::{
+        replication::{Lsn, Replication},
+        session::Session,
+    },
     relay::{
         problem::RelayProblem,
         reporter::Reporter,

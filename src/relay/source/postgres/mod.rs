@@ -20,7 +20,6 @@ mod poll;
 mod published;
 pub(crate) mod recorder;
 mod row;
-pub(crate) mod session;
 pub(crate) mod slot;
 pub mod snapshot;
 mod table;
@@ -33,8 +32,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_postgres::Client;
 
 use self::{
-    copy::Copy, ledger::Ledger, outbox::Outbox, poll::Sleep, session::Session, slot::Slot, table::Reader, tail::Tailer,
-    windows::Windows,
+    copy::Copy, ledger::Ledger, outbox::Outbox, poll::Sleep, slot::Slot, table::Reader, tail::Tailer, windows::Windows,
 };
 use super::{Batch, Mark, SourceError, stopped};
 use crate::{
@@ -42,7 +40,7 @@ use crate::{
         problem::ProblemReason,
         relay::{Mode, Relay},
     },
-    postgres::replication::Replication,
+    postgres::{replication::Replication, session::Session},
     relay::{problem::RelayProblem, reporter::Reporter},
 };
 

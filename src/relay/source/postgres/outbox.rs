@@ -3,7 +3,7 @@
 use crate::{
     contract::{DatabaseLogin, Server},
     domain::names,
-    postgres::login::{Address, LoginError},
+    postgres::login::{Address, LoginError, schema},
 };
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,13 +25,4 @@ impl Outbox {
         };
         Ok(Self { schema, publication, slot })
     }
-}
-
-/// The option of a connection by which its statements are about the tables of this outbox.
-pub(crate) fn search_path(login: &DatabaseLogin) -> String {
-    format!("-c search_path={}", schema(login))
-}
-
-fn schema(login: &DatabaseLogin) -> &str {
-    login.schema.as_deref().unwrap_or(names::SCHEMA)
 }

@@ -16,9 +16,10 @@ use tokio::{
 };
 use tokio_postgres::Client;
 
-use super::{DEADLINE, session::Session, windows::Windows};
+use super::{DEADLINE, windows::Windows};
 use crate::{
     domain::names,
+    postgres::session::Session,
     relay::source::{SourceError, within},
 };
 

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Columns of the event with their type OIDs, in the order of [`SELECT_COLUMNS`].
-const COLUMNS: [(&str, u32); 10] = [
+const COLUMNS: [(&str, u32); 11] = [
     ("id", TEXT),
     ("aggregate_type", TEXT),
     ("aggregate_id", TEXT),
@@ -25,6 +25,7 @@ const COLUMNS: [(&str, u32); 10] = [
     ("body", 17),
     ("content_type", TEXT),
     ("headers", JSONB),
+    ("context", JSONB),
     ("created_at", 1184),
     ("seq", 20),
 ];
@@ -34,7 +35,7 @@ const JSONB: u32 = 3802;
 const JSONB_VERSION: u8 = 1;
 pub(crate) const COLUMN_COUNT: usize = COLUMNS.len();
 pub(crate) const SELECT_COLUMNS: &str =
-    "id, aggregate_type, aggregate_id, type, payload, body, content_type, headers, created_at, seq";
+    "id, aggregate_type, aggregate_id, type, payload, body, content_type, headers, context, created_at, seq";
 
 /// Of each of [`COLUMNS`] the binary form, or null.
 type Values<T> = [Option<T>; COLUMNS.len()];
@@ -94,7 +95,8 @@ fn owned(values: Values<&[u8]>) -> Values<Bytes> {
 
 /// The event of a row whose [`COLUMNS`] have these values, and its `seq`, of which `position` makes the event's.
 fn event_of(values: Values<Bytes>, position: impl FnOnce(i64) -> Position) -> Result<(Event, i64), SourceError> {
-    let [id, aggregate_type, aggregate_id, kind, payload, body, content_type, headers, created_at, seq] = values;
+    let [id, aggregate_type, aggregate_id, kind, payload, body, content_type, headers, context, created_at, seq] =
+        values;
     let (payload, default_type) = match (payload, body) {
         (Some(payload), None) => (json(payload)?, CONTENT_TYPE_JSON),
         (None, Some(body)) => (body, CONTENT_TYPE_BYTES),
@@ -109,6 +111,7 @@ fn event_of(values: Values<Bytes>, position: impl FnOnce(i64) -> Position) -> Re
         content_type: content_type.map_or(Ok(default_type.into()), text)?,
         payload,
         headers: json(present(headers)?)?,
+        context: context.map_or(Ok(Bytes::new()), json)?,
         created_at: Some(number(present(created_at)?)?.saturating_add(POSTGRES_EPOCH)),
         position: position(seq),
     };
@@ -193,7 +196,7 @@ mod tests {
 
     /// What the log says when a row with these values is inserted.
     fn insert(values: &Values<&[u8]>) -> Bytes {
-        let mut message = BytesMut::from(&b"I\0\0\0\x01N\0\x0a"[..]);
+        let mut message = BytesMut::from(&b"I\0\0\0\x01N\0\x0b"[..]);
         for value in values {
             let Some(value) = value else {
                 message.put_u8(b'n');
@@ -223,7 +226,8 @@ mod tests {
     fn row<'a>(payload: Option<&'a [u8]>, body: Option<&'a [u8]>, content_type: Option<&'a [u8]>) -> Values<&'a [u8]> {
         let [id, aggregate_type, aggregate_id, kind] = [b"a b".as_slice(), b"order", b"42", b"Changed"].map(Some);
         let [headers, created_at, seq] = [b"\x01{}".as_slice(), &[0; 8], &[0; 8]].map(Some);
-        [id, aggregate_type, aggregate_id, kind, payload, body, content_type, headers, created_at, seq]
+        let context = None;
+        [id, aggregate_type, aggregate_id, kind, payload, body, content_type, headers, context, created_at, seq]
     }
 
     #[test]

@@ -9,7 +9,6 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{
     DEADLINE,
-    outbox::search_path,
     row::{self, SELECT_COLUMNS},
     snapshot::Snapshot,
 };
@@ -62,7 +61,7 @@ pub(super) struct Newest {
 impl Reader {
     /// Connects; the connection's task ends when the client is dropped.
     pub(crate) async fn new(login: &DatabaseLogin, application: &str) -> Result<Self, SourceError> {
-        let options = format!("{} {}", login::UNLIMITED, search_path(login));
+        let options = format!("{} {}", login::UNLIMITED, login::search_path(login));
         let mut login = login::prepare(login, application).await?;
         login.config.options(options);
         let (client, connection) = login.open().await?;
