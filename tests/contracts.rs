@@ -208,6 +208,12 @@ fn the_status_documents_of_the_data_plane() {
         compensated: 2,
         stuck: 1,
         stuck_instances: vec![stuck],
+        findings: vec![FindingCount {
+            finding: "undeclared".into(),
+            event: Kind::new("customers", "CreditChecked"),
+            cause: Some(Kind::new("orders", "OrderCreated")),
+            count: 4,
+        }],
     };
     let orchestrator = OrchestratorStatus {
         orchestrator: "default".into(),

@@ -1,4 +1,5 @@
-//! The saga orchestrator: engine, log in PostgreSQL, HTTP transport, API, starts by event, and the commands for people.
+//! The saga orchestrator: engine, log in PostgreSQL, HTTP transport, API, starts by event, the tracker of choreographed sagas, and
+//! the commands for people.
 //!
 //! ```text
 //!   POST /sagas/x, events ─► engine (memory, by partition) ─► queue ─► writer ── one commit per group ──► PostgreSQL
@@ -29,6 +30,7 @@ mod reader;
 mod session;
 mod shard;
 mod starts;
+mod tracker;
 mod transport;
 pub mod view;
 mod writer;

@@ -179,6 +179,7 @@ fn contract(
         sagas,
         draining: draining.map(|member| member.saga.name_any()).collect(),
         starts,
+        choreographies: Vec::new(),
     }
 }
 
