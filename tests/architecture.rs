@@ -22,7 +22,7 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("postgres", with_everyday(&["contract", "domain"])),
         ("database", with_everyday(&["contract", "domain", "postgres"])),
         ("relay", with_everyday(&["contract", "domain", "nats", "output", "postgres", "secret"])),
-        ("saga", with_everyday(&["contract", "domain", "nats", "output", "postgres"])),
+        ("saga", with_everyday(&["contract", "domain", "nats", "output", "postgres", "secret"])),
         ("controllers", with_everyday(&["api", "contract", "crds", "domain", "nats", "secret"])),
         ("crds", vec!["api", "output"]),
         ("admin", vec!["metrics", "shutdown"]),

@@ -113,14 +113,18 @@ pub struct StartReport {
     pub dead: u64,
 }
 
+/// The `operation` of a stuck instance of a choreographed saga.
+pub const REACT: &str = "react";
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StuckInstance {
     pub id: String,
+    /// The step, or the service that owes the next event.
     pub step: String,
-    /// `do` or `undo`.
+    /// `do`, `undo` or [`REACT`].
     pub operation: String,
-    /// The error of the last attempt.
+    /// The error of the last attempt, or who owes what to which event.
     pub message: String,
     pub since: Timestamp,
 }

@@ -50,20 +50,23 @@ pub struct Args {
 enum Command {
     /// Run the orchestrator: the engine and its HTTP API (the operator starts it)
     Run(orchestrator::RunArgs),
+    /// Read the events of a running system, and print the choreographed sagas that they show
+    Discover(tracker::DiscoverArgs),
     #[command(flatten)]
     Cli(cli::Command),
 }
 
 impl Args {
-    /// A command for people, which asks a running orchestrator; the others are the orchestrator.
+    /// A command for people, which asks a running orchestrator or the broker; the others are the orchestrator.
     pub fn is_for_people(&self) -> bool {
-        matches!(self.command, Command::Cli(_))
+        matches!(self.command, Command::Cli(_) | Command::Discover(_))
     }
 }
 
 pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     match args.command {
         Command::Cli(command) => cli::run(command).await,
+        Command::Discover(args) => tracker::discover(args).await,
         Command::Run(args) => Box::pin(orchestrator::run(args, shutdown)).await,
     }
 }

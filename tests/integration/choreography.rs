@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde_json::{Value, json};
 use weft::{
+    api::v1alpha1::Saga,
     contract::{
         orchestrator::{Choreography, Source},
         relay::NatsSink,
@@ -190,6 +191,11 @@ async fn an_instance_is_seen_from_its_start_to_its_end() {
     assert!(
         orchestrator.metrics().await.contains("weft_saga_findings{saga=\"create-order\",finding=\"undeclared\"} 1")
     );
+    let discovered = orchestrator.cli(&["discover", "--nats-url", &nats.url(), "--namespace", "shop"]).await;
+    let text = String::from_utf8(discovered.stdout).unwrap();
+    let manifest: Saga = serde_yaml::from_str(&text).unwrap();
+    assert_eq!(manifest.spec.reactions[0].emits, ["CreditChecked", "CreditLimitExceeded"], "{text}");
+    assert!(text.contains("startOn: {service: orders, event: OrderCreated}   # 1 times"), "{text}");
     assert_eq!(orchestrator.get(&format!("/sagas/{SAGA}/nothing")).await.0, 400);
     let (status, refusal) = orchestrator.start_saga(SAGA, &json!({}), "", None).await;
     assert_eq!((status, refusal["title"].as_str()), (409, Some("NotStartable")));

@@ -25,7 +25,11 @@ use super::{
     store::{Batch, Store, StoreError},
 };
 use crate::{
-    contract::{DatabaseLogin, orchestrator::Choreography, status::StuckInstance},
+    contract::{
+        DatabaseLogin,
+        orchestrator::Choreography,
+        status::{REACT, StuckInstance},
+    },
     domain::choreography::{
         assessment::{Graph, assess},
         instance::Seen,
@@ -302,7 +306,7 @@ fn stuck_instance(row: &Row, graph: &Graph) -> StuckInstance {
     StuckInstance {
         id: row.id.to_string(),
         step: first.map(|reaction| reaction.service.clone()).unwrap_or_default(),
-        operation: "react".to_owned(),
+        operation: REACT.to_owned(),
         message: row.owes(graph, &assessment).into_iter().next().unwrap_or_default(),
         since: row.stuck_since.unwrap_or_default(),
     }

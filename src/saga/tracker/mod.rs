@@ -11,7 +11,7 @@
 mod committer;
 mod consumer;
 mod counts;
-pub(super) mod discover;
+mod discover;
 mod row;
 mod store;
 mod view;
@@ -26,13 +26,16 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub(super) use self::store::StoreError;
 use self::{
     committer::{BATCH, Committer, Item, Skip},
     consumer::Consumer,
     counts::Counts,
     row::Row,
     store::{Filter, Store},
+};
+pub(super) use self::{
+    discover::{DiscoverArgs, run as discover},
+    store::StoreError,
 };
 use super::{
     engine::Engine,
