@@ -63,6 +63,7 @@ pub mod operator {
 pub mod saga {
     pub const SAGA: &str = "saga";
     pub const OUTCOME: &str = "outcome";
+    pub const FINDING: &str = "finding";
 
     pub const SAGA_STARTED: &str = "weft_saga_started";
     pub const SAGA_ENDED: &str = "weft_saga_ended";
@@ -70,6 +71,8 @@ pub mod saga {
     pub const SAGA_COMPENSATING: &str = "weft_saga_compensating";
     pub const SAGA_STUCK: &str = "weft_saga_stuck";
     pub const SAGA_DEAD_STARTS: &str = "weft_saga_dead_starts";
+    /// Gauge by `saga` and `finding` (`undeclared`, `repeated`, `late`).
+    pub const SAGA_FINDINGS: &str = "weft_saga_findings";
     /// Registered with the unit, which appends `_seconds`.
     pub const SAGA_STEP_DURATION: &str = "weft_saga_step_duration";
     pub const SAGA_COMMIT_DURATION: &str = "weft_saga_commit_duration";

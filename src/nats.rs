@@ -178,6 +178,11 @@ impl Connection {
         &self.address
     }
 
+    /// When the server's last byte is known to have been received.
+    pub fn received_at(&self) -> Timestamp {
+        self.received_at
+    }
+
     /// Resolves when the connection is lost. Dropping the future loses nothing.
     pub async fn lost(&mut self) -> Outage {
         loop {

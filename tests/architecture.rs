@@ -23,7 +23,7 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("database", with_everyday(&["contract", "domain", "postgres"])),
         ("relay", with_everyday(&["contract", "domain", "nats", "output", "postgres", "secret"])),
         ("inbox", with_everyday(&["contract", "domain", "nats", "output", "postgres"])),
-        ("saga", with_everyday(&["contract", "domain", "nats", "output", "postgres"])),
+        ("saga", with_everyday(&["contract", "domain", "nats", "output", "postgres", "secret"])),
         ("controllers", with_everyday(&["api", "contract", "crds", "domain", "nats", "secret"])),
         ("crds", vec!["api", "output"]),
         ("admin", vec!["metrics", "shutdown"]),

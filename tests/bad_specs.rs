@@ -128,8 +128,7 @@ fn judged(object: &Value, others: &Others) -> (String, String) {
         }
         Some("Saga") => {
             let object: Saga = parsed(object);
-            let start = object.spec.start_on.as_ref().map(|start| others.relays_of(&start.service));
-            let (services, relays) = (others.services.clone(), start.unwrap_or_default());
+            let (services, relays) = (others.services.clone(), others.relays.clone());
             let observed = saga::Observed { services, relays, ..saga::Observed::default() };
             let planned = saga::Controller::plan(&object, &observed, &settings);
             saga::Controller::status(&object, &observed, &planned, &applied, now).conditions

@@ -28,7 +28,7 @@ use weft::{
         outbox::Outbox,
         problem::{Problem, ProblemReason},
         relay::{KafkaSink, Mechanism, Relay, Sink},
-        status::{OrchestratorStatus, RelayStatus, SagaCounts, StuckInstance},
+        status::{FindingCount, OrchestratorStatus, RelayStatus, SagaCounts, StuckInstance},
     },
     controllers::{
         kinds::{microservice, outbox_relay, saga},
@@ -40,6 +40,7 @@ use weft::{
         },
         runtime::driver::Kind,
     },
+    domain::choreography::definition,
 };
 
 fn at(path: &str) -> PathBuf {
@@ -194,6 +195,39 @@ fn an_orchestrator_and_the_set_up_of_its_database() {
 }
 
 #[test]
+fn an_orchestrator_that_watches_a_choreography() {
+    let file = "create-order.yaml";
+    let mut saga: Saga = sample_of("choreography", file, "Saga");
+    saga.metadata.creation_timestamp = Some(Time("2026-11-22T09:00:00Z".parse().unwrap()));
+    let text = std::fs::read_to_string(at("config/samples/choreography").join(file)).unwrap();
+    let documents = serde_yaml::Deserializer::from_str(&text).map(|one| serde_json::Value::deserialize(one).unwrap());
+    let mut observed = saga::Observed::default();
+    for document in documents {
+        match document["kind"].as_str().unwrap() {
+            "Microservice" => {
+                let service: Microservice = serde_json::from_value(document).unwrap();
+                observed.services.insert(service.name_any(), Arc::new(service));
+            }
+            "OutboxRelay" => observed.relays.push(Arc::new(serde_json::from_value(document).unwrap())),
+            _ => {}
+        }
+    }
+    let defined = saga::Controller::plan(&saga, &observed, &settings()).unwrap();
+    let orchestrator = saga::Orchestrator {
+        namespace: "shop".into(),
+        name: "default".into(),
+        members: vec![saga::Member { saga: Arc::new(saga), defined: Some(defined) }],
+        unreadable: Vec::new(),
+        kept: Vec::new(),
+    };
+    let plan = saga::OrchestratorController::plan(&orchestrator, &saga::OrchestratorObserved::default(), &settings());
+    let contract: Orchestrator =
+        pinned("orchestrator-choreography.yaml", &file_of(&plan.unwrap(), "default-orchestrator"));
+    let definition = &contract.choreographies[0].definition;
+    assert_eq!(definition.clone().seal(), *definition, "a version is of the content");
+}
+
+#[test]
 fn the_status_documents_of_the_data_plane() {
     let since = "2026-01-02T03:04:05Z".parse().unwrap();
     let problem = Problem::new(ProblemReason::BrokerUnreachable, "NATS at n:4222 has not answered since 12:04:05 UTC");
@@ -230,6 +264,12 @@ fn the_status_documents_of_the_data_plane() {
         compensated: 2,
         stuck: 1,
         stuck_instances: vec![stuck],
+        findings: vec![FindingCount {
+            finding: "undeclared".into(),
+            event: definition::Kind::new("customers", "CreditChecked"),
+            cause: Some(definition::Kind::new("orders", "OrderCreated")),
+            count: 4,
+        }],
     };
     let orchestrator = OrchestratorStatus {
         orchestrator: "default".into(),

@@ -127,6 +127,9 @@ fn every_reference_leads_somewhere() {
             if let Some(start) = &saga.spec.start_on {
                 assert!(sample.relays.iter().any(|relay| relay.spec.microservice == start.service));
             }
+            for reaction in &saga.spec.reactions {
+                assert!(sample.relays.iter().any(|relay| relay.spec.microservice == reaction.service));
+            }
             for step in &saga.spec.steps {
                 let SagaCommand { service, command, .. } = &step.action;
                 sample.assert_command(service, command);
@@ -171,12 +174,8 @@ fn the_operator_accepts_them() {
         }
         for saga in &sample.sagas {
             saga.validate_cel().unwrap();
-            let start = saga.spec.start_on.as_ref().map(|start| relays_of(&start.service));
-            let observed = saga::Observed {
-                services: services.clone(),
-                relays: start.unwrap_or_default(),
-                ..saga::Observed::default()
-            };
+            let relays = sample.relays.iter().cloned().map(Arc::new).collect();
+            let observed = saga::Observed { services: services.clone(), relays, ..saga::Observed::default() };
             // the lint is part of it
             saga::Controller::plan(saga, &observed, &settings).unwrap();
         }

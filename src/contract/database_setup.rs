@@ -73,7 +73,8 @@ impl Purpose {
     /// one: a data plane of this program needs it.
     pub fn layout(self) -> usize {
         match self {
-            Self::Service | Self::Orchestrator => 2,
+            Self::Service => 2,
+            Self::Orchestrator => 3,
         }
     }
 }

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{Contract, DatabaseLogin, relay::NatsSink};
-use crate::domain::saga::definition::Definition;
+use crate::domain::{choreography, saga::definition::Definition};
 
 /// Environment variable with the container's memory limit in bytes.
 pub const MEMORY_LIMIT: &str = "WEFT_MEMORY_LIMIT";
@@ -28,6 +28,29 @@ pub struct Orchestrator {
     /// Events that start sagas; sorted by saga.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub starts: Vec<Start>,
+    /// Sagas that are watched; sorted by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub choreographies: Vec<Choreography>,
+}
+
+/// A saga whose services react to each other's events by themselves. The orchestrator reads the events, and sends nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Choreography {
+    pub definition: choreography::definition::Definition,
+    /// As of a [`Start`]: events that the broker stored before the Saga was created are not read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    /// Where each of its services publishes its events; sorted by service.
+    pub sources: Vec<Source>,
+}
+
+/// Where the relay of a service publishes its events.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Source {
+    pub service: String,
+    pub from: NatsSink,
 }
 
 /// A week.

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::problem::Problem;
+use crate::domain::choreography::definition::Kind;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -107,6 +108,22 @@ pub struct SagaCounts {
     /// The oldest ten stuck instances.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stuck_instances: Vec<StuckInstance>,
+    /// Of a choreographed saga: what was seen that its definition does not say, the most frequent first, at most ten.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<FindingCount>,
+}
+
+/// How often something was seen that a choreography does not declare.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FindingCount {
+    /// `undeclared`, `repeated` or `late`.
+    pub finding: String,
+    pub event: Kind,
+    /// The event that it reacted to, if it names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<Kind>,
+    pub count: u64,
 }
 
 /// What is known of the event that starts a saga.
@@ -124,14 +141,18 @@ pub struct StartReport {
     pub dead: u64,
 }
 
+/// The `operation` of a stuck instance of a choreographed saga.
+pub const REACT: &str = "react";
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StuckInstance {
     pub id: String,
+    /// The step, or the service that owes the next event.
     pub step: String,
-    /// `do` or `undo`.
+    /// `do`, `undo` or [`REACT`].
     pub operation: String,
-    /// The error of the last attempt.
+    /// The error of the last attempt, or who owes what to which event.
     pub message: String,
     pub since: Timestamp,
 }

@@ -15,6 +15,7 @@ type Part = (&'static str, &'static [&'static str]);
 const BASE: Part = ("base", &[include_str!("sql/base.sql")]);
 const SERVICE: Part = ("service", &[include_str!("sql/service.sql")]);
 const ORCHESTRATOR: Part = ("orchestrator", &[include_str!("sql/orchestrator.sql")]);
+const CHOREOGRAPHY: Part = ("choreography", &[include_str!("sql/choreography.sql")]);
 
 /// Which version of each part is here. Changes nothing when it exists.
 const LAYOUT: &str = "
@@ -25,10 +26,10 @@ const LAYOUT: &str = "
         applied_at timestamptz not null default now()
     );";
 
-fn parts(purpose: Purpose) -> [Part; 2] {
+fn parts(purpose: Purpose) -> &'static [Part] {
     match purpose {
-        Purpose::Service => [BASE, SERVICE],
-        Purpose::Orchestrator => [BASE, ORCHESTRATOR],
+        Purpose::Service => &[BASE, SERVICE],
+        Purpose::Orchestrator => &[BASE, ORCHESTRATOR, CHOREOGRAPHY],
     }
 }
 
@@ -43,13 +44,13 @@ pub async fn bring_up_to_date(
     transaction.batch_execute(&begin).await?;
     for (part, files) in parts(purpose) {
         let version = roles.fill("select version from weft.layout where part = $1");
-        let row = transaction.query_opt(&version, &[&part]).await?;
+        let row = transaction.query_opt(&version, &[part]).await?;
         let found = row.map_or(Ok(0), |row| row.try_get::<_, i32>(0))?;
-        for (version, sql) in (1_i32..).zip(files).skip_while(|&(version, _)| version <= found) {
+        for (version, sql) in (1_i32..).zip(*files).skip_while(|&(version, _)| version <= found) {
             transaction.batch_execute(&roles.fill(sql)).await?;
             let record = "insert into weft.layout (part, version) values ($1, $2)
                 on conflict (part) do update set version = excluded.version, applied_at = excluded.applied_at";
-            transaction.execute(&roles.fill(record), &[&part, &version]).await?;
+            transaction.execute(&roles.fill(record), &[part, &version]).await?;
             tracing::info!(part, version, "Weft's tables are up to date");
         }
     }

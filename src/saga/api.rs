@@ -18,6 +18,7 @@ use super::{
     key::Key,
     log::Recorded,
     reader::{Listed, ReadError, Reader},
+    tracker::{self, SkipError, Tracker},
     view::{Detail, ReplayError, View},
 };
 use crate::domain::saga::{
@@ -42,6 +43,7 @@ const OPENAPI: &str = include_str!("openapi.json");
 pub(super) struct Api {
     pub engine: Arc<Engine>,
     pub reader: Arc<Reader>,
+    pub tracker: Arc<Tracker>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +54,14 @@ enum ApiError {
     Read(#[from] ReadError),
     #[error("instance {id}: {why}")]
     Replay { id: Uuid, why: ReplayError },
+    #[error("the database does not answer; try again")]
+    Watched(#[from] tracker::StoreError),
+    #[error("saga `{0}` is choreographed: Weft watches its services and starts nothing; its first event does")]
+    NotStartable(String),
+    #[error(
+        "instance `{0}` of a choreographed saga is only watched: repair the service that owes the next event, or `skip` what is owed"
+    )]
+    OnlyWatched(Uuid),
     #[error("{0}")]
     Invalid(String),
     #[error("there is no verb `{0}`; there are retry, skip, cancel, pause and resume")]
@@ -84,7 +94,9 @@ impl ApiError {
             Self::Engine(EngineError::Full(_)) => (StatusCode::TOO_MANY_REQUESTS, "Full"),
             Self::Read(error) if error.is_permanent() => (StatusCode::INTERNAL_SERVER_ERROR, "Unreadable"),
             Self::Replay { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "Unreadable"),
-            Self::Read(_) => (StatusCode::SERVICE_UNAVAILABLE, "DatabaseUnreachable"),
+            Self::Read(_) | Self::Watched(_) => (StatusCode::SERVICE_UNAVAILABLE, "DatabaseUnreachable"),
+            Self::NotStartable(_) => (StatusCode::CONFLICT, "NotStartable"),
+            Self::OnlyWatched(_) => (StatusCode::CONFLICT, "OnlyWatched"),
             Self::Invalid(_) => (StatusCode::BAD_REQUEST, "InvalidRequest"),
             Self::Verb(_) => (StatusCode::NOT_FOUND, "UnknownVerb"),
         }
@@ -103,6 +115,12 @@ impl IntoResponse for ApiError {
             tracing::warn!(
                 error = crate::outage::with_causes(error),
                 status = status.as_u16(),
+                "a request failed, because the database could not be read"
+            );
+        }
+        if let Self::Watched(error) = &self {
+            tracing::warn!(
+                error = crate::outage::with_causes(error),
                 "a request failed, because the database could not be read"
             );
         }
@@ -178,6 +196,9 @@ async fn start(
     let key = headers.get("idempotency-key").map(parse_key).transpose()?;
     let input = parse_input(&body)?;
     let key = key.map(Key::Request);
+    if api.tracker.follows(&saga) {
+        return Err(ApiError::NotStartable(saga));
+    }
     let started = match (api.engine.start(&saga, input.clone(), key).await, key) {
         // a repetition of a start that was accepted before
         (Err(draining @ EngineError::Draining(_)), Some(key)) => {
@@ -277,8 +298,14 @@ async fn list(
         items.sort_by(|a, b| b.started_at.cmp(&a.started_at).then_with(|| a.id.cmp(&b.id)));
         items.truncate(limit);
     }
+    items.extend(api.tracker.list(&saga, status, limit).await?);
+    items.truncate(limit);
     let catalogue = &api.engine.catalogue;
-    if items.is_empty() && catalogue.current(&saga).is_none() && !catalogue.is_draining(&saga) {
+    if items.is_empty()
+        && catalogue.current(&saga).is_none()
+        && !catalogue.is_draining(&saga)
+        && !api.tracker.follows(&saga)
+    {
         return Err(EngineError::UnknownSaga(saga).into());
     }
     Ok(JsonBody(List { items }))
@@ -297,6 +324,8 @@ fn ended(row: Listed) -> View {
         ended_at: row.ended_at,
         current: None,
         failure: None,
+        correlation_id: None,
+        owed: Vec::new(),
     }
 }
 
@@ -306,14 +335,26 @@ fn parse_id(saga: &str, id: &str) -> Result<Uuid, ApiError> {
 }
 
 async fn show(State(api): State<Api>, Path((saga, id)): Path<(String, String)>) -> Result<JsonBody<Detail>, ApiError> {
-    let id = parse_id(&saga, &id)?;
-    Ok(JsonBody(api.detail(&saga, id).await?))
+    // of an orchestrated saga the ids are UUIDs; a choreographed one is also found by its correlation
+    let orchestrated = match parse_id(&saga, &id) {
+        Ok(id) => api.detail(&saga, id).await,
+        Err(error) => Err(error),
+    };
+    match orchestrated {
+        Err(error @ (ApiError::Engine(EngineError::UnknownInstance { .. }) | ApiError::Invalid(_))) => {
+            api.tracker.find(&saga, &id).await?.map(JsonBody).ok_or(error)
+        }
+        other => other.map(JsonBody),
+    }
 }
 
 async fn change(
     State(api): State<Api>,
     Path((saga, id, verb)): Path<(String, String, String)>,
 ) -> Result<JsonBody<View>, ApiError> {
+    if let Some(watched) = api.tracker.find(&saga, &id).await? {
+        return change_watched(&api, &saga, watched.view.id, &verb).await;
+    }
     let id = parse_id(&saga, &id)?;
     let event: fn(u32) -> Event = match verb.as_str() {
         "retry" => |after| Event::Retry { after },
@@ -336,6 +377,28 @@ async fn change(
         Err(error) => return Err(error.into()),
     }
     Ok(JsonBody(api.detail(&saga, id).await?.view))
+}
+
+/// Of the verbs only `skip` says something of a saga that is only watched.
+async fn change_watched(api: &Api, saga: &str, id: Uuid, verb: &str) -> Result<JsonBody<View>, ApiError> {
+    if !["retry", "skip", "cancel", "pause", "resume"].contains(&verb) {
+        return Err(ApiError::Verb(verb.to_owned()));
+    }
+    if verb != "skip" {
+        return Err(ApiError::OnlyWatched(id));
+    }
+    let unknown = || EngineError::UnknownInstance { saga: saga.to_owned(), id };
+    match api.tracker.skip(saga, id).await {
+        Ok(()) => {}
+        Err(SkipError::Unknown) => return Err(unknown().into()),
+        Err(SkipError::Ended) => {
+            let why = crate::domain::saga::decide::Refusal::Ended;
+            return Err(EngineError::Refused { id, why }.into());
+        }
+        Err(SkipError::Unavailable) => return Err(EngineError::NotHeld.into()),
+    }
+    let detail = api.tracker.find(saga, &id.to_string()).await?.ok_or_else(unknown)?;
+    Ok(JsonBody(detail.view))
 }
 
 #[cfg(test)]

@@ -5,9 +5,8 @@ use std::{fmt::Write as _, time::Duration};
 use anyhow::{Context, anyhow, bail};
 use reqwest::{Method, Url};
 use serde::{Deserialize, de::DeserializeOwned};
-use uuid::Uuid;
 
-use super::view::{Detail, Transition, View};
+use super::view::{Detail, Owed, Transition, View};
 use crate::output::{self, Format};
 
 const DEADLINE: Duration = Duration::from_secs(90);
@@ -26,8 +25,8 @@ pub struct Endpoint {
 pub struct InstanceArgs {
     /// The saga's name
     saga: String,
-    /// The instance's id
-    id: Uuid,
+    /// The instance's id; of a choreographed saga also the correlation of its events
+    id: String,
     #[command(flatten)]
     endpoint: Endpoint,
 }
@@ -63,7 +62,7 @@ pub enum Command {
     },
     /// Make the current call again at once, with a new allowance of attempts
     Retry(InstanceArgs),
-    /// Treat the stuck call as done
+    /// Treat the stuck call as done; of a choreographed saga, give up what is owed
     Skip(InstanceArgs),
     /// Compensate, before the pivot; pause a stuck pivot first
     Cancel(InstanceArgs),
@@ -83,7 +82,7 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
             print(&endpoint, &text, |list: List| table(&list.items))
         }
         Command::Show(InstanceArgs { saga, id, endpoint }) => {
-            let text = request(Method::GET, endpoint.url(&["sagas", &saga, &id.to_string()])?, None).await?;
+            let text = request(Method::GET, endpoint.url(&["sagas", &saga, &id])?, None).await?;
             print(&endpoint, &text, |detail| history(&detail))
         }
         Command::Start { saga, input, key, endpoint } => {
@@ -107,7 +106,7 @@ struct List {
 
 async fn change(instance: InstanceArgs, verb: &str) -> anyhow::Result<()> {
     let InstanceArgs { saga, id, endpoint } = instance;
-    let text = request(Method::POST, endpoint.url(&["sagas", &saga, &id.to_string(), verb])?, None).await?;
+    let text = request(Method::POST, endpoint.url(&["sagas", &saga, &id, verb])?, None).await?;
     print(&endpoint, &text, |view: View| table(&[view]))
 }
 
@@ -170,15 +169,26 @@ fn print<T: DeserializeOwned>(endpoint: &Endpoint, text: &str, form: impl FnOnce
 fn table(views: &[View]) -> String {
     let head = ["ID", "STATE", "STEP", "STARTED", "REASON"].map(str::to_owned);
     let rows = views.iter().map(|view| {
-        let step = view.current.as_ref().map_or_else(String::new, |current| {
-            let attempt = if current.attempt > 1 { format!(" (attempt {})", current.attempt) } else { String::new() };
-            format!("{} {}{attempt}", current.operation, current.step)
-        });
+        let step = view.current.as_ref().map_or_else(
+            || owed(view),
+            |current| {
+                let attempt =
+                    if current.attempt > 1 { format!(" (attempt {})", current.attempt) } else { String::new() };
+                format!("{} {}{attempt}", current.operation, current.step)
+            },
+        );
         let stuck = view.current.as_ref().and_then(|current| current.stuck.clone());
         let reason = stuck.or_else(|| view.failure.as_ref().map(|failure| failure.reason.clone())).unwrap_or_default();
         [view.id.to_string(), state(view), step, format!("{:.0}", view.started_at), reason]
     });
     output::columns(std::iter::once(head).chain(rows).collect())
+}
+
+/// `customers owes CreditReserved or CreditLimitExceeded`, of the most urgent that is owed.
+fn owed(view: &View) -> String {
+    let more = if view.owed.len() > 1 { format!(", and {} more", view.owed.len() - 1) } else { String::new() };
+    let first = view.owed.first();
+    first.map_or_else(String::new, |owed| format!("{} owes {}{more}", owed.service, owed.events.join(" or ")))
 }
 
 fn state(view: &View) -> String {
@@ -214,8 +224,21 @@ fn history(detail: &Detail) -> String {
     if let Some(failure) = &view.failure {
         let _ = writeln!(text, "Failure:  {} at {}: {}", failure.reason, failure.step, failure.message);
     }
-    let _ = writeln!(text, "Input:    {}\n", detail.input);
-    let head = ["TIME", "STEP", "OPERATION", "OUTCOME", "DETAIL"].map(str::to_owned);
+    for Owed { service, events, to, since, due } in &view.owed {
+        let events = events.join(" or ");
+        let _ = writeln!(text, "Owed:     {service} owes {events} to {to} since {since:.3}, due {due:.3}");
+    }
+    let head = match &view.correlation_id {
+        Some(correlation) => {
+            let _ = writeln!(text, "Events:   of correlation {correlation}\n");
+            ["TIME", "SERVICE", "EVENT", "OUTCOME", "DETAIL"]
+        }
+        None => {
+            let _ = writeln!(text, "Input:    {}\n", detail.input);
+            ["TIME", "STEP", "OPERATION", "OUTCOME", "DETAIL"]
+        }
+    }
+    .map(str::to_owned);
     let rows = detail.history.iter().map(|transition| {
         [
             format!("{:.3}", transition.time),
@@ -239,6 +262,24 @@ fn outcome(transition: &Transition) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_choreography_s_history_says_who_owes_what() {
+        let detail: Detail = serde_json::from_value(serde_json::json!({
+            "id": "0192f3a4-0000-5000-8000-000000000001", "saga": "create-order", "version": "1f2e", "correlationId": "c-1",
+            "state": "Stuck", "startedAt": "2026-11-23T12:04:00Z",
+            "owed": [{"service": "customers", "events": ["CreditReserved", "CreditLimitExceeded"], "to": "OrderCreated",
+                      "since": "2026-11-23T12:04:00Z", "due": "2026-11-23T12:04:05Z"}],
+            "history": [
+                {"time": "2026-11-23T12:04:00Z", "step": "orders", "operation": "OrderCreated", "outcome": "started", "state": "Stuck"},
+                {"time": "2026-11-23T12:04:01Z", "step": "customers", "operation": "CreditChecked", "outcome": "undeclared",
+                 "message": "in reaction to OrderCreated", "state": "Stuck"},
+            ],
+        }))
+        .unwrap();
+        insta::assert_snapshot!(history(&detail), @"");
+        insta::assert_snapshot!(table(&[detail.view]), @"");
+    }
 
     #[test]
     fn a_history_reads_from_top_to_bottom() {

@@ -104,6 +104,7 @@ impl Counts {
             stuck: stuck.len() as u64,
             start: None,
             stuck_instances: stuck.values().take(MAX_REPORTED).cloned().collect(),
+            findings: Vec::new(),
         }
     }
 }

@@ -15,6 +15,8 @@ pub(super) enum Key<'a> {
     Request(&'a str),
     /// The id of an event.
     Event(&'a str),
+    /// The correlation of a choreographed saga's events.
+    Correlation(&'a str),
 }
 
 impl Key<'_> {
@@ -22,6 +24,7 @@ impl Key<'_> {
         let (kind, text) = match self {
             Self::Request(text) => ("request", text),
             Self::Event(text) => ("event", text),
+            Self::Correlation(text) => ("correlation", text),
         };
         Uuid::new_v5(&KEY_NAMESPACE, format!("{saga}\0{kind}\0{text}").as_bytes())
     }

@@ -1,6 +1,6 @@
 //! The orchestrator's metrics.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -11,8 +11,8 @@ use crate::{
     contract::status::OrchestratorStatus,
     domain::saga::state::Status,
     metrics::saga::{
-        OUTCOME, SAGA, SAGA_COMMIT_DURATION, SAGA_COMMIT_ROWS, SAGA_COMPENSATING, SAGA_DEAD_STARTS, SAGA_ENDED,
-        SAGA_RUNNING, SAGA_STARTED, SAGA_STEP_DURATION, SAGA_STUCK,
+        FINDING, OUTCOME, SAGA, SAGA_COMMIT_DURATION, SAGA_COMMIT_ROWS, SAGA_COMPENSATING, SAGA_DEAD_STARTS,
+        SAGA_ENDED, SAGA_FINDINGS, SAGA_RUNNING, SAGA_STARTED, SAGA_STEP_DURATION, SAGA_STUCK,
     },
 };
 
@@ -27,6 +27,7 @@ pub(super) struct Meters {
     compensating: Family<OfSaga, Gauge>,
     stuck: Family<OfSaga, Gauge>,
     dead_starts: Family<OfSaga, Gauge>,
+    findings: Family<OfOutcome, Gauge>,
     calls: Family<OfOutcome, Histogram>,
     commits: Histogram,
     rows: Counter,
@@ -46,6 +47,7 @@ impl Meters {
             compensating: Family::default(),
             stuck: Family::default(),
             dead_starts: Family::default(),
+            findings: Family::default(),
             calls: Family::new_with_constructor(durations),
             commits: durations(),
             rows: Counter::default(),
@@ -59,6 +61,11 @@ impl Meters {
             SAGA_DEAD_STARTS,
             "Events of the last month that can never start their saga",
             meters.dead_starts.clone(),
+        );
+        registry.register(
+            SAGA_FINDINGS,
+            "Events that a choreographed saga does not declare, or that came too late",
+            meters.findings.clone(),
         );
         registry.register_with_unit(
             SAGA_STEP_DURATION,
@@ -77,6 +84,17 @@ impl Meters {
 
     pub(super) fn ended(&self, saga: &str, status: Status) {
         self.ended.get_or_create(&[(SAGA, saga.to_owned()), (OUTCOME, status.as_str().to_ascii_lowercase())]).inc();
+    }
+
+    /// Instances of a choreographed saga that were seen to begin and to end.
+    pub(super) fn watched(&self, saga: &str, started: i64, completed: i64, compensated: i64) {
+        // a count falls only where a service contradicts itself
+        let number = |count: i64| u64::try_from(count).unwrap_or(0);
+        self.started.get_or_create(&[(SAGA, saga.to_owned())]).inc_by(number(started));
+        for (status, count) in [(Status::Completed, completed), (Status::Compensated, compensated)] {
+            let labels = [(SAGA, saga.to_owned()), (OUTCOME, status.as_str().to_ascii_lowercase())];
+            self.ended.get_or_create(&labels).inc_by(number(count));
+        }
     }
 
     pub(super) fn called(&self, saga: &str, outcome: &'static str, elapsed: Duration) {
@@ -99,6 +117,14 @@ impl Meters {
             set(&self.running, counts.running);
             set(&self.compensating, counts.compensating);
             set(&self.stuck, counts.stuck);
+            let mut findings: BTreeMap<&str, u64> = BTreeMap::new();
+            for found in &counts.findings {
+                *findings.entry(&found.finding).or_default() += found.count;
+            }
+            for (finding, count) in findings {
+                let labels = [(SAGA, saga.clone()), (FINDING, finding.to_owned())];
+                self.findings.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+            }
             if let Some(start) = &counts.start {
                 set(&self.dead_starts, start.dead);
             }

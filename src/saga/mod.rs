@@ -1,4 +1,5 @@
-//! The saga orchestrator: engine, log in PostgreSQL, HTTP transport, API, starts by event, and the commands for people.
+//! The saga orchestrator: engine, log in PostgreSQL, HTTP transport, API, starts by event, the tracker of choreographed sagas, and
+//! the commands for people.
 //!
 //! ```text
 //!   POST /sagas/x, events ─► engine (memory, by partition) ─► queue ─► writer ── one commit per group ──► PostgreSQL
@@ -29,6 +30,7 @@ mod reader;
 mod session;
 mod shard;
 mod starts;
+mod tracker;
 mod transport;
 pub mod view;
 mod writer;
@@ -48,20 +50,23 @@ pub struct Args {
 enum Command {
     /// Run the orchestrator: the engine and its HTTP API (the operator starts it)
     Run(orchestrator::RunArgs),
+    /// Read the events of a running system, and print the choreographed sagas that they show
+    Discover(tracker::DiscoverArgs),
     #[command(flatten)]
     Cli(cli::Command),
 }
 
 impl Args {
-    /// A command for people, which asks a running orchestrator; the others are the orchestrator.
+    /// A command for people, which asks a running orchestrator or the broker; the others are the orchestrator.
     pub fn is_for_people(&self) -> bool {
-        matches!(self.command, Command::Cli(_))
+        matches!(self.command, Command::Cli(_) | Command::Discover(_))
     }
 }
 
 pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     match args.command {
         Command::Cli(command) => cli::run(command).await,
+        Command::Discover(args) => tracker::discover(args).await,
         Command::Run(args) => Box::pin(orchestrator::run(args, shutdown)).await,
     }
 }

@@ -21,6 +21,7 @@ use super::{
     problem::{Problems, SagaProblem},
     reader::Reader,
     starts::Starts,
+    tracker::Tracker,
     writer::Writer,
 };
 use crate::{
@@ -67,6 +68,7 @@ struct Parts {
     problems: Arc<Problems>,
     status: watch::Sender<OrchestratorStatus>,
     starts: Starts,
+    tracker: Arc<Tracker>,
 }
 
 pub(super) async fn run(args: RunArgs, shutdown: Shutdown) -> anyhow::Result<()> {
@@ -92,14 +94,15 @@ pub(super) async fn run(args: RunArgs, shutdown: Shutdown) -> anyhow::Result<()>
     };
     let writer = tokio::spawn(writer.run());
     let api_reader = Arc::new(Reader::for_api(contract.database.clone()));
-    let api = Api { engine: Arc::clone(&engine), reader: api_reader };
+    let tracker = Tracker::start(contract.database.clone(), &engine, &reader, &problems);
+    let api = Api { engine: Arc::clone(&engine), reader: api_reader, tracker: Arc::clone(&tracker) };
     let served_api = tokio::spawn(admin::serve(api.router(), admin::any(contract.api_port), shutdown.clone()));
     let live: admin::Check = Arc::new(move || liveness.check(Instant::now()));
     let admin = Admin { live, ready: ready(&engine), status: status_receiver, registry: Arc::new(registry) };
     let admin = tokio::spawn(admin::serve(admin.router(), admin::any(admin_port), shutdown.clone()));
 
     let starts = Starts::new(Arc::clone(&engine), Arc::clone(&reader), Arc::clone(&problems));
-    let parts = Parts { engine, reader, problems, status, starts };
+    let parts = Parts { engine, reader, problems, status, starts, tracker };
     let ended = tokio::select! {
         ended = parts.follow(config, contract) => ended,
         served = served_api => served.context("serving the API")?.context("serving the API"),
@@ -199,12 +202,14 @@ impl Parts {
         self.engine.kept.retain(contract.retention_ms);
         self.engine.catalogue.publish(runnable, &contract.draining);
         self.starts.follow(&contract);
+        self.tracker.follow(&contract);
         tracing::info!(orchestrator = contract.name, sagas = contract.sagas.len(), "the contract is in force");
         None
     }
 
     fn report_status(&self) {
         let mut sagas = self.engine.catalogue.counts();
+        self.tracker.report(&mut sagas);
         for (saga, report) in self.starts.reports() {
             if let Some(counts) = sagas.get_mut(&saga) {
                 counts.start = Some(report);
@@ -227,6 +232,7 @@ impl Parts {
     /// Sends no new calls, and gives the calls in progress a moment, since their results save a repetition.
     async fn end(&self) {
         self.starts.stop();
+        self.tracker.stop();
         self.engine.stopping.cancel();
         self.engine.tasks.close();
         let _ = tokio::time::timeout(LAST_CALLS, self.engine.tasks.wait()).await;

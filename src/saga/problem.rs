@@ -57,6 +57,13 @@ pub enum SagaProblem {
         address: String,
         stream: String,
     },
+    /// The stream of a service of a choreographed saga does not exist.
+    NothingToWatch {
+        saga: String,
+        service: String,
+        address: String,
+        stream: String,
+    },
 }
 
 impl SagaProblem {
@@ -93,7 +100,7 @@ impl SagaProblem {
             Self::InstanceUnreadable { .. } => ProblemReason::InstanceUnreadable,
             Self::Standby => ProblemReason::Standby,
             Self::BrokerUnreachable(_) => ProblemReason::BrokerUnreachable,
-            Self::StreamMissing { .. } => ProblemReason::StreamMissing,
+            Self::StreamMissing { .. } | Self::NothingToWatch { .. } => ProblemReason::StreamMissing,
         }
     }
 
@@ -149,6 +156,10 @@ impl fmt::Display for SagaProblem {
             Self::StreamMissing { saga, address, stream } => write!(
                 f,
                 "no event can start saga `{saga}`: the stream `{stream}` does not exist on NATS at {address} yet; the relay of the service that publishes the event creates it"
+            ),
+            Self::NothingToWatch { saga, service, address, stream } => write!(
+                f,
+                "nothing of service `{service}` is seen for saga `{saga}`: the stream `{stream}` does not exist on NATS at {address} yet; the relay of the service creates it"
             ),
         }
     }

@@ -5,8 +5,8 @@
 //! Saga that is added to a system that has run for years would run for its whole past. An event that can never start its
 //! saga is recorded as a dead start.
 
-mod position;
-mod received;
+pub(super) mod position;
+pub(super) mod received;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,6 +38,7 @@ use super::{
     key::Key,
     problem::{Problems, SagaProblem},
     reader::{DeadStart, ReadError, Reader},
+    tracker,
 };
 use crate::{
     contract::{
@@ -57,15 +58,15 @@ use crate::{
 /// Events of one start that are handled concurrently.
 const MAX_CONCURRENT: usize = 256;
 /// An event that was not acknowledged within this time is delivered again.
-const ACK_WAIT: Duration = Duration::from_secs(30);
+pub(super) const ACK_WAIT: Duration = Duration::from_secs(30);
 /// Time between two attempts to connect to the broker.
-const RECONNECT_DELAY: Duration = Duration::from_secs(2);
+pub(super) const RECONNECT_DELAY: Duration = Duration::from_secs(2);
 /// An event that cannot be handled now is redelivered after this time.
 const REDELIVERY_DELAY: Duration = Duration::from_secs(1);
 /// Interval of the driver's heartbeats; it reports an error when two are missing.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How often the position is recorded, and the types of events are read until the wanted one is there.
-const RECORD_INTERVAL: Duration = Duration::from_secs(10);
+pub(super) const RECORD_INTERVAL: Duration = Duration::from_secs(10);
 /// How many types of events are reported.
 const MAX_TYPES: usize = 20;
 /// How many subjects are read for them; a subject may have the aggregate's id.
@@ -91,7 +92,7 @@ struct Task {
 /// What all consumers know.
 #[derive(Debug, Default)]
 struct Shared {
-    /// Of the contract in force, those that are not over.
+    /// Of the contract in force, those that are not over, and those by which choreographies are read.
     wanted: Mutex<Vec<Start>>,
     /// By saga.
     reports: Mutex<BTreeMap<String, StartReport>>,
@@ -120,10 +121,11 @@ impl Starts {
         let tasks: Vec<_> =
             contract.starts.iter().map(|start| Task { start: start.clone(), over: is_over(start) }).collect();
         let wanted: Vec<_> = tasks.iter().filter(|task| !task.over).map(|task| task.start.clone()).collect();
+        let read = contract.choreographies.iter().flat_map(tracker::reads);
         let mut reports = self.shared.reports.lock().unwrap_or_else(PoisonError::into_inner);
         reports.retain(|saga, _| wanted.iter().any(|start| start.saga == *saga));
         drop(reports);
-        *self.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
+        *self.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner) = wanted.into_iter().chain(read).collect();
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.retain(|(task, token)| {
             let stays = tasks.contains(task);
@@ -180,7 +182,7 @@ fn source(start: &Start) -> String {
 }
 
 /// The outage when a consumer's messages end with an error.
-fn read_outage(address: &str, error: &MessagesError) -> Outage {
+pub(super) fn read_outage(address: &str, error: &MessagesError) -> Outage {
     let now = Timestamp::now();
     if error.kind() != MessagesErrorKind::MissingHeartbeat {
         return nats::jetstream_outage(address, now, error);
@@ -240,7 +242,8 @@ impl Consumer {
             Some(error) => self.database(error),
             None => outage(error.as_ref()),
         };
-        let place = Place::find(&identity, &self.start, (&jetstream, &stream), &self.reader).await.map_err(failed)?;
+        let found = Place::find(&identity, &self.start, (&jetstream, &stream), &self.reader, 4 * MAX_CONCURRENT);
+        let place = found.await.map_err(failed)?;
         if self.over {
             return place.retire().await.map_err(failed);
         }

@@ -32,6 +32,26 @@ pub struct View {
     /// Why the saga is (being) compensated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
+    /// Of a choreographed saga: the correlation of its events.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub correlation_id: Option<String>,
+    /// Of a choreographed saga: the events that are to come next, the most urgent first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub owed: Vec<Owed>,
+}
+
+/// A service is to emit one of several events.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Owed {
+    pub service: String,
+    /// One of these types.
+    pub events: Vec<String>,
+    /// The type of the event that it is to react to.
+    pub to: String,
+    /// When that occurred.
+    pub since: Timestamp,
+    pub due: Timestamp,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -55,6 +75,8 @@ pub struct Current {
 pub struct Detail {
     #[serde(flatten)]
     pub view: View,
+    /// `null` for a choreographed saga, which reads no data.
+    #[serde(default)]
     pub input: serde_json::Value,
     pub history: Vec<Transition>,
 }
@@ -64,7 +86,7 @@ pub struct Detail {
 #[serde(rename_all = "camelCase")]
 pub struct Transition {
     pub time: Timestamp,
-    /// The step of a call's result, with its operation and attempt.
+    /// The step of a call's result, with its operation and attempt. Of a choreographed saga: the service and the event's type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -72,6 +94,7 @@ pub struct Transition {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
     /// `started`, `succeeded`, `failed`, `unknown`, `deadline passed`, or a person's `retry`, `skip`, `cancel`, `pause`, `resume`.
+    /// Of a choreographed saga: `started`, `in time`, `late`, `undeclared`, `repeated`, `cause not seen`.
     pub outcome: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
@@ -79,7 +102,13 @@ pub struct Transition {
     pub message: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply: Option<serde_json::Value>,
-    /// The instance's state after it.
+    /// Of a choreographed saga: the event's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event_id: Option<String>,
+    /// Of a choreographed saga: the id of the event that it names as its cause.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub causation_id: Option<String>,
+    /// The instance's state after it; of a choreographed saga its state now.
     pub state: Status,
 }
 
@@ -128,6 +157,8 @@ impl View {
             ended_at,
             current,
             failure: state.failure.clone(),
+            correlation_id: None,
+            owed: Vec::new(),
         }
     }
 }
@@ -187,6 +218,8 @@ impl Transition {
             code: None,
             message: None,
             reply: None,
+            event_id: None,
+            causation_id: None,
             state,
         };
         transition.describe(definition, &logged.record.event);

@@ -5,6 +5,7 @@
 mod broker_accounts;
 #[path = "../support/checker.rs"]
 mod checker;
+mod choreography;
 mod database;
 mod database_confinement;
 mod database_example;

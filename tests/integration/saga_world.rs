@@ -90,6 +90,7 @@ impl World {
             sagas,
             draining: Vec::new(),
             starts,
+            choreographies: Vec::new(),
         }
     }
 

@@ -57,7 +57,7 @@ fn sample<T: DeserializeOwned>(kind: &str) -> Vec<T> {
 }
 
 /// What the operator makes of the saga; its calls go to `ports`.
-fn definition(broker: &Broker, ports: &BTreeMap<&str, u16>) -> saga::Defined {
+fn definition(broker: &Broker, ports: &BTreeMap<&str, u16>) -> (Definition, saga::Start) {
     let installed = settings::Broker { url: broker.server.url(), accounts: broker.accounts.clone() };
     let settings = Settings { broker: Some(installed), ..settings() };
     let services = sample::<Microservice>("Microservice").into_iter();
@@ -71,19 +71,19 @@ fn definition(broker: &Broker, ports: &BTreeMap<&str, u16>) -> saga::Defined {
         ..saga::Observed::default()
     };
     let object = sample::<Saga>("Saga").remove(0);
-    let mut defined = saga::Controller::plan(&object, &observed, &settings).unwrap();
+    let defined = saga::Controller::plan(&object, &observed, &settings).unwrap();
+    let saga::Defined::Orchestrated { mut definition, start } = defined else { panic!("the sample is orchestrated") };
     let here = |call: &mut Call| {
         let path = call.url.splitn(4, '/').nth(3).unwrap();
         call.url = format!("http://127.0.0.1:{}/{path}", ports[call.service.as_str()]);
     };
-    let Definition { steps, on_compensated, .. } = &mut defined.definition;
+    let Definition { steps, on_compensated, .. } = &mut definition;
     for step in steps {
         here(&mut step.action);
         step.undo.iter_mut().for_each(here);
     }
     on_compensated.iter_mut().for_each(here);
-    defined.definition = defined.definition.seal();
-    defined
+    (definition.seal(), start.unwrap())
 }
 
 struct System {
@@ -140,8 +140,8 @@ impl System {
             relays.push((file.clone(), RelayProcess::start(&file)));
         }
         let ports = BTreeMap::from([("customers", customers.listen().await), ("orders", orders.listen().await)]);
-        let saga::Defined { definition, start } = definition(&broker, &ports);
-        let saga::Start { service, event_type, since, sink: _ } = start.unwrap();
+        let (definition, start) = definition(&broker, &ports);
+        let saga::Start { service, event_type, since, sink: _ } = start;
         let start = Start { saga: definition.name.clone(), service, event_type, since, from: sink(Access::Consume) };
         let orchestrator = world.run(world.contract(vec![definition], vec![start])).await;
         Self { customers, orders, broker, relays, world, orchestrator, _folder: folder }

@@ -104,6 +104,12 @@ pub fn saga() -> Vec<SagaProblem> {
             address: address("nats.shop", 4222),
             stream: "events".to_owned(),
         },
+        SagaProblem::NothingToWatch {
+            saga: "create-order".to_owned(),
+            service: "customers".to_owned(),
+            address: address("nats.shop", 4222),
+            stream: "events".to_owned(),
+        },
     ]
 }
 
@@ -142,8 +148,9 @@ pub fn saga_variant(problem: &SagaProblem) -> usize {
         SagaProblem::Standby => 8,
         SagaProblem::BrokerUnreachable(_) => 9,
         SagaProblem::StreamMissing { .. } => 10,
+        SagaProblem::NothingToWatch { .. } => 11,
     }
 }
 
 /// The number of variants of [`SagaProblem`].
-pub const SAGA_VARIANTS: usize = 11;
+pub const SAGA_VARIANTS: usize = 12;

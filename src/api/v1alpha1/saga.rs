@@ -35,7 +35,9 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.steps.filter(s, has(s.pivot) && s.pivot).size() <= 1").message("spec.steps has more than one `pivot: true`: a saga has one point of no return")
+    validation = Rule::new("self.style == 'Choreography' || (has(self.steps) && !has(self.reactions) && !has(self.completes) && !has(self.compensates))").message("a saga of `style: Orchestration` has `steps`, and none of `reactions`, `completes` and `compensates`"),
+    validation = Rule::new("self.style == 'Orchestration' || (has(self.startOn) && has(self.reactions) && has(self.completes) && !has(self.steps) && !has(self.input) && !has(self.onCompensated))").message("a saga of `style: Choreography` has `startOn`, `reactions` and `completes`, and none of `steps`, `input` and `onCompensated`"),
+    validation = Rule::new("!has(self.steps) || self.steps.filter(s, has(s.pivot) && s.pivot).size() <= 1").message("spec.steps has more than one `pivot: true`: a saga has one point of no return")
 )]
 pub struct SagaSpec {
     /// Who coordinates.
@@ -46,14 +48,14 @@ pub struct SagaSpec {
     #[schemars(length(min = 1, max = 32), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("spec.orchestrator cannot change: running instances live in its database; make another Saga"))]
     pub orchestrator: String,
-    /// An event that starts the saga; its data is the saga's input. Because it goes through the service's outbox, starting is atomic with the service's own transaction. A saga can always be started over HTTP too.
+    /// An event that starts the saga. With orchestration it is optional, and its data is the saga's input; with choreography it is the one to which the first reactions are declared. Because it goes through the service's outbox, starting is atomic with the service's own transaction. An orchestrated saga can always be started over HTTP too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_on: Option<StartOn>,
     /// JSON Schema (2020-12 unless `$schema` says otherwise) of the input, at most 16 KiB and without `$ref`. What does not fit is refused: with 400 over HTTP, and an event that does not fit is a dead start. Expressions that read a property which it does not list are refused when the Saga is applied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::microservice::opaque_object")]
     pub input: Option<serde_json::Value>,
-    /// Time from the start after which a saga that has not passed its pivot is compensated.
+    /// With orchestration, the time from the start after which a saga that has not passed its pivot is compensated. With choreography each reaction has its own time, `within`.
     #[serde(default = "default_deadline")]
     #[schemars(length(max = 32))]
     #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) <= duration('8760h')").message("spec.deadline must be a duration such as 100ms, 2s or 1h30m, at most 8760h"))]
@@ -63,10 +65,23 @@ pub struct SagaSpec {
     #[schemars(length(max = 32))]
     #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) >= duration('10m') && duration(self) <= duration('8760h')").message("spec.retention must be a duration such as 24h or 168h, from 10m to 8760h"))]
     pub retention: Duration,
-    /// What is done, in order. Compensation undoes it in reverse.
+    /// With orchestration, what is done, in order. Compensation undoes it in reverse.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub steps: Vec<SagaStep>,
+    /// With choreography, which service reacts to which event by which others. Weft only watches: it tells from the events who owes the next one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 64))]
+    pub reactions: Vec<SagaReaction>,
+    /// With choreography, the events with which the saga ends well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16))]
+    pub completes: Vec<SagaEvent>,
+    /// With choreography, the events with which the saga ends undone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16))]
+    pub compensates: Vec<SagaEvent>,
     /// Command to call once everything is undone, until it succeeds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_compensated: Option<SagaCommand>,
@@ -90,6 +105,43 @@ pub enum SagaStyle {
     /// An orchestrator asks the services to act and to undo.
     #[default]
     Orchestration,
+    /// The services react to each other's events by themselves; Weft watches them.
+    Choreography,
+}
+
+/// An event of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SagaEvent {
+    /// The Microservice that emits the event; it needs an OutboxRelay.
+    #[schemars(length(min = 1, max = 32), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    pub service: String,
+    /// Type of the event, such as `OrderCreated`.
+    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9._-]+$"))]
+    pub event: String,
+}
+
+/// A service reacts to an event by another one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SagaReaction {
+    /// The event that is reacted to.
+    pub on: SagaEvent,
+    /// Further events that the service waits for: the reaction is due once all of them, and `on`, have occurred, once per instance.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub and: Vec<SagaEvent>,
+    /// The Microservice that reacts; it needs an OutboxRelay.
+    #[schemars(length(min = 1, max = 32), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    pub service: String,
+    /// Types of events, of which it emits one.
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9._-]+$")))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub emits: Vec<String>,
+    /// Time from the event to the reaction, by the times that both events carry. After it the instance is stuck until the event comes.
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) <= duration('8760h')").message("within must be a duration such as 500ms, 5s or 1h30m, at most 8760h"))]
+    pub within: Duration,
 }
 
 /// An event that starts the saga.
@@ -229,11 +281,11 @@ pub struct SagaStatus {
     /// The generation of the spec that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`, `Reconciling`, `Stalled`, `Accepted`, `DatabaseReady`, `Stuck`, `StartEventSeen` with `startOn`, and `Deleting` while it is being deleted, each with a reason and a sentence.
+    /// `Ready`, `Reconciling`, `Stalled`, `Accepted`, `DatabaseReady`, `Stuck`, `StartEventSeen` with `startOn` of an orchestrated saga, `AsDeclared` of a choreographed one, and `Deleting` while it is being deleted, each with a reason and a sentence.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
-    /// Number of steps.
+    /// Number of steps, or of reactions.
     #[serde(default)]
     pub steps: i32,
     /// Instances that have not ended, those that compensate or are stuck among them.
@@ -268,11 +320,11 @@ pub struct SagaStatus {
 pub struct StuckSaga {
     /// The instance's id.
     pub id: String,
-    /// The step that cannot go on.
+    /// The step that cannot go on; of a choreographed saga the service that owes the next event.
     pub step: String,
-    /// `do` or `undo`.
+    /// `do` or `undo`; of a choreographed saga `react`.
     pub operation: String,
-    /// What the last attempt came to.
+    /// What the last attempt came to, or what is owed to which event.
     pub message: String,
     /// Since when.
     pub since: Time,

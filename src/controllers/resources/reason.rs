@@ -8,6 +8,7 @@ reasons! {
     Reason {
         // all is well
         Accepted,
+        AsDeclared,
         Found,
         Migrated,
         NoneStuck,
@@ -92,6 +93,7 @@ reasons! {
         Draining,
         NoSuchEvent,
         InstancesStuck,
+        NotAsDeclared,
         // of Events only
         Contested,
         DriftCorrected,
@@ -111,6 +113,7 @@ impl Reason {
         matches!(
             self,
             Self::Accepted
+                | Self::AsDeclared
                 | Self::Found
                 | Self::Migrated
                 | Self::NoneStuck

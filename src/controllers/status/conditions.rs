@@ -27,6 +27,8 @@ pub const DRIFTED: &str = "Drifted";
 pub const SLOT_AT_RISK: &str = "SlotAtRisk";
 /// Whether an event of the type that starts the Saga was ever published. There only with `startOn`.
 pub const START_EVENT_SEEN: &str = "StartEventSeen";
+/// Whether the services of a choreographed Saga emit what it declares, and in time.
+pub const AS_DECLARED: &str = "AsDeclared";
 /// A Saga is being deleted, and what for it is kept until then. There only while it is so.
 pub const DELETING: &str = "Deleting";
 pub const STUCK: &str = "Stuck";

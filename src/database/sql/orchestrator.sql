@@ -79,7 +79,9 @@ begin
   for one in select b.bucket from weft.saga_bucket as b order by b.bucket loop
     live := one.bucket = newest.bucket;
     if not live then
-      execute format('select exists (select from weft.saga_instance_%s where state is null)', one.bucket) into live;
+      execute format('select exists (select from weft.saga_instance_%1$s where state is null)'
+        ' or exists (select from weft.choreography_%1$s join weft.choreography_tracked using (saga) where state is null)',
+        one.bucket) into live;
     end if;
     if live then
       update weft.saga_bucket as b set live_at = clock_timestamp() where b.bucket = one.bucket;
@@ -89,7 +91,8 @@ begin
     begin
       insert into weft.saga_bucket (bucket) values (coalesce(newest.bucket, 0) + 1) returning bucket into one;
       execute format('create table weft.saga_instance_%1$s partition of weft.saga_instance for values in (%1$s);'
-        'create table weft.saga_event_%1$s partition of weft.saga_event for values in (%1$s)', one.bucket);
+        'create table weft.saga_event_%1$s partition of weft.saga_event for values in (%1$s);'
+        'create table weft.choreography_%1$s partition of weft.choreography for values in (%1$s)', one.bucket);
     exception when lock_not_available then
       null;
     end;
@@ -99,7 +102,7 @@ begin
     where b.bucket < newest.bucket and b.live_at < clock_timestamp() - keep order by b.bucket
   loop
     begin
-      execute format('drop table weft.saga_instance_%1$s, weft.saga_event_%1$s', one.bucket);
+      execute format('drop table weft.saga_instance_%1$s, weft.saga_event_%1$s, weft.choreography_%1$s', one.bucket);
       delete from weft.saga_bucket as b where b.bucket = one.bucket;
     exception when lock_not_available then
       exit;

@@ -20,7 +20,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::{ACK_WAIT, MAX_CONCURRENT};
+use super::ACK_WAIT;
 use crate::{
     contract::orchestrator::Start,
     domain::version::short_hash,
@@ -40,11 +40,11 @@ const SAGA: &str = "weft.dev/saga";
 const SERVICE: &str = "weft.dev/service";
 const EVENT: &str = "weft.dev/event";
 
-pub(super) type BoxError = Box<dyn Error + Send + Sync>;
+pub(in crate::saga) type BoxError = Box<dyn Error + Send + Sync>;
 
 /// Who reads: what an orchestrator's consumers carry. Two clusters with the same names have different stores.
 #[derive(Clone, Debug)]
-pub(super) struct Identity {
+pub(in crate::saga) struct Identity {
     pub store: Uuid,
     pub namespace: String,
     pub orchestrator: String,
@@ -53,7 +53,7 @@ pub(super) struct Identity {
 impl Identity {
     /// The durable consumer's name: letters, digits, `-` and `_`, at most 95 characters. A start by another event gets
     /// another consumer.
-    pub(super) fn durable_name(&self, start: &Start) -> String {
+    pub(in crate::saga) fn durable_name(&self, start: &Start) -> String {
         let Self { store, namespace, orchestrator } = self;
         let Start { saga, service, event_type, .. } = start;
         let all = format!("{store}\0{namespace}\0{orchestrator}\0{saga}\0{service}\0{event_type}");
@@ -92,38 +92,41 @@ struct Described {
 
 /// Events that count: those from `first` on, and of a work queue that is read for the first time those since `since`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Floor {
+pub(in crate::saga) struct Floor {
     first: u64,
     since: Option<Timestamp>,
 }
 
 impl Floor {
-    pub(super) fn is_past(&self, sequence: u64, published: Timestamp) -> bool {
+    pub(in crate::saga) fn is_past(&self, sequence: u64, published: Timestamp) -> bool {
         sequence < self.first || self.since.is_some_and(|since| published < since)
     }
 }
 
 /// Where the events of a start are read from, in one stream.
-pub(super) struct Place<'a> {
+pub(in crate::saga) struct Place<'a> {
     pub identity: &'a Identity,
     pub start: &'a Start,
     pub stream: &'a Stream,
     pub reader: &'a Reader,
+    /// Events that may be delivered before the first of them is acknowledged.
+    pub max_pending: usize,
     stream_created: String,
     clock: Timestamp,
 }
 
 impl<'a> Place<'a> {
-    pub(super) async fn find(
+    pub(in crate::saga) async fn find(
         identity: &'a Identity,
         start: &'a Start,
         (jetstream, stream): (&Context, &'a Stream),
         reader: &'a Reader,
+        max_pending: usize,
     ) -> Result<Self, BoxError> {
         let name = &stream.cached_info().config.name;
         let described: Described = jetstream.request(format!("STREAM.INFO.{name}"), &()).await?;
         let clock = described.ts.unwrap_or_else(Timestamp::now);
-        Ok(Self { identity, start, stream, reader, stream_created: described.created, clock })
+        Ok(Self { identity, start, stream, reader, max_pending, stream_created: described.created, clock })
     }
 
     fn stream_name(&self) -> &str {
@@ -132,7 +135,7 @@ impl<'a> Place<'a> {
 
     /// The durable consumer, created where it is missing: at the recorded position, and without one at the first event since
     /// the Saga was created. An existing one keeps its position.
-    pub(super) async fn consumer(&self, filter: String) -> Result<(PullConsumer, Floor), BoxError> {
+    pub(in crate::saga) async fn consumer(&self, filter: String) -> Result<(PullConsumer, Floor), BoxError> {
         let recorded = self.reader.position(self.start, self.stream_name()).await?;
         // of a stream that was made again, everything counts
         let first =
@@ -167,7 +170,7 @@ impl<'a> Place<'a> {
         let retention = self.retention();
         Ok(pull::Config {
             durable_name: Some(self.identity.durable_name(self.start)),
-            description: Some(format!("starts saga {}", self.start.saga)),
+            description: Some(format!("reads events of saga {}", self.start.saga)),
             metadata: self.identity.metadata(self.start),
             deliver_policy: match (first, since) {
                 // a work queue must be consumed from its start, or the server refuses the consumer: see `Floor`
@@ -180,7 +183,7 @@ impl<'a> Place<'a> {
             inactive_threshold: if retention == RetentionPolicy::Limits { INACTIVE } else { Duration::ZERO },
             ack_policy: AckPolicy::Explicit,
             ack_wait: ACK_WAIT,
-            max_ack_pending: 4 * i64::try_from(MAX_CONCURRENT).unwrap_or(i64::MAX),
+            max_ack_pending: i64::try_from(self.max_pending).unwrap_or(i64::MAX),
             filter_subject: filter,
             ..pull::Config::default()
         })
@@ -201,20 +204,20 @@ impl<'a> Place<'a> {
     }
 
     /// Records that everything before `next` was handled.
-    pub(super) async fn record(&self, next: u64) -> Result<(), ReadError> {
+    pub(in crate::saga) async fn record(&self, next: u64) -> Result<(), ReadError> {
         let position = Position { stream_created: self.stream_created.clone(), next };
         self.reader.record_position(self.start, self.stream_name(), &position).await
     }
 
     /// Records how far the consumer is; true when an event was delivered by it.
-    pub(super) async fn record_progress(&self) -> Result<bool, BoxError> {
+    pub(in crate::saga) async fn record_progress(&self) -> Result<bool, BoxError> {
         let info = self.stream.consumer_info(&self.identity.durable_name(self.start)).await?;
         self.record(info.ack_floor.stream_sequence + 1).await?;
         Ok(info.delivered.consumer_sequence > 0)
     }
 
     /// Deletes the consumer, and keeps its position: a Saga of the same name continues there.
-    pub(super) async fn retire(&self) -> Result<(), BoxError> {
+    pub(in crate::saga) async fn retire(&self) -> Result<(), BoxError> {
         let name = self.identity.durable_name(self.start);
         match self.stream.consumer_info(&name).await {
             Ok(info) => self.record(info.ack_floor.stream_sequence + 1).await?,
@@ -227,7 +230,7 @@ impl<'a> Place<'a> {
     }
 
     /// Retires the consumers of this orchestrator that belong to no start of `wanted`.
-    pub(super) async fn sweep(&self, wanted: &BTreeSet<String>) -> Result<(), BoxError> {
+    pub(in crate::saga) async fn sweep(&self, wanted: &BTreeSet<String>) -> Result<(), BoxError> {
         let mut consumers = self.stream.consumers();
         let mut over = Vec::new();
         while let Some(info) = consumers.try_next().await? {

@@ -81,7 +81,8 @@ const WAY_OUT: &str = "to give them up where they are, annotate the Saga with we
 /// How the finalizer is to change. A Saga that was never accepted has no instances, so it gets none.
 pub fn change(object: &Saga, observed: &Observed, planned: &Result<Defined, Rejection>) -> Option<Change> {
     match (object.metadata.deletion_timestamp.is_some(), has_drain_finalizer(object)) {
-        (false, false) if planned.is_ok() => Some(Change::Add),
+        // one that is only watched goes at once
+        (false, false) if planned.as_ref().is_ok_and(|defined| defined.definition().is_some()) => Some(Change::Add),
         (true, true) if waits_for(object, observed, planned).is_none() => Some(Change::Remove),
         _ => None,
     }

@@ -41,7 +41,7 @@ use crate::{
         },
         store::{Malformed, Requeue, Store},
     },
-    domain::{names, saga::definition::Definition},
+    domain::{choreography, names, saga::definition::Definition},
     nats::accounts::Access,
     outage::with_causes,
 };
@@ -49,12 +49,12 @@ use crate::{
 /// What the definition and the status of a Saga depend on.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Observed {
-    /// The Microservices that the Saga names (steps, undos, `onCompensated`, `startOn`) and that exist, by name.
+    /// The Microservices that the Saga names (steps, undos, `onCompensated`, `startOn`, reactions) and that exist, by name.
     pub services: BTreeMap<String, Arc<Microservice>>,
-    /// The OutboxRelays of `startOn.service`, oldest first.
+    /// The OutboxRelays of the services whose events are read, those of one service oldest first.
     pub relays: Vec<Arc<OutboxRelay>>,
-    /// The OutboxRelay of `startOn.service`, when that cannot be read.
-    pub kept_relay: Option<String>,
+    /// By service: its OutboxRelay, when that cannot be read.
+    pub kept_relays: BTreeMap<String, String>,
     /// The Microservices that the Saga names, that exist and cannot be read.
     pub unreadable: BTreeSet<String>,
     pub orchestrator: OrchestratorObserved,
@@ -76,9 +76,36 @@ pub struct OrchestratorObserved {
 
 /// What a Saga amounts to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Defined {
-    pub definition: Definition,
-    pub start: Option<Start>,
+pub enum Defined {
+    Orchestrated { definition: Definition, start: Option<Start> },
+    Choreographed(Followed),
+}
+
+impl Defined {
+    /// The definition's version.
+    pub fn version(&self) -> &str {
+        match self {
+            Self::Orchestrated { definition, .. } => &definition.version,
+            Self::Choreographed(followed) => &followed.definition.version,
+        }
+    }
+
+    /// What the engine runs; `None` for a saga that is only watched.
+    pub fn definition(&self) -> Option<&Definition> {
+        match self {
+            Self::Orchestrated { definition, .. } => Some(definition),
+            Self::Choreographed(_) => None,
+        }
+    }
+}
+
+/// A choreographed saga, and where its services publish their events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Followed {
+    pub definition: choreography::definition::Definition,
+    pub since: Option<Timestamp>,
+    /// By service.
+    pub sinks: BTreeMap<String, NatsSink>,
 }
 
 /// The event that starts a Saga, and where its service's relay publishes it.
@@ -123,9 +150,7 @@ impl Kind for Controller {
 
     fn plan(object: &Saga, observed: &Observed, settings: &Settings) -> Result<Defined, Rejection> {
         let defined = plan::define(object, observed)?;
-        if let Some(start) = &defined.start {
-            plan::check_broker(start, settings)?;
-        }
+        plan::check_brokers(&defined, settings)?;
         Ok(defined)
     }
 

@@ -1,5 +1,7 @@
 //! What is there of a Saga and of an orchestrator: all of it is in the store.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource, ResourceExt};
 
@@ -23,11 +25,14 @@ pub fn observe(store: &Store, id: &ObjectId, object: &Saga, orchestrator_pass: O
         let found = store.get::<Microservice>(&within(service))?;
         Some((service.to_owned(), found))
     });
-    let start = object.spec.start_on.as_ref();
+    let start = object.spec.start_on.iter().map(|start| start.service.as_str());
+    let publishing: BTreeSet<_> =
+        start.chain(object.spec.reactions.iter().map(|reaction| reaction.service.as_str())).collect();
+    let kept = |service: &&str| Some(((*service).to_owned(), store.kept_relay(&within(service))?));
     Observed {
         services: services.collect(),
-        relays: start.map(|start| store.relays_of(&within(&start.service))).unwrap_or_default(),
-        kept_relay: start.and_then(|start| store.kept_relay(&within(&start.service))),
+        kept_relays: publishing.iter().filter_map(kept).collect(),
+        relays: publishing.iter().flat_map(|service| store.relays_of(&within(service))).collect(),
         unreadable: store.unreadable(&id.namespace, services_of(object)),
         orchestrator: observe_orchestrator(store, &within(&object.spec.orchestrator)),
         orchestrator_pass,

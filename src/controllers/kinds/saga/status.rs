@@ -10,16 +10,17 @@ use super::{
     plan::{api_url, stage, store},
 };
 use crate::{
-    api::v1alpha1::{Saga, SagaStatus, StartOn, StuckSaga},
-    contract::status::{SagaCounts, StuckInstance},
+    api::v1alpha1::{Saga, SagaStatus, SagaStyle, StartOn, StuckSaga},
+    contract::status::{FindingCount, REACT, SagaCounts, StuckInstance},
     controllers::{
         database::{Placement, status as database_status},
         resources::{outcome::Applied, plan::Rejection, reason::Reason},
         status::{
-            conditions::{ACCEPTED, Conditions, DATABASE_READY, DELETING, START_EVENT_SEEN, STUCK, Truth},
+            conditions::{ACCEPTED, AS_DECLARED, Conditions, DATABASE_READY, DELETING, START_EVENT_SEEN, STUCK, Truth},
             progress::{self, Finding, Progress, not_applied, not_rolled_out, set_foreign},
         },
     },
+    domain::choreography::definition::Kind,
 };
 
 pub fn status(object: &Saga, observed: &Observed, planned: &Result<Defined, Rejection>, now: Timestamp) -> SagaStatus {
@@ -40,6 +41,9 @@ pub fn status(object: &Saga, observed: &Observed, planned: &Result<Defined, Reje
     if let Some(seen) = start_event(object, counts) {
         seen.set(START_EVENT_SEEN, &mut conditions);
     }
+    if let Some(as_declared) = as_declared(object, counts) {
+        as_declared.set(AS_DECLARED, &mut conditions);
+    }
     if let Some(deleting) = &deleting {
         deleting.set(DELETING, &mut conditions);
     }
@@ -48,7 +52,7 @@ pub fn status(object: &Saga, observed: &Observed, planned: &Result<Defined, Reje
     let status = SagaStatus {
         observed_generation: object.metadata.generation,
         conditions,
-        steps: i32::try_from(object.spec.steps.len()).unwrap_or(i32::MAX),
+        steps: i32::try_from(object.spec.steps.len() + object.spec.reactions.len()).unwrap_or(i32::MAX),
         url: Some(format!("{}/sagas/{name}", api_url(&namespace, &object.spec.orchestrator))),
         applied_hash: match &observed.orchestrator_pass {
             Some(pass) if pass.rejection.is_none() => pass.applied.digest.clone(),
@@ -114,7 +118,11 @@ fn running(observed: &Observed, defined: &Defined, counts: Option<&SagaCounts>) 
             None => Progress::waiting(Reason::Starting, "the orchestrator is recovering its instances"),
         };
     }
-    let version = &defined.definition.version;
+    let version = defined.version();
+    let runs = match defined {
+        Defined::Orchestrated { .. } => format!("the orchestrator runs version {version} of the saga"),
+        Defined::Choreographed(_) => format!("the orchestrator watches the saga, as of version {version}"),
+    };
     if counts.is_none_or(|counts| counts.version != *version) {
         return Progress::waiting(
             Reason::Loading,
@@ -123,11 +131,11 @@ fn running(observed: &Observed, defined: &Defined, counts: Option<&SagaCounts>) 
     }
     if counts.is_some_and(|counts| counts.stuck > 0) {
         let Finding { reason, message, .. } = stuck(observed, counts);
-        return Progress::Ready(reason, format!("the orchestrator runs version {version} of the saga; {message}"));
+        return Progress::Ready(reason, format!("{runs}; {message}"));
     }
     match status.problems.first() {
         Some(problem) => Progress::ready(problem.reason, problem.message.clone()),
-        None => Progress::ready(Reason::Ready, format!("the orchestrator runs version {version} of the saga")),
+        None => Progress::ready(Reason::Ready, runs),
     }
 }
 
@@ -162,8 +170,10 @@ fn stuck(observed: &Observed, counts: Option<&SagaCounts>) -> Finding {
     };
     let oldest = counts.stuck_instances.first().map_or_else(
         String::new,
-        |StuckInstance { id, step, operation, message, .. }| {
-            format!("; the oldest, {id}, cannot {operation} step `{step}`: {message}")
+        |StuckInstance { id, step, operation, message, .. }| match operation.as_str() {
+            // of a saga that is only watched
+            REACT => format!("; the oldest, {id}: {message}"),
+            _ => format!("; the oldest, {id}, cannot {operation} step `{step}`: {message}"),
         },
     );
     let waits =
@@ -187,6 +197,35 @@ fn start_event(object: &Saga, counts: Option<&SagaCounts>) -> Option<Finding> {
     };
     let message = format!("`{service}` has published no event of type `{event}` yet; {others}");
     Some(Finding::new(false, Reason::NoSuchEvent, message))
+}
+
+/// `AsDeclared`: whether the services of a choreographed saga emit what it says.
+fn as_declared(object: &Saga, counts: Option<&SagaCounts>) -> Option<Finding> {
+    let counts = counts.filter(|_| object.spec.style == SagaStyle::Choreography)?;
+    if counts.findings.is_empty() {
+        return Some(Finding::new(true, Reason::AsDeclared, "every event that was seen is declared, and came in time"));
+    }
+    let mut sentences: Vec<_> = counts.findings.iter().take(MAX_FINDINGS).map(finding_sentence).collect();
+    let more = counts.findings.len().saturating_sub(MAX_FINDINGS);
+    if more > 0 {
+        sentences.push(format!("and {more} more"));
+    }
+    Some(Finding::new(false, Reason::NotAsDeclared, sentences.join("; ")))
+}
+
+/// How many findings the condition says.
+const MAX_FINDINGS: usize = 3;
+
+fn finding_sentence(found: &FindingCount) -> String {
+    let FindingCount { finding, event: Kind { service, event }, cause, count } = found;
+    let reaction = cause.as_ref().map(|cause| format!(" in reaction to {}", cause.event)).unwrap_or_default();
+    let times = if *count == 1 { "once".to_owned() } else { format!("{count} times") };
+    let what = match finding.as_str() {
+        "late" => "later than the Saga allows",
+        "repeated" => "although it had reacted already",
+        _ => "which no reaction of the Saga declares",
+    };
+    format!("`{service}` emitted {event}{reaction} {times}, {what}")
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ fn settled() -> (Saga, Observed) {
         ..Observed::default()
     };
     let defined = define(&object, &observed).unwrap();
-    let version = defined.definition.version.clone();
+    let version = defined.version().to_owned();
     let counts = SagaCounts { version, running: 3, completed: 5, compensated: 1, ..SagaCounts::default() };
     observed.orchestrator.database.server = Some(ready(1));
     observed.orchestrator.deployment = Some(ready(1));
@@ -96,6 +96,53 @@ fn stuck_instances_are_loud_and_do_not_stop_new_ones() {
         "2 instances wait for a person; the oldest, 0192-a, cannot undo step `act`: 503 Service Unavailable"
     );
     assert_eq!((status.stuck, status.stuck_instances.len()), (2, 1));
+}
+
+#[test]
+fn who_owes_what_and_what_was_never_declared_is_said_of_a_choreography() {
+    let spec = "{style: Choreography, startOn: {service: orders, event: OrderCreated},
+        reactions: [{on: {service: orders, event: OrderCreated}, service: orders, emits: [OrderApproved], within: 5s}],
+        completes: [{service: orders, event: OrderApproved}]}";
+    let object = saga("create-order", spec);
+    let (_, mut observed) = settled();
+    observed.relays = vec![fixtures::relay_of("orders")];
+    counts(&mut observed).version = define(&object, &observed).unwrap().version().to_owned();
+    let calm = status_of(&object, &observed);
+    let expected = "every event that was seen is declared, and came in time";
+    assert_eq!((message(&calm.conditions, "AsDeclared"), calm.steps), (expected, 1));
+    let owes = "orders owes OrderApproved to OrderCreated since 12:04:00 UTC, within 5s";
+    let instance = StuckInstance {
+        id: "0192-a".to_owned(),
+        step: "orders".to_owned(),
+        operation: REACT.to_owned(),
+        message: owes.to_owned(),
+        since: now(),
+    };
+    let of = |service: &str, event: &str| Kind::new(service, event);
+    let finding = |finding: &str, cause: Option<Kind>, count: u64| FindingCount {
+        finding: finding.to_owned(),
+        event: of("orders", "OrderChecked"),
+        cause,
+        count,
+    };
+    let counted = counts(&mut observed);
+    (counted.stuck, counted.stuck_instances) = (1, vec![instance]);
+    let created = Some(of("orders", "OrderCreated"));
+    counted.findings = vec![
+        finding("undeclared", created.clone(), 4),
+        finding("late", created, 2),
+        finding("repeated", None, 1),
+        finding("late", None, 1),
+    ];
+    let status = status_of(&object, &observed);
+    assert_eq!(
+        message(&status.conditions, "Stuck"),
+        format!("1 instance waits for a person; the oldest, 0192-a: {owes}")
+    );
+    assert_eq!(
+        message(&status.conditions, "AsDeclared"),
+        "`orders` emitted OrderChecked in reaction to OrderCreated 4 times, which no reaction of the Saga declares; `orders` emitted OrderChecked in reaction to OrderCreated 2 times, later than the Saga allows; `orders` emitted OrderChecked once, although it had reacted already; and 1 more"
+    );
 }
 
 #[test]

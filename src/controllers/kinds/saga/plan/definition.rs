@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 
 use kube::{ResourceExt, core::Duration};
 
+use super::{
+    choreography,
+    publisher::{self, Use},
+};
 use crate::{
     api::v1alpha1::{
-        EventFormat, HttpCommand, HttpMethod, Microservice, Protocol, Retry, Saga, SagaCommand, SagaSpec, SagaStep,
-        Undo,
+        HttpCommand, HttpMethod, Microservice, Protocol, Retry, Saga, SagaCommand, SagaSpec, SagaStep, SagaStyle, Undo,
     },
     controllers::{
-        kinds::{
-            outbox_relay,
-            saga::{Defined, Observed, Start},
-        },
-        render::{milliseconds, reach},
-        resources::{plan::Rejection, reason::Reason, settings::Settings},
+        kinds::saga::{Defined, Observed, Start},
+        render::milliseconds,
+        resources::{plan::Rejection, reason::Reason},
     },
     domain::saga::{
         definition::{Call, Definition, RetryPolicy, Step},
@@ -31,6 +31,9 @@ pub fn define(object: &Saga, observed: &Observed) -> Result<Defined, Rejection> 
         return Err(rejection.clone());
     }
     let spec = &object.spec;
+    if spec.style == SagaStyle::Choreography {
+        return choreography::define(object, observed).map(Defined::Choreographed);
+    }
     let mut findings = negative_durations(spec);
     findings.extend(lint::lint(&lint_spec(spec)).iter().map(ToString::to_string));
     if !findings.is_empty() {
@@ -55,7 +58,7 @@ pub fn define(object: &Saga, observed: &Observed) -> Result<Defined, Rejection> 
             .map(|command| participants.call("spec.onCompensated", command))
             .transpose()?,
     };
-    Ok(Defined { definition: definition.seal(), start: start(object, &participants)? })
+    Ok(Defined::Orchestrated { definition: definition.seal(), start: start(object, observed)? })
 }
 
 fn lower_step(field: &str, step: &SagaStep, participants: &Participants<'_>) -> Result<Step, Rejection> {
@@ -79,21 +82,9 @@ struct Participants<'a> {
 }
 
 impl Participants<'_> {
-    fn service(&self, field: &str, name: &str) -> Result<&Microservice, Rejection> {
-        let found = self.services.services.get(name).map(AsRef::as_ref);
-        found.ok_or_else(|| {
-            let field = format!("{field}.service");
-            if self.services.unreadable.contains(name) {
-                Rejection::microservice_malformed(&field, name)
-            } else {
-                Rejection::microservice_not_found(&field, name)
-            }
-        })
-    }
-
     fn call(&self, field: &str, asked: &SagaCommand) -> Result<Call, Rejection> {
         let SagaCommand { service, command, with } = asked;
-        let participant = self.service(field, service)?;
+        let participant = publisher::service(self.services, field, service)?;
         let Some(found) = participant.spec.commands.get(command) else {
             return Err(unknown_command(field, asked, participant));
         };
@@ -150,68 +141,16 @@ fn unknown_command(field: &str, asked: &SagaCommand, participant: &Microservice)
 }
 
 /// The event is read from where the service's relay publishes it.
-fn start(object: &Saga, participants: &Participants<'_>) -> Result<Option<Start>, Rejection> {
+fn start(object: &Saga, observed: &Observed) -> Result<Option<Start>, Rejection> {
     let Some(start) = &object.spec.start_on else { return Ok(None) };
-    participants.service("spec.startOn", &start.service)?;
-    if let Some(relay) = &participants.services.kept_relay {
-        return Err(Rejection {
-            reason: Reason::OutboxRelayMalformed,
-            message: format!(
-                "spec.startOn.service: OutboxRelay `{relay}`, which publishes the events of `{}`, cannot be read: correct it; its own conditions say what is wrong",
-                start.service
-            ),
-        });
-    }
-    let relay = participants.services.relays.first().ok_or_else(|| Rejection {
-        reason: Reason::OutboxRelayNotFound,
-        message: format!(
-            "spec.startOn.service: no OutboxRelay publishes the events of `{}`: apply one whose spec.microservice names it",
-            start.service
-        ),
-    })?;
-    if relay.spec.format == EventFormat::Raw {
-        return Err(Rejection {
-            reason: Reason::NoEventType,
-            message: format!(
-                "spec.startOn: the OutboxRelay of `{}` publishes in the format Raw, whose messages have no type to start a saga by: set its spec.format to CloudEvents or CloudEventsStructured",
-                start.service
-            ),
-        });
-    }
-    let sink = relay.spec.sink.nats.as_ref().ok_or_else(|| Rejection {
-        reason: Reason::NoBroker,
-        message: format!(
-            "spec.startOn: the OutboxRelay of `{}` publishes to {}, and events that start a saga are read from NATS: give the relay spec.sink.nats, or start the saga over its HTTP API",
-            start.service,
-            relay.spec.sink.kind()
-        ),
-    })?;
-    if let Some(secret) = &sink.secret {
-        // its own controller refuses the relay for it
-        reach::check_secret(&start.service, "spec.sink", secret).map_err(|Rejection { reason, message }| {
-            Rejection {
-                reason,
-                message: format!("spec.startOn.service: the OutboxRelay of `{}` is rejected: {message}", start.service),
-            }
-        })?;
-    }
+    publisher::service(observed, "spec.startOn", &start.service)?;
+    let sink = publisher::sink(observed, "spec.startOn", &start.service, Use::Start)?;
     Ok(Some(Start {
         service: start.service.clone(),
         event_type: start.event.clone(),
         since: object.creation_timestamp().map(|created| created.0),
-        sink: sink.clone(),
+        sink,
     }))
-}
-
-/// Whether there is a broker to read the event from.
-pub fn check_broker(start: &Start, settings: &Settings) -> Result<(), Rejection> {
-    match outbox_relay::nats(&start.sink, settings) {
-        Ok(_) => Ok(()),
-        Err(Rejection { reason, message }) => Err(Rejection {
-            reason,
-            message: format!("spec.startOn.service: the OutboxRelay of `{}` is rejected: {message}", start.service),
-        }),
-    }
 }
 
 fn method_name(method: HttpMethod) -> &'static str {

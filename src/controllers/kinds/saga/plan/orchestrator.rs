@@ -20,7 +20,7 @@ use k8s_openapi::{
 use kube::{ResourceExt, core::ObjectMeta};
 
 use crate::{
-    api::v1alpha1::{Postgres, Retention},
+    api::v1alpha1::{self as api, Postgres, Retention},
     contract::{ADMIN_PORT, Contract, database_setup::Purpose, orchestrator as contract, relay::NatsSink},
     controllers::{
         database::{self, Placement, Stage, User, Wanted},
@@ -155,12 +155,18 @@ fn contract(
     settings: &Settings,
 ) -> contract::Orchestrator {
     let defined = || object.members.iter().filter_map(|member| member.defined.as_ref());
-    let mut sagas: Vec<_> = defined().map(|defined| defined.definition.clone()).collect();
+    let mut sagas: Vec<_> = defined().filter_map(Defined::definition).cloned().collect();
     let mut starts: Vec<_> = defined().filter_map(|defined| start(defined, settings)).collect();
+    // a Saga that is being deleted is not followed any more: its services go on without it
+    let followed = object.members.iter().filter(|member| !is_draining(&member.saga));
+    let followed = followed.filter_map(|member| member.defined.as_ref());
+    let mut choreographies: Vec<_> = followed.filter_map(|defined| choreography(defined, settings)).collect();
     if let Some(earlier) = &observed.contract {
         let kept = |name: &String| object.kept.contains(name);
         sagas.extend(earlier.sagas.iter().filter(|saga| kept(&saga.name)).cloned());
         starts.extend(earlier.starts.iter().filter(|start| kept(&start.saga)).cloned());
+        choreographies.extend(earlier.choreographies.iter().filter(|saga| kept(&saga.definition.name)).cloned());
+        choreographies.sort_by(|a, b| a.definition.name.cmp(&b.definition.name));
         sagas.sort_by(|a, b| a.name.cmp(&b.name));
         starts.sort_by(|a, b| a.saga.cmp(&b.saga));
     }
@@ -174,6 +180,7 @@ fn contract(
         sagas,
         draining: draining.map(|member| member.saga.name_any()).collect(),
         starts,
+        choreographies,
     }
 }
 
@@ -185,15 +192,32 @@ fn retention_ms(object: &Orchestrator) -> u64 {
 
 /// `None` as well when there is no broker: then the Saga is rejected by its own controller.
 fn start(defined: &Defined, settings: &Settings) -> Option<contract::Start> {
-    let start = defined.start.as_ref()?;
+    let Defined::Orchestrated { definition, start: Some(start) } = defined else { return None };
     Some(contract::Start {
-        saga: defined.definition.name.clone(),
+        saga: definition.name.clone(),
         service: start.service.clone(),
         event_type: start.event_type.clone(),
         since: start.since,
-        // the orchestrator's account permits the driver's own
-        from: NatsSink { inbox_prefix: None, ..outbox_relay::nats(&start.sink, settings).ok()? },
+        from: stream(&start.sink, settings)?,
     })
+}
+
+/// `None` as well when there is no broker, as of a start.
+fn choreography(defined: &Defined, settings: &Settings) -> Option<contract::Choreography> {
+    let Defined::Choreographed(followed) = defined else { return None };
+    let source = |(service, sink): (&String, &api::NatsSink)| {
+        Some(contract::Source { service: service.clone(), from: stream(sink, settings)? })
+    };
+    Some(contract::Choreography {
+        definition: followed.definition.clone(),
+        since: followed.since,
+        sources: followed.sinks.iter().map(source).collect::<Option<_>>()?,
+    })
+}
+
+fn stream(sink: &api::NatsSink, settings: &Settings) -> Option<NatsSink> {
+    // the orchestrator's account permits the driver's own
+    Some(NatsSink { inbox_prefix: None, ..outbox_relay::nats(sink, settings).ok()? })
 }
 
 fn config_map(owner: &Owner, contract: &contract::Orchestrator) -> Result<ConfigMap, Rejection> {
@@ -201,7 +225,8 @@ fn config_map(owner: &Owner, contract: &contract::Orchestrator) -> Result<Config
         reason: Reason::ContractNotWritable,
         message: format!("the contract of orchestrator {} cannot be written: {error}", contract.name),
     })?;
-    let names: Vec<_> = contract.sagas.iter().map(|saga| &saga.name).collect();
+    let choreographed = contract.choreographies.iter().map(|saga| &saga.definition.name);
+    let names: BTreeSet<_> = contract.sagas.iter().map(|saga| &saga.name).chain(choreographed).collect();
     // a list of strings always has a form in JSON
     let names = serde_json::to_string(&names).unwrap_or_default();
     Ok(ConfigMap {
@@ -279,7 +304,9 @@ fn deployment(
 
 /// The Secrets that people give for the brokers of the services that start sagas, by name.
 fn secrets(contract: &contract::Orchestrator) -> BTreeSet<String> {
-    let folders = contract.starts.iter().filter_map(|start| start.from.secret_folder.as_deref());
+    let sources = contract.choreographies.iter().flat_map(|saga| &saga.sources).map(|source| &source.from);
+    let read = contract.starts.iter().map(|start| &start.from).chain(sources);
+    let folders = read.filter_map(|from| from.secret_folder.as_deref());
     // whatever an earlier contract says, none of Weft's own Secrets is mounted
     let own = |secret: &&str| reach::check_secret("", "", secret).is_ok();
     folders.filter_map(sink::secret).filter(own).map(str::to_owned).collect()

@@ -1,8 +1,9 @@
 use std::{path::Path, sync::Arc};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
 
-use super::{check_broker, define, orchestrator};
+use super::{CONTRACT_FILE, check_brokers, define, orchestrator};
 use crate::{
     api::v1alpha1::{EventFormat, Saga},
     contract::{Contract, orchestrator as contract},
@@ -11,9 +12,9 @@ use crate::{
         kinds::saga::{Defined, Member, Observed, Orchestrator, OrchestratorObserved},
         render::owner::reference,
         resources::{
-            child::{ChildKind, ChildRef},
+            child::{Child, ChildKind, ChildRef},
             observed::{JobOutcome, Workload},
-            plan::Plan,
+            plan::{Plan, Rejection},
             reason::Reason,
         },
     },
@@ -93,9 +94,45 @@ fn settled(object: &Orchestrator) -> OrchestratorObserved {
     observed
 }
 
+const CHOREOGRAPHY: &str = r"
+style: Choreography
+startOn: {service: orders, event: OrderCreated}
+reactions:
+- {on: {service: orders, event: OrderCreated}, service: customers, emits: [CreditReserved, CreditLimitExceeded], within: 5s}
+completes: [{service: customers, event: CreditReserved}]
+compensates: [{service: customers, event: CreditLimitExceeded}]
+";
+
+#[test]
+fn a_choreography_is_followed_where_its_services_publish() {
+    let saga = saga("credit", CHOREOGRAPHY);
+    let mut observed = observed();
+    let refused = |observed: &Observed| {
+        let Rejection { reason, message } = define(&saga, observed).unwrap_err();
+        (reason, message)
+    };
+    let (reason, message) = refused(&observed);
+    assert_eq!(reason, Reason::OutboxRelayNotFound);
+    assert!(message.starts_with("spec.reactions[0].service: no OutboxRelay publishes the events of `customers`"));
+    observed.relays.push(relay_of("customers"));
+    let member = member(saga.clone(), &observed);
+    let Some(Defined::Choreographed(followed)) = &member.defined else { panic!() };
+    assert_eq!(followed.sinks.keys().collect::<Vec<_>>(), ["customers", "orders"]);
+    let object = Orchestrator { members: vec![member], ..two_sagas() };
+    let plan = orchestrator(&object, &OrchestratorObserved::default(), &settings()).unwrap();
+    let config = plan.children.iter().find_map(|child| match child {
+        Child::ConfigMap(map) if map.name_any() == "default-orchestrator" => Some(map.clone()),
+        _ => None,
+    });
+    let text = config.unwrap().data.unwrap().remove(CONTRACT_FILE).unwrap();
+    assert!(text.contains("withinMs: 5000") && text.contains("event: CreditLimitExceeded"), "{text}");
+    observed.services.remove("customers");
+    assert_eq!(refused(&observed).0, Reason::MicroserviceNotFound);
+}
+
 #[test]
 fn a_definition_has_addresses_and_milliseconds() {
-    let Defined { definition, start } = define(&create_order(), &observed()).unwrap();
+    let Ok(Defined::Orchestrated { definition, start }) = define(&create_order(), &observed()) else { panic!() };
     insta::assert_yaml_snapshot!(definition);
     let start = start.unwrap();
     assert_eq!((start.service.as_str(), start.event_type.as_str()), ("orders", "OrderCreated"));
@@ -117,8 +154,8 @@ fn an_orchestrator_has_credentials_of_the_installed_broker_whatever_its_sagas_ne
 fn an_event_that_nobody_can_read_rejects_its_saga_alone() {
     let mut observed = observed();
     observed.relays = vec![relay("orders", "{microservice: orders, sink: {nats: {}}}")];
-    let start = define(&create_order(), &observed).unwrap().start.unwrap();
-    let rejection = check_broker(&start, &settings()).unwrap_err();
+    let defined = define(&create_order(), &observed).unwrap();
+    let rejection = check_brokers(&defined, &settings()).unwrap_err();
     assert_eq!(rejection.reason, Reason::NoBroker);
     assert!(rejection.message.starts_with("spec.startOn.service: the OutboxRelay of `orders` is rejected: "));
     let object = Orchestrator { members: vec![member(create_order(), &observed)], ..two_sagas() };
@@ -128,7 +165,7 @@ fn an_event_that_nobody_can_read_rejects_its_saga_alone() {
 
 #[test]
 fn a_definitions_version_is_of_its_content() {
-    let version = |saga: &Saga| define(saga, &observed()).unwrap().definition.version;
+    let version = |saga: &Saga| define(saga, &observed()).unwrap().version().to_owned();
     let mut other = create_order();
     assert_eq!(version(&other), version(&create_order()));
     other.spec.steps[0].failures.clear();
@@ -196,7 +233,7 @@ fn what_a_saga_names_and_cannot_be_read_is_waited_for() {
     assert!(rejection.reason.is_waited_for(), "{rejection:?}");
     assert_eq!(rejection.reason, Reason::MicroserviceMalformed);
     let mut observed = self::observed();
-    observed.kept_relay = Some("orders".to_owned());
+    observed.kept_relays = [("orders".to_owned(), "orders".to_owned())].into();
     assert_eq!(define(&create_order(), &observed).unwrap_err().reason, Reason::OutboxRelayMalformed);
 }
 
@@ -216,7 +253,7 @@ fn the_orchestrator_gets_no_secret_of_weft_for_a_relay() {
     let mut object = two_sagas();
     object.members = vec![member(create_order(), &observed)];
     for (secret, mounted) in [("mine", true), ("orders-db", false)] {
-        if let Some(start) = object.members[0].defined.as_mut().and_then(|defined| defined.start.as_mut()) {
+        if let Some(Defined::Orchestrated { start: Some(start), .. }) = object.members[0].defined.as_mut() {
             start.sink.secret = Some(secret.to_owned());
         }
         let plan = orchestrator(&object, &settled(&object), &settings()).unwrap();
