@@ -96,12 +96,13 @@ pub struct StartReport {
     pub dead: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StuckInstance {
     pub id: String,
+    /// The first of its steps that is stuck.
     pub step: String,
-    /// `do` or `undo`.
+    /// `do` or `undo`; `signal`, `when` or `forEach` of what is no call.
     pub operation: String,
     /// The error of the last attempt.
     pub message: String,

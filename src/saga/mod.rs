@@ -8,6 +8,7 @@
 
 mod answer;
 mod api;
+mod calls;
 mod catalogue;
 mod cli;
 mod compiled;
@@ -15,6 +16,7 @@ mod connections;
 mod counts;
 mod engine;
 mod explanation;
+mod facts;
 mod job;
 mod kept;
 mod key;
@@ -24,6 +26,7 @@ mod log;
 mod members;
 mod meters;
 mod orchestrator;
+mod partitions;
 pub mod problem;
 mod reader;
 mod session;

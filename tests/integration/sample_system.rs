@@ -27,7 +27,7 @@ use weft::{
         resources::settings::{self, Settings},
         runtime::driver::Kind,
     },
-    domain::saga::definition::{Call, Definition},
+    domain::saga::definition::Call,
     nats::accounts::{Access, RELAY_INBOX},
 };
 
@@ -76,12 +76,7 @@ fn definition(broker: &Broker, ports: &BTreeMap<&str, u16>) -> saga::Defined {
         let path = call.url.splitn(4, '/').nth(3).unwrap();
         call.url = format!("http://127.0.0.1:{}/{path}", ports[call.service.as_str()]);
     };
-    let Definition { steps, on_compensated, .. } = &mut defined.definition;
-    for step in steps {
-        here(&mut step.action);
-        step.undo.iter_mut().for_each(here);
-    }
-    on_compensated.iter_mut().for_each(here);
+    defined.definition.calls_mut().into_iter().for_each(here);
     defined.definition = defined.definition.seal();
     defined
 }

@@ -1,6 +1,7 @@
 //! A Saga's definition, and what should exist because of an orchestrator.
 
 mod definition;
+mod lower;
 mod orchestrator;
 
 pub use definition::{check_broker, define};
