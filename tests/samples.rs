@@ -127,10 +127,11 @@ fn every_reference_leads_somewhere() {
             if let Some(start) = &saga.spec.start_on {
                 assert!(sample.relays.iter().any(|relay| relay.spec.microservice == start.service));
             }
-            for step in &saga.spec.steps {
-                let SagaCommand { service, command, .. } = &step.action;
-                sample.assert_command(service, command);
-                if let Some(undo) = step.undo.as_ref().filter(|undo| !undo.none) {
+            for task in saga.spec.tasks() {
+                if let Some(SagaCommand { service, command, .. }) = &task.action {
+                    sample.assert_command(service, command);
+                }
+                if let Some(undo) = task.undo.as_ref().filter(|undo| !undo.none) {
                     sample.assert_command(undo.service.as_ref().unwrap(), undo.command.as_ref().unwrap());
                 }
             }

@@ -286,7 +286,7 @@ async fn a_refused_undo_is_reported_as_stuck_until_a_retry() {
         world.participant.effects(&id),
         ["reserve do", "pack do", "pack undo", "reserve undo", "onCompensated do"]
     );
-    assert!(history_lines(&detail).contains(&"retry".to_owned()));
+    assert!(history_lines(&detail).contains(&"pack undo retry".to_owned()));
     orchestrator.until_counts("order", &[("running", 0), ("compensating", 0), ("stuck", 0), ("compensated", 1)]).await;
 }
 

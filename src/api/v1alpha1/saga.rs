@@ -136,17 +136,17 @@ pub struct SagaStep {
     pub pivot: bool,
     /// Steps that are done at the same time; the next step begins when all are done. When one of them fails, what is in progress in the others is undone as if it had happened, and then what is done, in reverse order of completion.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(min = 1, max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub all: Vec<SagaBranch>,
     /// Steps that are done one after the other, under one `when` or one `forEach`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(min = 1, max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub steps: Vec<SagaInnerStep>,
     /// What is done instead, one after the other, when `when` is false.
     #[serde(rename = "else", default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(min = 1, max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub otherwise: Vec<SagaInnerStep>,
 }
@@ -164,7 +164,7 @@ pub struct SagaBranch {
     pub task: SagaTask,
     /// Steps that are done one after the other.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(min = 1, max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub steps: Vec<SagaInnerStep>,
 }
