@@ -129,7 +129,7 @@ fn definition(port: u16) -> Definition {
     };
     let step = |name: &str, undo: bool| Step {
         name: name.into(),
-        task: Task::Call(Transaction {
+        task: Task::call(Transaction {
             action: call(name),
             undo: if undo { Undo::Call(call(&format!("undo-{name}"))) } else { Undo::Nothing },
             timeout_ms: 10_000,

@@ -161,7 +161,7 @@ mod tests {
         use crate::domain::saga::definition::{Step, Task, Transaction};
         let step = |call: &Call| Step {
             name: call.command.clone(),
-            task: Task::Call(Transaction { action: call.clone(), timeout_ms: 1, ..Transaction::default() }),
+            task: Task::call(Transaction { action: call.clone(), timeout_ms: 1, ..Transaction::default() }),
             ..Step::default()
         };
         let steps = calls.iter().map(step).collect();

@@ -15,7 +15,7 @@ fn call(with: &[(&str, &str)]) -> Call {
 fn step(name: &str, pivot: bool, action: Call, undo: Option<Call>) -> Step {
     let undo = undo.map_or(Undo::Nothing, Undo::Call);
     let transaction = Transaction { pivot, action, undo, timeout_ms: 1, ..Transaction::default() };
-    Step { name: name.to_owned(), task: Task::Call(transaction), ..Step::default() }
+    Step { name: name.to_owned(), task: Task::call(transaction), ..Step::default() }
 }
 
 /// `reserve` is undone by its reply, if there is one; `charge` is the pivot; `ship` reads both.
@@ -88,8 +88,8 @@ fn an_input_is_refused_when_an_expression_that_reads_nothing_else_fails() {
 
 #[test]
 fn an_undo_can_always_be_made() {
-    let compiled = compiled();
     const UNDO: At = At::Undo(RESERVE);
+    let compiled = compiled();
     let undo = |replies: &[Value], code| {
         serde_json::from_str::<Value>(&compiled.body(UNDO, &facts(&compiled, UNDO, replies, Some(code))).unwrap())
             .unwrap()
@@ -130,7 +130,7 @@ fn an_item_is_read_inside_its_list_and_all_replies_outside_of_it() {
     assert_eq!(refused, "step `list`: forEach.items is no list");
 
     let (mut state, actions) = decide::start(&compiled.tree, json(&input), 0);
-    let mut apply = |state: &mut State, event: Event| {
+    let apply = |state: &mut State, event: Event| {
         decide::decide(&compiled.tree, state, &event, Moment { now_ms: 0, random: 0.0 }).unwrap();
     };
     let at = actions.into_iter().next().unwrap().at;

@@ -22,7 +22,7 @@ use crate::domain::saga::{
 
 /// A deadline that passed before the start was durable is checked again after this time.
 const NOT_DURABLE_RETRY: Duration = Duration::from_millis(500);
-/// A timer that is further away is looked at again after this time.
+/// A timer that is further away is checked again after this time.
 const LONGEST: Duration = Duration::from_hours(24);
 
 /// One live instance.

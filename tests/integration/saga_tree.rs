@@ -7,7 +7,7 @@ use weft::domain::saga::definition::{Definition, ForEach, Signal, Step, Task, Tr
 
 use crate::{
     saga_participant::Behaviour,
-    saga_world::{Running, World, history_lines, id},
+    saga_world::{Running, World, group, history_lines, id},
     servers,
 };
 
@@ -46,8 +46,8 @@ async fn send(trip: &Running, id: &str, name: &str, key: Option<&str>, body: &Va
 #[tokio::test(flavor = "multi_thread")]
 async fn branches_are_called_at_the_same_time_and_the_next_step_when_all_are_done() {
     let world = World::new().await;
-    let stay = world.group("stay", Task::Steps(vec![world.step("hotel", true), world.step("seat", true)]));
-    let reserve = world.group("reserve", Task::All(vec![world.step("flight", true), stay]));
+    let stay = group("stay", Task::Steps(vec![world.step("hotel", true), world.step("seat", true)]));
+    let reserve = group("reserve", Task::All(vec![world.step("flight", true), stay]));
     let trip = world.trip(vec![reserve, world.after("mail")]).await;
     world.participant.behave("flight", Behaviour::NoAnswer);
     let id = start(&trip, &json!({"orderId": "o-1"})).await;
@@ -63,8 +63,8 @@ async fn branches_are_called_at_the_same_time_and_the_next_step_when_all_are_don
 #[tokio::test(flavor = "multi_thread")]
 async fn a_branch_that_fails_undoes_the_others_also_those_in_progress() {
     let world = World::new().await;
-    let group = Task::All(vec![world.step("flight", true), world.step("hotel", true), world.step("car", true)]);
-    let trip = world.trip(vec![world.step("account", true), world.group("reserve", group)]).await;
+    let branches = Task::All(vec![world.step("flight", true), world.step("hotel", true), world.step("car", true)]);
+    let trip = world.trip(vec![world.step("account", true), group("reserve", branches)]).await;
     // it takes effect, and its answer comes when nobody waits for it any more
     world.participant.behave("flight", Behaviour::Slow(Duration::from_secs(2)));
     world.participant.behave("car", Behaviour::NoAnswer);
@@ -91,7 +91,7 @@ async fn a_step_of_two_that_are_stuck_is_named_to_be_skipped() {
     let world = World::new().await;
     let mut charge = world.step("charge", false);
     charge.transaction_mut().unwrap().pivot = true;
-    let close = world.group("close", Task::All(vec![world.after("mail"), world.after("book")]));
+    let close = group("close", Task::All(vec![world.after("mail"), world.after("book")]));
     let trip = world.trip(vec![charge, close]).await;
     world.participant.behave("mail", Behaviour::Refuse("NoAddress"));
     world.participant.behave("book", Behaviour::Refuse("NoBook"));
@@ -141,7 +141,7 @@ fn pack(world: &World, concurrency: u32) -> Step {
         ..Transaction::default()
     };
     let for_each = Some(ForEach { items: "input.lines".into(), concurrency });
-    Step { name: "pack".into(), for_each, task: Task::Call(transaction), ..Step::default() }
+    Step { name: "pack".into(), for_each, task: Task::call(transaction), ..Step::default() }
 }
 
 fn order(lines: usize) -> Value {
@@ -157,7 +157,7 @@ async fn each_item_has_a_key_of_its_own_and_its_reply_is_in_the_list() {
         timeout_ms: 2_000,
         ..Transaction::default()
     };
-    let trip = world.trip(vec![pack(&world, 3), world.group("ship", Task::Call(ship))]).await;
+    let trip = world.trip(vec![pack(&world, 3), group("ship", Task::call(ship))]).await;
     let view = trip.to_its_end("trip", &order(3)).await;
     assert_eq!(view["state"], "Completed", "{view}");
     let id = id(&view);
@@ -203,7 +203,7 @@ async fn items_go_on_where_they_were_after_a_crash_and_are_undone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wait_goes_on_while_no_orchestrator_runs() {
     let world = World::new().await;
-    let cool = world.group("cool", Task::Wait(Wait { duration_ms: 3_000 }));
+    let cool = group("cool", Task::Wait(Wait { duration_ms: 3_000 }));
     let mut trip = world.trip(vec![world.step("reserve", true), cool, world.step("ship", true)]).await;
     let began = std::time::Instant::now();
     let id = start(&trip, &json!({"orderId": "o-1"})).await;

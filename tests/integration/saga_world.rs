@@ -59,12 +59,7 @@ impl World {
             retry: RetryPolicy { max_attempts: 3, initial_backoff_ms: 10, max_backoff_ms: 100 },
             failures: [("CreditLimitExceeded".to_owned(), "INSUFFICIENT_CREDIT".to_owned())].into(),
         };
-        self.group(name, Task::Call(transaction))
-    }
-
-    /// A step that is no command.
-    pub fn group(&self, name: &str, task: Task) -> Step {
-        Step { name: name.into(), task, ..Step::default() }
+        group(name, Task::call(transaction))
     }
 
     /// `reserve` and `pack` can be undone, `charge` is the pivot, `ship` uses a reply; `notify` is called after a
@@ -274,6 +269,11 @@ impl Running {
         command.arg("saga").args(arguments).env("WEFT_ORCHESTRATOR_URL", self.url(""));
         tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
     }
+}
+
+/// A step of any kind.
+pub fn group(name: &str, task: Task) -> Step {
+    Step { name: name.into(), task, ..Step::default() }
 }
 
 pub fn id(view: &Value) -> String {

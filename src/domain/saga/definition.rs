@@ -124,13 +124,19 @@ impl Step {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Task {
-    Call(Transaction),
+    Call(Box<Transaction>),
     Wait(Wait),
     Signal(Signal),
     /// All at the same time.
     All(Vec<Step>),
     /// One after the other.
     Steps(Vec<Step>),
+}
+
+impl Task {
+    pub fn call(transaction: Transaction) -> Self {
+        Self::Call(Box::new(transaction))
+    }
 }
 
 impl Default for Task {

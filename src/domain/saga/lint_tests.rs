@@ -18,7 +18,7 @@ fn transaction() -> Transaction {
 }
 
 fn step(name: &str, transaction: Transaction) -> Step {
-    Step { name: name.into(), task: Task::Call(transaction), ..Step::default() }
+    Step { name: name.into(), task: Task::call(transaction), ..Step::default() }
 }
 
 fn good() -> Definition {

@@ -55,7 +55,7 @@ pub struct Node {
 
 #[derive(Debug)]
 pub enum Kind {
-    Call(Transaction),
+    Call(Box<Transaction>),
     Wait { duration_ms: u64 },
     Signal { within_ms: Option<u64> },
     Sequence(Vec<NodeId>),

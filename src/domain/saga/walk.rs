@@ -34,9 +34,7 @@ impl Walk<'_> {
         match tree.kind(node) {
             None => false,
             Some(Kind::Sequence(children)) => children.iter().any(|child| self.enter(*child, item)),
-            Some(Kind::All(children)) => {
-                children.iter().fold(false, |active, child| self.enter(*child, item) || active)
-            }
+            Some(Kind::All(children)) => children.iter().filter(|child| self.enter(**child, item)).count() > 0,
             Some(Kind::Signal { .. }) if self.receive(place) => false,
             Some(Kind::Call(_) | Kind::Wait { .. } | Kind::Signal { .. } | Kind::Choice { .. } | Kind::Each { .. }) => {
                 self.begin(At::Do(place));
@@ -206,7 +204,7 @@ impl Walk<'_> {
         });
         self.state.stage = Stage::Compensating;
         let active = std::mem::take(&mut self.state.active);
-        let in_doubt = active.iter().filter(|active| !active.is_unsent() && !(refused && Some(active.at) == culprit));
+        let in_doubt = active.iter().filter(|active| !(active.is_unsent() || refused && Some(active.at) == culprit));
         let places = in_doubt.filter_map(|active| active.at.place()).filter(|place| self.tree.has_undo(place.node));
         self.state.completed.extend(places);
         self.undo_next();

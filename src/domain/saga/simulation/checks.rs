@@ -61,7 +61,9 @@ fn expect(world: &World, place: Place, expected: &mut BTreeSet<Place>) {
         }
         Kind::Wait { .. } | Kind::Signal { .. } => {}
         Kind::Sequence(children) | Kind::All(children) => {
-            children.iter().for_each(|child| expect(world, at(*child), expected));
+            for child in children {
+                expect(world, at(*child), expected);
+            }
         }
         Kind::Choice { then, otherwise, .. } => {
             let chosen = find(world, |event| match event {
@@ -70,7 +72,11 @@ fn expect(world: &World, place: Place, expected: &mut BTreeSet<Place>) {
             });
             match chosen {
                 Some(true) => expect(world, at(*then), expected),
-                Some(false) => otherwise.iter().for_each(|other| expect(world, at(*other), expected)),
+                Some(false) => {
+                    if let Some(other) = otherwise {
+                        expect(world, at(*other), expected);
+                    }
+                }
                 None => panic!("completed without a choice at {place:?}"),
             }
         }

@@ -84,12 +84,11 @@ fn participants(random: &mut Random, tree: &Tree) -> Participants {
 /// How often a step is taken, relative to others.
 fn weight(step: Step) -> usize {
     match step {
-        Step::Crash | Step::CommitAndCrash => 3,
+        Step::Crash | Step::CommitAndCrash | Step::Answer { fault: Fault::Proxied, .. } => 3,
         Step::Deadline | Step::Retry | Step::Cancel => 1,
         Step::Pause | Step::Signal { .. } => 2,
         Step::Elapse(_) | Step::Resume => 6,
         Step::Stray { .. } | Step::Answer { fault: Fault::RequestLost | Fault::Late | Fault::AnswerLost, .. } => 8,
-        Step::Answer { fault: Fault::Proxied, .. } => 3,
         Step::Answer { fault: Fault::Repeated, .. } => 5,
         Step::Commit | Step::Send { .. } | Step::Answer { fault: Fault::None, .. } | Step::Repair => 30,
     }

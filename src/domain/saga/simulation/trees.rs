@@ -24,7 +24,7 @@ impl Builder {
     pub(super) fn call(&mut self, undo: bool) -> Step {
         let undo = if undo { Undo::Call(Call::default()) } else { Undo::Nothing };
         let retry = RetryPolicy { max_attempts: self.max_attempts, ..RetryPolicy::default() };
-        self.step(Task::Call(Transaction { undo, timeout_ms: 1, retry, ..Transaction::default() }))
+        self.step(Task::call(Transaction { undo, timeout_ms: 1, retry, ..Transaction::default() }))
     }
 
     pub(super) fn pivot(&mut self, undo: bool) -> Step {

@@ -63,10 +63,15 @@ impl Step {
     /// What is not part of an undisturbed run.
     pub(super) fn is_fault(self) -> bool {
         match self {
-            Self::Commit | Self::Send { .. } | Self::Stray { .. } | Self::Resume | Self::Repair => false,
-            Self::Answer { fault, .. } => fault != Fault::None,
             // a wait ends; a signal comes, or it is too late for it
-            Self::Elapse(_) | Self::Signal { .. } => false,
+            Self::Elapse(_)
+            | Self::Signal { .. }
+            | Self::Commit
+            | Self::Send { .. }
+            | Self::Stray { .. }
+            | Self::Resume
+            | Self::Repair => false,
+            Self::Answer { fault, .. } => fault != Fault::None,
             Self::CommitAndCrash | Self::Crash | Self::Deadline | Self::Pause | Self::Retry | Self::Cancel => true,
         }
     }

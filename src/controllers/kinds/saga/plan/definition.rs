@@ -67,7 +67,8 @@ impl Participants<'_> {
     fn resolve(&self, field: &str, step: &mut Step) -> Result<(), Rejection> {
         let mut groups = vec![("else", &mut step.otherwise)];
         match &mut step.task {
-            Task::Call(Transaction { action, undo, .. }) => {
+            Task::Call(transaction) => {
+                let Transaction { action, undo, .. } = transaction.as_mut();
                 self.resolve_call(&format!("{field}.do"), action)?;
                 if let definition::Undo::Call(undo) = undo {
                     self.resolve_call(&format!("{field}.undo"), undo)?;

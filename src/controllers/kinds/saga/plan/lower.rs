@@ -79,7 +79,7 @@ impl Lowering {
         self.check_positive(&format!("{field}.retry.initialBackoff"), retry.initial_backoff);
         self.check_positive(&format!("{field}.retry.maxBackoff"), retry.max_backoff);
         if let Some(action) = action {
-            tasks.push(Task::Call(Transaction {
+            tasks.push(Task::call(Transaction {
                 pivot: false,
                 action: call(action),
                 undo: undo.as_ref().map_or(definition::Undo::Missing, lower_undo),
