@@ -316,7 +316,7 @@ async fn an_unreadable_instance_blocks_no_other_one() {
          delete from weft.saga_event where id = '{headless}' and seq = 0;
          update weft.saga_event set seq = 3 where id = '{holed}' and seq = 1;
          update weft.saga_instance set version = 'lost' where id = '{undefined}';
-         update weft.saga_event set body = replace(body, '\"to\":{{\"phase\":{{\"do\":1}}', '\"to\":{{\"phase\":{{\"do\":2}}')
+         update weft.saga_event set body = replace(body, '\"to\":{{\"at\":[{{\"do\":2}}', '\"to\":{{\"at\":[{{\"do\":3}}')
          where id = '{other_rules}' and seq = 1;"
     );
     client.batch_execute(&script).await.unwrap();
