@@ -38,7 +38,7 @@ use tokio::{
 };
 use weft::{
     contract::{Contract, database_setup::Purpose, orchestrator::Orchestrator},
-    domain::saga::definition::{Call, Definition, RetryPolicy, Step},
+    domain::saga::definition::{Call, Definition, Step, Task, Transaction, Undo},
 };
 
 use crate::{database::Database, servers::Postgres};
@@ -129,20 +129,20 @@ fn definition(port: u16) -> Definition {
     };
     let step = |name: &str, undo: bool| Step {
         name: name.into(),
-        pivot: false,
-        action: call(name),
-        undo: undo.then(|| call(&format!("undo-{name}"))),
-        timeout_ms: 10_000,
-        retry: RetryPolicy::default(),
-        failures: [("Refused".to_owned(), "NO".to_owned())].into(),
+        task: Task::call(Transaction {
+            action: call(name),
+            undo: if undo { Undo::Call(call(&format!("undo-{name}"))) } else { Undo::Nothing },
+            timeout_ms: 10_000,
+            failures: [("Refused".to_owned(), "NO".to_owned())].into(),
+            ..Transaction::default()
+        }),
+        ..Step::default()
     };
     Definition {
         name: "order".into(),
-        version: String::new(),
         deadline_ms: 300_000,
-        input: None,
         steps: vec![step("reserve", true), step("pack", true), step("charge", false)],
-        on_compensated: None,
+        ..Definition::default()
     }
     .seal()
 }

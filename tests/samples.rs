@@ -130,10 +130,11 @@ fn every_reference_leads_somewhere() {
             for reaction in &saga.spec.reactions {
                 assert!(sample.relays.iter().any(|relay| relay.spec.microservice == reaction.service));
             }
-            for step in &saga.spec.steps {
-                let SagaCommand { service, command, .. } = &step.action;
-                sample.assert_command(service, command);
-                if let Some(undo) = step.undo.as_ref().filter(|undo| !undo.none) {
+            for task in saga.spec.tasks() {
+                if let Some(SagaCommand { service, command, .. }) = &task.action {
+                    sample.assert_command(service, command);
+                }
+                if let Some(undo) = task.undo.as_ref().filter(|undo| !undo.none) {
                     sample.assert_command(undo.service.as_ref().unwrap(), undo.command.as_ref().unwrap());
                 }
             }

@@ -144,13 +144,13 @@ pub struct StartReport {
 /// The `operation` of a stuck instance of a choreographed saga.
 pub const REACT: &str = "react";
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StuckInstance {
     pub id: String,
-    /// The step, or the service that owes the next event.
+    /// The first of its steps that is stuck, or the service that owes the next event.
     pub step: String,
-    /// `do`, `undo` or [`REACT`].
+    /// `do` or `undo`; `signal`, `when` or `forEach` of what is no call; or [`REACT`].
     pub operation: String,
     /// The error of the last attempt, or who owes what to which event.
     pub message: String,

@@ -7,8 +7,9 @@ use bytes::Bytes;
 use super::explanation::Explanation;
 use crate::domain::saga::{
     decide::MAX_RETRY_AFTER_MS,
+    event::Event,
     json,
-    state::{Event, Json, Phase},
+    state::{At, Json},
 };
 
 /// What is read of a body. A longer reply is discarded; of a longer error document the first part is used.
@@ -51,7 +52,7 @@ pub(super) enum Answer {
 
 impl Answer {
     /// The event for an instance whose call (`at`, `attempt`) got this answer.
-    pub(super) fn into_event(self, at: Phase, attempt: u32) -> Event {
+    pub(super) fn into_event(self, at: At, attempt: u32) -> Event {
         match self {
             Self::Success { reply, note } => Event::Succeeded { at, attempt, reply, note },
             Self::Failure { code, message, note } => Event::Failed { at, attempt, code, message, note },

@@ -22,12 +22,17 @@ use super::{
     view::{Detail, ReplayError, View},
 };
 use crate::domain::saga::{
+    decide::{self, Refusal},
+    event::Event,
     json,
-    state::{Event, Json, Status},
+    state::{Json, State as InstanceState, Status},
+    tree::Tree,
 };
 
 /// Longest input of an instance.
 const MAX_INPUT: usize = 1024 * 1024;
+/// Longest body of a signal: as of a reply.
+const MAX_SIGNAL: usize = super::answer::MAX_BODY;
 /// Longest idempotency key.
 const MAX_KEY: usize = 256;
 /// `?wait=true` waits this long, and a longer `?wait=` is shortened to it.
@@ -84,6 +89,12 @@ impl ApiError {
             Self::Engine(EngineError::UnknownSaga(_)) => (StatusCode::NOT_FOUND, "UnknownSaga"),
             Self::Engine(EngineError::Draining(_)) => (StatusCode::GONE, "Draining"),
             Self::Engine(EngineError::UnknownInstance { .. }) => (StatusCode::NOT_FOUND, "UnknownInstance"),
+            Self::Engine(EngineError::Refused { why: Refusal::UnknownSignal, .. }) => {
+                (StatusCode::NOT_FOUND, "UnknownSignal")
+            }
+            Self::Engine(EngineError::Refused { why: Refusal::SignalDiffers, .. }) => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "KeyReused")
+            }
             Self::Engine(EngineError::Refused { .. }) => (StatusCode::CONFLICT, "Refused"),
             Self::Engine(EngineError::UnusableInput(_)) => (StatusCode::BAD_REQUEST, "UnusableInput"),
             Self::Engine(EngineError::KeyReused(_)) => (StatusCode::UNPROCESSABLE_ENTITY, "KeyReused"),
@@ -142,6 +153,7 @@ const ROUTES: &[(&str, &str)] = &[
     ("get", "/sagas/{name}"),
     ("post", "/sagas/{name}"),
     ("get", "/sagas/{name}/{id}"),
+    ("post", "/sagas/{name}/{id}/signals/{signal}"),
     ("post", "/sagas/{name}/{id}/{verb}"),
 ];
 
@@ -152,6 +164,7 @@ impl Api {
             .route("/sagas/{name}", get(list).post(start))
             .route("/sagas/{name}/{id}", get(show))
             .route("/sagas/{name}/{id}/{verb}", post(change))
+            .route("/sagas/{name}/{id}/signals/{signal}", post(signal).layer(DefaultBodyLimit::max(MAX_SIGNAL)))
             .layer(DefaultBodyLimit::max(MAX_INPUT))
             .with_state(self)
     }
@@ -164,12 +177,17 @@ impl Api {
             Some(_) => None,
             None => self.reader.definition(saga, &listed.version).await?,
         };
-        let definition = known.as_ref().map(|compiled| &compiled.definition).or(stored.as_ref()).ok_or_else(unknown)?;
+        let tree = stored.as_ref().map(Tree::of);
+        let (definition, tree) = match (&known, &stored, &tree) {
+            (Some(compiled), ..) => (&compiled.definition, &compiled.tree),
+            (None, Some(stored), Some(tree)) => (stored, tree),
+            _ => return Err(unknown().into()),
+        };
         let events = self.reader.events(id).await?;
         if events.is_empty() {
             return Err(unknown().into());
         }
-        Detail::new(id, definition, &events).map_err(|why| ApiError::Replay { id, why })
+        Detail::new(id, definition, tree, &events).map_err(|why| ApiError::Replay { id, why })
     }
 
     /// An instance that may have been started before, under the same key.
@@ -235,10 +253,15 @@ fn answer(status: StatusCode, id: Uuid, view: View) -> Response {
 }
 
 fn parse_input(body: &[u8]) -> Result<Json, ApiError> {
+    parse_body(body, "the saga's input")
+}
+
+/// No body is an object without members.
+fn parse_body(body: &[u8], what: &str) -> Result<Json, ApiError> {
     if body.trim_ascii().is_empty() {
         return Ok(Json::from(serde_json::value::to_raw_value(&serde_json::Map::new()).unwrap_or_default()));
     }
-    json::admit(body).map_err(|why| ApiError::Invalid(format!("the body cannot be the saga's input: {why}")))
+    json::admit(body).map_err(|why| ApiError::Invalid(format!("the body cannot be {what}: {why}")))
 }
 
 fn parse_key(value: &header::HeaderValue) -> Result<&str, ApiError> {
@@ -322,7 +345,7 @@ fn ended(row: Listed) -> View {
         overdue: false,
         started_at: row.started_at,
         ended_at: row.ended_at,
-        current: None,
+        current: Vec::new(),
         failure: None,
         correlation_id: None,
         owed: Vec::new(),
@@ -348,35 +371,71 @@ async fn show(State(api): State<Api>, Path((saga, id)): Path<(String, String)>) 
     }
 }
 
+#[derive(Debug, Deserialize)]
+struct ChangeQuery {
+    /// As in `current`: of `retry` and `skip`.
+    step: Option<String>,
+}
+
 async fn change(
     State(api): State<Api>,
     Path((saga, id, verb)): Path<(String, String, String)>,
+    Query(query): Query<ChangeQuery>,
 ) -> Result<JsonBody<View>, ApiError> {
     if let Some(watched) = api.tracker.find(&saga, &id).await? {
         return change_watched(&api, &saga, watched.view.id, &verb).await;
     }
     let id = parse_id(&saga, &id)?;
-    let event: fn(u32) -> Event = match verb.as_str() {
-        "retry" => |after| Event::Retry { after },
-        "skip" => |_| Event::Skip,
-        "cancel" => |_| Event::Cancel,
-        "pause" => |_| Event::Pause,
-        "resume" => |_| Event::Resume,
-        _ => return Err(ApiError::Verb(verb)),
-    };
-    match api.engine.change(&saga, id, event).await {
-        Ok(()) => {}
-        // it is not in this process: it may have ended, be held by another orchestrator, or not exist
-        Err(EngineError::UnknownInstance { .. }) => {
-            let view = api.detail(&saga, id).await?.view;
-            let why = crate::domain::saga::decide::Refusal::Ended;
-            return Err(
-                if view.ended_at.is_some() { EngineError::Refused { id, why } } else { EngineError::NotHeld }.into()
-            );
-        }
-        Err(error) => return Err(error.into()),
+    let step = query.step.as_deref();
+    if step.is_some() && !["retry", "skip"].contains(&verb.as_str()) {
+        return Err(ApiError::Invalid(format!("`{verb}` is of the whole instance; leave out `step`")));
     }
-    Ok(JsonBody(api.detail(&saga, id).await?.view))
+    match verb.as_str() {
+        "retry" => api.apply(&saga, id, |tree, state| decide::retry_of(tree, state, step)).await,
+        "skip" => api.apply(&saga, id, |tree, state| decide::skip_of(tree, state, step)).await,
+        "cancel" => api.apply(&saga, id, |_, _| Ok(Event::Cancel)).await,
+        "pause" => api.apply(&saga, id, |_, _| Ok(Event::Pause)).await,
+        "resume" => api.apply(&saga, id, |_, _| Ok(Event::Resume)).await,
+        _ => Err(ApiError::Verb(verb)),
+    }
+}
+
+async fn signal(
+    State(api): State<Api>,
+    Path((saga, id, name)): Path<(String, String, String)>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<JsonBody<View>, ApiError> {
+    let id = parse_id(&saga, &id)?;
+    let key = headers.get("idempotency-key").map(parse_key).transpose()?.map(ToOwned::to_owned);
+    let body = parse_body(&body, "the signal's body")?;
+    api.apply(&saga, id, |_, _| Ok(Event::Signalled { name, key, body })).await
+}
+
+impl Api {
+    async fn apply(
+        &self,
+        saga: &str,
+        id: Uuid,
+        make: impl FnOnce(&Tree, &InstanceState) -> Result<Event, Refusal>,
+    ) -> Result<JsonBody<View>, ApiError> {
+        match self.engine.change(saga, id, make).await {
+            Ok(()) => {}
+            // it is not in this process: it may have ended, be held by another orchestrator, or not exist
+            Err(EngineError::UnknownInstance { .. }) => {
+                let view = self.detail(saga, id).await?.view;
+                let why = Refusal::Ended;
+                return Err(if view.ended_at.is_some() {
+                    EngineError::Refused { id, why }
+                } else {
+                    EngineError::NotHeld
+                }
+                .into());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(JsonBody(self.detail(saga, id).await?.view))
+    }
 }
 
 /// Of the verbs only `skip` says something of a saga that is only watched.

@@ -158,24 +158,14 @@ mod tests {
     }
 
     fn definition(name: &str, calls: &[Call]) -> Definition {
-        let step = |call: &Call| crate::domain::saga::definition::Step {
+        use crate::domain::saga::definition::{Step, Task, Transaction};
+        let step = |call: &Call| Step {
             name: call.command.clone(),
-            pivot: false,
-            action: call.clone(),
-            undo: None,
-            timeout_ms: 1,
-            retry: crate::domain::saga::definition::RetryPolicy::default(),
-            failures: BTreeMap::new(),
+            task: Task::call(Transaction { action: call.clone(), timeout_ms: 1, ..Transaction::default() }),
+            ..Step::default()
         };
-        Definition {
-            name: name.to_owned(),
-            version: String::new(),
-            deadline_ms: 1,
-            input: None,
-            steps: calls.iter().map(step).collect(),
-            on_compensated: None,
-        }
-        .seal()
+        let steps = calls.iter().map(step).collect();
+        Definition { name: name.to_owned(), deadline_ms: 1, steps, ..Definition::default() }.seal()
     }
 
     #[test]

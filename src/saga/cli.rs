@@ -6,7 +6,7 @@ use anyhow::{Context, anyhow, bail};
 use reqwest::{Method, Url};
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::view::{Detail, Owed, Transition, View};
+use super::view::{Current, Detail, Owed, Transition, View};
 use crate::output::{self, Format};
 
 const DEADLINE: Duration = Duration::from_secs(90);
@@ -29,6 +29,15 @@ pub struct InstanceArgs {
     id: String,
     #[command(flatten)]
     endpoint: Endpoint,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct StepArgs {
+    #[command(flatten)]
+    instance: InstanceArgs,
+    /// Only this step, as in the column STEP, where several are stuck
+    #[arg(long)]
+    step: Option<String>,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -60,10 +69,23 @@ pub enum Command {
         #[command(flatten)]
         endpoint: Endpoint,
     },
-    /// Make the current call again at once, with a new allowance of attempts
-    Retry(InstanceArgs),
+    /// Send an instance a signal, perhaps before it waits for it
+    Signal {
+        #[command(flatten)]
+        instance: InstanceArgs,
+        /// The step that waits for it
+        signal: String,
+        /// What it says, as JSON: the step's reply
+        #[arg(default_value = "{}")]
+        body: String,
+        /// A repetition with the same key changes nothing
+        #[arg(long)]
+        key: Option<String>,
+    },
+    /// Make the calls that are stuck again at once, with a new allowance of attempts
+    Retry(StepArgs),
     /// Treat the stuck call as done; of a choreographed saga, give up what is owed
-    Skip(InstanceArgs),
+    Skip(StepArgs),
     /// Compensate, before the pivot; pause a stuck pivot first
     Cancel(InstanceArgs),
     /// Make no further call until `resume`
@@ -91,11 +113,16 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
             let text = request(Method::POST, url, Some((input, key))).await?;
             print(&endpoint, &text, |view: View| table(&[view]))
         }
-        Command::Retry(instance) => change(instance, "retry").await,
-        Command::Skip(instance) => change(instance, "skip").await,
-        Command::Cancel(instance) => change(instance, "cancel").await,
-        Command::Pause(instance) => change(instance, "pause").await,
-        Command::Resume(instance) => change(instance, "resume").await,
+        Command::Signal { instance: InstanceArgs { saga, id, endpoint }, signal, body, key } => {
+            let url = endpoint.url(&["sagas", &saga, &id.to_string(), "signals", &signal])?;
+            let text = request(Method::POST, url, Some((body, key))).await?;
+            print(&endpoint, &text, |view: View| table(&[view]))
+        }
+        Command::Retry(StepArgs { instance, step }) => change(instance, "retry", step).await,
+        Command::Skip(StepArgs { instance, step }) => change(instance, "skip", step).await,
+        Command::Cancel(instance) => change(instance, "cancel", None).await,
+        Command::Pause(instance) => change(instance, "pause", None).await,
+        Command::Resume(instance) => change(instance, "resume", None).await,
     }
 }
 
@@ -104,9 +131,13 @@ struct List {
     items: Vec<View>,
 }
 
-async fn change(instance: InstanceArgs, verb: &str) -> anyhow::Result<()> {
+async fn change(instance: InstanceArgs, verb: &str, step: Option<String>) -> anyhow::Result<()> {
     let InstanceArgs { saga, id, endpoint } = instance;
-    let text = request(Method::POST, endpoint.url(&["sagas", &saga, &id, verb])?, None).await?;
+    let mut url = endpoint.url(&["sagas", &saga, &id, verb])?;
+    if let Some(step) = step {
+        url.query_pairs_mut().append_pair("step", &step);
+    }
+    let text = request(Method::POST, url, None).await?;
     print(&endpoint, &text, |view: View| table(&[view]))
 }
 
@@ -169,15 +200,16 @@ fn print<T: DeserializeOwned>(endpoint: &Endpoint, text: &str, form: impl FnOnce
 fn table(views: &[View]) -> String {
     let head = ["ID", "STATE", "STEP", "STARTED", "REASON"].map(str::to_owned);
     let rows = views.iter().map(|view| {
-        let step = view.current.as_ref().map_or_else(
+        // of many, what needs a person is said first
+        let current = view.current.iter().find(|current| current.stuck.is_some()).or(view.current.first());
+        let step = current.map_or_else(
             || owed(view),
-            |current| {
-                let attempt =
-                    if current.attempt > 1 { format!(" (attempt {})", current.attempt) } else { String::new() };
-                format!("{} {}{attempt}", current.operation, current.step)
+            |current| match view.current.len() {
+                1 => in_progress(current),
+                count => format!("{}, and {} more", in_progress(current), count - 1),
             },
         );
-        let stuck = view.current.as_ref().and_then(|current| current.stuck.clone());
+        let stuck = current.and_then(|current| current.stuck.clone());
         let reason = stuck.or_else(|| view.failure.as_ref().map(|failure| failure.reason.clone())).unwrap_or_default();
         [view.id.to_string(), state(view), step, format!("{:.0}", view.started_at), reason]
     });
@@ -189,6 +221,11 @@ fn owed(view: &View) -> String {
     let more = if view.owed.len() > 1 { format!(", and {} more", view.owed.len() - 1) } else { String::new() };
     let first = view.owed.first();
     first.map_or_else(String::new, |owed| format!("{} owes {}{more}", owed.service, owed.events.join(" or ")))
+}
+
+fn in_progress(current: &Current) -> String {
+    let attempt = if current.attempt > 1 { format!(" (attempt {})", current.attempt) } else { String::new() };
+    format!("{} {}{attempt}", current.operation, current.step)
 }
 
 fn state(view: &View) -> String {
@@ -210,8 +247,9 @@ fn history(detail: &Detail) -> String {
         view.id,
         state(view)
     );
-    if let Some(current) = &view.current {
-        let _ = writeln!(text, "Current:  {} {}, attempt {}", current.operation, current.step, current.attempt);
+    for current in &view.current {
+        let until = current.until.map_or_else(String::new, |until| format!(", until {until:.0}"));
+        let _ = writeln!(text, "Current:  {} {}, attempt {}{until}", current.operation, current.step, current.attempt);
         if let Some(stuck) = &current.stuck {
             let next = if current.waits_for_a_person {
                 "waits for `retry`, `skip` or `cancel`"

@@ -1,66 +1,139 @@
-//! A definition with its expressions compiled, and what they are evaluated with.
+//! A definition with its tree, and its expressions compiled.
 
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::counts::Counts;
+use super::{
+    counts::Counts,
+    facts::{Facts, Values},
+};
 use crate::domain::saga::{
     definition::{Call, Definition},
-    expression::{Body, Scope},
+    expression::{Body, Expression, ExpressionError},
     schema::{Schema, SchemaError},
-    state::{Failure, Json, Phase, State},
+    state::{At, Json, Place, State},
+    tree::{Kind, NodeId, Order, Tree},
 };
 
 /// Values of this length and expressions without a macro take less than a millisecond.
 const SHORT: usize = 16 * 1024;
+/// Maximum number of items of a `forEach`.
+const MAX_ITEMS: usize = 1_000;
 
 /// A definition with its expressions compiled, shared by all its instances.
 #[derive(Debug)]
 pub(super) struct Compiled {
     pub definition: Definition,
+    pub tree: Tree,
     pub counts: Arc<Counts>,
     input: Option<Result<Schema, SchemaError>>,
-    /// Of each step, the do and the undo.
-    steps: Vec<(Compilation, Compilation)>,
-    notify: Compilation,
+    nodes: Vec<Expressions>,
+    notify: Expressions,
     /// Whether any expression has a macro.
     has_macros: bool,
 }
 
-/// A compiled body, or why an expression does not compile. The call then fails with this text; the lint keeps such a
+/// What is compiled, or why an expression does not compile. The call then fails with this text; the lint keeps such a
 /// definition from being applied.
-type Compilation = Result<Body, String>;
+type Compilation<T> = Result<T, String>;
+
+/// The expressions of a node.
+#[derive(Debug, Default)]
+struct Expressions {
+    action: Option<Compilation<Body>>,
+    undo: Option<Compilation<Body>>,
+    /// Of a condition or a list.
+    value: Option<Compilation<Expression>>,
+    /// The steps whose replies these read, or what is evaluated together with them.
+    reads: Vec<NodeId>,
+}
+
+impl Expressions {
+    fn of(kind: &Kind) -> Self {
+        let mut own = Self::default();
+        match kind {
+            Kind::Call(transaction) => {
+                own.action = Some(compile(&transaction.action));
+                own.undo = transaction.undo.call().map(compile);
+            }
+            Kind::Choice { condition: source, .. } | Kind::Each { items: source, .. } => {
+                own.value = Some(Expression::compile(source).map_err(|error| error.to_string()));
+            }
+            Kind::Wait { .. } | Kind::Signal { .. } | Kind::Sequence(_) | Kind::All(_) => {}
+        }
+        own
+    }
+
+    fn steps(&self) -> Vec<&str> {
+        let bodies = [&self.action, &self.undo].into_iter().flatten().flatten();
+        bodies.flat_map(Body::steps).chain(self.value.iter().flatten().flat_map(Expression::steps)).collect()
+    }
+
+    fn is_heavy(&self) -> bool {
+        let mut bodies = [&self.action, &self.undo].into_iter().flatten().flatten();
+        bodies.any(Body::is_heavy) || self.value.iter().flatten().any(Expression::is_heavy)
+    }
+}
+
+fn compile(call: &Call) -> Compilation<Body> {
+    Body::compile(call).map_err(|error| error.to_string())
+}
 
 impl Compiled {
     pub(super) fn new(definition: Definition, counts: Arc<Counts>) -> Self {
-        let optional = |call: Option<&Call>| call.map_or_else(|| Ok(Body::default()), compile);
-        let steps = definition.steps.iter().map(|step| (compile(&step.action), optional(step.undo.as_ref()))).collect();
-        let notify = optional(definition.on_compensated.as_ref());
+        let tree = Tree::of(&definition);
+        let mut nodes: Vec<Expressions> = tree.nodes().map(|(_, node)| Expressions::of(&node.kind)).collect();
+        let action = definition.on_compensated.as_ref().map(compile);
+        let mut notify = Expressions { action, ..Expressions::default() };
+        for own in nodes.iter_mut().chain([&mut notify]) {
+            let mut reads: Vec<NodeId> = own.steps().into_iter().filter_map(|step| tree.task(step)).collect();
+            reads.sort_unstable();
+            reads.dedup();
+            own.reads = reads;
+        }
+        // what comes after the pivot is evaluated before it, too
+        if let Some(pivot) = tree.pivot() {
+            let later = nodes.get(pivot as usize..).unwrap_or_default();
+            let mut reads: Vec<NodeId> = later.iter().flat_map(|later| later.reads.iter().copied()).collect();
+            reads.sort_unstable();
+            reads.dedup();
+            if let Some(own) = nodes.get_mut(pivot as usize) {
+                own.reads = reads;
+            }
+        }
+        let has_macros = nodes.iter().chain([&notify]).any(Expressions::is_heavy);
         let input = definition.input.as_ref().map(Schema::compile);
-        let compiled = Self { definition, counts, input, steps, notify, has_macros: false };
-        let mut phases = (0..compiled.steps.len()).map(Phase::Do).chain([Phase::Notify]);
-        Self { has_macros: phases.any(|phase| compiled.repeats(phase)), ..compiled }
+        Self { definition, tree, counts, input, nodes, notify, has_macros }
     }
 
-    fn compiled(&self, phase: Phase) -> Option<&Compilation> {
-        match phase {
-            Phase::Do(index) => self.steps.get(index).map(|(action, _)| action),
-            Phase::Undo(index) => self.steps.get(index).map(|(_, undo)| undo),
-            Phase::Notify => Some(&self.notify),
-            Phase::Completed | Phase::Compensated => None,
+    fn expressions(&self, at: At) -> Option<&Expressions> {
+        match at {
+            At::Do(place) | At::Undo(place) => self.nodes.get(place.node as usize),
+            At::Notify => Some(&self.notify),
         }
     }
 
-    /// Whether an evaluation over values of `length` bytes of JSON may take so long that it belongs onto a thread of its own.
-    pub(super) fn is_heavy(&self, phase: Phase, length: usize) -> bool {
-        length > SHORT || self.repeats(phase)
+    fn call(&self, at: At) -> Option<&Compilation<Body>> {
+        let own = self.expressions(at)?;
+        if matches!(at, At::Undo(_)) { own.undo.as_ref() } else { own.action.as_ref() }
     }
 
-    fn repeats(&self, phase: Phase) -> bool {
-        let heavy = |compiled: &Compilation| compiled.as_ref().is_ok_and(Body::is_heavy);
-        let undo = if let Phase::Do(index) = phase { self.compiled(Phase::Undo(index)) } else { None };
-        self.compiled(phase).into_iter().chain(undo).any(heavy)
+    /// What the expressions of `at` read.
+    pub(super) fn facts(&self, at: At, state: &State) -> Facts {
+        let reads = self.expressions(at).map_or(&[][..], |own| own.reads.as_slice());
+        Facts::of(&self.tree, state, at.place(), reads)
+    }
+
+    fn values(&self, at: At, facts: &Facts) -> Result<Values, String> {
+        let own = at.place().map(|place| place.node);
+        let reads = self.expressions(at).map_or(&[][..], |own| own.reads.as_slice());
+        facts.values(&self.tree, reads.iter().copied().chain(own))
+    }
+
+    /// Whether an evaluation over values of `length` bytes of JSON may take so long that it belongs onto a thread of its own.
+    pub(super) fn is_heavy(&self, at: At, length: usize) -> bool {
+        length > SHORT || self.expressions(at).is_some_and(Expressions::is_heavy)
     }
 
     /// Whether [`Self::check_input`] of `length` bytes may take so long.
@@ -69,230 +142,109 @@ impl Compiled {
     }
 
     /// Why this is no input: it does not fit the schema, or an expression that reads nothing else fails, so that no instance
-    /// could end well or be undone. Names the step and the member, and no value.
+    /// could end well or be undone. Names the step and the member, and no value. What depends on a condition, or on a list that
+    /// may be empty, is evaluated when it is known to be done.
     pub(super) fn check_input(&self, input: &Json) -> Result<(), String> {
-        let facts = Facts { input: input.clone(), replies: Vec::new(), failure: Value::Null };
-        let values = facts.values(&self.definition)?;
+        let facts = Facts::of_input(input.clone());
         match &self.input {
-            Some(Ok(schema)) => schema.check(&values.input)?,
+            Some(Ok(schema)) => schema.check(&facts.values(&self.tree, std::iter::empty())?.input)?,
             Some(Err(why)) => return Err(format!("spec.input {why}")),
             None => {}
         }
-        for index in 0..self.steps.len() {
-            self.check(Phase::Do(index), &values, |_| false)?;
-            let own = self.definition.steps.get(index).map_or("", |step| &step.name);
-            self.check(Phase::Undo(index), &values, |step| step == own)?;
+        for node in self.certain() {
+            let at = At::of(node);
+            let values = self.values(at, &facts)?;
+            self.check(at, &values, |_| false)?;
+            self.check(At::Undo(Place { node, item: None }), &values, |step| step == node)?;
         }
-        self.check(Phase::Notify, &values, |_| true)
+        self.check(At::Notify, &self.values(At::Notify, &facts)?, |_| true)
     }
 
-    /// Evaluates what in the body of `phase` reads no other replies than the `known` ones.
-    fn check(&self, phase: Phase, values: &Values, known: impl Fn(&str) -> bool) -> Result<(), String> {
-        let Some(Ok(body)) = self.compiled(phase) else { return Ok(()) };
-        let (step, operation) =
-            (phase.step(&self.definition).unwrap_or_default(), phase.operation().unwrap_or_default());
-        body.check(values.scope(phase), known).map_err(|error| format!("step `{step}` ({operation}): {error}"))
+    /// The nodes that are done by every instance that completes.
+    fn certain(&self) -> impl Iterator<Item = NodeId> {
+        self.tree.nodes().filter(|(_, node)| !node.conditional && node.each.is_none()).map(|(node, _)| node)
     }
 
-    /// The JSON text to send in `phase`, or why it cannot be made.
+    /// Evaluates what of `at` reads no other replies than the `known` ones.
+    fn check(&self, at: At, values: &Values, known: impl Fn(NodeId) -> bool) -> Result<(), String> {
+        let known = |step: &str| self.tree.task(step).is_some_and(&known);
+        let failed = |error: &ExpressionError| format!("step `{}` ({}): {error}", self.tree.path(at), at.operation());
+        if let Some(Ok(body)) = self.call(at) {
+            body.check(values.scope(at), known).map_err(|error| failed(&error))?;
+        }
+        match (at, self.expressions(at).and_then(|own| own.value.as_ref())) {
+            (At::Do(place), Some(Ok(value))) if value.steps().all(known) => {
+                let (path, found) = (self.tree.path(at), value.evaluate(values.scope(at)));
+                let found = found.map_err(|error| format!("step `{path}` ({}): {error}", self.kind_of_value(place)))?;
+                self.check_kind(place, &found).map_err(|why| format!("step `{path}`: {why}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The JSON text to send, or why it cannot be made.
     ///
     /// A step begins only if its undo can be made from what is known before it: `input`, the replies of earlier steps, and
     /// some failure. An undo that fails with more than that (its own step's reply, or this very failure) is made from that
     /// again, so that no instance is stuck because of an expression. A pivot begins only if the calls after it can be made, as
     /// far as they do not read later replies.
-    pub(super) fn body(&self, phase: Phase, facts: &Facts) -> Result<String, String> {
-        let Some(compiled) = self.compiled(phase) else { return Err(format!("there is no call in phase {phase:?}")) };
-        let body = compiled.as_ref().map_err(Clone::clone)?;
-        let mut values = facts.values(&self.definition)?;
-        let made = body.evaluate(values.scope(phase)).map_err(|error| error.to_string());
-        match (phase, made) {
-            (Phase::Do(index), Ok(made)) => self.check_ahead(index, &values).map(|()| made),
-            (Phase::Undo(_) | Phase::Notify, Err(why)) => {
-                tracing::warn!(saga = self.definition.name, ?phase, why, "an undo is made without its step's reply");
-                values.forget(phase.step(&self.definition).filter(|_| phase != Phase::Notify));
-                body.evaluate(values.scope(phase)).map_err(|error| error.to_string())
+    pub(super) fn body(&self, at: At, facts: &Facts) -> Result<String, String> {
+        let body = self.call(at).ok_or_else(|| "there is no such call".to_owned())?;
+        let body = body.as_ref().map_err(Clone::clone)?;
+        let mut values = self.values(at, facts)?;
+        let made = body.evaluate(values.scope(at)).map_err(|error| error.to_string());
+        match (at, made) {
+            (At::Do(place), Ok(made)) => self.check_ahead(place, &values).map(|()| made),
+            (At::Undo(_) | At::Notify, Err(why)) => {
+                let step = self.tree.path(at);
+                tracing::warn!(saga = self.definition.name, %step, why, "an undo is made without its step's reply");
+                values.forget(at.place().and_then(|place| self.tree.node(place.node)).map(|node| node.name.as_str()));
+                body.evaluate(values.scope(at)).map_err(|error| error.to_string())
             }
             (_, made) => made,
         }
     }
 
-    fn check_ahead(&self, index: usize, values: &Values) -> Result<(), String> {
-        let known = |step: &str| self.definition.steps.iter().take(index).any(|earlier| earlier.name == step);
-        let own = self.definition.steps.get(index).map_or("", |step| &step.name);
-        self.check(Phase::Undo(index), values, |step| known(step) || step == own)?;
-        if self.definition.pivot() == Some(index) {
-            for later in index + 1..self.steps.len() {
-                self.check(Phase::Do(later), values, known)?;
+    fn check_ahead(&self, place: Place, values: &Values) -> Result<(), String> {
+        let node = place.node;
+        let known = |step: NodeId| matches!(self.tree.order(step, node), Order::Before { .. });
+        self.check(At::Undo(place), values, |step| known(step) || step == node)?;
+        if self.tree.pivot() == Some(node) {
+            for later in self.certain().filter(|later| *later > node) {
+                self.check(At::of(later), values, known)?;
             }
         }
         Ok(())
     }
-}
 
-fn compile(call: &Call) -> Compilation {
-    Body::compile(call).map_err(|error| error.to_string())
-}
-
-/// What expressions may refer to, extracted from an instance's state.
-#[derive(Debug)]
-pub(super) struct Facts {
-    input: Json,
-    replies: Vec<Option<Json>>,
-    failure: Value,
-}
-
-struct Values {
-    input: Value,
-    steps: Value,
-    /// Some failure, until there is one.
-    failure: Value,
-}
-
-impl Values {
-    fn scope(&self, phase: Phase) -> Scope<'_> {
-        let failure = (!matches!(phase, Phase::Do(_))).then_some(&self.failure);
-        Scope { input: &self.input, steps: &self.steps, failure }
+    /// What a condition or a list is, or why it has no value.
+    pub(super) fn value(&self, place: Place, facts: &Facts) -> Result<Value, String> {
+        let at = At::Do(place);
+        let value = self.expressions(at).and_then(|own| own.value.as_ref());
+        let value = value.ok_or_else(|| "there is no such expression".to_owned())?.as_ref().map_err(Clone::clone)?;
+        let found = value.evaluate(self.values(at, facts)?.scope(at));
+        let found = found.map_err(|error| format!("{}: {error}", self.kind_of_value(place)))?;
+        self.check_kind(place, &found)?;
+        Ok(found)
     }
 
-    /// As it was before `step` (`None`: before all steps) and before the failure.
-    fn forget(&mut self, step: Option<&str>) {
-        self.failure = some_failure();
-        for (name, members) in self.steps.as_object_mut().into_iter().flatten() {
-            if step.is_none_or(|step| step == name) {
-                *members = Value::Object(Map::new());
+    fn kind_of_value(&self, place: Place) -> &'static str {
+        if matches!(self.tree.kind(place.node), Some(Kind::Choice { .. })) { "when" } else { "forEach.items" }
+    }
+
+    fn check_kind(&self, place: Place, found: &Value) -> Result<(), String> {
+        match (self.tree.kind(place.node), found) {
+            (Some(Kind::Choice { .. }), Value::Bool(_)) => Ok(()),
+            (Some(Kind::Choice { .. }), _) => Err("when is neither true nor false".to_owned()),
+            (_, Value::Array(items)) if items.len() > MAX_ITEMS => {
+                Err(format!("forEach.items has {} items, and at most {MAX_ITEMS} are allowed", items.len()))
             }
+            (_, Value::Array(_)) => Ok(()),
+            _ => Err("forEach.items is no list".to_owned()),
         }
-    }
-}
-
-fn some_failure() -> Value {
-    let (step, code, reason, message) = (String::new(), String::new(), String::new(), String::new());
-    serde_json::to_value(Failure { step, code, reason, message }).unwrap_or_default()
-}
-
-impl Facts {
-    pub(super) fn of(state: &State) -> Self {
-        let failure =
-            state.failure.as_ref().and_then(|failure| serde_json::to_value(failure).ok()).unwrap_or(Value::Null);
-        Self { input: state.input.clone(), replies: state.replies.clone(), failure }
-    }
-
-    /// Length of the JSON.
-    pub(super) fn length(&self) -> usize {
-        self.input.as_str().len() + self.replies.iter().flatten().map(|reply| reply.as_str().len()).sum::<usize>()
-    }
-
-    fn values(&self, definition: &Definition) -> Result<Values, String> {
-        let unreadable = |error: serde_json::Error| format!("reading the recorded values: {error}");
-        let mut steps = Map::new();
-        let replies = self.replies.iter().map(Option::as_ref).chain(std::iter::repeat(None));
-        for (step, reply) in definition.steps.iter().zip(replies) {
-            let mut members = Map::new();
-            if let Some(reply) = reply {
-                members.insert("reply".to_owned(), serde_json::from_str(reply.as_str()).map_err(unreadable)?);
-            }
-            steps.insert(step.name.clone(), Value::Object(members));
-        }
-        let input = serde_json::from_str(self.input.as_str()).map_err(unreadable)?;
-        let failure = if self.failure.is_null() { some_failure() } else { self.failure.clone() };
-        Ok(Values { input, steps: Value::Object(steps), failure })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use serde_json::json;
-
-    use super::*;
-    use crate::domain::saga::definition::{RetryPolicy, Step};
-
-    fn call(with: &[(&str, &str)]) -> Call {
-        let text = String::new;
-        let with = with.iter().map(|(name, source)| ((*name).to_owned(), (*source).to_owned())).collect();
-        Call { service: text(), command: text(), method: text(), url: text(), with }
-    }
-
-    fn step(name: &str, action: Call, undo: Option<Call>) -> Step {
-        let (name, retry, failures) = (name.to_owned(), RetryPolicy::default(), BTreeMap::new());
-        Step { name, pivot: false, action, undo, timeout_ms: 1, retry, failures }
-    }
-
-    /// `reserve` is undone by its reply, if there is one; `charge` is the pivot; `ship` reads both.
-    fn compiled() -> Compiled {
-        let undo = call(&[
-            ("id", "has(steps.reserve.reply) ? steps.reserve.reply.id : input.order"),
-            ("why", "failure.code == 'Teapot' ? failure.tea : failure.code"),
-        ]);
-        let reserve = step("reserve", call(&[("amount", "input.total * 2")]), Some(undo));
-        let charge = step("charge", call(&[]), None);
-        let ship = step("ship", call(&[("to", "input.address.street"), ("from", "steps.reserve.reply.depot")]), None);
-        let definition = Definition {
-            name: "order".to_owned(),
-            version: String::new(),
-            deadline_ms: 1,
-            input: None,
-            steps: vec![reserve, Step { pivot: true, ..charge }, ship],
-            on_compensated: Some(call(&[("order", "input.order")])),
-        };
-        Compiled::new(definition, Arc::default())
-    }
-
-    fn json(value: &Value) -> Json {
-        Json::parse(value.to_string()).unwrap()
-    }
-
-    fn facts(replies: &[Value], code: Option<&str>) -> Facts {
-        let input = json(&json!({"order": "o-1", "total": 4, "address": {"street": "s"}}));
-        let failure =
-            code.map_or(Value::Null, |code| json!({"step": "s", "code": code, "reason": "r", "message": "m"}));
-        Facts { input, replies: replies.iter().map(|reply| Some(json(reply))).collect(), failure }
-    }
-
-    #[test]
-    fn an_input_is_refused_when_an_expression_that_reads_nothing_else_fails() {
-        let compiled = compiled();
-        let check = |input: Value| compiled.check_input(&json(&input));
-        assert_eq!(check(json!({"order": "o-1", "total": 4, "address": {"street": "s"}})), Ok(()));
-        for (input, why) in [
-            (json!({}), "step `reserve` (do): cannot be evaluated: with.amount: there is no `input.total`"),
-            (json!([1]), "step `reserve` (do): cannot be evaluated: with.amount: there is no `input.total`"),
-            (
-                json!({"order": "o-1", "total": "hunter2"}),
-                "step `reserve` (do): cannot be evaluated: with.amount: `mul` of string and int is not defined",
-            ),
-            // the undo, when the step has no reply
-            (json!({"total": 4}), "step `reserve` (undo): cannot be evaluated: with.id: there is no `input.order`"),
-        ] {
-            assert_eq!(check(input).unwrap_err(), why);
-        }
-        // what reads replies is not known yet, what stands beside it is
-        assert_eq!(
-            check(json!({"order": "o-1", "total": 4})).unwrap_err(),
-            "step `ship` (do): cannot be evaluated: with.to: `input.address.street` has no `address`"
-        );
-    }
-
-    #[test]
-    fn an_undo_can_always_be_made() {
-        let compiled = compiled();
-        let undo = |replies: &[Value], code| {
-            serde_json::from_str::<Value>(&compiled.body(Phase::Undo(0), &facts(replies, Some(code))).unwrap()).unwrap()
-        };
-        assert_eq!(undo(&[json!({"id": 7})], "Sold"), json!({"id": 7, "why": "Sold"}));
-        assert_eq!(undo(&[], "Sold"), json!({"id": "o-1", "why": "Sold"}));
-        // its own reply is not as expected, this failure is not: as when the outcome is unknown
-        assert_eq!(undo(&[json!({"ident": 7})], "Sold"), json!({"id": "o-1", "why": ""}));
-        assert_eq!(undo(&[json!({"id": 7})], "Teapot"), json!({"id": "o-1", "why": ""}));
-    }
-
-    #[test]
-    fn a_pivot_begins_only_if_what_comes_after_it_can_be_called() {
-        let compiled = compiled();
-        let good = facts(&[json!({"id": 7, "depot": "d"})], None);
-        assert!(compiled.body(Phase::Do(1), &good).is_ok());
-        let why = compiled.body(Phase::Do(1), &facts(&[json!({"id": 7})], None)).unwrap_err();
-        assert_eq!(why, "step `ship` (do): cannot be evaluated: with.from: `steps.reserve.reply.depot` has no `depot`");
-    }
-}
+#[path = "compiled_tests.rs"]
+mod tests;

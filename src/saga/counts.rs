@@ -14,8 +14,8 @@ use uuid::Uuid;
 use crate::{
     contract::status::{SagaCounts, StuckInstance},
     domain::saga::{
-        definition::Definition,
-        state::{State, Status},
+        state::{Stage, State, Status},
+        tree::Tree,
     },
 };
 
@@ -45,16 +45,15 @@ impl Counted {
     pub(super) const NOTHING: Self = Self { live: false, compensating: false, stuck_since: None };
 
     pub(super) fn of(state: &State) -> Self {
-        let live = !state.phase.is_end();
-        let stuck_since = state.stuck.as_ref().filter(|_| live).map(|stuck| stuck.since_ms);
-        Self { live, compensating: live && state.is_compensating(), stuck_since }
+        let stuck_since = state.stuck().map(|(_, stuck)| stuck.since_ms);
+        Self { live: !state.stage.is_end(), compensating: state.stage == Stage::Compensating, stuck_since }
     }
 }
 
 impl Counts {
     /// Updates the counts for an instance that was `before` and is now in `state` (`None`: it is no longer in this
     /// process).
-    pub(super) fn change(&self, id: Uuid, before: Counted, definition: &Definition, state: Option<&State>) {
+    pub(super) fn change(&self, id: Uuid, before: Counted, tree: &Tree, state: Option<&State>) {
         let now = state.map_or(Counted::NOTHING, Counted::of);
         if before == now {
             return;
@@ -69,7 +68,7 @@ impl Counts {
             stuck.remove(&(since, id));
         }
         if let (Some(since), Some(state)) = (now.stuck_since, state) {
-            stuck.insert((since, id), stuck_instance(id, definition, state));
+            stuck.insert((since, id), stuck_instance(id, tree, state));
         }
     }
 
@@ -109,13 +108,15 @@ impl Counts {
     }
 }
 
-fn stuck_instance(id: Uuid, definition: &Definition, state: &State) -> StuckInstance {
-    let stuck = state.stuck.as_ref();
+/// The first step that is stuck.
+fn stuck_instance(id: Uuid, tree: &Tree, state: &State) -> StuckInstance {
+    let id = id.to_string();
+    let Some((active, stuck)) = state.stuck() else { return StuckInstance { id, ..StuckInstance::default() } };
     StuckInstance {
-        id: id.to_string(),
-        step: state.phase.step(definition).unwrap_or_default().to_owned(),
-        operation: state.phase.operation().unwrap_or_default().to_owned(),
-        message: stuck.map(|stuck| stuck.message.clone()).unwrap_or_default(),
-        since: stuck.and_then(|stuck| Timestamp::from_millisecond(stuck.since_ms).ok()).unwrap_or_default(),
+        id,
+        step: tree.path(active.at).into_owned(),
+        operation: tree.operation(active.at).to_owned(),
+        message: stuck.message.clone(),
+        since: Timestamp::from_millisecond(stuck.since_ms).unwrap_or_default(),
     }
 }

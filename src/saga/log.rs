@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use tokio::sync::{Notify, oneshot};
 use uuid::Uuid;
 
-use crate::domain::saga::{decide::Command, state::Status};
+use crate::domain::saga::{decide::Actions, state::Status};
 
 /// Maximum number of rows of one commit: enough to share one `fsync`, few enough for a statement of a few megabytes.
 const BATCH: usize = 4_096;
@@ -46,8 +46,8 @@ pub(super) struct Entry {
     pub id: Uuid,
     pub partition: i16,
     pub row: Option<Row>,
-    /// To be sent once the row is durable.
-    pub command: Option<Command>,
+    /// To be done once the row is durable.
+    pub actions: Actions,
     pub acknowledge: Option<Acknowledge>,
 }
 
@@ -153,7 +153,7 @@ mod tests {
 
     fn entry(bytes: usize) -> Entry {
         let row = Row { bucket: 1, seq: 0, at: now(), body: "x".repeat(bytes), start: None, end: None };
-        Entry { id: Uuid::now_v7(), partition: 0, row: Some(row), command: None, acknowledge: None }
+        Entry { id: Uuid::now_v7(), partition: 0, row: Some(row), actions: Actions::default(), acknowledge: None }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 
 mod answer;
 mod api;
+mod calls;
 mod catalogue;
 mod cli;
 mod compiled;
@@ -16,6 +17,7 @@ mod connections;
 mod counts;
 mod engine;
 mod explanation;
+mod facts;
 mod job;
 mod kept;
 mod key;
@@ -25,6 +27,7 @@ mod log;
 mod members;
 mod meters;
 mod orchestrator;
+mod partitions;
 pub mod problem;
 mod reader;
 mod session;

@@ -142,7 +142,7 @@ impl Parts {
         let mut pending = Some(contract);
         loop {
             tokio::select! {
-                _ = deadlines.tick() => self.engine.check_deadlines(),
+                _ = deadlines.tick() => self.engine.check_timers(),
                 _ = refresh.tick() => {
                     self.reload(&config, &mut last_text, &mut pending).await;
                     if let Some(contract) = pending.take() {

@@ -16,11 +16,14 @@ use uuid::Uuid;
 use super::{compiled::Compiled, view::View};
 use crate::domain::saga::{
     decide::{self, Refusal},
-    state::{Event, Phase, State},
+    event::Event,
+    state::{At, State},
 };
 
 /// A deadline that passed before the start was durable is checked again after this time.
 const NOT_DURABLE_RETRY: Duration = Duration::from_millis(500);
+/// A timer that is further away is checked again after this time.
+const LONGEST: Duration = Duration::from_hours(24);
 
 /// One live instance.
 #[derive(Debug)]
@@ -33,8 +36,12 @@ pub(super) struct Instance {
     pub(super) started_at: Timestamp,
     /// Of memory, about.
     pub(super) bytes: usize,
-    /// Its key in [`Shard::deadlines`].
-    pub(super) due: Instant,
+    /// Until it has passed.
+    pub(super) deadline: Option<Instant>,
+    /// When its next timer is due, in milliseconds since the epoch, as of the last [`Shard::schedule`].
+    pub(super) timer_ms: Option<i64>,
+    /// Its key in [`Shard::due`].
+    pub(super) due: Option<Instant>,
     /// Whether its start is in the log. Until then the commit may find that the instance exists already and ended long
     /// ago. So nothing but its start may be queued: a second row of this life could be mistaken for one of the first
     /// life.
@@ -49,39 +56,72 @@ pub(super) struct Instance {
 pub(super) struct Shard {
     pub(super) held: bool,
     pub(super) instances: HashMap<Uuid, Instance>,
-    /// Deadlines of live instances only: a deadline may be a year away, and an instance that has ended must not use
+    /// The next deadline or timer of each live instance: it may be a year away, and an instance that has ended must not use
     /// memory until then.
-    deadlines: BTreeSet<(Instant, Uuid)>,
+    due: BTreeSet<(Instant, Uuid)>,
 }
 
 impl Shard {
     pub(super) fn insert(&mut self, id: Uuid, instance: Instance) {
-        self.deadlines.insert((instance.due, id));
         self.instances.insert(id, instance);
+        self.schedule(id);
     }
 
     pub(super) fn remove(&mut self, id: Uuid) -> Option<Instance> {
         let instance = self.instances.remove(&id)?;
-        self.deadlines.remove(&(instance.due, id));
+        if let Some(due) = instance.due {
+            self.due.remove(&(due, id));
+        }
         Some(instance)
     }
 
-    /// Returns the instances whose deadline has passed, each once; instances that are not durable yet are postponed.
-    pub(super) fn overdue(&mut self, now: Instant) -> Vec<Uuid> {
-        let mut passed = Vec::new();
-        while let Some((due, id)) = self.deadlines.first().copied().filter(|(due, _)| *due <= now) {
-            self.deadlines.remove(&(due, id));
-            match self.instances.get_mut(&id) {
-                Some(instance) if !instance.durable => {
-                    instance.due = now + NOT_DURABLE_RETRY;
-                    self.deadlines.insert((instance.due, id));
-                }
-                Some(_) => passed.push(id),
-                None => {}
-            }
+    /// Notes when the instance is due next. Call it after every change of its state.
+    pub(super) fn schedule(&mut self, id: Uuid) {
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        let timer_ms = decide::next_timer(&instance.compiled.tree, &instance.state);
+        if instance.due.is_some() && instance.timer_ms == timer_ms {
+            return;
         }
-        passed
+        instance.timer_ms = timer_ms;
+        let due = [instance.deadline, timer_ms.map(instant)].into_iter().flatten().min();
+        if instance.due == due {
+            return;
+        }
+        if let Some(before) = std::mem::replace(&mut instance.due, due) {
+            self.due.remove(&(before, id));
+        }
+        self.due.extend(due.map(|due| (due, id)));
     }
+
+    /// The events of the instances that are due, each deadline once; instances that are not durable yet are postponed. Call
+    /// [`Self::schedule`] for each when the events are applied.
+    pub(super) fn take_due(&mut self, now: Instant, now_ms: i64) -> Vec<(Uuid, Vec<Event>)> {
+        let mut taken = Vec::new();
+        while let Some((due, id)) = self.due.first().copied().filter(|(due, _)| *due <= now) {
+            self.due.remove(&(due, id));
+            let Some(instance) = self.instances.get_mut(&id) else { continue };
+            if !instance.durable {
+                let later = now + NOT_DURABLE_RETRY;
+                instance.due = Some(later);
+                self.due.insert((later, id));
+                continue;
+            }
+            instance.due = None;
+            let mut events = decide::elapsed(&instance.compiled.tree, &instance.state, now_ms);
+            if instance.deadline.is_some_and(|deadline| deadline <= now) {
+                instance.deadline = None;
+                events.push(Event::DeadlinePassed);
+            }
+            taken.push((id, events));
+        }
+        taken
+    }
+}
+
+/// The time of a timer on this process's monotonic clock.
+fn instant(due_ms: i64) -> Instant {
+    let left = due_ms.saturating_sub(Timestamp::now().as_millisecond());
+    Instant::now() + Duration::from_millis(u64::try_from(left).unwrap_or(0)).min(LONGEST)
 }
 
 /// An instance that was read from the database, for [`Engine::adopt`].
@@ -97,7 +137,7 @@ pub(super) struct Recovered {
 
 impl Instance {
     pub(super) fn view(&self, id: Uuid) -> View {
-        View::new(id, &self.compiled.definition, &self.state, self.started_at, None)
+        View::new(id, &self.compiled.definition, &self.compiled.tree, &self.state, self.started_at, None)
     }
 
     /// A stuck pivot that cannot be asked may be cancelled, and the question to one that can be skipped, by a person who has
@@ -105,8 +145,8 @@ impl Instance {
     /// automatically.
     pub(super) fn check_verified(&self, event: &Event) -> Result<(), Refusal> {
         let verified = match event {
-            Event::Cancel => decide::cancel_must_be_verified(&self.compiled.definition, &self.state),
-            Event::Skip => self.compiled.definition.pivot().map(Phase::Undo) == Some(self.state.phase),
+            Event::Cancel => decide::cancel_must_be_verified(&self.compiled.tree, &self.state),
+            Event::Skip { at: At::Undo(place) } => self.compiled.tree.pivot() == Some(place.node),
             _ => false,
         };
         if !verified {
@@ -126,8 +166,7 @@ impl Instance {
 const OVERHEAD: usize = 2 * 1024;
 
 pub(super) fn size(state: &State) -> usize {
-    let replies = state.replies.iter().flatten().map(|reply| reply.as_str().len()).sum::<usize>();
-    OVERHEAD + state.input.as_str().len() + replies
+    OVERHEAD + state.length()
 }
 
 /// The memory of live instances. When a participant is away they do not end, so what starts more has to wait: a client gets 429,
@@ -166,7 +205,7 @@ impl Memory {
 
 /// Converts the stored deadline to this process's monotonic clock. A wall clock that jumped between two processes can
 /// shift it to now, or delay it by one whole deadline at most.
-pub(super) fn due(started_at: Timestamp, deadline_ms: u64) -> Instant {
+pub(super) fn deadline(started_at: Timestamp, deadline_ms: u64) -> Instant {
     let elapsed = Timestamp::now().as_millisecond().saturating_sub(started_at.as_millisecond());
     let left = deadline_ms.saturating_sub(u64::try_from(elapsed).unwrap_or(0)).min(deadline_ms);
     Instant::now() + Duration::from_millis(left)

@@ -7,7 +7,9 @@ use uuid::Uuid;
 use crate::domain::saga::{
     decide::{self, Decision, Moment},
     definition::Definition,
-    state::{Event, Failure, Json, Outcome, Phase, Record, State, Status, Stuck, text},
+    event::{Event, Outcome, Record},
+    state::{Active, At, Failure, Json, State, Status, Stuck, text},
+    tree::Tree,
 };
 
 /// An instance's state.
@@ -26,9 +28,9 @@ pub struct View {
     pub started_at: Timestamp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Timestamp>,
-    /// The current step, with its operation and attempt.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub current: Option<Current>,
+    /// What is in progress, in the order in which it began.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub current: Vec<Current>,
     /// Why the saga is (being) compensated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
@@ -57,14 +59,18 @@ pub struct Owed {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Current {
+    /// `NAME`, or `NAME.ITEM` in a `forEach`.
     pub step: String,
-    /// `do` or `undo`.
+    /// `do` or `undo` of a call; else what is awaited: `wait`, `signal`, or the expression `when` or `forEach`.
     pub operation: String,
     pub attempt: u32,
-    /// Why the instance is stuck, if it is.
+    /// When it is over by itself: a wait, or a signal with a time limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+    /// Why it is stuck, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stuck: Option<String>,
-    /// The instance is stuck and continues only after a person's verb.
+    /// It is stuck and continues only after a person's verb.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub waits_for_a_person: bool,
 }
@@ -86,15 +92,18 @@ pub struct Detail {
 #[serde(rename_all = "camelCase")]
 pub struct Transition {
     pub time: Timestamp,
-    /// The step of a call's result, with its operation and attempt. Of a choreographed saga: the service and the event's type.
+    /// The step, with its operation as in `current` and, of a call, its attempt. Of a choreographed saga: the service and the event's
+    /// type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
-    /// `started`, `succeeded`, `failed`, `unknown`, `deadline passed`, or a person's `retry`, `skip`, `cancel`, `pause`, `resume`.
-    /// Of a choreographed saga: `started`, `in time`, `late`, `undeclared`, `repeated`, `cause not seen`.
+    /// `started`, `succeeded`, `failed`, `unknown`, `deadline passed`; `true` or `false` of a condition, `3 items` of a list,
+    /// `elapsed` of a wait, or of a signal that did not arrive in time, `received` of one that did; or a person's `retry`,
+    /// `skip`, `cancel`, `pause`, `resume`. Of a choreographed saga: `started`, `in time`, `late`, `undeclared`, `repeated`,
+    /// `cause not seen`.
     pub outcome: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
@@ -135,17 +144,12 @@ impl View {
     pub(super) fn new(
         id: Uuid,
         definition: &Definition,
+        tree: &Tree,
         state: &State,
         started_at: Timestamp,
         ended_at: Option<Timestamp>,
     ) -> Self {
-        let current = state.phase.step(definition).map(|step| Current {
-            step: step.to_owned(),
-            operation: state.phase.operation().unwrap_or_default().to_owned(),
-            attempt: state.attempt,
-            stuck: state.stuck.as_ref().map(Stuck::text),
-            waits_for_a_person: state.stuck.as_ref().is_some_and(|stuck| stuck.waits),
-        });
+        let current = state.active.iter().map(|active| Current::new(tree, active)).collect();
         Self {
             id,
             saga: definition.name.clone(),
@@ -163,16 +167,30 @@ impl View {
     }
 }
 
+impl Current {
+    fn new(tree: &Tree, active: &Active) -> Self {
+        let until = tree.timer_ms(active.at).and_then(|_| active.due_ms(tree));
+        Self {
+            step: tree.path(active.at).into_owned(),
+            operation: tree.operation(active.at).to_owned(),
+            attempt: active.attempt,
+            until: until.and_then(|until| Timestamp::from_millisecond(until).ok()),
+            stuck: active.stuck.as_deref().map(Stuck::text),
+            waits_for_a_person: active.stuck.as_ref().is_some_and(|stuck| stuck.waits),
+        }
+    }
+}
+
 /// Replays a log and returns the final state. `each` is called with every row and the state after it.
 pub(super) fn replay<'e>(
-    definition: &Definition,
+    tree: &Tree,
     log: impl IntoIterator<Item = &'e Logged>,
     mut each: impl FnMut(&'e Logged, &State),
 ) -> Result<State, ReplayError> {
     let mut log = log.into_iter();
     let started = log.next().filter(|first| first.seq == 0).ok_or(ReplayError::MissingStart)?;
     let Event::Started { input } = &started.record.event else { return Err(ReplayError::MissingStart) };
-    let mut state = decide::start(definition, input.clone()).0;
+    let mut state = decide::start(tree, input.clone(), started.at.as_millisecond()).0;
     let fits = |logged: &Logged, state: &State| {
         let same = Outcome::of(state) == logged.record.to;
         same.then_some(()).ok_or(ReplayError::Differs(logged.seq))
@@ -185,7 +203,7 @@ pub(super) fn replay<'e>(
         }
         let moment = Moment { now_ms: logged.at.as_millisecond(), random: 0.0 };
         // only what changed the state was recorded
-        match decide::decide(definition, &mut state, &logged.record.event, moment) {
+        match decide::decide(tree, &mut state, &logged.record.event, moment) {
             Ok(Decision::Recorded(_)) => fits(logged, &state)?,
             Ok(Decision::Ignored | Decision::Unrecorded(_)) | Err(_) => return Err(ReplayError::Differs(logged.seq)),
         }
@@ -195,20 +213,20 @@ pub(super) fn replay<'e>(
 }
 
 impl Detail {
-    pub(super) fn new(id: Uuid, definition: &Definition, events: &[Logged]) -> Result<Self, ReplayError> {
+    pub(super) fn new(id: Uuid, definition: &Definition, tree: &Tree, events: &[Logged]) -> Result<Self, ReplayError> {
         let mut history = Vec::with_capacity(events.len());
-        let state = replay(definition, events, |logged, state| {
-            history.push(Transition::new(definition, logged, state.status()));
+        let state = replay(tree, events, |logged, state| {
+            history.push(Transition::new(tree, logged, state.status()));
         })?;
         let started_at = events.first().ok_or(ReplayError::MissingStart)?.at;
-        let ended_at = state.phase.is_end().then(|| events.last().map(|logged| logged.at)).flatten();
+        let ended_at = state.stage.is_end().then(|| events.last().map(|logged| logged.at)).flatten();
         let input = serde_json::from_str(state.input.as_str()).unwrap_or_default();
-        Ok(Self { view: View::new(id, definition, &state, started_at, ended_at), input, history })
+        Ok(Self { view: View::new(id, definition, tree, &state, started_at, ended_at), input, history })
     }
 }
 
 impl Transition {
-    fn new(definition: &Definition, logged: &Logged, state: Status) -> Self {
+    fn new(tree: &Tree, logged: &Logged, state: Status) -> Self {
         let mut transition = Self {
             time: logged.at,
             step: None,
@@ -222,43 +240,73 @@ impl Transition {
             causation_id: None,
             state,
         };
-        transition.describe(definition, &logged.record.event);
+        transition.outcome = transition.describe(tree, &logged.record.event);
         transition
     }
 
-    fn describe(&mut self, definition: &Definition, event: &Event) {
+    /// Sets what the event has, and returns its outcome.
+    fn describe(&mut self, tree: &Tree, event: &Event) -> String {
         let outcome = match event {
             Event::Started { .. } => "started",
             Event::Succeeded { at, attempt, reply, note } => {
-                self.set_call(definition, *at, *attempt);
+                self.set_call(tree, *at, *attempt);
                 self.message.clone_from(note);
                 self.reply = reply.as_ref().map(parsed);
                 "succeeded"
             }
             Event::Failed { at, attempt, code, message, note } => {
-                self.set_call(definition, *at, *attempt);
+                self.set_call(tree, *at, *attempt);
                 (self.code, self.message) = (Some(code.clone()), Some(text(message, note.as_deref())));
                 "failed"
             }
             Event::Unknown { at, attempt, message, detail, retry_after_ms: _ } => {
-                self.set_call(definition, *at, *attempt);
+                self.set_call(tree, *at, *attempt);
                 self.message = Some(text(message, detail.as_deref()));
                 "unknown"
             }
+            Event::Chosen { at, value } => {
+                self.set_step(tree, *at);
+                return value.to_string();
+            }
+            Event::Listed { at, items } => {
+                self.set_step(tree, *at);
+                return format!("{} items", items.len());
+            }
+            Event::Elapsed { at } => {
+                self.set_step(tree, *at);
+                "elapsed"
+            }
+            Event::Signalled { name, key: _, body } => {
+                (self.step, self.operation) = (Some(name.clone()), Some("signal".to_owned()));
+                self.reply = Some(parsed(body));
+                "received"
+            }
             Event::DeadlinePassed => "deadline passed",
-            Event::Retry { after: _ } => "retry",
-            Event::Skip => "skip",
+            Event::Retry { calls } => {
+                if let [reached] = calls.as_slice() {
+                    self.set_step(tree, reached.at);
+                }
+                "retry"
+            }
+            Event::Skip { at } => {
+                self.set_step(tree, *at);
+                "skip"
+            }
             Event::Cancel => "cancel",
             Event::Pause => "pause",
             Event::Resume => "resume",
         };
-        outcome.clone_into(&mut self.outcome);
+        outcome.to_owned()
     }
 
-    fn set_call(&mut self, definition: &Definition, at: Phase, attempt: u32) {
-        self.step = at.step(definition).map(ToOwned::to_owned);
-        self.operation = at.operation().map(ToOwned::to_owned);
+    fn set_call(&mut self, tree: &Tree, at: At, attempt: u32) {
+        self.set_step(tree, at);
         self.attempt = Some(attempt);
+    }
+
+    fn set_step(&mut self, tree: &Tree, at: At) {
+        self.step = Some(tree.path(at).into_owned());
+        self.operation = Some(tree.operation(at).to_owned());
     }
 }
 

@@ -308,7 +308,7 @@ impl Writer {
         let (id, bucket, started_at) = (instance.id, instance.bucket, instance.started_at);
         let events = log?;
         let compiled = self.compiled(instance).await?;
-        let replayed = view::replay(&compiled.definition, &events, |_, _| {});
+        let replayed = view::replay(&compiled.tree, &events, |_, _| {});
         let state = replayed.map_err(|why| RecoveryError::Replay { id, why })?;
         let next_seq = events.last().map_or(0, |logged| logged.seq + 1);
         Ok(Recovered { id, compiled, state, bucket, next_seq, started_at })

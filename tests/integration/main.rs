@@ -28,6 +28,7 @@ mod saga_jobs;
 mod saga_participant;
 mod saga_permits;
 mod saga_starts;
+mod saga_tree;
 mod saga_world;
 mod sample_system;
 mod servers;

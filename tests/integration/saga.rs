@@ -137,11 +137,11 @@ async fn a_refusal_is_nothing_to_undo_and_stays_until_a_person_asks_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pivot_with_an_undo_is_asked_before_the_saga_turns_back() {
     let world = World::new().await;
-    let undo = world.step("charge", true).undo;
+    let undo = world.step("charge", true).transaction().unwrap().undo.clone();
     let orchestrator = world
         .orchestrator_of(|order| {
-            order.steps[2].undo = undo;
-            order.steps[2].retry.max_attempts = 2;
+            order.steps[2].transaction_mut().unwrap().undo = undo;
+            order.steps[2].transaction_mut().unwrap().retry.max_attempts = 2;
         })
         .await;
     let input = json!({"orderId": "o-1", "total": 1});
@@ -243,7 +243,7 @@ async fn a_deadline_compensates_before_the_pivot() {
     let world = World::new().await;
     let deadline = |order: &mut Definition| {
         order.deadline_ms = 3_000;
-        order.steps[1].timeout_ms = 60_000;
+        order.steps[1].transaction_mut().unwrap().timeout_ms = 60_000;
     };
     let orchestrator = world.orchestrator_of(deadline).await;
     world.participant.behave("pack", Behaviour::Slow(Duration::from_secs(30)));
@@ -264,7 +264,7 @@ async fn a_refused_undo_is_reported_as_stuck_until_a_retry() {
     let (_, view) = orchestrator.start_saga("order", &json!({"orderId": "o-1", "total": 1}), "", None).await;
     let id = id(&view);
     let detail = orchestrator.until_state("order", &id, "Stuck").await;
-    assert_eq!(detail["current"]["waitsForAPerson"], true, "{detail}");
+    assert_eq!(detail["current"][0]["waitsForAPerson"], true, "{detail}");
     orchestrator.until_counts("order", &[("running", 1), ("compensating", 1), ("stuck", 1)]).await;
     let reported = orchestrator.status().await["sagas"]["order"]["stuckInstances"][0].clone();
     assert_eq!(
@@ -286,7 +286,7 @@ async fn a_refused_undo_is_reported_as_stuck_until_a_retry() {
         world.participant.effects(&id),
         ["reserve do", "pack do", "pack undo", "reserve undo", "onCompensated do"]
     );
-    assert!(history_lines(&detail).contains(&"retry".to_owned()));
+    assert!(history_lines(&detail).contains(&"pack undo retry".to_owned()));
     orchestrator.until_counts("order", &[("running", 0), ("compensating", 0), ("stuck", 0), ("compensated", 1)]).await;
 }
 
@@ -307,7 +307,8 @@ async fn a_saga_recovers_from_an_outage_of_a_participant() {
 #[tokio::test(flavor = "multi_thread")]
 async fn verbs_pause_resume_cancel_and_skip() {
     let world = World::new().await;
-    let orchestrator = world.orchestrator_of(|order| order.steps[1].timeout_ms = 60_000).await;
+    let orchestrator =
+        world.orchestrator_of(|order| order.steps[1].transaction_mut().unwrap().timeout_ms = 60_000).await;
     let input = json!({"orderId": "o-1", "total": 1});
     world.participant.behave("pack", Behaviour::Slow(Duration::from_secs(2)));
     let (_, view) = orchestrator.start_saga("order", &input, "", None).await;
@@ -352,7 +353,7 @@ async fn verbs_pause_resume_cancel_and_skip() {
 async fn a_stuck_pivot_is_cancelled_only_when_nothing_can_make_it_happen() {
     let world = World::new().await;
     let mut definition = world.definition("order");
-    definition.steps[2].retry.max_attempts = 1;
+    definition.steps[2].transaction_mut().unwrap().retry.max_attempts = 1;
     let orchestrator = world.run(world.contract(vec![definition.seal()], Vec::new())).await;
     world.participant.behave("charge", Behaviour::NoAnswer);
     let (_, view) = orchestrator.start_saga("order", &json!({"orderId": "o-1", "total": 1}), "", None).await;
@@ -477,17 +478,16 @@ async fn a_saga_that_is_being_deleted_starts_nothing_and_its_instances_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_follows_its_participants_to_where_they_are_now() {
     let world = World::new().await;
-    let mut orchestrator = world.orchestrator_of(|order| order.steps[1].retry.max_attempts = 1000).await;
+    let mut orchestrator =
+        world.orchestrator_of(|order| order.steps[1].transaction_mut().unwrap().retry.max_attempts = 1000).await;
     world.participant.behave("pack", Behaviour::Unavailable);
     let (_, first) = orchestrator.start_saga("order", &json!({"orderId": "o-1", "total": 1}), "", None).await;
     servers::until("a call is made", async || world.participant.count("pack") > 0).await;
     let (now, old) = (Participant::start().await, orchestrator.contract.sagas[0].version.clone());
     let mut contract = orchestrator.contract.clone();
-    let steps = &mut contract.sagas[0].steps;
-    for step in steps.iter_mut() {
-        for call in std::iter::once(&mut step.action).chain(&mut step.undo) {
-            call.url = now.url(call.url.rsplit('/').next().unwrap());
-        }
+    contract.sagas[0].on_compensated = None;
+    for call in contract.sagas[0].calls_mut() {
+        call.url = now.url(call.url.rsplit('/').next().unwrap());
     }
     contract.sagas[0] = contract.sagas[0].clone().seal();
     orchestrator.rewrite(contract);
@@ -530,7 +530,7 @@ async fn a_service_s_own_words_are_in_the_history_and_not_in_the_status() {
     let id = id(&view);
     let detail = orchestrator.until_state("order", &id, "Stuck").await;
     let text = format!("customers answered HTTP 500: {words}");
-    assert_eq!(detail["current"]["stuck"], text.as_str(), "{detail}");
+    assert_eq!(detail["current"][0]["stuck"], text.as_str(), "{detail}");
     assert!(detail["history"].as_array().unwrap().iter().any(|transition| transition["message"] == text.as_str()));
     let shown = orchestrator.cli(&["show", "order", &id]).await;
     assert!(String::from_utf8(shown.stdout).unwrap().contains(words));
@@ -607,7 +607,7 @@ async fn an_input_that_no_call_can_use_starts_nothing() {
         .orchestrator_of(|order| {
             order.input = Some(json!({"properties": {"total": {"type": "integer"}, "lines": {"type": "array"}}}));
             let endless = "has(input.lines) && input.lines.exists(x, input.lines.exists(y, x != x || y != y))";
-            order.steps[1].action.with.insert("endless".to_owned(), endless.to_owned());
+            order.steps[1].transaction_mut().unwrap().action.with.insert("endless".to_owned(), endless.to_owned());
         })
         .await;
     let numbers: Vec<usize> = (0..100_000).collect();
@@ -632,7 +632,8 @@ async fn an_input_that_no_call_can_use_starts_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_memory_for_more_instances_a_start_waits() {
     let world = World::new().await;
-    let mut orchestrator = world.orchestrator_of(|order| order.steps[0].timeout_ms = 60_000).await;
+    let mut orchestrator =
+        world.orchestrator_of(|order| order.steps[0].transaction_mut().unwrap().timeout_ms = 60_000).await;
     orchestrator.terminate().await;
     orchestrator.memory_limit = Some(2 << 20);
     orchestrator.start();

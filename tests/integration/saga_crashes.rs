@@ -30,7 +30,7 @@ async fn start_all(world: &World, orchestrator: &Running) -> Vec<(String, bool)>
 
 async fn two_sagas(world: &World) -> Running {
     let mut refused = world.definition("refused");
-    refused.steps[2].action.url = world.participant.url("charge-refused");
+    refused.steps[2].transaction_mut().unwrap().action.url = world.participant.url("charge-refused");
     world.participant.behave("charge-refused", Behaviour::Refuse("CreditLimitExceeded"));
     world.participant.behave("pack", Behaviour::Slow(Duration::from_millis(40)));
     world.run(world.contract(vec![world.definition("order"), refused.seal()], Vec::new())).await
@@ -226,8 +226,8 @@ async fn a_repeated_start_while_the_database_stalls_blocks_nothing() {
     hasty.deadline_ms = 3_000;
     let mut patient = world.definition("patient");
     patient.deadline_ms = 6_000;
-    patient.steps[0].timeout_ms = 60_000;
-    patient.steps[0].action.url = world.participant.url("reserve-slowly");
+    patient.steps[0].transaction_mut().unwrap().timeout_ms = 60_000;
+    patient.steps[0].transaction_mut().unwrap().action.url = world.participant.url("reserve-slowly");
     world.participant.behave("reserve-slowly", Behaviour::Slow(Duration::from_secs(30)));
     let orchestrator = world.run(world.contract(vec![hasty.seal(), patient.seal()], Vec::new())).await;
     let input = json!({"orderId": "o-1", "total": 1});
@@ -297,7 +297,8 @@ async fn continues(world: &World, orchestrator: &Running, first: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unreadable_instance_blocks_no_other_one() {
     let world = World::new().await;
-    let mut orchestrator = world.orchestrator_of(|order| order.steps[1].timeout_ms = 60_000).await;
+    let mut orchestrator =
+        world.orchestrator_of(|order| order.steps[1].transaction_mut().unwrap().timeout_ms = 60_000).await;
     world.participant.behave("pack", Behaviour::Slow(Duration::from_secs(30)));
     let mut started = Vec::new();
     for number in 0..20 {
@@ -315,7 +316,7 @@ async fn an_unreadable_instance_blocks_no_other_one() {
          delete from weft.saga_event where id = '{headless}' and seq = 0;
          update weft.saga_event set seq = 3 where id = '{holed}' and seq = 1;
          update weft.saga_instance set version = 'lost' where id = '{undefined}';
-         update weft.saga_event set body = replace(body, '\"to\":{{\"phase\":{{\"do\":1}}', '\"to\":{{\"phase\":{{\"do\":2}}')
+         update weft.saga_event set body = replace(body, '\"to\":{{\"at\":[{{\"do\":2}}', '\"to\":{{\"at\":[{{\"do\":3}}')
          where id = '{other_rules}' and seq = 1;"
     );
     client.batch_execute(&script).await.unwrap();

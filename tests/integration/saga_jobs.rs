@@ -69,7 +69,7 @@ async fn an_accepted_job_is_polled_until_it_has_ended_or_the_deadline_passes() {
     let url = participant.start().await;
     let saga = |name: &str, command: &str, change: fn(&mut Definition)| {
         let mut definition = world.definition(name);
-        definition.steps[1].action.url = format!("{url}/{command}");
+        definition.steps[1].transaction_mut().unwrap().action.url = format!("{url}/{command}");
         change(&mut definition);
         definition.seal()
     };

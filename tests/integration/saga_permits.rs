@@ -15,7 +15,7 @@ const PERMITS: usize = 256;
 /// Runs `order`, whose first step may take long, and `quick`, whose only step calls the same service.
 async fn orchestrator(world: &World) -> Running {
     let (mut order, mut quick) = (world.definition("order"), world.definition("quick"));
-    order.steps[0].timeout_ms = Duration::from_mins(1).as_millis().try_into().unwrap();
+    order.steps[0].transaction_mut().unwrap().timeout_ms = Duration::from_mins(1).as_millis().try_into().unwrap();
     quick.steps = vec![world.step("quick", false)];
     quick.on_compensated = None;
     world.run(world.contract(vec![order.seal(), quick.seal()], Vec::new())).await

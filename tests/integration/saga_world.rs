@@ -16,7 +16,7 @@ use weft::{
         database_setup::Purpose,
         orchestrator::{Orchestrator, Start},
     },
-    domain::saga::definition::{Call, Definition, RetryPolicy, Step},
+    domain::saga::definition::{Call, Definition, RetryPolicy, Step, Task, Transaction, Undo},
 };
 
 use crate::{database::Database, saga_participant::Participant, servers};
@@ -37,7 +37,7 @@ impl World {
         Self { database, participant, client: reqwest::Client::new(), folder: tempfile::tempdir().unwrap() }
     }
 
-    fn call(&self, command: &str, with: &[(&str, &str)]) -> Call {
+    pub fn call(&self, command: &str, with: &[(&str, &str)]) -> Call {
         Call {
             service: "customers".into(),
             command: command.into(),
@@ -49,26 +49,28 @@ impl World {
 
     pub fn step(&self, name: &str, undo: bool) -> Step {
         let with: &[(&str, &str)] = &[("order", "input.orderId")];
-        Step {
-            name: name.into(),
+        let undo =
+            undo.then(|| self.call(&format!("undo-{name}"), &[("order", "input.orderId"), ("why", "failure.reason")]));
+        let transaction = Transaction {
             pivot: false,
             action: self.call(name, with),
-            undo: undo
-                .then(|| self.call(&format!("undo-{name}"), &[("order", "input.orderId"), ("why", "failure.reason")])),
+            undo: undo.map_or(Undo::Nothing, Undo::Call),
             timeout_ms: 2_000,
             retry: RetryPolicy { max_attempts: 3, initial_backoff_ms: 10, max_backoff_ms: 100 },
             failures: [("CreditLimitExceeded".to_owned(), "INSUFFICIENT_CREDIT".to_owned())].into(),
-        }
+        };
+        group(name, Task::call(transaction))
     }
 
     /// `reserve` and `pack` can be undone, `charge` is the pivot, `ship` uses a reply; `notify` is called after a
     /// compensation.
     pub fn definition(&self, name: &str) -> Definition {
         let mut charge = self.step("charge", false);
-        charge.pivot = true;
+        charge.transaction_mut().unwrap().pivot = true;
         let mut ship = self.step("ship", false);
-        ship.failures.clear();
-        ship.action = self.call("ship", &[("reserved", "steps.reserve.reply.step"), ("twice", "input.total * 2")]);
+        let shipping = ship.transaction_mut().unwrap();
+        shipping.failures.clear();
+        shipping.action = self.call("ship", &[("reserved", "steps.reserve.reply.step"), ("twice", "input.total * 2")]);
         Definition {
             name: name.into(),
             version: String::new(),
@@ -268,6 +270,11 @@ impl Running {
         command.arg("saga").args(arguments).env("WEFT_ORCHESTRATOR_URL", self.url(""));
         tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
     }
+}
+
+/// A step of any kind.
+pub fn group(name: &str, task: Task) -> Step {
+    Step { name: name.into(), task, ..Step::default() }
 }
 
 pub fn id(view: &Value) -> String {

@@ -77,12 +77,7 @@ fn definition(broker: &Broker, ports: &BTreeMap<&str, u16>) -> (Definition, saga
         let path = call.url.splitn(4, '/').nth(3).unwrap();
         call.url = format!("http://127.0.0.1:{}/{path}", ports[call.service.as_str()]);
     };
-    let Definition { steps, on_compensated, .. } = &mut definition;
-    for step in steps {
-        here(&mut step.action);
-        step.undo.iter_mut().for_each(here);
-    }
-    on_compensated.iter_mut().for_each(here);
+    definition.calls_mut().into_iter().for_each(here);
     (definition.seal(), start.unwrap())
 }
 

@@ -12,7 +12,7 @@ use super::{
 
 /// Of these Secrets none exists until it is made; all others do.
 fn without(server: &Server, missing: &[&'static str]) {
-    let missing = Mutex::new(BTreeSet::from_iter(missing.iter().copied()));
+    let missing: Mutex<BTreeSet<_>> = Mutex::new(missing.iter().copied().collect());
     server.rule(move |asked| {
         let name = asked.body["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         if asked.line() != "POST secrets" {

@@ -87,6 +87,22 @@ pub struct SagaSpec {
     pub on_compensated: Option<SagaCommand>,
 }
 
+impl SagaSpec {
+    /// What the steps of all levels have, in order.
+    pub fn tasks(&self) -> Vec<&SagaTask> {
+        let mut tasks = Vec::new();
+        for SagaStep { task, pivot: _, all, steps, otherwise } in &self.steps {
+            tasks.push(task);
+            for SagaBranch { task, steps } in all {
+                tasks.push(task);
+                tasks.extend(steps.iter().map(|step| &step.task));
+            }
+            tasks.extend(steps.iter().chain(otherwise).map(|step| &step.task));
+        }
+        tasks
+    }
+}
+
 fn default_orchestrator() -> String {
     "default".to_owned()
 }
@@ -156,34 +172,137 @@ pub struct StartOn {
     pub event: String,
 }
 
-/// One step of a saga.
+/// One step of a saga: a command, a wait, a signal, or a group of steps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    cel,
+    validation = Rule::new("[has(self.do), has(self.wait), has(self.signal), has(self.all), has(self.steps)].filter(given, given).size() == 1").message("a step has exactly one of `do`, `wait`, `signal`, `all` and `steps`"),
+    validation = Rule::new("has(self.do) || (!has(self.undo) && !has(self.failures) && !(has(self.pivot) && self.pivot))").message("`undo`, `failures` and `pivot` belong to a step with `do`; a wait, a signal and a group have nothing of their own to undo")
+)]
 pub struct SagaStep {
-    /// Name of the step, unique in the saga; part of the idempotency key.
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
-    pub name: String,
+    #[serde(flatten)]
+    pub task: SagaTask,
     /// The point of no return: once it has succeeded, the later steps are retried until they succeed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pivot: bool,
+    /// Steps that are done at the same time; the next step begins when all are done. When one of them fails, what is in progress in the others is undone as if it had happened, and then what is done, in reverse order of completion.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub all: Vec<SagaBranch>,
+    /// Steps that are done one after the other, under one `when` or one `forEach`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub steps: Vec<SagaInnerStep>,
+    /// What is done instead, one after the other, when `when` is false.
+    #[serde(rename = "else", default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub otherwise: Vec<SagaInnerStep>,
+}
+
+/// One of several steps that are done at the same time: a command, a wait, a signal, or a sequence of them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    cel,
+    validation = Rule::new("[has(self.do), has(self.wait), has(self.signal), has(self.steps)].filter(given, given).size() == 1").message("a step has exactly one of `do`, `wait`, `signal` and `steps`"),
+    validation = Rule::new("has(self.do) || (!has(self.undo) && !has(self.failures))").message("`undo` and `failures` belong to a step with `do`; a wait, a signal and a group have nothing of their own to undo")
+)]
+pub struct SagaBranch {
+    #[serde(flatten)]
+    pub task: SagaTask,
+    /// Steps that are done one after the other.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub steps: Vec<SagaInnerStep>,
+}
+
+/// A step in a sequence within a group: a command, a wait or a signal.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    cel,
+    validation = Rule::new("[has(self.do), has(self.wait), has(self.signal)].filter(given, given).size() == 1").message("a step has exactly one of `do`, `wait` and `signal`"),
+    validation = Rule::new("has(self.do) || (!has(self.undo) && !has(self.failures))").message("`undo` and `failures` belong to a step with `do`; a wait, a signal and a group have nothing of their own to undo")
+)]
+pub struct SagaInnerStep {
+    #[serde(flatten)]
+    pub task: SagaTask,
+}
+
+/// What steps of all levels have.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SagaTask {
+    /// Name of the step, unique in the saga, groups included; part of the idempotency key.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// CEL expression over `input`, `steps.NAME.reply` of earlier steps and, in a `forEach`, `item`: the step is done when it is true. It is evaluated once, when the saga comes to the step, and its value is recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1000))]
+    pub when: Option<String>,
+    /// The step, or the group, is done for each item of a list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub for_each: Option<SagaForEach>,
     /// The command that does it.
-    #[serde(rename = "do")]
-    pub action: SagaCommand,
+    #[serde(rename = "do", default, skip_serializing_if = "Option::is_none")]
+    pub action: Option<SagaCommand>,
     /// The command that undoes it. A step before the pivot must have one, or say `undo: {none: true}`. The pivot's is called before the saga turns back at the pivot, and is refused (409) when the pivot happened; without one, a pivot in doubt waits for a person.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo: Option<Undo>,
-    /// How long one request may take before its result counts as unknown. A job that the service accepts (202) may take until the saga's deadline.
+    /// How long one request of a command may take before its result counts as unknown. A job that the service accepts (202) may take until the saga's deadline.
     #[serde(default = "default_timeout")]
     #[schemars(length(max = 32))]
     #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) <= duration('8760h')").message("timeout must be a duration such as 100ms, 2s or 1h30m, at most 8760h"))]
     pub timeout: Duration,
-    /// How attempts whose result is unknown (time-outs, 5xx, broken connections) are repeated.
+    /// How attempts of a command whose result is unknown (time-outs, 5xx, broken connections) are repeated.
     #[serde(default)]
     pub retry: Retry,
     /// Definite failures by which the service may refuse the command, and the reason each gives the saga: `CreditLimitExceeded: INSUFFICIENT_CREDIT`. Others pass as they are.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32))]
     pub failures: BTreeMap<String, String>,
+    /// Nothing is done for this time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) <= duration('8760h')").message("wait must be a duration such as 100ms, 2s or 1h30m, at most 8760h"))]
+    pub wait: Option<Duration>,
+    /// A message from outside is awaited (`POST /sagas/NAME/ID/signals/STEP`), whose body is the step's reply.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<SagaSignal>,
+}
+
+/// A list, for each item of which a step is done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SagaForEach {
+    /// CEL expression over `input` and `steps.NAME.reply` of earlier steps: a list of at most 1,000 items. The step's expressions read the item as `item`.
+    #[schemars(length(min = 1, max = 1000))]
+    pub items: String,
+    /// How many items are worked on at the same time.
+    #[serde(default = "default_concurrency")]
+    #[schemars(range(min = 1, max = 100))]
+    pub concurrency: i32,
+}
+
+fn default_concurrency() -> i32 {
+    1
+}
+
+/// A message from outside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(cel)]
+pub struct SagaSignal {
+    /// How long it is awaited, from when the saga comes to the step. Then the saga is compensated; after the pivot it is `Stuck`, and still waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) <= duration('8760h')").message("signal.within must be a duration such as 100ms, 2s or 1h30m, at most 8760h"))]
+    pub within: Option<Duration>,
 }
 
 fn default_timeout() -> Duration {
@@ -200,7 +319,7 @@ pub struct SagaCommand {
     /// One of its `spec.commands`.
     #[schemars(length(min = 1, max = 64))]
     pub command: String,
-    /// Members of the request's JSON body, each a CEL expression over `input`, `steps.NAME.reply` of earlier steps and, when undoing, `failure.reason`.
+    /// Members of the request's JSON body, each a CEL expression over `input`, `steps.NAME.reply` of earlier steps, `item` in a `forEach` and, when undoing, `failure.reason`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     pub with: BTreeMap<String, String>,
@@ -225,7 +344,7 @@ pub struct Undo {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
     pub command: Option<String>,
-    /// Members of the request's JSON body, each a CEL expression over `input`, `steps.NAME.reply` and `failure`.
+    /// Members of the request's JSON body, each a CEL expression over `input`, `steps.NAME.reply`, `item` in a `forEach` and `failure`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     pub with: BTreeMap<String, String>,
@@ -285,7 +404,7 @@ pub struct SagaStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
-    /// Number of steps, or of reactions.
+    /// Number of steps, those in groups included; or of reactions.
     #[serde(default)]
     pub steps: i32,
     /// Instances that have not ended, those that compensate or are stuck among them.

@@ -82,8 +82,9 @@ pub fn of_relay(id: &ObjectId, object: &OutboxRelay) -> Vec<Named> {
 /// The Microservices that a Saga names: in its steps, their undos, `onCompensated`, `startOn` and its reactions.
 pub fn services_of(saga: &Saga) -> BTreeSet<&str> {
     let spec = &saga.spec;
-    let steps = spec.steps.iter().map(|step| step.action.service.as_str());
-    let undos = spec.steps.iter().filter_map(|step| step.undo.as_ref()?.service.as_deref());
+    let tasks = spec.tasks();
+    let steps = tasks.iter().filter_map(|task| Some(task.action.as_ref()?.service.as_str()));
+    let undos = tasks.iter().filter_map(|task| task.undo.as_ref()?.service.as_deref());
     let start = spec.start_on.as_ref().map(|start| start.service.as_str());
     let end = spec.on_compensated.as_ref().map(|command| command.service.as_str());
     let reacting = spec.reactions.iter().map(|reaction| reaction.service.as_str());

@@ -2,6 +2,8 @@
 //!
 //! The operator makes it from a `Saga` object and the `Microservice`s that it names. An instance keeps the definition
 //! that it started with, so a definition is identified by the hash of its content ([`Definition::version`]).
+//!
+//! Steps contain steps, as deep as the author wrote them; [`super::tree`] numbers them.
 
 use std::collections::BTreeMap;
 
@@ -9,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::version;
 
-/// One saga, ready to run. Steps run in order; compensation undoes them in reverse.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// One saga, ready to run. Steps run in order; compensation undoes them in reverse order of their completion.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Definition {
     /// The `Saga` object's name, unique within its orchestrator.
@@ -41,36 +43,120 @@ impl Definition {
     }
 
     /// All calls: of the steps, and after a compensation.
-    pub fn calls(&self) -> impl Iterator<Item = &Call> {
-        let of_steps = self.steps.iter().flat_map(|step| std::iter::once(&step.action).chain(&step.undo));
-        of_steps.chain(&self.on_compensated)
+    pub fn calls(&self) -> Vec<&Call> {
+        let mut calls = Vec::new();
+        self.steps.iter().for_each(|step| step.add_calls(&mut calls));
+        calls.extend(&self.on_compensated);
+        calls
     }
 
-    /// Index of the point of no return, if the saga has one.
-    pub fn pivot(&self) -> Option<usize> {
-        self.steps.iter().position(|step| step.pivot)
-    }
-
-    /// The pivot when it has no undo, so that nothing can ask whether it happened.
-    pub fn final_pivot(&self) -> Option<usize> {
-        self.steps.iter().position(|step| step.pivot && step.undo.is_none())
+    /// As [`Self::calls`].
+    pub fn calls_mut(&mut self) -> Vec<&mut Call> {
+        let mut calls = Vec::new();
+        self.steps.iter_mut().for_each(|step| step.add_calls_mut(&mut calls));
+        calls.extend(&mut self.on_compensated);
+        calls
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A step: one task, which may be done on a condition and for each item of a list. The condition is evaluated first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Step {
-    /// Unique within the saga; part of the idempotency key `SAGA-ID/STEP/do`.
+    /// Unique within the saga, groups included, so that it is the step's path: the idempotency key is `SAGA-ID/NAME/do`, or
+    /// `SAGA-ID/NAME.ITEM/do` in a `forEach`.
     pub name: String,
+    /// CEL expression, true or false. It is evaluated once, when the saga comes to the step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when: Option<String>,
+    /// What is done instead when `when` is false.
+    #[serde(rename = "else", default, skip_serializing_if = "Vec::is_empty")]
+    pub otherwise: Vec<Step>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub for_each: Option<ForEach>,
+    #[serde(flatten)]
+    pub task: Task,
+}
+
+impl Step {
+    /// The step's transaction, if it has one.
+    pub fn transaction(&self) -> Option<&Transaction> {
+        if let Task::Call(transaction) = &self.task { Some(transaction) } else { None }
+    }
+
+    pub fn transaction_mut(&mut self) -> Option<&mut Transaction> {
+        if let Task::Call(transaction) = &mut self.task { Some(transaction) } else { None }
+    }
+
+    /// The steps within it.
+    pub fn children(&self) -> impl Iterator<Item = &Step> {
+        let group = match &self.task {
+            Task::All(steps) | Task::Steps(steps) => steps.as_slice(),
+            Task::Call(_) | Task::Wait(_) | Task::Signal(_) => &[],
+        };
+        group.iter().chain(&self.otherwise)
+    }
+
+    fn add_calls<'a>(&'a self, calls: &mut Vec<&'a Call>) {
+        if let Some(transaction) = self.transaction() {
+            calls.push(&transaction.action);
+            calls.extend(transaction.undo.call());
+        }
+        self.children().for_each(|step| step.add_calls(calls));
+    }
+
+    fn add_calls_mut<'a>(&'a mut self, calls: &mut Vec<&'a mut Call>) {
+        match &mut self.task {
+            Task::Call(transaction) => {
+                calls.push(&mut transaction.action);
+                if let Undo::Call(undo) = &mut transaction.undo {
+                    calls.push(undo);
+                }
+            }
+            Task::All(steps) | Task::Steps(steps) => steps.iter_mut().for_each(|step| step.add_calls_mut(calls)),
+            Task::Wait(_) | Task::Signal(_) => {}
+        }
+        self.otherwise.iter_mut().for_each(|step| step.add_calls_mut(calls));
+    }
+}
+
+/// What a step does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Task {
+    Call(Box<Transaction>),
+    Wait(Wait),
+    Signal(Signal),
+    /// All at the same time.
+    All(Vec<Step>),
+    /// One after the other.
+    Steps(Vec<Step>),
+}
+
+impl Task {
+    pub fn call(transaction: Transaction) -> Self {
+        Self::Call(Box::new(transaction))
+    }
+}
+
+impl Default for Task {
+    fn default() -> Self {
+        Self::Steps(Vec::new())
+    }
+}
+
+/// A participant's transaction, and how it is compensated.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Transaction {
     /// The pivot (the point of no return): once it has succeeded, the saga can only go forward.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pivot: bool,
     #[serde(rename = "do")]
     pub action: Call,
-    /// `None` when there is nothing to undo (`undo: {none: true}`, or a step after the pivot). The pivot's asks whether the
-    /// pivot happened: a refusal of it means that it did.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub undo: Option<Call>,
+    /// The pivot's asks whether the pivot happened: a refusal of it means that it did.
+    #[serde(default, skip_serializing_if = "Undo::is_no_call")]
+    pub undo: Undo,
     /// Time-out of each request in milliseconds; the outcome of one that takes longer is *unknown*. A job that the service
     /// accepts is polled for as long as the deadline.
     pub timeout_ms: u64,
@@ -80,9 +166,58 @@ pub struct Step {
     pub failures: BTreeMap<String, String>,
 }
 
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Undo {
+    Call(Call),
+    /// `undo: {none: true}`, or a step after the pivot.
+    #[default]
+    #[serde(skip)]
+    Nothing,
+    /// Not given. The lint refuses it before the pivot; it runs like [`Undo::Nothing`].
+    #[serde(skip)]
+    Missing,
+}
+
+impl Undo {
+    pub fn call(&self) -> Option<&Call> {
+        if let Self::Call(call) = self { Some(call) } else { None }
+    }
+
+    fn is_no_call(&self) -> bool {
+        self.call().is_none()
+    }
+}
+
+/// The task is done for each item of a list, which the expressions within it read as `item`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ForEach {
+    /// CEL expression, a list. It is evaluated once, when the saga comes to the step.
+    pub items: String,
+    /// How many items are worked on at the same time; they begin in the order of the list.
+    pub concurrency: u32,
+}
+
+/// Nothing is done for some time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Wait {
+    pub duration_ms: u64,
+}
+
+/// A message from outside is awaited, which is the step's reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Signal {
+    /// Longest wait in milliseconds, from when the saga comes to the step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within_ms: Option<u64>,
+}
+
 /// A command of a participant, with the address that it had when the definition was made. An instance of an older definition
 /// calls where the command is now.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Call {
     pub service: String,
@@ -91,7 +226,8 @@ pub struct Call {
     pub method: String,
     /// Absolute URL.
     pub url: String,
-    /// The JSON body's members, each a CEL expression over `input`, `steps.NAME.reply` and, when compensating, `failure`.
+    /// The JSON body's members, each a CEL expression over `input`, `steps.NAME.reply`, `item` in a `forEach` and, when
+    /// compensating, `failure`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub with: BTreeMap<String, String>,
 }

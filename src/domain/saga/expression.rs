@@ -1,7 +1,7 @@
 //! CEL expressions in `with`: compiled once for each definition version, evaluated for each call.
 //!
 //! Variables: `input`, `steps.NAME.reply` (of the steps that succeeded), and while compensating `failure` with its members
-//! `step`, `code`, `reason`, `message`. A step whose name holds a dash is written `steps["reserve-credit"].reply`.
+//! `step`, `code`, `reason`, `message`; in a `forEach` its `item`. A step whose name holds a dash is written `steps["reserve-credit"].reply`.
 //! Integers of the JSON are CEL `int`s, other numbers are `double`s.
 
 use std::borrow::Cow;
@@ -57,6 +57,8 @@ pub struct Scope<'a> {
     pub input: &'a Value,
     /// `{NAME: {"reply": …}}`; a step without a reply is `{}`, so that `has(steps.NAME.reply)` works.
     pub steps: &'a Value,
+    /// The item of a `forEach`, in one.
+    pub item: Option<&'a Value>,
     /// `None` while the saga is not compensating.
     pub failure: Option<&'a Value>,
 }
@@ -66,6 +68,7 @@ impl<'a> Scope<'a> {
         match name {
             "input" => Some(self.input),
             "steps" => Some(self.steps),
+            "item" => self.item,
             "failure" => self.failure,
             _ => None,
         }
@@ -101,7 +104,7 @@ impl Expression {
         Ok(Self(form))
     }
 
-    #[cfg(test)]
+    /// Evaluates it with a budget of its own.
     pub fn evaluate(&self, scope: Scope<'_>) -> Result<Value, ExpressionError> {
         meter::begin();
         self.find(scope).map(Cow::into_owned)
@@ -116,21 +119,29 @@ impl Expression {
         }
     }
 
-    /// The names of the steps whose replies it reads, guarded or not.
-    fn steps(&self) -> impl Iterator<Item = &str> {
-        let paths = match &self.0 {
+    fn paths(&self) -> &[Vec<String>] {
+        match &self.0 {
             Form::Path(path) => std::slice::from_ref(path),
             Form::Constant(_) => &[],
             Form::Program(program) => program.paths.as_slice(),
-        };
-        paths.iter().filter_map(|path| match path.as_slice() {
+        }
+    }
+
+    /// The names of the steps whose replies it reads, guarded or not.
+    pub fn steps(&self) -> impl Iterator<Item = &str> {
+        self.paths().iter().filter_map(|path| match path.as_slice() {
             [root, step, ..] if root == "steps" => Some(step.as_str()),
             _ => None,
         })
     }
 
+    /// Whether it reads the item of a `forEach`.
+    pub fn reads_item(&self) -> bool {
+        self.paths().iter().any(|path| path.first().is_some_and(|root| root == "item"))
+    }
+
     /// Whether it may take long on large values.
-    fn is_heavy(&self) -> bool {
+    pub fn is_heavy(&self) -> bool {
         matches!(&self.0, Form::Program(program) if program.loops)
     }
 }
@@ -147,6 +158,11 @@ impl Body {
             Err(error) => Err(ExpressionError::Parse(format!("with.{name} {error}"))),
         });
         Ok(Self(members.collect::<Result<_, _>>()?))
+    }
+
+    /// The names of the steps whose replies it reads.
+    pub fn steps(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().flat_map(|(_, expression)| expression.steps())
     }
 
     /// Whether it may take so long that it belongs onto a thread of its own.
@@ -175,7 +191,7 @@ impl Body {
         Ok(String::from_utf8(text).unwrap_or_default())
     }
 
-    /// Evaluates the members that read the reply of no other steps than those.
+    /// Evaluates the members that read the reply of no other steps than those, and an item only if there is one.
     pub fn check(&self, scope: Scope<'_>, steps: impl Fn(&str) -> bool) -> Result<(), ExpressionError> {
         self.each(scope, steps, |_, _| Ok(()))
     }
@@ -187,7 +203,10 @@ impl Body {
         mut found: impl FnMut(&str, &Value) -> Result<(), ExpressionError>,
     ) -> Result<(), ExpressionError> {
         meter::begin();
-        for (name, expression) in self.0.iter().filter(|(_, expression)| expression.steps().all(&steps)) {
+        let known = |expression: &Expression| {
+            expression.steps().all(&steps) && (scope.item.is_some() || !expression.reads_item())
+        };
+        for (name, expression) in self.0.iter().filter(|(_, expression)| known(expression)) {
             let value = expression.find(scope).map_err(|error| match error {
                 ExpressionError::Evaluate(why) => ExpressionError::Evaluate(format!("with.{name}: {why}")),
                 other => other,
@@ -317,7 +336,12 @@ mod tests {
         let input = json!({"total": 120, "rate": 0.5, "customer": {"id": "c-1"}, "lines": [{"n": 1}, {"n": 2}]});
         let steps = json!({"reserve-credit": {"reply": {"reservation": 7}}, "approve": {}});
         let failure = json!({"step": "approve", "code": "X", "reason": "NO", "message": "m"});
-        Expression::compile(source)?.evaluate(Scope { input: &input, steps: &steps, failure: Some(&failure) })
+        Expression::compile(source)?.evaluate(Scope {
+            input: &input,
+            steps: &steps,
+            item: None,
+            failure: Some(&failure),
+        })
     }
 
     #[test]
@@ -363,7 +387,7 @@ mod tests {
         let text = "x".repeat(1_000_000);
         let input = json!({"l": numbers, "lines": lines, "s": text, "m": {"k": numbers}});
         let evaluate = |source: &str| {
-            let scope = Scope { input: &input, steps: &Value::Null, failure: None };
+            let scope = Scope { input: &input, steps: &Value::Null, item: None, failure: None };
             Expression::compile(source).unwrap().evaluate(scope)
         };
         let doubled = format!("[input.s]{}", ".map(a, a + a)".repeat(25));
@@ -415,7 +439,7 @@ mod tests {
             ("input.list.all(x, x)", ""),
             ("{input.list: 1}", ""),
         ] {
-            let scope = Scope { input: &input, steps: &steps, failure: None };
+            let scope = Scope { input: &input, steps: &steps, item: None, failure: None };
             let error = Expression::compile(source).unwrap().evaluate(scope).unwrap_err().to_string();
             assert!(error.contains(wanted), "{source}: {error}");
             assert!(!error.contains("hunter2") && !error.contains("4242"), "{source}: {error}");

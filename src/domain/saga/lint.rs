@@ -1,53 +1,17 @@
 //! The lint of a saga: finds what is wrong with it before anything runs. Pure; the operator puts the findings into
 //! `Accepted=False`. Whether the named services and commands exist is not known here: the operator checks that.
 
-use std::{collections::BTreeMap, fmt};
-
-use serde_json::Value;
+use std::fmt;
 
 use super::{
-    expression,
-    references::References,
-    schema::{Schema, unknown_member},
+    definition::{Call, Definition, Step, Task, Transaction, Undo},
+    lint_expressions::{Site, check_call, check_condition, check_items},
+    schema::Schema,
+    tree::{Named, Tree},
 };
 
-/// The lint's input: a saga as its author wrote it, durations in milliseconds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Spec {
-    pub deadline_ms: u64,
-    /// JSON Schema of the input.
-    pub input: Option<Value>,
-    pub steps: Vec<Step>,
-    pub on_compensated: Option<Call>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Step {
-    pub name: String,
-    pub pivot: bool,
-    pub action: Call,
-    pub undo: Undo,
-    pub timeout_ms: u64,
-    pub retry: super::definition::RetryPolicy,
-    pub failures: BTreeMap<String, String>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Undo {
-    /// Not given.
-    #[default]
-    Missing,
-    /// `undo: {none: true}`: the step has nothing to undo.
-    Nothing,
-    Call(Call),
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Call {
-    pub service: String,
-    pub command: String,
-    pub with: BTreeMap<String, String>,
-}
+/// Steps of all levels. Each may be a call and an undo, and every call of an instance is a row of its log.
+const MAX_STEPS: usize = 256;
 
 /// One fault. Displays as one sentence: `FIELD: MESSAGE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,102 +28,256 @@ impl fmt::Display for Finding {
     }
 }
 
-/// All faults of `spec`, in the order of its fields; empty when it can run.
-pub fn lint(spec: &Spec) -> Vec<Finding> {
-    let mut findings = Findings(Vec::new());
-    if spec.deadline_ms == 0 {
-        findings.add("spec.deadline", "0s leaves no time for any step; give a duration such as `5m`");
-    }
-    if let Some(Err(error)) = spec.input.as_ref().map(Schema::compile) {
-        findings.add("spec.input", error.to_string());
-    }
-    if spec.steps.is_empty() {
-        findings.add("spec.steps", "a saga without steps does nothing; give at least one step");
-    }
-    let pivot = spec.steps.iter().position(|step| step.pivot);
-    for (index, step) in spec.steps.iter().enumerate() {
-        lint_step(spec, index, step, pivot, &mut findings);
-    }
-    if let Some(call) = &spec.on_compensated {
-        let call_check = CallCheck { field: "spec.onCompensated".to_owned(), site: CallSite::Compensated, spec };
-        call_check.lint(call, &mut findings);
-    }
-    findings.0
+/// A step with its field.
+struct Found<'a> {
+    field: String,
+    step: &'a Step,
+    nodes: Named,
+    /// In a group, or after `else`.
+    nested: bool,
+    in_each: bool,
 }
 
-struct Findings(Vec<Finding>);
+/// All faults of `definition`, in the order of its fields; empty when it can run. Its calls need no addresses yet.
+pub fn lint(definition: &Definition) -> Vec<Finding> {
+    let mut steps = Vec::new();
+    let tree = Tree::of(definition);
+    find_steps(&definition.steps, "spec.steps", (false, false), tree.steps(), &mut steps);
+    let mut lint = Lint { definition, tree: &tree, findings: Findings(Vec::new()) };
+    lint.check(&steps);
+    lint.findings.0
+}
+
+fn find_steps<'a>(
+    steps: &'a [Step],
+    field: &str,
+    (nested, in_each): (bool, bool),
+    nodes: &[Named],
+    found: &mut Vec<Found<'a>>,
+) {
+    for (index, step) in steps.iter().enumerate() {
+        let field = format!("{field}[{index}]");
+        let of_step = nodes.get(found.len()).copied().unwrap_or_default();
+        found.push(Found { field: field.clone(), step, nodes: of_step, nested, in_each });
+        match &step.task {
+            Task::All(steps) => {
+                find_steps(steps, &format!("{field}.all"), (true, in_each || step.for_each.is_some()), nodes, found);
+            }
+            Task::Steps(steps) => {
+                find_steps(steps, &format!("{field}.steps"), (true, in_each || step.for_each.is_some()), nodes, found);
+            }
+            Task::Call(_) | Task::Wait(_) | Task::Signal(_) => {}
+        }
+        find_steps(&step.otherwise, &format!("{field}.else"), (true, in_each), nodes, found);
+    }
+}
+
+pub(super) struct Findings(Vec<Finding>);
 
 impl Findings {
-    fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
+    pub(super) fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
         self.0.push(Finding { field: field.into(), message: message.into() });
     }
 }
 
-fn lint_step(spec: &Spec, index: usize, step: &Step, pivot: Option<usize>, findings: &mut Findings) {
-    let field = format!("spec.steps[{index}]");
-    let name = &step.name;
-    lint_name(spec, index, name, &field, findings);
-    if step.pivot && pivot.is_some_and(|first| first < index) {
-        let first = pivot.and_then(|first| spec.steps.get(first)).map_or("", |step| &step.name);
-        findings.add(
-            format!("{field}.pivot"),
-            format!("`{first}` is the pivot already and a saga has one point of no return; remove one of them"),
-        );
-    }
-    lint_undo(index, step, pivot, &field, findings);
-    if pivot.is_some_and(|pivot| index > pivot) && !step.failures.is_empty() {
-        let codes = step.failures.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-        findings.add(
-            format!("{field}.failures"),
-            format!("step `{name}` comes after the pivot and may not fail, yet {codes} is declared; move the step before the pivot or remove `failures`"),
-        );
-    }
-    lint_times(spec, step, &field, findings);
-    let action = CallCheck { field: format!("{field}.do"), site: CallSite::Do(index), spec };
-    action.lint(&step.action, findings);
-    if let Undo::Call(call) = &step.undo {
-        let undo = CallCheck { field: format!("{field}.undo"), site: CallSite::Undo(index), spec };
-        undo.lint(call, findings);
-    }
+struct Lint<'a> {
+    definition: &'a Definition,
+    tree: &'a Tree,
+    findings: Findings,
 }
 
-fn lint_name(spec: &Spec, index: usize, name: &str, field: &str, findings: &mut Findings) {
-    let field = format!("{field}.name");
-    if name.is_empty() {
-        findings.add(field, "a step needs a name; it is part of the idempotency key `SAGA-ID/STEP/do`");
-    } else if let Some(first) = spec.steps.iter().take(index).position(|step| step.name == name) {
-        findings.add(
-            field,
-            format!("`{name}` is the name of spec.steps[{first}] already; give each step a name of its own"),
-        );
-    } else if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
-        findings.add(field, format!("`{name}` may hold letters, digits, `-` and `_` only; rename the step"));
+impl Lint<'_> {
+    fn check(&mut self, steps: &[Found<'_>]) {
+        if self.definition.deadline_ms == 0 {
+            self.findings.add("spec.deadline", "0s leaves no time for any step; give a duration such as `5m`");
+        }
+        if let Some(Err(error)) = self.definition.input.as_ref().map(Schema::compile) {
+            self.findings.add("spec.input", error.to_string());
+        }
+        if steps.is_empty() {
+            self.findings.add("spec.steps", "a saga without steps does nothing; give at least one step");
+        }
+        if steps.len() > MAX_STEPS {
+            let count = steps.len();
+            self.findings.add(
+                "spec.steps",
+                format!("there are {count} steps, those in groups counted, and at most {MAX_STEPS} are allowed; give a part of them to a saga of its own"),
+            );
+            return;
+        }
+        for (index, found) in steps.iter().enumerate() {
+            self.check_name(found, steps.get(..index).unwrap_or_default());
+            self.check_step(found);
+        }
+        if let Some(call) = &self.definition.on_compensated {
+            self.check_call("spec.onCompensated", Site::Compensated, call);
+        }
     }
-}
 
-fn lint_undo(index: usize, step: &Step, pivot: Option<usize>, field: &str, findings: &mut Findings) {
-    let (field, name) = (format!("{field}.undo"), &step.name);
-    let before_pivot = pivot.is_none_or(|pivot| index < pivot);
-    match &step.undo {
-        Undo::Missing if before_pivot => findings.add(
-            field,
-            format!("step `{name}` comes before the pivot and does not define how it is undone; give `undo`, or `undo: {{none: true}}` when there is nothing to undo"),
-        ),
-        Undo::Call(_) if !before_pivot && !step.pivot => findings.add(
-            field,
-            format!("step `{name}` comes after the pivot and is never undone; remove `undo`, or move the step before the pivot"),
-        ),
-        // the record of the do, by which `weft.enter` knows that there is something to undo, is in the database of its
-        // service
-        Undo::Call(undo) if elsewhere(&step.action, undo) => findings.add(
-            format!("{field}.service"),
-            format!(
-                "step `{name}` is done in `{done}` and undone in `{undone}`, whose database has no record of it, so `weft.enter` would undo nothing there; undo it in `{done}`, and give `{undone}` a step of its own",
-                done = step.action.service,
-                undone = undo.service,
+    fn check_name(&mut self, Found { field, step, .. }: &Found<'_>, earlier: &[Found<'_>]) {
+        let (field, name) = (format!("{field}.name"), &step.name);
+        if name.is_empty() {
+            self.findings.add(field, "a step needs a name; it is part of the idempotency key `SAGA-ID/STEP/do`");
+            return;
+        }
+        if let Some(Found { field: first, .. }) = earlier.iter().find(|other| other.step.name == *name) {
+            let message = format!("`{name}` is the name of {first} already; give each step a name of its own");
+            self.findings.add(field, message);
+        } else if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
+            self.findings.add(field, format!("`{name}` may hold letters, digits, `-` and `_` only; rename the step"));
+        }
+    }
+
+    fn check_step(&mut self, found: &Found<'_>) {
+        let Found { field, step, .. } = found;
+        self.check_modifiers(found);
+        match &step.task {
+            Task::Call(transaction) => self.check_transaction(found, transaction),
+            Task::Wait(wait) => self.check_time(&format!("{field}.wait"), found, wait.duration_ms),
+            Task::Signal(signal) => {
+                if let Some(within_ms) = signal.within_ms {
+                    self.check_time(&format!("{field}.signal.within"), found, within_ms);
+                }
+                if found.in_each || step.for_each.is_some() {
+                    self.findings.add(
+                        format!("{field}.signal"),
+                        format!("`{}` would be awaited once for each item, and a signal says for none which it is; move it out of the `forEach`", step.name),
+                    );
+                }
+            }
+            Task::All(steps) | Task::Steps(steps) if steps.is_empty() => {
+                let message = "a group without steps does nothing; give at least one step, or remove it";
+                let group = if matches!(step.task, Task::All(_)) { "all" } else { "steps" };
+                self.findings.add(format!("{field}.{group}"), message);
+            }
+            Task::All(_) | Task::Steps(_) => {}
+        }
+    }
+
+    /// `when`, `else` and `forEach`.
+    fn check_modifiers(&mut self, Found { field, step, nodes, in_each, .. }: &Found<'_>) {
+        match (&step.when, nodes.choice) {
+            (Some(source), Some(node)) => {
+                let field = format!("{field}.when");
+                check_condition(self.definition, self.tree, node, source, &field, &mut self.findings);
+            }
+            (None, _) if !step.otherwise.is_empty() => self.findings.add(
+                format!("{field}.else"),
+                "there is no `when` that could be false; add one, or move these steps out of `else`",
             ),
-        ),
-        Undo::Missing | Undo::Nothing | Undo::Call(_) => {}
+            _ => {}
+        }
+        let Some(each) = &step.for_each else { return };
+        if *in_each {
+            self.findings.add(
+                format!("{field}.forEach"),
+                format!("`{}` is in a `forEach` already and its call would be known by one item only; make one list of both, or give the inner one to a saga of its own", step.name),
+            );
+        }
+        if each.concurrency == 0 {
+            self.findings.add(format!("{field}.forEach.concurrency"), "0 items at a time never begin; give at least 1");
+        }
+        if let Some(node) = nodes.each {
+            let field = format!("{field}.forEach.items");
+            check_items(self.definition, self.tree, node, &each.items, &field, &mut self.findings);
+        }
+    }
+
+    fn check_transaction(&mut self, found: &Found<'_>, transaction: &Transaction) {
+        let Found { field, step, nodes, .. } = found;
+        let name = &step.name;
+        self.check_pivot(found, transaction);
+        self.check_undo(found, transaction);
+        if self.is_after_pivot(found) && !transaction.failures.is_empty() {
+            let codes = transaction.failures.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            self.findings.add(
+                format!("{field}.failures"),
+                format!("step `{name}` comes after the pivot and may not fail, yet {codes} is declared; move the step before the pivot or remove `failures`"),
+            );
+        }
+        lint_times(self.definition, transaction, field, &mut self.findings);
+        let Some(node) = nodes.task else { return };
+        self.check_call(&format!("{field}.do"), Site::Do(node), &transaction.action);
+        if let Undo::Call(call) = &transaction.undo {
+            self.check_call(&format!("{field}.undo"), Site::Undo(node), call);
+        }
+    }
+
+    fn check_pivot(&mut self, found: &Found<'_>, transaction: &Transaction) {
+        let Found { field, step, nodes, nested, .. } = found;
+        if !transaction.pivot {
+            return;
+        }
+        if self.tree.pivot() != nodes.task {
+            let first = self.tree.pivot().and_then(|pivot| self.tree.node(pivot)).map_or("", |node| &node.name);
+            let message =
+                format!("`{first}` is the pivot already and a saga has one point of no return; remove one of them");
+            self.findings.add(format!("{field}.pivot"), message);
+        }
+        if *nested || step.when.is_some() || step.for_each.is_some() {
+            self.findings.add(
+                format!("{field}.pivot"),
+                format!("every instance turns at its pivot, alone; make `{}` a step of spec.steps, without `when` and `forEach`", step.name),
+            );
+        }
+    }
+
+    fn is_after_pivot(&self, found: &Found<'_>) -> bool {
+        self.tree.pivot().is_some_and(|pivot| found.nodes.task.is_some_and(|node| node > pivot))
+    }
+
+    fn check_undo(&mut self, found: &Found<'_>, transaction: &Transaction) {
+        let (field, name) = (format!("{}.undo", found.field), &found.step.name);
+        let after_pivot = self.is_after_pivot(found);
+        match &transaction.undo {
+            Undo::Missing if !after_pivot && self.tree.pivot() != found.nodes.task => self.findings.add(
+                field,
+                format!("step `{name}` comes before the pivot and does not define how it is undone; give `undo`, or `undo: {{none: true}}` when there is nothing to undo"),
+            ),
+            Undo::Call(_) if after_pivot && !transaction.pivot => self.findings.add(
+                field,
+                format!("step `{name}` comes after the pivot and is never undone; remove `undo`, or move the step before the pivot"),
+            ),
+            // the record of the do, by which `weft.enter` knows that there is something to undo, is in the database of its
+            // service
+            Undo::Call(undo) if elsewhere(&transaction.action, undo) => self.findings.add(
+                format!("{field}.service"),
+                format!(
+                    "step `{name}` is done in `{done}` and undone in `{undone}`, whose database has no record of it, so `weft.enter` would undo nothing there; undo it in `{done}`, and give `{undone}` a step of its own",
+                    done = transaction.action.service,
+                    undone = undo.service,
+                ),
+            ),
+            Undo::Missing | Undo::Nothing | Undo::Call(_) => {}
+        }
+    }
+
+    /// Of a wait or a signal, which ends by the deadline, unless it is after the pivot.
+    fn check_time(&mut self, field: &str, found: &Found<'_>, time_ms: u64) {
+        let deadline_ms = self.definition.deadline_ms;
+        if time_ms == 0 {
+            self.findings.add(field, "0s is over at once; give a duration such as `1h`, or remove it");
+        } else if time_ms > deadline_ms && deadline_ms > 0 && !self.is_after_pivot(found) {
+            self.findings.add(
+                field,
+                format!(
+                    "it may take {} and the whole saga only {}, by which it is compensated; shorten it or raise spec.deadline",
+                    seconds(time_ms),
+                    seconds(deadline_ms)
+                ),
+            );
+        }
+    }
+
+    fn check_call(&mut self, field: &str, site: Site, call: &Call) {
+        if call.service.is_empty() {
+            self.findings.add(format!("{field}.service"), "no service is named; give the name of a Microservice");
+        }
+        if call.command.is_empty() {
+            self.findings
+                .add(format!("{field}.command"), "no command is named; give one of the service's spec.commands");
+        }
+        check_call(self.definition, self.tree, site, call, field, &mut self.findings);
     }
 }
 
@@ -168,8 +286,8 @@ fn elsewhere(action: &Call, undo: &Call) -> bool {
     !action.service.is_empty() && !undo.service.is_empty() && action.service != undo.service
 }
 
-fn lint_times(spec: &Spec, step: &Step, field: &str, findings: &mut Findings) {
-    let (timeout, deadline, retry) = (step.timeout_ms, spec.deadline_ms, step.retry);
+fn lint_times(definition: &Definition, transaction: &Transaction, field: &str, findings: &mut Findings) {
+    let (timeout, deadline, retry) = (transaction.timeout_ms, definition.deadline_ms, transaction.retry);
     if timeout == 0 {
         findings.add(format!("{field}.timeout"), "0s lets no attempt succeed; give a duration such as `2s`");
     } else if timeout > deadline && deadline > 0 {
@@ -200,119 +318,6 @@ fn lint_times(spec: &Spec, step: &Step, field: &str, findings: &mut Findings) {
 /// Milliseconds in the form of a duration field.
 fn seconds(milliseconds: u64) -> String {
     if milliseconds.is_multiple_of(1_000) { format!("{}s", milliseconds / 1_000) } else { format!("{milliseconds}ms") }
-}
-
-/// Which call of the saga it is. This decides which values its expressions can use.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum CallSite {
-    Do(usize),
-    Undo(usize),
-    Compensated,
-}
-
-struct CallCheck<'a> {
-    field: String,
-    site: CallSite,
-    spec: &'a Spec,
-}
-
-impl CallCheck<'_> {
-    fn lint(&self, call: &Call, findings: &mut Findings) {
-        if call.service.is_empty() {
-            findings.add(format!("{}.service", self.field), "no service is named; give the name of a Microservice");
-        }
-        if call.command.is_empty() {
-            findings
-                .add(format!("{}.command", self.field), "no command is named; give one of the service's spec.commands");
-        }
-        for (name, source) in &call.with {
-            let field = format!("{}.with.{name}", self.field);
-            match expression::parse(source) {
-                Ok(program) => self.lint_references(&References::of(&program.expression().expr), &field, findings),
-                Err(error) => {
-                    let message = format!("`{}` {error}; see https://cel.dev for the language", excerpt(source));
-                    findings.add(field, message);
-                }
-            }
-        }
-    }
-
-    fn lint_references<'r>(&self, references: &'r References, field: &str, findings: &mut Findings) {
-        let mut reported = Vec::new();
-        for name in &references.variables {
-            if reported.contains(&name) {
-                continue;
-            }
-            reported.push(name);
-            match name.as_str() {
-                "input" | "steps" => {}
-                "failure" if !matches!(self.site, CallSite::Do(_)) => {}
-                "failure" => findings.add(field, "`failure` is known only in `undo` and `onCompensated`; use `input` or `steps` here"),
-                _ => findings.add(field, format!("`{name}` is not a variable; there are `input`, `steps.NAME.reply` and, when compensating, `failure`{}", self.dash_hint(name))),
-            }
-        }
-        for refusal in references.refusals() {
-            findings.add(field, refusal);
-        }
-        if references.whole_steps {
-            findings.add(field, "`steps` is used as a whole; name a step in it: `steps.NAME.reply`");
-        }
-        let unknown = |path: &'r Vec<String>| Some((path, unknown_member(self.spec.input.as_ref()?, path)?));
-        if let Some((path, name)) = references.input.iter().find_map(unknown) {
-            let path = path.join(".");
-            findings.add(field, format!("`input.{path}` is not in spec.input, which has no property `{name}` there; correct the name, or add it"));
-        }
-        for reference in &references.steps {
-            let guarded = references.steps.iter().any(|other| other.guarded && other.step == reference.step);
-            if let Some(message) = self.wrong_step(&reference.step, reference.member.as_deref(), guarded) {
-                findings.add(field, message);
-            }
-        }
-    }
-
-    /// What is wrong with a reference to `step`; `guarded` when the expression also contains `has(steps.STEP.reply)`.
-    fn wrong_step(&self, step: &str, member: Option<&str>, guarded: bool) -> Option<String> {
-        let steps = &self.spec.steps;
-        let Some(index) = steps.iter().position(|other| other.name == step) else {
-            let names = steps.iter().map(|step| format!("`{}`", step.name)).collect::<Vec<_>>().join(", ");
-            return Some(format!("`{step}` is not a step; there are {names}{}", self.dash_hint(step)));
-        };
-        if member != Some("reply") {
-            return Some(format!("a step has a `reply` and nothing else; write `steps[\"{step}\"].reply`"));
-        }
-        match self.site {
-            CallSite::Do(here) if index >= here => {
-                Some(format!("the reply of `{step}` is not there yet; use `input` or the reply of an earlier step"))
-            }
-            CallSite::Undo(here) if index > here => Some(format!(
-                "the reply of the later step `{step}` is not there when it never ran; use `input` or the reply of an earlier step"
-            )),
-            CallSite::Undo(here) if index == here && !guarded => Some(format!(
-                "`{step}` is also undone when its outcome is unknown, and then has no reply; use `input`, or test `has(steps[\"{step}\"].reply)` first"
-            )),
-            CallSite::Compensated if !guarded => Some(format!(
-                "`{step}` may not have run, and then has no reply; use `input` or `failure`, or test `has(steps[\"{step}\"].reply)` first"
-            )),
-            CallSite::Do(_) | CallSite::Undo(_) | CallSite::Compensated => None,
-        }
-    }
-
-    /// `steps.reserve-credit.reply` is a subtraction in CEL: a hint, when a step's name begins or ends with `name`.
-    fn dash_hint(&self, name: &str) -> String {
-        let parts = |step: &&Step| step.name.split('-').any(|part| part == name) && step.name.contains('-');
-        self.spec.steps.iter().find(parts).map_or_else(String::new, |step| {
-            format!(" (a name with a dash is written `steps[\"{}\"].reply`)", step.name)
-        })
-    }
-}
-
-fn excerpt(source: &str) -> String {
-    const LONGEST: usize = 80;
-    if source.chars().count() <= LONGEST {
-        source.to_owned()
-    } else {
-        format!("{}…", source.chars().take(LONGEST).collect::<String>())
-    }
 }
 
 #[cfg(test)]

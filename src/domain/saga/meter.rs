@@ -179,7 +179,7 @@ impl Meter {
     /// Whether a path begins with a variable of the scope.
     fn is_value(&self, path: &[String]) -> bool {
         let root = path.first().map_or("", String::as_str);
-        ["input", "steps", "failure"].contains(&root) && !self.declared.iter().any(|declared| declared == root)
+        ["input", "steps", "item", "failure"].contains(&root) && !self.declared.iter().any(|declared| declared == root)
     }
 
     /// Whether it adds to what the macro around accumulates.

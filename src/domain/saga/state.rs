@@ -1,16 +1,11 @@
 //! The state of one instance, and the events that lead to it.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
-use super::definition::{Call, Definition, RetryPolicy};
-
-/// The step name of the call to `onCompensated`, in idempotency key and history.
-pub const ON_COMPENSATED: &str = "onCompensated";
-/// Time-out of one attempt of `onCompensated`, in milliseconds.
-pub const ON_COMPENSATED_TIMEOUT_MS: u64 = 10_000;
+use super::tree::{NodeId, Tree};
 
 /// A shared JSON text that is not parsed.
 #[derive(Clone, Debug)]
@@ -50,59 +45,67 @@ impl<'de> Deserialize<'de> for Json {
     }
 }
 
-/// The phase of an instance. The number is the step's index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Phase {
-    Do(usize),
-    Undo(usize),
-    /// Everything is undone; `onCompensated` is being called.
-    Notify,
-    Completed,
-    Compensated,
+/// A node of the tree, in a `forEach` for one item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    pub node: NodeId,
+    /// Index in the list of the `forEach` around it.
+    pub item: Option<u32>,
 }
 
-impl Phase {
-    pub fn is_end(self) -> bool {
-        matches!(self, Self::Completed | Self::Compensated)
+/// In the log `3`, or `[3, 0]` with an item.
+impl Serialize for Place {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.item {
+            None => self.node.serialize(serializer),
+            Some(item) => (self.node, item).serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Place {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Node(NodeId),
+            Item(NodeId, u32),
+        }
+        Ok(match Form::deserialize(deserializer)? {
+            Form::Node(node) => Self { node, item: None },
+            Form::Item(node, item) => Self { node, item: Some(item) },
+        })
+    }
+}
+
+/// Something that is in progress. In a `do` it may be more than a call: a condition or a list that is evaluated, a wait, a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum At {
+    Do(Place),
+    Undo(Place),
+    /// Everything is undone; `onCompensated` is being called.
+    Notify,
+}
+
+impl At {
+    /// The `do` of a node outside every `forEach`.
+    pub fn of(node: NodeId) -> Self {
+        Self::Do(Place { node, item: None })
     }
 
-    /// `do` or `undo`; `None` at the end.
-    pub fn operation(self) -> Option<&'static str> {
+    pub fn place(self) -> Option<Place> {
         match self {
-            Self::Do(_) | Self::Notify => Some("do"),
-            Self::Undo(_) => Some("undo"),
-            Self::Completed | Self::Compensated => None,
+            Self::Do(place) | Self::Undo(place) => Some(place),
+            Self::Notify => None,
         }
     }
 
-    /// The name of the step that is called in this phase.
-    pub fn step(self, definition: &Definition) -> Option<&str> {
+    /// `do` or `undo`.
+    pub fn operation(self) -> &'static str {
         match self {
-            Self::Do(index) | Self::Undo(index) => definition.steps.get(index).map(|step| step.name.as_str()),
-            Self::Notify => Some(ON_COMPENSATED),
-            Self::Completed | Self::Compensated => None,
-        }
-    }
-
-    /// The call of this phase, and the time-out of one attempt in milliseconds.
-    pub fn call(self, definition: &Definition) -> Option<(&Call, u64)> {
-        match self {
-            Self::Do(index) => definition.steps.get(index).map(|step| (&step.action, step.timeout_ms)),
-            Self::Undo(index) => {
-                definition.steps.get(index).and_then(|step| Some((step.undo.as_ref()?, step.timeout_ms)))
-            }
-            Self::Notify => definition.on_compensated.as_ref().map(|call| (call, ON_COMPENSATED_TIMEOUT_MS)),
-            Self::Completed | Self::Compensated => None,
-        }
-    }
-
-    pub(super) fn retry(self, definition: &Definition) -> RetryPolicy {
-        match self {
-            Self::Do(index) | Self::Undo(index) => {
-                definition.steps.get(index).map(|step| step.retry).unwrap_or_default()
-            }
-            Self::Notify | Self::Completed | Self::Compensated => RetryPolicy::default(),
+            Self::Do(_) | Self::Notify => "do",
+            Self::Undo(_) => "undo",
         }
     }
 }
@@ -128,6 +131,8 @@ pub mod codes {
     pub const ATTEMPTS: &str = "AttemptsExhausted";
     /// A person cancelled the saga.
     pub const CANCELLED: &str = "Cancelled";
+    /// A signal did not arrive in time.
+    pub const SIGNAL: &str = "SignalTimeout";
     /// A job that was accepted (202) has failed, and its status names no code.
     pub const JOB: &str = "JobFailed";
     /// An expression in `with` has no value, so nothing was sent. A participant cannot give this code: its own have no `/`.
@@ -160,54 +165,176 @@ pub fn text(message: &str, detail: Option<&str>) -> String {
     detail.map_or_else(|| message.to_owned(), |detail| format!("{message}: {detail}"))
 }
 
-/// One running instance.
+/// Where an instance is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Stage {
+    #[default]
+    Forward,
+    Compensating,
+    Completed,
+    Compensated,
+}
+
+impl Stage {
+    pub fn is_end(self) -> bool {
+        matches!(self, Self::Completed | Self::Compensated)
+    }
+}
+
+/// Something that is in progress, with its own attempts.
 #[derive(Clone, Debug, PartialEq)]
-#[allow(clippy::struct_excessive_bools)] // independent facts, not a state machine
-pub struct State {
-    pub phase: Phase,
+pub struct Active {
+    pub at: At,
     /// Number of the current attempt; 1 is the first. A higher one means that an earlier attempt may have had its
     /// effect.
     pub attempt: u32,
     /// The attempt with which the present allowance of `maxAttempts` began (a person's `retry` begins a new one).
     pub(super) allowance_from: u32,
-    pub paused: bool,
     /// The pause withholds a call that was not issued yet.
     pub(super) held: bool,
     /// The pause came after a call was recorded and before it was sent. In memory only: a replay does not know it, and
     /// only `resume` depends on it.
     pub(super) stopped: bool,
-    pub stuck: Option<Stuck>,
-    /// The deadline passed after the pivot was called.
-    pub overdue: bool,
     /// A person asked again for what the participant had refused: the idempotency key says `redo`.
     pub redo: bool,
+    /// Milliseconds since the epoch at which it began, by which timers are set.
+    pub(super) since_ms: i64,
+    pub stuck: Option<Box<Stuck>>,
+}
+
+impl Active {
+    /// The last part of the idempotency key: `do`, `undo` or `redo`.
+    pub fn operation(&self) -> &'static str {
+        if self.redo { "redo" } else { self.at.operation() }
+    }
+
+    /// Nothing was sent: the pause came first.
+    pub(super) fn is_unsent(&self) -> bool {
+        self.held && self.attempt == 1
+    }
+
+    /// When it is over by itself, in milliseconds since the epoch.
+    pub fn due_ms(&self, tree: &Tree) -> Option<i64> {
+        if self.stuck.is_some() {
+            return None;
+        }
+        let timer = i64::try_from(tree.timer_ms(self.at)?).unwrap_or(i64::MAX);
+        Some(self.since_ms.saturating_add(timer))
+    }
+}
+
+/// A `forEach` that has begun.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Iterations {
+    pub items: Vec<Json>,
+    /// How many have begun.
+    pub begun: u32,
+    /// How many have begun and are not done.
+    pub running: u32,
+}
+
+/// A signal that has arrived.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Received {
+    pub node: NodeId,
+    pub key: Option<String>,
+    pub body: Json,
+}
+
+/// One running instance.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    pub stage: Stage,
+    /// What is in progress, in the order in which it began. Empty at the end only.
+    pub active: Vec<Active>,
+    /// The calls that have to be undone if the saga is compensated, in the order of their completion.
+    pub(super) completed: Vec<Place>,
+    pub paused: bool,
+    /// The deadline passed after the pivot was called.
+    pub overdue: bool,
     /// The pivot's undo was refused: the pivot happened, so the saga goes forward.
     pub(super) happened: bool,
     pub failure: Option<Failure>,
     pub input: Json,
-    /// By step; `None` for a step that has not succeeded.
-    pub replies: Vec<Option<Json>>,
+    /// By node; `None` for a step that has not succeeded.
+    replies: Vec<Option<Json>>,
+    /// Of the steps in a `forEach`.
+    item_replies: BTreeMap<Place, Json>,
+    pub(super) iterations: BTreeMap<NodeId, Iterations>,
+    pub(super) received: Vec<Received>,
 }
 
 impl State {
-    /// The instance's state as shown in the API.
-    pub fn status(&self) -> Status {
-        match self.phase {
-            Phase::Completed => Status::Completed,
-            Phase::Compensated => Status::Compensated,
-            _ if self.stuck.is_some() => Status::Stuck,
-            Phase::Do(_) => Status::Running,
-            Phase::Undo(_) | Phase::Notify => Status::Compensating,
+    pub(super) fn new(tree: &Tree, input: Json) -> Self {
+        Self {
+            stage: Stage::Forward,
+            active: Vec::with_capacity(1),
+            completed: Vec::new(),
+            paused: false,
+            overdue: false,
+            happened: false,
+            failure: None,
+            input,
+            replies: vec![None; tree.len()],
+            item_replies: BTreeMap::new(),
+            iterations: BTreeMap::new(),
+            received: Vec::new(),
         }
     }
 
-    /// The last part of the current call's idempotency key: `do`, `undo` or `redo`; `None` at the end.
-    pub fn operation(&self) -> Option<&'static str> {
-        self.phase.operation().map(|operation| if self.redo { "redo" } else { operation })
+    /// The instance's state as shown in the API.
+    pub fn status(&self) -> Status {
+        match self.stage {
+            Stage::Completed => Status::Completed,
+            Stage::Compensated => Status::Compensated,
+            _ if self.stuck().is_some() => Status::Stuck,
+            Stage::Forward => Status::Running,
+            Stage::Compensating => Status::Compensating,
+        }
     }
 
-    pub fn is_compensating(&self) -> bool {
-        matches!(self.phase, Phase::Undo(_) | Phase::Notify)
+    pub fn find(&self, at: At) -> Option<&Active> {
+        self.active.iter().find(|active| active.at == at)
+    }
+
+    pub(super) fn find_mut(&mut self, at: At) -> Option<&mut Active> {
+        self.active.iter_mut().find(|active| active.at == at)
+    }
+
+    /// The first that is stuck.
+    pub fn stuck(&self) -> Option<(&Active, &Stuck)> {
+        self.active.iter().find_map(|active| Some((active, active.stuck.as_deref()?)))
+    }
+
+    pub fn reply(&self, place: Place) -> Option<&Json> {
+        match place.item {
+            None => self.replies.get(place.node as usize)?.as_ref(),
+            Some(_) => self.item_replies.get(&place),
+        }
+    }
+
+    pub(super) fn set_reply(&mut self, place: Place, reply: Json) {
+        if place.item.is_some() {
+            self.item_replies.insert(place, reply);
+        } else if let Some(slot) = self.replies.get_mut(place.node as usize) {
+            *slot = Some(reply);
+        }
+    }
+
+    /// The items of a `forEach` that has begun.
+    pub fn items(&self, each: NodeId) -> Option<&[Json]> {
+        self.iterations.get(&each).map(|iterations| iterations.items.as_slice())
+    }
+
+    /// Bytes of all JSON in it.
+    pub fn length(&self) -> usize {
+        let values = std::iter::once(&self.input)
+            .chain(self.replies.iter().flatten())
+            .chain(self.item_replies.values())
+            .chain(self.iterations.values().flat_map(|iterations| &iterations.items))
+            .chain(self.received.iter().map(|received| &received.body));
+        values.map(|value| value.as_str().len()).sum()
     }
 }
 
@@ -235,121 +362,5 @@ impl Status {
 
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|status| status.as_str().eq_ignore_ascii_case(text))
-    }
-}
-
-/// An event of an instance, as the log stores it (externally tagged JSON).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Event {
-    /// Always the first.
-    Started {
-        input: Json,
-    },
-    /// Success: the step took effect.
-    Succeeded {
-        at: Phase,
-        attempt: u32,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        reply: Option<Json>,
-        /// Why the answer's body is not the reply, in this program's words.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        note: Option<String>,
-    },
-    /// Definite failure: this attempt had no effect.
-    Failed {
-        at: Phase,
-        attempt: u32,
-        code: String,
-        message: String,
-        /// Why the code is not the participant's own, in this program's words.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        note: Option<String>,
-    },
-    /// Unknown: the attempt may or may not have taken effect.
-    Unknown {
-        at: Phase,
-        attempt: u32,
-        message: String,
-        /// The participant's own text. It may contain values, so it stays out of the status and of conditions.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        detail: Option<String>,
-        /// The participant's `Retry-After`.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        retry_after_ms: Option<u64>,
-    },
-    DeadlinePassed,
-    /// `after` is the attempt that the instance had reached: recovery raises it in memory only, and a replay must not
-    /// depend on that.
-    Retry {
-        after: u32,
-    },
-    Skip,
-    Cancel,
-    Pause,
-    Resume,
-}
-
-/// What an event led to: the part of the state that decides what is called next and whether the instance waits. Attempts
-/// are left out, since recovery and unrecorded attempts raise them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Outcome {
-    pub phase: Phase,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub stuck: bool,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub paused: bool,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub redo: bool,
-}
-
-impl Outcome {
-    pub fn of(state: &State) -> Self {
-        let State { phase, paused, redo, .. } = *state;
-        Self { phase, stuck: state.stuck.is_some(), paused, redo }
-    }
-}
-
-/// A row of the log. A replay must lead to the same outcomes: rules that decide otherwise than those that wrote the row would
-/// make another history of it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Record<E = Event> {
-    pub event: E,
-    pub to: Outcome,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn events_keep_their_form_in_the_log() {
-        let json = |text: &str| Json::parse(text.to_owned()).unwrap();
-        for (event, text) in [
-            (Event::Started { input: json(r#"{"a":1}"#) }, r#"{"started":{"input":{"a":1}}}"#),
-            (
-                Event::Succeeded { at: Phase::Do(0), attempt: 1, reply: Some(json("[2]")), note: None },
-                r#"{"succeeded":{"at":{"do":0},"attempt":1,"reply":[2]}}"#,
-            ),
-            (
-                Event::Failed { at: Phase::Undo(3), attempt: 2, code: "C".into(), message: "m".into(), note: None },
-                r#"{"failed":{"at":{"undo":3},"attempt":2,"code":"C","message":"m"}}"#,
-            ),
-            (
-                Event::Unknown {
-                    at: Phase::Notify,
-                    attempt: 1,
-                    message: "m".into(),
-                    detail: Some("d".into()),
-                    retry_after_ms: None,
-                },
-                r#"{"unknown":{"at":"notify","attempt":1,"message":"m","detail":"d"}}"#,
-            ),
-            (Event::DeadlinePassed, r#""deadlinePassed""#),
-        ] {
-            assert_eq!(serde_json::to_string(&event).unwrap(), text);
-            assert_eq!(serde_json::from_str::<Event>(text).unwrap(), event);
-        }
     }
 }

@@ -104,7 +104,7 @@ fn evaluate(source: &str) -> bool {
     });
     let steps = json!({"a-b": {"reply": [1, 2, 3]}});
     let failure = json!({"reason": "R"});
-    let scope = Scope { input: &input, steps: &steps, failure: Some(&failure) };
+    let scope = Scope { input: &input, steps: &steps, item: None, failure: Some(&failure) };
     Expression::compile(source).is_ok_and(|expression| {
         let value: Result<Value, _> = expression.evaluate(scope);
         value.is_ok()

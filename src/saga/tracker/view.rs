@@ -31,7 +31,7 @@ fn of(row: &Row, graph: &Graph, assessment: &Assessment) -> View {
         overdue: false,
         started_at: row.started_at,
         ended_at: row.ended_at,
-        current: None,
+        current: Vec::new(),
         failure: None,
         correlation_id: Some(row.correlation.clone()),
         owed: owed.filter(|_| is_owed).collect(),

@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(change(&object, &observed, &define(&object, &observed)), None);
         object.metadata.finalizers = None;
         assert_eq!(change(&object, &observed, &define(&object, &observed)), Some(Change::Add));
-        object.spec.steps[0].action.command = "Akt".to_owned();
+        object.spec.steps[0].task.action.as_mut().unwrap().command = "Akt".to_owned();
         assert_eq!(change(&object, &observed, &define(&object, &observed)), None);
     }
 

@@ -2,6 +2,7 @@
 
 mod choreography;
 mod definition;
+mod lower;
 mod orchestrator;
 mod publisher;
 

@@ -52,7 +52,7 @@ pub fn status(object: &Saga, observed: &Observed, planned: &Result<Defined, Reje
     let status = SagaStatus {
         observed_generation: object.metadata.generation,
         conditions,
-        steps: i32::try_from(object.spec.steps.len() + object.spec.reactions.len()).unwrap_or(i32::MAX),
+        steps: i32::try_from(object.spec.tasks().len() + object.spec.reactions.len()).unwrap_or(i32::MAX),
         url: Some(format!("{}/sagas/{name}", api_url(&namespace, &object.spec.orchestrator))),
         applied_hash: match &observed.orchestrator_pass {
             Some(pass) if pass.rejection.is_none() => pass.applied.digest.clone(),

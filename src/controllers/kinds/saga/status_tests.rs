@@ -174,7 +174,7 @@ fn a_rejection_that_ends_by_itself_does_not_stall_and_another_does() {
         ["Reconciling=True MicroserviceNotFound", "Stalled=False NotStalled", "Accepted=False MicroserviceNotFound"]
     );
     let (mut object, observed) = settled();
-    object.spec.steps[0].undo = None;
+    object.spec.steps[0].task.undo = None;
     let invalid = status_of(&object, &observed);
     assert_eq!(summaries(&invalid.conditions)[2..4], ["Stalled=True InvalidSaga", "Accepted=False InvalidSaga"]);
     assert_eq!((invalid.running, invalid.completed), (3, 5), "its running instances are still counted");
@@ -202,7 +202,7 @@ fn numbers_stay_while_nobody_can_tell() {
 #[test]
 fn a_rejected_saga_says_which_version_runs() {
     let (mut object, mut observed) = settled();
-    object.spec.steps[0].action.command = "Akt".to_owned();
+    object.spec.steps[0].task.action.as_mut().unwrap().command = "Akt".to_owned();
     let version = counts(&mut observed).version.clone();
     let accepted = |observed: &Observed| message(&status_of(&object, observed).conditions, "Accepted").to_owned();
     let sentence = accepted(&observed);

@@ -1,24 +1,21 @@
-//! A Saga lowered into what the engine runs: names become addresses, durations become milliseconds.
-
-use std::collections::BTreeMap;
+//! What the engine runs of a Saga: it is linted, and its commands get addresses.
 
 use kube::{ResourceExt, core::Duration};
 
 use super::{
     choreography,
+    lower::lower,
     publisher::{self, Use},
 };
 use crate::{
-    api::v1alpha1::{
-        HttpCommand, HttpMethod, Microservice, Protocol, Retry, Saga, SagaCommand, SagaSpec, SagaStep, SagaStyle, Undo,
-    },
+    api::v1alpha1::{HttpCommand, HttpMethod, Microservice, Protocol, Saga, SagaStyle},
     controllers::{
         kinds::saga::{Defined, Observed, Start},
         render::milliseconds,
         resources::{plan::Rejection, reason::Reason},
     },
     domain::saga::{
-        definition::{Call, Definition, RetryPolicy, Step},
+        definition::{self, Call, Step, Task, Transaction},
         lint,
     },
 };
@@ -34,44 +31,20 @@ pub fn define(object: &Saga, observed: &Observed) -> Result<Defined, Rejection> 
     if spec.style == SagaStyle::Choreography {
         return choreography::define(object, observed).map(Defined::Choreographed);
     }
-    let mut findings = negative_durations(spec);
-    findings.extend(lint::lint(&lint_spec(spec)).iter().map(ToString::to_string));
+    let (mut definition, mut findings) = lower(&object.name_any(), spec);
+    findings.extend(lint::lint(&definition).iter().map(ToString::to_string));
     if !findings.is_empty() {
         return Err(Rejection { reason: Reason::InvalidSaga, message: findings.join("; ") });
     }
     let namespace = object.namespace().unwrap_or_default();
     let participants = Participants { namespace, services: observed, deadline: spec.deadline };
-    let definition = Definition {
-        name: object.name_any(),
-        version: String::new(),
-        deadline_ms: milliseconds(spec.deadline),
-        input: spec.input.clone(),
-        steps: spec
-            .steps
-            .iter()
-            .enumerate()
-            .map(|(index, step)| lower_step(&format!("spec.steps[{index}]"), step, &participants))
-            .collect::<Result<_, _>>()?,
-        on_compensated: spec
-            .on_compensated
-            .as_ref()
-            .map(|command| participants.call("spec.onCompensated", command))
-            .transpose()?,
-    };
+    for (index, step) in definition.steps.iter_mut().enumerate() {
+        participants.resolve(&format!("spec.steps[{index}]"), step)?;
+    }
+    if let Some(call) = &mut definition.on_compensated {
+        participants.resolve_call("spec.onCompensated", call)?;
+    }
     Ok(Defined::Orchestrated { definition: definition.seal(), start: start(object, observed)? })
-}
-
-fn lower_step(field: &str, step: &SagaStep, participants: &Participants<'_>) -> Result<Step, Rejection> {
-    let undo = step.undo.as_ref().and_then(command_of);
-    Ok(Step {
-        name: step.name.clone(),
-        pivot: step.pivot,
-        action: participants.call(&format!("{field}.do"), &step.action)?,
-        undo: undo.map(|command| participants.call(&format!("{field}.undo"), &command)).transpose()?,
-        timeout_ms: milliseconds(step.timeout),
-        retry: retry_policy(&step.retry),
-        failures: step.failures.clone(),
-    })
 }
 
 /// The Microservices that a Saga names, as its calls find them.
@@ -82,11 +55,34 @@ struct Participants<'a> {
 }
 
 impl Participants<'_> {
-    fn call(&self, field: &str, asked: &SagaCommand) -> Result<Call, Rejection> {
-        let SagaCommand { service, command, with } = asked;
+    /// Gives the calls of a step, and of those in it, their addresses.
+    fn resolve(&self, field: &str, step: &mut Step) -> Result<(), Rejection> {
+        let mut groups = vec![("else", &mut step.otherwise)];
+        match &mut step.task {
+            Task::Call(transaction) => {
+                let Transaction { action, undo, .. } = transaction.as_mut();
+                self.resolve_call(&format!("{field}.do"), action)?;
+                if let definition::Undo::Call(undo) = undo {
+                    self.resolve_call(&format!("{field}.undo"), undo)?;
+                }
+            }
+            Task::All(steps) => groups.insert(0, ("all", steps)),
+            Task::Steps(steps) => groups.insert(0, ("steps", steps)),
+            Task::Wait(_) | Task::Signal(_) => {}
+        }
+        for (group, steps) in groups {
+            for (index, step) in steps.iter_mut().enumerate() {
+                self.resolve(&format!("{field}.{group}[{index}]"), step)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn resolve_call(&self, field: &str, call: &mut Call) -> Result<(), Rejection> {
+        let Call { service, command, .. } = &*call;
         let participant = publisher::service(self.services, field, service)?;
         let Some(found) = participant.spec.commands.get(command) else {
-            return Err(unknown_command(field, asked, participant));
+            return Err(unknown_command(field, call, participant));
         };
         self.check_window(participant)?;
         let HttpCommand { method, path } = &found.http;
@@ -97,13 +93,9 @@ impl Participants<'_> {
                 "{field}.service: Microservice `{service}` has no port with `protocol: http` to be called on: add one to its spec.ports"
             ),
         })?;
-        Ok(Call {
-            service: service.clone(),
-            command: command.clone(),
-            method: method_name(*method).to_owned(),
-            url: format!("http://{service}.{}.svc:{}{path}", self.namespace, port.port),
-            with: with.clone(),
-        })
+        let url = format!("http://{service}.{}.svc:{}{path}", self.namespace, port.port);
+        (call.method, call.url) = (method_name(*method).to_owned(), url);
+        Ok(())
     }
 }
 
@@ -128,8 +120,8 @@ impl Participants<'_> {
     }
 }
 
-fn unknown_command(field: &str, asked: &SagaCommand, participant: &Microservice) -> Rejection {
-    let SagaCommand { service, command, .. } = asked;
+fn unknown_command(field: &str, asked: &Call, participant: &Microservice) -> Rejection {
+    let Call { service, command, .. } = asked;
     let known: Vec<_> = participant.spec.commands.keys().map(|known| format!("`{known}`")).collect();
     let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
     Rejection {
@@ -159,66 +151,4 @@ fn method_name(method: HttpMethod) -> &'static str {
         HttpMethod::Put => "PUT",
         HttpMethod::Patch => "PATCH",
     }
-}
-
-fn retry_policy(retry: &Retry) -> RetryPolicy {
-    RetryPolicy {
-        max_attempts: u32::try_from(retry.max_attempts).unwrap_or(0),
-        initial_backoff_ms: milliseconds(retry.initial_backoff),
-        max_backoff_ms: milliseconds(retry.max_backoff),
-    }
-}
-
-/// `None` when there is nothing to undo.
-fn command_of(undo: &Undo) -> Option<SagaCommand> {
-    let Undo { none, service, command, with } = undo;
-    (!none).then(|| SagaCommand {
-        service: service.clone().unwrap_or_default(),
-        command: command.clone().unwrap_or_default(),
-        with: with.clone(),
-    })
-}
-
-fn lint_spec(spec: &SagaSpec) -> lint::Spec {
-    lint::Spec {
-        deadline_ms: milliseconds(spec.deadline),
-        input: spec.input.clone(),
-        steps: spec.steps.iter().map(lint_step).collect(),
-        on_compensated: spec.on_compensated.as_ref().map(lint_call),
-    }
-}
-
-fn lint_step(step: &SagaStep) -> lint::Step {
-    lint::Step {
-        name: step.name.clone(),
-        pivot: step.pivot,
-        action: lint_call(&step.action),
-        undo: match step.undo.as_ref().map(command_of) {
-            None => lint::Undo::Missing,
-            Some(None) => lint::Undo::Nothing,
-            Some(Some(command)) => lint::Undo::Call(lint_call(&command)),
-        },
-        timeout_ms: milliseconds(step.timeout),
-        retry: retry_policy(&step.retry),
-        failures: step.failures.clone(),
-    }
-}
-
-fn lint_call(command: &SagaCommand) -> lint::Call {
-    let SagaCommand { service, command, with } = command.clone();
-    lint::Call { service, command, with }
-}
-
-/// A negative duration has no form in milliseconds, so it is found here.
-fn negative_durations(spec: &SagaSpec) -> Vec<String> {
-    let mut durations =
-        BTreeMap::from([("spec.deadline".to_owned(), spec.deadline), ("spec.retention".to_owned(), spec.retention)]);
-    for (index, step) in spec.steps.iter().enumerate() {
-        let field = format!("spec.steps[{index}]");
-        durations.insert(format!("{field}.timeout"), step.timeout);
-        durations.insert(format!("{field}.retry.initialBackoff"), step.retry.initial_backoff);
-        durations.insert(format!("{field}.retry.maxBackoff"), step.retry.max_backoff);
-    }
-    let negative = durations.into_iter().filter(|(_, duration)| duration.is_negative());
-    negative.map(|(field, duration)| format!("{field}: {duration} is negative; give a duration such as `2s`")).collect()
 }

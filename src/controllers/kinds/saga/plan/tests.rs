@@ -168,7 +168,7 @@ fn a_definitions_version_is_of_its_content() {
     let version = |saga: &Saga| define(saga, &observed()).unwrap().version().to_owned();
     let mut other = create_order();
     assert_eq!(version(&other), version(&create_order()));
-    other.spec.steps[0].failures.clear();
+    other.spec.steps[0].task.failures.clear();
     assert_ne!(version(&other), version(&create_order()));
 }
 
@@ -190,7 +190,7 @@ fn the_last_good_definition_stays_in_force_while_a_saga_is_rejected_or_cannot_be
 
     // an edit with a mistake in it
     let mut edited = create_order();
-    edited.spec.steps[0].action.command = "Reserve".to_owned();
+    edited.spec.steps[0].task.action.as_mut().unwrap().command = "Reserve".to_owned();
     edited.spec.start_on.as_mut().unwrap().event = "OrderMade".to_owned();
     object.members[1] = member(edited, &self::observed());
     assert_eq!(object.members[1].defined, None);
@@ -277,7 +277,8 @@ fn what_a_saga_names_and_does_not_exist_gets_a_sentence() {
         "spec.steps[0].do.service: there is no Microservice `customers` in this namespace yet: apply it, or correct the name"
     );
 
-    let (reason, message) = refused(&|saga, _| "Reserve".clone_into(&mut saga.spec.steps[0].action.command));
+    let (reason, message) =
+        refused(&|saga, _| "Reserve".clone_into(&mut saga.spec.steps[0].task.action.as_mut().unwrap().command));
     assert_eq!(reason, Reason::CommandNotFound);
     assert!(message.contains("has no command `Reserve` (it has `ReleaseCredit`, `ReserveCredit`)"), "{message}");
 
@@ -308,8 +309,8 @@ fn what_a_saga_names_and_does_not_exist_gets_a_sentence() {
 #[test]
 fn what_is_wrong_with_a_saga_is_said_at_once_and_before_what_it_names() {
     let mut saga = create_order();
-    saga.spec.steps[0].undo = None;
-    saga.spec.steps[1].action.with.insert("x".to_owned(), "input.".to_owned());
+    saga.spec.steps[0].task.undo = None;
+    saga.spec.steps[1].task.action.as_mut().unwrap().with.insert("x".to_owned(), "input.".to_owned());
     let refused = define(&saga, &Observed::default()).unwrap_err();
     assert_eq!(refused.reason, Reason::InvalidSaga);
     assert!(refused.message.contains("spec.steps[0].undo:"), "{}", refused.message);

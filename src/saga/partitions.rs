@@ -1,0 +1,99 @@
+//! The engine's partitions: which it holds, what is in them, and what is due.
+
+use std::{sync::Arc, time::Instant};
+
+use jiff::Timestamp;
+
+use super::{
+    counts::Counted,
+    engine::Engine,
+    key::PARTITIONS,
+    shard::{Instance, Recovered, Shard, deadline, size},
+    view::View,
+};
+use crate::domain::saga::{decide, state::Status};
+
+impl Engine {
+    /// Takes over a partition with its live instances, and repeats the calls that were in progress.
+    pub(super) fn adopt(self: &Arc<Self>, partition: i16, instances: Vec<Recovered>) {
+        let mut repeated = Vec::new();
+        if let Some(mut shard) = self.shard(partition) {
+            for Recovered { id, compiled, mut state, bucket, next_seq, started_at } in instances {
+                repeated.push((id, decide::recover(&compiled.tree, &mut state)));
+                compiled.counts.change(id, Counted::NOTHING, &compiled.tree, Some(&state));
+                let deadline = Some(deadline(started_at, compiled.definition.deadline_ms));
+                let (durable, calls, waiting) = (true, Arc::default(), Vec::new());
+                let bytes = size(&state);
+                let (timer_ms, due) = (None, None);
+                let instance = Instance {
+                    compiled,
+                    state,
+                    bucket,
+                    next_seq,
+                    started_at,
+                    bytes,
+                    deadline,
+                    timer_ms,
+                    due,
+                    durable,
+                    calls,
+                    waiting,
+                };
+                self.memory.add(1, bytes);
+                shard.insert(id, instance);
+            }
+            shard.held = true;
+        }
+        for (id, actions) in repeated {
+            self.act(id, actions);
+        }
+    }
+
+    /// Another process holds the partition now: drops its instances, which are out of date here.
+    pub(super) fn abandon(&self, partition: i16) {
+        let Some(mut shard) = self.shard(partition) else { return };
+        let Shard { instances, .. } = std::mem::take(&mut *shard);
+        for (id, instance) in instances {
+            self.memory.remove(&instance);
+            let counted = Counted::of(&instance.state);
+            instance.compiled.counts.change(id, counted, &instance.compiled.tree, None);
+        }
+    }
+
+    /// Applies what is due to every instance: its deadline, and its timers.
+    pub(super) fn check_timers(self: &Arc<Self>) {
+        let (now, now_ms) = (Instant::now(), Timestamp::now().as_millisecond());
+        for partition in 0..PARTITIONS {
+            let due = self.shard(partition).map(|mut shard| shard.take_due(now, now_ms)).unwrap_or_default();
+            for (id, events) in due {
+                for event in &events {
+                    self.handle_event(id, event);
+                }
+                // what has not ended and is not due after all: a clock was set back
+                if let Some(mut shard) = self.shard(partition) {
+                    shard.schedule(id);
+                }
+            }
+        }
+    }
+
+    /// Number of partitions that this process holds.
+    pub(super) fn held(&self) -> usize {
+        (0..PARTITIONS).filter(|partition| self.shard(*partition).is_some_and(|shard| shard.held)).count()
+    }
+
+    /// The live instances of `saga` in `status` (`None`: in any status), at most `limit`.
+    pub(super) fn live(&self, saga: &str, status: Option<Status>, limit: usize) -> Vec<View> {
+        let mut views = Vec::new();
+        for shard in (0..PARTITIONS).filter_map(|partition| self.shard(partition)) {
+            let wanted = shard.instances.iter().filter(|(_, instance)| {
+                instance.compiled.definition.name == saga
+                    && status.is_none_or(|status| instance.state.status() == status)
+            });
+            views.extend(wanted.take(limit).map(|(id, instance)| instance.view(*id)));
+        }
+        views.sort_by(|a, b| b.started_at.cmp(&a.started_at).then_with(|| a.id.cmp(&b.id)));
+        views.truncate(limit);
+        views
+    }
+}
