@@ -35,7 +35,7 @@ set log_min_error_statement = panic;
 /// The script for `psql`.
 pub fn script(setup: &DatabaseSetup, roles: &Roles, files: &[Migration]) -> String {
     let mut text = HEAD.to_owned();
-    let mut add = |sql: &str| text.push_str(&format!("{}\n", sql.trim_end()));
+    let mut add = |sql: &str| text.extend([sql.trim_end(), "\n"]);
     let logins = std::iter::once(&roles.app).chain(&roles.relay).map(|login| &login.name);
     for role in logins.chain([&roles.owner, &roles.migrator]) {
         let (name, quoted) = (escape_literal(role), escape_identifier(role));

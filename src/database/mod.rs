@@ -91,16 +91,16 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 struct Print {
     /// Print the SQL that a superuser runs with psql, and do nothing else
-    #[arg(long)]
-    print_sql: bool,
+    #[arg(long = "print-sql")]
+    sql: bool,
     /// Name of the database, where the Secret is not mounted
-    #[arg(long, requires = "print_sql")]
+    #[arg(long, requires = "sql")]
     database: Option<String>,
     /// Name of the service's login, where the Secret is not mounted
-    #[arg(long, requires = "print_sql")]
+    #[arg(long, requires = "sql")]
     app: Option<String>,
     /// Folder with the migrations, in place of the contract's
-    #[arg(long, requires = "print_sql")]
+    #[arg(long, requires = "sql")]
     migrations: Option<PathBuf>,
 }
 
@@ -190,7 +190,7 @@ impl DatabaseError {
 
 pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     let Args { config, termination_log, state, patience, print } = args;
-    if print.print_sql {
+    if print.sql {
         let script = script(&config, &print).await?;
         return output::answer(&script).context("writing the SQL");
     }

@@ -72,7 +72,9 @@ fn an_external_server_is_asked_for_the_transaction_log_where_a_relay_reads_it() 
     let contract = |relays| {
         let observed = Observed { relays, ..Observed::default() };
         let plan = plan(&external(""), &observed, &settings()).unwrap();
-        find(&plan, "ConfigMap/orders-db-setup")["data"]["setup.yaml"].as_str().unwrap().to_owned()
+        let job = fixtures::names(&plan).into_iter().find(|name| name.starts_with("Job/")).unwrap();
+        let annotations = find(&plan, &job)["spec"]["template"]["metadata"]["annotations"].clone();
+        annotations["weft.dev/contract"].as_str().unwrap().to_owned()
     };
     let polling = "{microservice: orders, mode: Polling, sink: {nats: {servers: ['nats://n']}}}";
     assert!(contract(vec![relay_of("orders")]).contains("logTailing: true"));
@@ -127,7 +129,9 @@ fn only_a_service_with_a_server_of_its_own_is_a_host() {
 #[test]
 fn a_server_with_guests_outlives_its_own_service_with_its_data() {
     let orders = microservice("orders", "{image: i, database: {postgres: {}, retention: Delete}}");
-    let observed = Observed { guests: vec![Arc::new(microservice("reports", "{image: i}"))], ..Observed::default() };
+    let mut observed =
+        Observed { guests: vec![Arc::new(microservice("reports", "{image: i}"))], ..Observed::default() };
+    observed.database.recorded = Some(SetUp::default());
     let plan = plan(&orders, &observed, &settings()).unwrap();
     let server = find(&plan, "StatefulSet/orders-db");
     let owners: Vec<_> =
