@@ -36,8 +36,8 @@ fn parts(purpose: Purpose) -> &'static [Part] {
 /// Each file of `purpose`, with its part and the version that it brings that to.
 pub fn files(purpose: Purpose) -> impl Iterator<Item = (&'static str, i32, &'static str)> {
     parts(purpose)
-        .into_iter()
-        .flat_map(|(part, files)| (1_i32..).zip(files).map(move |(version, sql)| (part, version, *sql)))
+        .iter()
+        .flat_map(|(part, files)| (1_i32..).zip(*files).map(move |(version, sql)| (*part, version, *sql)))
 }
 
 /// Brings Weft's tables and functions for `purpose` to this program's version.

@@ -14,7 +14,7 @@ use crate::{
     contract::{Contract, relay::Relay},
     output::{self, Format},
     postgres::login,
-    relay::source::postgres::{dead::LETTERS, outbox::search_path},
+    relay::source::postgres::dead::LETTERS,
 };
 
 /// Most events that one command lists.
