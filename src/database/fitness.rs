@@ -16,7 +16,7 @@ const OLDEST: i32 = 150_000;
 
 const SERVER: &str = "
     select current_setting('server_version_num')::int, current_setting('server_version'), pg_is_in_recovery(),
-           (select rolsuper from pg_roles where rolname = current_user), current_user::text, current_setting('wal_level')";
+           current_setting('wal_level')";
 
 /// Tables that roles of the service and others may both write: its own with rights for others, and others' with rights for it.
 const WRITTEN: &str = "
@@ -35,45 +35,53 @@ pub async fn check_server(admin: &Client, setup: &DatabaseSetup, roles: &Roles) 
     if roles.schemas.tenancy != Tenancy::Adopted {
         return Ok(());
     }
-    let failed = DatabaseError::while_doing("find out what the server is");
-    let row = admin.query_one(SERVER, &[]).await.map_err(&failed)?;
+    check_version_and_log(admin, setup).await?;
+    let failed = DatabaseError::while_doing("find out who sets the database up");
     let unfit = |what: String| Err(DatabaseError::Unfit(what));
-    if row.try_get::<_, i32>(0).map_err(&failed)? < OLDEST {
-        let version: &str = row.try_get(1).map_err(&failed)?;
+    let user = "select rolname::text, rolsuper from pg_roles where rolname = current_user";
+    let row = admin.query_one(user, &[]).await.map_err(&failed)?;
+    let name: &str = row.try_get(0).map_err(&failed)?;
+    let app = &roles.app.name;
+    if name == app {
         return unfit(format!(
-            "the server is PostgreSQL {version}, and Weft needs 15 or newer: upgrade it, or name another server in the Secret"
+            "`username` and `admin-username` of the Secret are both {name}: give the service a login of its own"
         ));
     }
-    if row.try_get(2).map_err(&failed)? {
-        return unfit("the server is a read-only replica: name its primary in `host` of the Secret".to_owned());
-    }
-    let admin_name: &str = row.try_get(4).map_err(&failed)?;
-    if admin_name == roles.app.name {
+    if !row.try_get::<_, bool>(1).map_err(&failed)? {
         return unfit(format!(
-            "`username` and `admin-username` of the Secret are both {admin_name}: give the service a login of its own"
+            "{name}, the `admin-username` of the Secret, is no superuser: name one, or leave both it and `admin-password` out, and run what `weft database setup --print-sql` prints"
         ));
-    }
-    if !row.try_get::<_, bool>(3).map_err(&failed)? {
-        return unfit(format!("{admin_name}, the `admin-username` of the Secret, is no superuser: name one"));
     }
     let superuser = "select from pg_roles where rolname = $1 and rolsuper";
-    if admin.query_opt(superuser, &[&roles.app.name]).await.map_err(&failed)?.is_some() {
+    if admin.query_opt(superuser, &[app]).await.map_err(&failed)?.is_some() {
         return unfit(format!(
-            "{}, the `username` of the Secret, is a superuser: give the service a login that may do less",
-            roles.app.name
+            "{app}, the `username` of the Secret, is a superuser: give the service a login that may do less"
         ));
     }
-    check_log(setup, row.try_get(5).map_err(&failed)?)
+    Ok(())
 }
 
-/// A relay of `mode: LogTailing` reads what only this level has.
-fn check_log(setup: &DatabaseSetup, level: &str) -> Result<(), DatabaseError> {
-    if !setup.log_tailing || setup.purpose != Purpose::Service || level == "logical" {
-        return Ok(());
+/// Refuses a server that is too old, or read-only, or has no log that the relay can read.
+pub async fn check_version_and_log(client: &Client, setup: &DatabaseSetup) -> Result<(), DatabaseError> {
+    let failed = DatabaseError::while_doing("find out what the server is");
+    let row = client.query_one(SERVER, &[]).await.map_err(&failed)?;
+    if row.try_get::<_, i32>(0).map_err(&failed)? < OLDEST {
+        let version: &str = row.try_get(1).map_err(&failed)?;
+        return Err(DatabaseError::Unfit(format!(
+            "the server is PostgreSQL {version}, and Weft needs 15 or newer: upgrade it, or name another server in the Secret"
+        )));
     }
-    Err(DatabaseError::Unfit(format!(
-        "the server has wal_level = {level}, and the OutboxRelay reads the transaction log: set wal_level = logical and restart the server, or give the relay `mode: Polling`"
-    )))
+    if row.try_get(2).map_err(&failed)? {
+        let what = "the server is a read-only replica: name its primary in `host` of the Secret";
+        return Err(DatabaseError::Unfit(what.to_owned()));
+    }
+    let level: &str = row.try_get(3).map_err(&failed)?;
+    if setup.log_tailing && setup.purpose == Purpose::Service && level != "logical" {
+        return Err(DatabaseError::Unfit(format!(
+            "the server has wal_level = {level}, and the OutboxRelay reads the transaction log: set wal_level = logical and restart the server, or give the relay `mode: Polling`"
+        )));
+    }
+    Ok(())
 }
 
 /// Refuses a schema that somebody else has, and tables to be read that are not there.

@@ -18,7 +18,7 @@ const ORCHESTRATOR: Part = ("orchestrator", &[include_str!("sql/orchestrator.sql
 const CHOREOGRAPHY: Part = ("choreography", &[include_str!("sql/choreography.sql")]);
 
 /// Which version of each part is here. Changes nothing when it exists.
-const LAYOUT: &str = "
+pub const LAYOUT: &str = "
     create schema if not exists weft;
     create table if not exists weft.layout (
         part       text primary key,
@@ -31,6 +31,13 @@ fn parts(purpose: Purpose) -> &'static [Part] {
         Purpose::Service => &[BASE, SERVICE],
         Purpose::Orchestrator => &[BASE, ORCHESTRATOR, CHOREOGRAPHY],
     }
+}
+
+/// Each file of `purpose`, with its part and the version that it brings that to.
+pub fn files(purpose: Purpose) -> impl Iterator<Item = (&'static str, i32, &'static str)> {
+    parts(purpose)
+        .iter()
+        .flat_map(|(part, files)| (1_i32..).zip(*files).map(move |(version, sql)| (*part, version, *sql)))
 }
 
 /// Brings Weft's tables and functions for `purpose` to this program's version.

@@ -14,6 +14,7 @@
 //! the program at once, with [`EXIT_DEFINITE`], and is repeated by those that follow ([`definite`]). The last thing is one sentence,
 //! or after success an [`Outcome`]: the container's termination message, which the operator reads.
 
+mod by_hand;
 mod definite;
 mod fitness;
 mod layout;
@@ -31,6 +32,8 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context;
+use secrecy::SecretString;
 use tokio::time::Instant;
 use tokio_postgres::Client;
 
@@ -45,10 +48,11 @@ use self::{
 };
 use crate::{
     contract::{
-        Contract, ContractError, Role,
+        Contract, ContractError, Role, RoleName,
         database_setup::{DatabaseSetup, Outcome, migrations_hash},
     },
     outage::with_causes,
+    output,
     postgres::login::{self, Address, LoginError},
     shutdown::Shutdown,
 };
@@ -79,6 +83,25 @@ pub struct Args {
     /// Seconds without progress after which an error that might pass ends the program all the same
     #[arg(long, default_value_t = 30)]
     patience: u64,
+    #[command(flatten)]
+    print: Print,
+}
+
+/// For a server on which a person sets the database up.
+#[derive(Debug, clap::Args)]
+struct Print {
+    /// Print the SQL that a superuser runs with psql, and do nothing else
+    #[arg(long = "print-sql")]
+    sql: bool,
+    /// Name of the database, where the Secret is not mounted
+    #[arg(long, requires = "sql")]
+    database: Option<String>,
+    /// Name of the service's login, where the Secret is not mounted
+    #[arg(long, requires = "sql")]
+    app: Option<String>,
+    /// Folder with the migrations, in place of the contract's
+    #[arg(long, requires = "sql")]
+    migrations: Option<PathBuf>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +139,11 @@ pub enum DatabaseError {
     Locked { what: String, holder: Option<String> },
     #[error("cannot {doing}: {why}; it is tried again, with growing pauses")]
     Passing { doing: String, why: String },
+    /// There is no superuser's login, and a person has not set up everything yet.
+    #[error(
+        "the Secret has no `admin-username` and `admin-password`, so a person sets the database up, and {missing} is missing: run what `weft database setup --print-sql` prints; it is looked at again, with growing pauses"
+    )]
+    ByHand { missing: String },
     /// The server or the database is not as Weft needs it.
     #[error("{0}; it is tried again, with growing pauses")]
     Unfit(String),
@@ -139,11 +167,16 @@ impl DatabaseError {
             | Self::Repeated(_) => true,
             Self::LoginRefused { .. }
             | Self::Unfit(_)
+            | Self::ByHand { .. }
             | Self::Behind { .. }
             | Self::Locked { .. }
             | Self::Passing { .. }
             | Self::Interrupted => false,
         }
+    }
+
+    fn of_the_files(error: LoginError) -> Self {
+        Self::Login(with_causes(&error))
     }
 
     fn while_doing(doing: &str) -> impl Fn(tokio_postgres::Error) -> Self {
@@ -156,7 +189,11 @@ impl DatabaseError {
 }
 
 pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
-    let Args { config, termination_log, state, patience } = args;
+    let Args { config, termination_log, state, patience, print } = args;
+    if print.sql {
+        let script = script(&config, &print).await?;
+        return output::answer(&script).context("writing the SQL");
+    }
     let ended = tokio::select! {
         ended = set_up_unless_refused(&config, state.as_deref(), Duration::from_secs(patience)) => ended,
         () = shutdown.requested() => Err(DatabaseError::Interrupted),
@@ -165,6 +202,31 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     let Outcome { files, applied, last, hash, .. } = ended?;
     tracing::info!(files, applied, last, hash, "the database is ready");
     Ok(())
+}
+
+async fn script(config: &Path, print: &Print) -> Result<String, DatabaseError> {
+    let setup = DatabaseSetup::load(config)?;
+    let folder = print.migrations.as_deref().or(setup.migrations.as_deref());
+    let files = folder.map(migrations::read).transpose()?.unwrap_or_default();
+    let database = match &print.database {
+        Some(database) => database.clone(),
+        None => Address::of(&setup.admin.server).await.map_err(DatabaseError::of_the_files)?.database,
+    };
+    // a script has no passwords
+    let login = async |role: &Role, given: Option<&String>| {
+        let name = match given {
+            Some(name) => Ok(name.clone()),
+            None => login::role_name(&role.name, &database).await.map_err(DatabaseError::of_the_files),
+        };
+        name.map(|name| Login { name, password: SecretString::default() })
+    };
+    let (app, relay) = (login(&setup.app, print.app.as_ref()).await?, setup.relay.as_ref());
+    let relay = match relay {
+        Some(relay) => Some(login(relay, None).await?),
+        None => None,
+    };
+    let roles = named_roles(&setup, database.clone(), app, relay).await?;
+    Ok(by_hand::script(&setup, &roles, &files))
 }
 
 /// Writes the pod's termination message. Kubernetes makes the file; elsewhere there is none.
@@ -226,6 +288,9 @@ async fn attempt(config: &Path, progress: &mut Progress) -> Result<Outcome, Data
     let setup = DatabaseSetup::load(config)?;
     let files = setup.migrations.as_deref().map(migrations::read).transpose()?.unwrap_or_default();
     let roles = roles(&setup).await?;
+    if is_by_hand(&setup) {
+        return by_hand::check(&setup, &roles, &files, progress).await;
+    }
     let mut admin = session::admin(&setup).await?;
     let stages = async {
         fitness::check_server(&admin.client, &setup, &roles).await?;
@@ -242,25 +307,41 @@ async fn attempt(config: &Path, progress: &mut Progress) -> Result<Outcome, Data
 }
 
 async fn roles(setup: &DatabaseSetup) -> Result<Roles, DatabaseError> {
-    let of_the_files = |error: LoginError| DatabaseError::Login(with_causes(&error));
-    let Address { database, .. } = Address::of(&setup.admin.server).await.map_err(of_the_files)?;
+    let Address { database, .. } = Address::of(&setup.admin.server).await.map_err(DatabaseError::of_the_files)?;
     let login = async |role: &Role| {
-        let (name, password) = login::credentials(role, &database).await.map_err(of_the_files)?;
+        let (name, password) = login::credentials(role, &database).await.map_err(DatabaseError::of_the_files)?;
         Ok::<_, DatabaseError>(Login { name, password })
     };
+    let app = login(&setup.app).await?;
+    let relay = match &setup.relay {
+        Some(relay) => Some(login(relay).await?),
+        None => None,
+    };
+    named_roles(setup, database.clone(), app, relay).await
+}
+
+async fn named_roles(
+    setup: &DatabaseSetup,
+    database: String,
+    app: Login,
+    relay: Option<Login>,
+) -> Result<Roles, DatabaseError> {
     let schemas = Schemas::of(setup);
     Ok(Roles {
-        owner: login::role_name(&setup.owner, &database).await.map_err(of_the_files)?,
+        owner: login::role_name(&setup.owner, &database).await.map_err(DatabaseError::of_the_files)?,
         migrator: schemas.migrator_of(&database),
-        app: login(&setup.app).await?,
-        relay: match &setup.relay {
-            Some(relay) => Some(login(relay).await?),
-            None => None,
-        },
+        app,
+        relay,
         reads: setup.reads.clone(),
         schemas,
         database,
     })
+}
+
+/// A person sets the database up: the Secret has no superuser's login.
+fn is_by_hand(setup: &DatabaseSetup) -> bool {
+    let Role { name, password_file } = &setup.admin.role;
+    matches!(name, RoleName::File { file } if !file.exists() && !password_file.exists())
 }
 
 /// Roles and privileges, then Weft's own tables; each in one transaction, as the first has the server's other databases wait.

@@ -118,10 +118,18 @@ impl Roles {
     }
 
     fn attributes(&self) -> String {
+        self.attributes_with(|login| format!("password {}", verifier(&login.password)))
+    }
+
+    /// The same, with the passwords left as they are.
+    pub fn attributes_without_passwords(&self) -> String {
+        self.attributes_with(|_| String::new())
+    }
+
+    fn attributes_with(&self, password: impl Fn(&Login) -> String) -> String {
         let login = |login: &Login, replication: &str| {
-            let name = escape_identifier(&login.name);
-            let verifier = verifier(&login.password);
-            format!("alter role {name} login {replication} {HARMLESS} password {verifier} valid until 'infinity';\n")
+            let (name, password) = (escape_identifier(&login.name), password(login));
+            format!("alter role {name} login {replication} {HARMLESS} {password} valid until 'infinity';\n")
         };
         let relay = self.relay.as_ref().map(|relay| login(relay, "replication"));
         let (owner, migrator) = (escape_identifier(&self.owner), escape_identifier(&self.migrator));
@@ -151,7 +159,7 @@ impl Roles {
         admin.batch_execute(&close).await
     }
 
-    fn privileges(&self) -> String {
+    pub fn privileges(&self) -> String {
         let (owner, app) = (escape_identifier(&self.owner), escape_identifier(&self.app.name));
         let (migrator, database) = (escape_identifier(&self.migrator), escape_identifier(&self.database));
         let (own, weft) = (escape_identifier(&self.schemas.own), escape_identifier(&self.schemas.weft));

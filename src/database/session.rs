@@ -19,7 +19,7 @@ use super::{
     schemas::Schemas,
 };
 use crate::{
-    contract::{Server, database_setup::DatabaseSetup},
+    contract::{DatabaseLogin, Server, database_setup::DatabaseSetup},
     outage::with_causes,
     postgres::login::{self, Address, LoginError, Prepared},
 };
@@ -41,6 +41,19 @@ pub async fn admin(setup: &DatabaseSetup) -> Result<Session, DatabaseError> {
     let prepared = login::prepare(&setup.admin, APPLICATION).await.map_err(|error| refused(setup, error))?;
     let options = format!("{LIMITS} -c lock_timeout={TURN_TIMEOUT} -c search_path=pg_catalog");
     open(prepared, &options).await.map_err(|error| refused(setup, error))
+}
+
+/// Logs in as the service.
+pub async fn app(setup: &DatabaseSetup) -> Result<Session, DatabaseError> {
+    let login = DatabaseLogin { role: setup.app.clone(), ..setup.admin.clone() };
+    let prepared = login::prepare(&login, APPLICATION).await.map_err(|error| refused(setup, error))?;
+    let options = format!("{LIMITS} -c search_path=pg_catalog");
+    open(prepared, &options).await.map_err(|error| match refused(setup, error) {
+        DatabaseError::LoginRefused { database, role, refusal, .. } => DatabaseError::ByHand {
+            missing: format!("the login of role {role} at database {database} (the server says: {refusal})"),
+        },
+        error => error,
+    })
 }
 
 /// Logs in as the migrator, which becomes the owner.

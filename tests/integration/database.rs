@@ -139,6 +139,14 @@ impl Database {
             .unwrap()
     }
 
+    /// What `weft database setup --print-sql` prints.
+    pub fn print_sql(&self) -> String {
+        let mut weft = Command::new(env!("CARGO_BIN_EXE_weft"));
+        let output = weft.args(["database", "setup", "--print-sql", "--config"]).arg(self.contract()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     /// Runs `weft database setup` to its end.
     pub fn set_up(&self) -> Output {
         self.start_set_up().wait_with_output().unwrap()

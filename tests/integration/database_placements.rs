@@ -221,6 +221,63 @@ async fn a_server_that_does_not_fit_is_one_sentence_and_is_tried_again() {
     external.database.set_up_well();
 }
 
+/// Runs what `--print-sql` prints, as a person does.
+fn run_by_hand(external: &External) -> String {
+    let sql = external.database.print_sql();
+    let script = external.secret.path().join("setup.sql");
+    fs::write(&script, &sql).unwrap();
+    fs::set_permissions(
+        external.secret.path(),
+        <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755),
+    )
+    .unwrap();
+    let mut psql = external.database.server.tool("psql");
+    psql.args(["--no-psqlrc", "-d", DATABASE, "-v", "app_password=the shop's", "-v"]);
+    psql.arg(format!("relay_password={}", crate::database::RELAY_PASSWORD)).arg("-f").arg(&script);
+    let output = psql.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    sql
+}
+
+#[tokio::test]
+async fn without_a_superusers_login_a_person_runs_what_is_printed_and_the_set_up_says_what_is_missing() {
+    let external = External::on(Postgres::start()).await;
+    external.without("admin/username");
+    external.without("admin/password");
+    external.database.write_migration("001.sql", "create table orders (id bigint primary key, at timestamptz)");
+    let said = external.database.set_up_given_up();
+    assert!(said.contains("the login of role shop at database orders") && said.contains("--print-sql"), "{said}");
+    let superuser = external.database.superuser().await;
+    superuser.batch_execute("create role shop login password 'the shop''s'").await.unwrap();
+    let said = external.database.set_up_given_up();
+    let missing = "the role weft_relay_orders, the schema weft, the migration 001.sql is missing";
+    assert!(said.contains(missing), "{said}");
+
+    let sql = run_by_hand(&external);
+    assert!(!sql.contains("the shop's") && !sql.contains("SCRAM"), "no password is in the script");
+    let outcome = external.database.set_up_outcome();
+    assert_eq!((outcome.files, outcome.last.as_deref()), (1, Some("001.sql")));
+    let app = external.app().await;
+    app.batch_execute("insert into orders values (1, now()); select receive('c', 'm'), enter('s', 'a', 'do')")
+        .await
+        .unwrap();
+    let refused = app.batch_execute("create table mine (id int)").await.unwrap_err();
+    assert_eq!(refused.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE));
+
+    external.database.write_migration("002.sql", "alter table orders add column total int -- no semicolon");
+    let said = external.database.set_up_given_up();
+    assert!(said.contains("and the migration 002.sql is missing"), "{said}");
+    run_by_hand(&external);
+    external.database.set_up_well();
+    app.batch_execute("update orders set total = 1").await.unwrap();
+
+    // with a superuser's login the same database is Weft's to set up
+    external.key("admin/username", SUPERUSER);
+    external.key("admin/password", SUPERUSER_PASSWORD);
+    external.database.write_migration("003.sql", "create table more (id int)");
+    external.database.set_up_well();
+}
+
 /// The database of `orders`, and the service `reports` with the schema `reports` in it.
 struct Shared {
     host: Database,

@@ -42,6 +42,14 @@ impl Owner {
         Self { kind, name, namespace, references }
     }
 
+    /// The same with others that need the children too, and are no controllers of theirs: as long as one of them is there,
+    /// Kubernetes leaves the children where they are.
+    #[must_use]
+    pub fn and(&self, others: impl Iterator<Item = OwnerReference>) -> Self {
+        let references = self.references.iter().cloned().chain(others).collect();
+        Self { references, ..self.clone() }
+    }
+
     /// The uid of an owner that is alone.
     pub fn uid(&self) -> Option<String> {
         self.references.first().map(|reference| reference.uid.clone())

@@ -269,8 +269,8 @@ impl Store {
     }
 
     /// The Microservices whose databases are in that of `host`, by name.
-    pub fn guests_of(&self, host: &ObjectId) -> Vec<String> {
-        self.references.to(&Named::Database(host.clone())).map(|key| key.id.name.to_string()).collect()
+    pub fn guests_of(&self, host: &ObjectId) -> Vec<Arc<Microservice>> {
+        self.references.to(&Named::Database(host.clone())).filter_map(|key| self.get::<Microservice>(&key.id)).collect()
     }
 
     pub(super) fn orchestrator_of(&self, key: &Key) -> Option<Key> {

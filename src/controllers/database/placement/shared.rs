@@ -127,6 +127,14 @@ impl Placement for SharedWith {
     fn ready(&self, observed: &DatabaseObserved) -> Finding {
         let service = &self.service;
         match &observed.host {
+            Host::None if observed.server.is_some() => {
+                let mut found = status::server(observed.server.as_ref());
+                found.message = format!(
+                    "{}; the Microservice `{service}` that it was made for is deleted, and nobody repairs it: apply that one again",
+                    found.message
+                );
+                found
+            }
             Host::None => {
                 let Rejection { reason, message } = Rejection::microservice_not_found(FIELD, service);
                 Finding::new(false, reason, message)

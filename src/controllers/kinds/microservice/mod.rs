@@ -44,7 +44,7 @@ pub struct Observed {
     /// A NetworkPolicy of somebody else lets in what it names, and nothing else: as in a namespace that denies by default.
     pub isolated: bool,
     /// The Microservices whose databases are in this one's, by name.
-    pub guests: Vec<String>,
+    pub guests: Vec<Arc<Microservice>>,
     /// The OutboxRelays that name this Microservice and are not being deleted, oldest first (then by name): the first one
     /// has the outbox, the others are rejected by their own controller.
     pub relays: Vec<Arc<OutboxRelay>>,

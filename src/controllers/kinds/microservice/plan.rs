@@ -16,12 +16,12 @@ use kube::ResourceExt;
 
 use super::Observed;
 use crate::{
-    api::v1alpha1::{Database, Microservice},
+    api::v1alpha1::{Database, Microservice, Retention},
     contract::database_setup::Purpose,
     controllers::{
         database::{self, Stage, Wanted},
         render::{
-            owner::Owner,
+            owner::{Owner, reference},
             pod::{service_account, wants_upgrade},
         },
         resources::{
@@ -61,7 +61,9 @@ pub fn plan(object: &Microservice, observed: &Observed, settings: &Settings) -> 
     }
     let deployment = deployment::deployment(object, &owner, observed, credentials.as_ref(), settings)?;
     plan.children.extend(credentials.map(Child::Secret));
-    match object.spec.database.as_ref().map(|database| wanted(object, &owner, database, observed)) {
+    // the server outlives its own service as long as the data of others is in it
+    let owners = owner.and(observed.guests.iter().map(|guest| reference(guest.as_ref())));
+    match object.spec.database.as_ref().map(|database| wanted(object, &owners, database, observed)) {
         None => plan.children.push(Child::Deployment(deployment)),
         Some(wanted) => {
             let Plan { children, retained, recheck_in } =
@@ -90,7 +92,8 @@ fn wanted<'a>(object: &Microservice, owner: &'a Owner, database: &'a Database, o
     Wanted {
         owner,
         placement: database::placement(database),
-        retention: database.retention,
+        // nobody deletes the data of another
+        retention: if observed.guests.is_empty() { database.retention } else { Retention::Retain },
         purpose: Purpose::Service,
         duplicate_window: Some(&database.duplicate_window),
         migrations: database.migrations.as_ref(),

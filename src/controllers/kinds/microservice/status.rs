@@ -1,6 +1,7 @@
 //! The status of a Microservice.
 
 use jiff::Timestamp;
+use kube::ResourceExt;
 
 use super::{
     Observed,
@@ -186,19 +187,18 @@ fn shared(object: &Microservice, observed: &Observed) -> Option<Finding> {
         [] => String::new(),
         tables => format!("; both this service and another one may write {}", tables.join(", ")),
     };
-    if let Some(SharedWith { service, schema, reads }) =
-        object.spec.database.as_ref().and_then(|database| database.shared_with.as_ref())
-    {
+    let set_up = observed.database.recorded.as_ref();
+    let written = written(set_up.map(|set_up| set_up.written_by_others.as_slice()).unwrap_or_default());
+    let shared = object.spec.database.as_ref().and_then(|database| database.shared_with.as_ref());
+    if let Some(SharedWith { service, schema, reads }) = shared {
         let reads = if reads.is_empty() { String::new() } else { format!(", and reads {}", reads.join(", ")) };
-        let set_up = observed.database.recorded.as_ref();
-        let written = written(set_up.map(|set_up| set_up.written_by_others.as_slice()).unwrap_or_default());
         return found(format!("the data is in the schema {schema} of the database of `{service}`{reads}{written}"));
     }
-    let guests: Vec<_> = observed.guests.iter().map(|guest| format!("`{guest}`")).collect();
+    let guests: Vec<_> = observed.guests.iter().map(|guest| format!("`{}`", guest.name_any())).collect();
     if guests.is_empty() {
         return None;
     }
-    found(format!("this database is shared with {}, which spec.database.sharedWith of theirs says", guests.join(", ")))
+    found(format!("in this database are also {}, by their spec.database.sharedWith{written}", guests.join(", ")))
 }
 
 fn summary(object: &Microservice, observed: &Observed) -> MicroserviceSummary {

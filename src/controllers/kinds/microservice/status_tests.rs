@@ -246,3 +246,60 @@ fn nothing_changes_in_a_status_when_nothing_changed() {
     let later = jiff::Timestamp::from_second(now().as_second() + 60).unwrap();
     assert_eq!(status(&case.object, &case.observed, &planned, &case.applied, later), first);
 }
+
+#[test]
+fn that_a_database_is_shared_is_a_condition_of_both() {
+    let guest = microservice(
+        "reports",
+        "{image: i, database: {sharedWith: {service: orders, schema: reports, reads: [customers]}}}",
+    );
+    let mut case = Case::settled();
+    case.observed.guests = vec![Arc::new(guest.clone())];
+    assert_eq!(
+        message(&case.status().conditions, "SharedDatabase"),
+        "in this database are also `reports`, by their spec.database.sharedWith"
+    );
+    case.object = guest;
+    case.observed = Observed::default();
+    let conditions = case.status().conditions;
+    assert_eq!(
+        message(&conditions, "SharedDatabase"),
+        "the data is in the schema reports of the database of `orders`, and reads customers"
+    );
+    assert!(summaries(&conditions).contains(&"DatabaseReady=False MicroserviceNotFound".to_owned()));
+    assert!(message(&conditions, "Ready").contains("there is no Microservice `orders`"), "{conditions:?}");
+    let written = SetUp { written_by_others: vec!["public.customers".to_owned()], ..SetUp::default() };
+    case.observed.database.recorded = Some(written);
+    let conditions = case.status().conditions;
+    assert!(
+        message(&conditions, "SharedDatabase")
+            .ends_with("; both this service and another one may write public.customers")
+    );
+    assert_eq!(case.status().summary.unwrap().database.unwrap(), "in orders");
+}
+
+#[test]
+fn an_external_server_is_ready_when_a_set_up_has_reached_it() {
+    let mut case = Case::settled();
+    case.object = microservice("orders", "{image: i, database: {external: {secret: production}}}");
+    case.observed = Observed { deployment: Some(ready(1)), ..Observed::default() };
+    case.set_up(JobOutcome::Running);
+    let database = |case: &Case| {
+        summaries(&case.status().conditions).into_iter().find(|one| one.starts_with("DatabaseReady")).unwrap()
+    };
+    assert_eq!(database(&case), "DatabaseReady=False Starting");
+    let problem = Problem::new(
+        Reason::SetupFailed,
+        "the server is a read-only replica: name its primary in `host` of the Secret",
+    );
+    case.observed.database.jobs.values_mut().next().unwrap().problems = vec![problem.clone()];
+    let conditions = case.status().conditions;
+    assert_eq!(message(&conditions, "DatabaseReady"), problem.message);
+    assert_eq!(message(&conditions, "Migrated"), problem.message);
+    case.set_up(JobOutcome::Succeeded);
+    case.observed.database.recorded = Some(SetUp::default());
+    assert_eq!(database(&case), "DatabaseReady=True Ready");
+    let status = case.status();
+    assert_eq!(status.binding.unwrap().name, "production");
+    assert_eq!(status.summary.unwrap().database.unwrap(), "external");
+}

@@ -412,3 +412,4 @@ fn pods_that_others_label_alike_are_not_selected() {
 
 mod gate;
 mod neighbours;
+mod placements;
