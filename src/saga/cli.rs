@@ -245,11 +245,18 @@ fn history(detail: &Detail) -> String {
             transition.step.clone().unwrap_or_default(),
             transition.operation.clone().unwrap_or_default(),
             outcome(transition),
-            [transition.code.clone(), transition.message.clone()].into_iter().flatten().collect::<Vec<_>>().join(": "),
+            explanation(transition),
         ]
     });
     text.push_str(&output::columns(std::iter::once(head).chain(rows).collect()));
     text
+}
+
+fn explanation(transition: &Transition) -> String {
+    let text =
+        [transition.code.clone(), transition.message.clone()].into_iter().flatten().collect::<Vec<_>>().join(": ");
+    let id = transition.event_id.as_ref().map(|id| format!("id {id}"));
+    [text].into_iter().filter(|text| !text.is_empty()).chain(id).collect::<Vec<_>>().join("; ")
 }
 
 fn outcome(transition: &Transition) -> String {
@@ -273,7 +280,7 @@ mod tests {
             "history": [
                 {"time": "2026-11-23T12:04:00Z", "step": "orders", "operation": "OrderCreated", "outcome": "started", "state": "Stuck"},
                 {"time": "2026-11-23T12:04:01Z", "step": "customers", "operation": "CreditChecked", "outcome": "undeclared",
-                 "message": "in reaction to OrderCreated", "state": "Stuck"},
+                 "message": "in reaction to OrderCreated", "eventId": "7", "state": "Stuck"},
             ],
         }))
         .unwrap();
