@@ -284,8 +284,18 @@ mod tests {
             ],
         }))
         .unwrap();
-        insta::assert_snapshot!(history(&detail), @"");
-        insta::assert_snapshot!(table(&[detail.view]), @"");
+        insta::assert_snapshot!(history(&detail), @r"
+        Saga:     create-order (version 1f2e)
+        Instance: 0192f3a4-0000-5000-8000-000000000001
+        State:    Stuck
+        Owed:     customers owes CreditReserved or CreditLimitExceeded to OrderCreated since 2026-11-23T12:04:00.000Z, due 2026-11-23T12:04:05.000Z
+        Events:   of correlation c-1
+
+        TIME                       SERVICE     EVENT           OUTCOME      DETAIL
+        2026-11-23T12:04:00.000Z   orders      OrderCreated    started
+        2026-11-23T12:04:01.000Z   customers   CreditChecked   undeclared   in reaction to OrderCreated; id 7
+        ");
+        assert!(table(&[detail.view]).contains("Stuck   customers owes CreditReserved or CreditLimitExceeded   "));
     }
 
     #[test]
