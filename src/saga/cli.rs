@@ -283,11 +283,18 @@ fn history(detail: &Detail) -> String {
             transition.step.clone().unwrap_or_default(),
             transition.operation.clone().unwrap_or_default(),
             outcome(transition),
-            [transition.code.clone(), transition.message.clone()].into_iter().flatten().collect::<Vec<_>>().join(": "),
+            explanation(transition),
         ]
     });
     text.push_str(&output::columns(std::iter::once(head).chain(rows).collect()));
     text
+}
+
+fn explanation(transition: &Transition) -> String {
+    let text =
+        [transition.code.clone(), transition.message.clone()].into_iter().flatten().collect::<Vec<_>>().join(": ");
+    let id = transition.event_id.as_ref().map(|id| format!("id {id}"));
+    [text].into_iter().filter(|text| !text.is_empty()).chain(id).collect::<Vec<_>>().join("; ")
 }
 
 fn outcome(transition: &Transition) -> String {
@@ -311,12 +318,22 @@ mod tests {
             "history": [
                 {"time": "2026-11-23T12:04:00Z", "step": "orders", "operation": "OrderCreated", "outcome": "started", "state": "Stuck"},
                 {"time": "2026-11-23T12:04:01Z", "step": "customers", "operation": "CreditChecked", "outcome": "undeclared",
-                 "message": "in reaction to OrderCreated", "state": "Stuck"},
+                 "message": "in reaction to OrderCreated", "eventId": "7", "state": "Stuck"},
             ],
         }))
         .unwrap();
-        insta::assert_snapshot!(history(&detail), @"");
-        insta::assert_snapshot!(table(&[detail.view]), @"");
+        insta::assert_snapshot!(history(&detail), @r"
+        Saga:     create-order (version 1f2e)
+        Instance: 0192f3a4-0000-5000-8000-000000000001
+        State:    Stuck
+        Owed:     customers owes CreditReserved or CreditLimitExceeded to OrderCreated since 2026-11-23T12:04:00.000Z, due 2026-11-23T12:04:05.000Z
+        Events:   of correlation c-1
+
+        TIME                       SERVICE     EVENT           OUTCOME      DETAIL
+        2026-11-23T12:04:00.000Z   orders      OrderCreated    started
+        2026-11-23T12:04:01.000Z   customers   CreditChecked   undeclared   in reaction to OrderCreated; id 7
+        ");
+        assert!(table(&[detail.view]).contains("Stuck   customers owes CreditReserved or CreditLimitExceeded   "));
     }
 
     #[test]

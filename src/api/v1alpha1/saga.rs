@@ -70,7 +70,7 @@ pub struct SagaSpec {
     #[schemars(length(min = 1, max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub steps: Vec<SagaStep>,
-    /// With choreography, which service reacts to which event by which others. Weft only watches: it tells from the events who owes the next one.
+    /// With choreography, which service reacts to which event by which others. Weft only watches: from the events it knows who owes the next one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 64))]
     pub reactions: Vec<SagaReaction>,

@@ -136,7 +136,7 @@ impl Committer {
                 self.record(&mut store, pending).await?;
             }
             tokio::select! {
-                count = self.items.recv_many(pending, BATCH) => if count == 0 { return Ok(()) },
+                count = self.items.recv_many(pending, BATCH), if pending.is_empty() => if count == 0 { return Ok(()) },
                 Some(skip) = self.skips.recv() => self.skip(&mut store, skip).await?,
                 _ = due.tick() => {
                     self.publish(&store, &mut published).await?;

@@ -3,7 +3,7 @@
 use std::{
     error::Error,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_nats::jetstream::{self, Message, context::GetStreamErrorKind, stream::Stream};
@@ -32,7 +32,7 @@ use crate::{
         problem::{Problems, SagaProblem},
         reader::{ReadError, Reader},
         starts::{
-            RECONNECT_DELAY, RECORD_INTERVAL,
+            ACK_WAIT, RECONNECT_DELAY, RECORD_INTERVAL,
             position::{BoxError, Floor, Identity, Place},
             read_outage,
             received::Received,
@@ -44,6 +44,8 @@ use crate::{
 const MAX_PENDING: usize = 8_192;
 /// How often it is recorded that everything was read.
 const IDLE_INTERVAL: Duration = Duration::from_millis(500);
+/// Added to the time after which events are delivered again, for their way.
+const REDELIVERY_MARGIN: Duration = Duration::from_secs(2);
 /// While another process holds the partitions, it reads.
 const STANDBY_INTERVAL: Duration = Duration::from_secs(1);
 /// An attribute of more characters is none that a service gives: the event is not followed.
@@ -120,6 +122,10 @@ impl Consumer {
         }
         let (consumer, floor) = place.consumer(template.filter(None)).await.map_err(failed)?;
         let mut unread = consumer.cached_info().num_pending;
+        // what was delivered to an earlier process, and not acknowledged, comes again after this time
+        let redelivered =
+            if consumer.cached_info().num_ack_pending == 0 { Duration::ZERO } else { ACK_WAIT + REDELIVERY_MARGIN };
+        let settled = Instant::now() + redelivered;
         let mut messages = consumer.messages().await.map_err(|error| outage(&error))?.fuse();
         self.problems.resolve(source);
         let progress = Arc::new(Progress::default());
@@ -139,7 +145,7 @@ impl Consumer {
                     Some(Err(error)) => return Err(SagaProblem::BrokerUnreachable(read_outage(&address, &error))),
                     None => return Ok(()),
                 },
-                _ = idle.tick() => {
+                _ = idle.tick(), if Instant::now() >= settled => {
                     let everything = unread == 0 && progress.under_way.load(Relaxed) == 0;
                     let recorded = Timestamp::from_millisecond(progress.recorded.load(Relaxed)).unwrap_or_default();
                     let until = if everything { connection.received_at() } else { recorded };
