@@ -27,12 +27,12 @@ pub async fn missing(
     context: &Context,
     key: &Key,
     owner: &str,
-    access: Access,
+    accesses: &[Access],
     may_be_missed: bool,
     of_the_database: Vec<String>,
 ) -> BTreeSet<String> {
     let mut missing = BTreeSet::new();
-    for secret in missed(context, key, owner, access, may_be_missed, &of_the_database) {
+    for secret in missed(context, key, owner, accesses, may_be_missed, &of_the_database) {
         match secret_is_missing(&context.client, key, &secret).await {
             Ok(true) => {
                 context.memory.forget_secret(key, &ChildRef::new(ChildKind::Secret, secret.clone()));
@@ -57,7 +57,7 @@ fn missed(
     context: &Context,
     key: &Key,
     owner: &str,
-    access: Access,
+    accesses: &[Access],
     may_be_missed: bool,
     of_the_database: &[String],
 ) -> Vec<String> {
@@ -67,6 +67,6 @@ fn missed(
     if !may_write || !store.misses_secrets(key) {
         return Vec::new();
     }
-    let broker = secret_name(owner, &key.id.namespace, access, &context.settings);
+    let broker = accesses.iter().filter_map(|access| secret_name(owner, &key.id.namespace, *access, &context.settings));
     of_the_database.iter().cloned().chain(broker).filter(|secret| store.misses_secret(key, secret)).collect()
 }

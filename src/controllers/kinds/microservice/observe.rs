@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Observed, plan, status};
+use super::{InboxWanted, Observed, Published, plan, status};
 use crate::{
     api::v1alpha1::Microservice,
     contract::database_setup::Purpose,
@@ -36,6 +36,7 @@ pub async fn observe(context: &Context, key: &Key, object: &Microservice) -> Res
         None => None,
     };
     let mut observed = from_store(context, key, object);
+    observed.inbox_wanted = plan::inbox_wanted(object, &observed, &context.settings);
     if observed.predecessor_ends {
         // its Secrets go too
         context.memory.forget(key);
@@ -43,8 +44,9 @@ pub async fn observe(context: &Context, key: &Key, object: &Microservice) -> Res
     if let Some(database) = object.spec.database.as_ref().map(placement) {
         let exists = database.exists(&observed.database) && !object.spec.suspend;
         let of_the_database = database.secret_names(&key.id.name, Purpose::Service);
+        let accesses = [Access::Publish, Access::Consume];
         observed.database.secrets.missing =
-            secrets::missing(context, key, &key.id.name, Access::Publish, exists, of_the_database).await;
+            secrets::missing(context, key, &key.id.name, &accesses, exists, of_the_database).await;
     }
     observed.database.migrations = migrations;
     observed.database.settles_in = settles_in(context, key, object);
@@ -61,6 +63,12 @@ fn from_store(context: &Context, key: &Key, object: &Microservice) -> Observed {
     let dependencies = object.spec.depends_on.iter().filter_map(|dependency| {
         let service = store.get::<Microservice>(&ObjectId::new(&key.id.namespace, &dependency.service))?;
         Some((dependency.service.clone(), service))
+    });
+    let publishers = object.spec.consumes.iter().filter_map(|consumption| {
+        let id = ObjectId::new(&key.id.namespace, &consumption.from);
+        store.get::<Microservice>(&id)?;
+        let published = Published { relays: store.relays_of(&id), kept_relay: store.kept_relay(&id) };
+        Some((consumption.from.clone(), published))
     });
     let mut database = store.database(key, &key.id.name);
     let deleted_with = database.server.as_ref().and_then(|server| server.annotations.get(DELETED_WITH_ANNOTATION));
@@ -81,6 +89,10 @@ fn from_store(context: &Context, key: &Key, object: &Microservice) -> Observed {
         predecessor_ends,
         guests: store.guests_of(&key.id),
         deployment: store.workload(key, ChildKind::Deployment, &key.id.name),
+        inbox_deployment: store.workload(key, ChildKind::Deployment, &names::inbox(&key.id.name)),
+        inbox_pods: store.inbox_pods(key),
+        inbox_wanted: InboxWanted::default(),
+        publishers: publishers.collect(),
         relay_deployment: store.workload(key, ChildKind::Deployment, &names::relay(&key.id.name)),
         database,
         isolated: store.isolates(&key.id.namespace, &plan::pod_labels(object)),

@@ -277,7 +277,7 @@ impl Driven for OrchestratorController {
         let store = plan::store(&observed.database);
         let (exists, of_the_database) =
             (store.exists(&observed.database), store.secret_names(&name, Purpose::Orchestrator));
-        let missing = secrets::missing(context, key, &name, Access::Consume, exists, of_the_database).await;
+        let missing = secrets::missing(context, key, &name, &[Access::Consume], exists, of_the_database).await;
         observed.database.secrets.missing = missing;
         if !object.kept.is_empty() {
             let text = file_of(context, key, &name, plan::CONTRACT_FILE).await?;
