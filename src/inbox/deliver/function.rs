@@ -51,8 +51,9 @@ impl Function {
             consumer: consumer.to_owned(),
             // the event is received before the function is called: `materialized` is evaluated first, and once
             sql: format!(
-                "with received as materialized (select weft.receive($1, $2, $3, $4, $5) as new)
-                 select {function}($6::text::jsonb) from received where new"
+                "with received as materialized (select {}.receive($1, $2, $3, $4, $5) as new)
+                 select {function}($6::text::jsonb) from received where new",
+                login::schema(database)
             ),
             database: database.clone(),
             sessions: Default::default(),
