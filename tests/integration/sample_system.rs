@@ -83,7 +83,7 @@ fn definition(broker: &Broker, ports: &BTreeMap<&str, u16>) -> (Definition, saga
         step.undo.iter_mut().for_each(here);
     }
     on_compensated.iter_mut().for_each(here);
-    (definition.seal(), start.unwrap())
+    (definition.seal(), *start.unwrap())
 }
 
 struct System {
