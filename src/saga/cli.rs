@@ -266,17 +266,14 @@ fn history(detail: &Detail) -> String {
         let events = events.join(" or ");
         let _ = writeln!(text, "Owed:     {service} owes {events} to {to} since {since:.3}, due {due:.3}");
     }
-    let head = match &view.correlation_id {
-        Some(correlation) => {
-            let _ = writeln!(text, "Events:   of correlation {correlation}\n");
-            ["TIME", "SERVICE", "EVENT", "OUTCOME", "DETAIL"]
-        }
-        None => {
-            let _ = writeln!(text, "Input:    {}\n", detail.input);
-            ["TIME", "STEP", "OPERATION", "OUTCOME", "DETAIL"]
-        }
-    }
-    .map(str::to_owned);
+    let head = if let Some(correlation) = &view.correlation_id {
+        let _ = writeln!(text, "Events:   of correlation {correlation}\n");
+        ["TIME", "SERVICE", "EVENT", "OUTCOME", "DETAIL"]
+    } else {
+        let _ = writeln!(text, "Input:    {}\n", detail.input);
+        ["TIME", "STEP", "OPERATION", "OUTCOME", "DETAIL"]
+    };
+    let head = head.map(str::to_owned);
     let rows = detail.history.iter().map(|transition| {
         [
             format!("{:.3}", transition.time),

@@ -78,7 +78,7 @@ fn definition(broker: &Broker, ports: &BTreeMap<&str, u16>) -> (Definition, saga
         call.url = format!("http://127.0.0.1:{}/{path}", ports[call.service.as_str()]);
     };
     definition.calls_mut().into_iter().for_each(here);
-    (definition.seal(), start.unwrap())
+    (definition.seal(), *start.unwrap())
 }
 
 struct System {

@@ -1,6 +1,6 @@
 //! Mining: from the events of a running system, the choreographies that they show.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry};
 
 use super::{
     definition::{Definition, Kind, Reaction},
@@ -69,9 +69,9 @@ impl Miner {
             self.kinds.push(event.kind.clone());
             u32::try_from(self.kinds.len() - 1).unwrap_or(u32::MAX)
         });
-        if self.events.insert(event.id, (number, event.at)).is_some() {
-            return;
-        }
+        // a duplicate; that two services give the same id is as good as impossible
+        let Entry::Vacant(place) = self.events.entry(event.id) else { return };
+        place.insert((number, event.at));
         if let Some(cause) = event.cause {
             self.effects.push((cause, number, event.at));
         }

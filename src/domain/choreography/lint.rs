@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::definition::{Definition, Kind};
+use super::definition::{Definition, Kind, Reaction};
 use crate::domain::saga::lint::Finding;
 
 /// All faults of `definition`, in the order of its fields; empty when it can be followed.
@@ -153,7 +153,7 @@ impl Findings<'_> {
             for way in ways {
                 let follow = way.last().and_then(|last| self.reachable.get(last)).into_iter().flatten();
                 for outcome in
-                    follow.filter_map(|&index| self.definition.reactions.get(index)).flat_map(|r| r.outcomes())
+                    follow.filter_map(|&index| self.definition.reactions.get(index)).flat_map(Reaction::outcomes)
                 {
                     if outcome == *kind {
                         return Some(way);
@@ -171,7 +171,7 @@ impl Findings<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::definition::Reaction, *};
+    use super::*;
 
     fn reaction(on: (&str, &str), service: &str, emits: &[&str]) -> Reaction {
         Reaction {

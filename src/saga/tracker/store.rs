@@ -272,7 +272,7 @@ impl Batch<'_> {
                 &counts.events,
                 &counts.cause_services,
                 &counts.cause_events,
-                &counts.finding_counts,
+                &counts.occurrences,
             ],
         ))
         .await?;
@@ -364,7 +364,7 @@ struct Counts<'a> {
     events: Vec<&'a str>,
     cause_services: Vec<&'a str>,
     cause_events: Vec<&'a str>,
-    finding_counts: Vec<i64>,
+    occurrences: Vec<i64>,
 }
 
 impl<'a> Counts<'a> {
@@ -391,6 +391,6 @@ impl<'a> Counts<'a> {
         self.events.push(&event.event);
         self.cause_services.push(of_cause(|kind| &kind.service));
         self.cause_events.push(of_cause(|kind| &kind.event));
-        self.finding_counts.push(count);
+        self.occurrences.push(count);
     }
 }

@@ -77,7 +77,7 @@ pub struct OrchestratorObserved {
 /// What a Saga amounts to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Defined {
-    Orchestrated { definition: Definition, start: Option<Start> },
+    Orchestrated { definition: Definition, start: Option<Box<Start>> },
     Choreographed(Followed),
 }
 

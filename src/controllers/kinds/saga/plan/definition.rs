@@ -133,16 +133,16 @@ fn unknown_command(field: &str, asked: &Call, participant: &Microservice) -> Rej
 }
 
 /// The event is read from where the service's relay publishes it.
-fn start(object: &Saga, observed: &Observed) -> Result<Option<Start>, Rejection> {
+fn start(object: &Saga, observed: &Observed) -> Result<Option<Box<Start>>, Rejection> {
     let Some(start) = &object.spec.start_on else { return Ok(None) };
     publisher::service(observed, "spec.startOn", &start.service)?;
     let sink = publisher::sink(observed, "spec.startOn", &start.service, Use::Start)?;
-    Ok(Some(Start {
+    Ok(Some(Box::new(Start {
         service: start.service.clone(),
         event_type: start.event.clone(),
         since: object.creation_timestamp().map(|created| created.0),
         sink,
-    }))
+    })))
 }
 
 fn method_name(method: HttpMethod) -> &'static str {
