@@ -119,14 +119,17 @@ pub(super) struct Queue<T> {
     bytes: usize,
     /// Behind everything that was received.
     next: u64,
+    /// What is settled behind the floor: at most as many as the window is wide.
+    settled: BTreeSet<u64>,
     on_the_way: usize,
 }
 
 impl<T> Queue<T> {
-    /// Nothing before `next` is received.
-    pub(super) fn new(next: u64, max_attempts: u32) -> Self {
+    /// Begins at `next`; of what follows, `settled` is settled already.
+    pub(super) fn new(next: u64, settled: impl IntoIterator<Item = u64>, max_attempts: u32) -> Self {
         Self {
             max_attempts,
+            settled: settled.into_iter().collect(),
             events: BTreeMap::new(),
             keys: HashMap::new(),
             due: BTreeSet::new(),
@@ -141,8 +144,26 @@ impl<T> Queue<T> {
         self.events.first_key_value().map_or(self.next, |(sequence, _)| *sequence)
     }
 
+    /// Of what comes behind the floor, what is settled already.
+    pub(super) fn settled(&self) -> impl Iterator<Item = u64> {
+        self.settled.range(self.floor()..).copied()
+    }
+
+    pub(super) fn is_settled(&self, sequence: u64) -> bool {
+        self.settled.contains(&sequence)
+    }
+
     pub(super) fn has_room(&self) -> bool {
-        self.events.len() < MAX_EVENTS && self.bytes < MAX_BYTES
+        self.events.len() + self.settled.len() < MAX_EVENTS && self.bytes < MAX_BYTES
+    }
+
+    /// `sequence` left the window, and needs nothing any more.
+    fn note_settled(&mut self, sequence: u64) {
+        self.settled.insert(sequence);
+        let floor = self.floor();
+        while self.settled.first().is_some_and(|first| *first < floor) {
+            self.settled.pop_first();
+        }
     }
 
     /// Events that are not settled.
@@ -208,6 +229,7 @@ impl<T> Queue<T> {
     pub(super) fn settle(&mut self, sequence: u64, now: Instant) -> Option<T> {
         let entry = self.events.remove(&sequence)?;
         self.bytes -= entry.size;
+        self.note_settled(sequence);
         if let Some(of_key) = self.keys.get_mut(&entry.key) {
             of_key.waiting.retain(|waiting| *waiting != sequence);
             self.on_the_way -= usize::from(std::mem::take(&mut of_key.on_the_way));
@@ -251,12 +273,15 @@ impl<T> Queue<T> {
         let Some(of_key) = self.keys.remove(&key) else { return Vec::new() };
         self.due.remove(&(of_key.due, key));
         self.on_the_way -= usize::from(of_key.on_the_way);
-        let removed = of_key.waiting.iter().filter_map(|sequence| {
-            let entry = self.events.remove(sequence)?;
-            self.bytes -= entry.size;
-            Some((*sequence, entry.event))
-        });
-        removed.collect()
+        let mut removed = Vec::new();
+        for sequence in of_key.waiting {
+            if let Some(entry) = self.events.remove(&sequence) {
+                self.bytes -= entry.size;
+                self.note_settled(sequence);
+                removed.push((sequence, entry.event));
+            }
+        }
+        removed
     }
 }
 
@@ -267,7 +292,7 @@ mod tests {
     use super::*;
 
     fn queue(max_attempts: u32) -> (Queue<u64>, Circuit, Instant) {
-        (Queue::new(1, max_attempts), Circuit::default(), Instant::now())
+        (Queue::new(1, [], max_attempts), Circuit::default(), Instant::now())
     }
 
     fn take(queue: &mut Queue<u64>, circuit: &Circuit, now: Instant) -> Option<u64> {
@@ -283,10 +308,13 @@ mod tests {
         assert_eq!([(); 3].map(|()| take(&mut queue, &circuit, now)), [Some(1), Some(4), None]);
         queue.settle(4, now);
         assert_eq!(queue.floor(), 1, "what is behind an open event may not be recorded");
+        assert_eq!(queue.settled().collect::<Vec<_>>(), [4], "and need not come again");
         queue.settle(1, now);
         assert_eq!((take(&mut queue, &circuit, now), queue.floor()), (Some(2), 2));
         queue.settle(2, now);
         assert_eq!((queue.floor(), queue.len(), queue.bytes, queue.on_the_way), (5, 0, 0, 0));
+        assert!(queue.settled.is_empty() && !queue.is_settled(4));
+        assert!(Queue::<()>::new(3, [5], 1).is_settled(5));
         queue.received(9);
         assert_eq!(queue.floor(), 10);
     }
@@ -396,6 +424,7 @@ mod tests {
                 let floor = open.first().copied().unwrap_or(sequence + 1);
                 assert!(queue.floor() == floor, "seed {seed}: {} is not {floor}", queue.floor());
                 assert_eq!(queue.on_the_way(), on_the_way.len(), "seed {seed}");
+                assert!(queue.settled().all(|settled| settled > floor && !open.contains(&settled)), "seed {seed}");
             }
             assert_eq!((queue.len(), queue.bytes), (0, 0), "seed {seed}");
         }

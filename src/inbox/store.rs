@@ -69,29 +69,32 @@ impl Store<'_> {
     /// The recorded position, and how many events were handled so far.
     pub(super) async fn position(&self) -> Result<Option<(Position, u64)>, SessionError> {
         let action = "reading weft.inbox_position";
-        let sql = "select stream, stream_created, next, consumed from weft.inbox_position where subscription = $1";
+        let sql =
+            "select stream, stream_created, next, settled, consumed from weft.inbox_position where subscription = $1";
         let row = within(DEADLINE, action, self.client.query_opt(sql, &[&self.subscription])).await?;
         let read = |row: Row| {
             let position = Position {
                 stream: row.try_get(0)?,
                 stream_created: row.try_get(1)?,
                 next: row.try_get::<_, i64>(2)?.unsigned_abs(),
+                settled: row.try_get::<_, Vec<i64>>(3)?.into_iter().map(i64::unsigned_abs).collect(),
             };
-            Ok((position, row.try_get::<_, i64>(3)?.unsigned_abs()))
+            Ok((position, row.try_get::<_, i64>(4)?.unsigned_abs()))
         };
         row.map(read).transpose().map_err(SessionError::query(action))
     }
 
     /// Records the position. Everything before it must be settled.
     pub(super) async fn record(&self, position: &Position, consumed: u64) -> Result<(), SessionError> {
-        let sql = "insert into weft.inbox_position (subscription, stream, stream_created, next, consumed)
-            values ($1, $2, $3, $4, $5)
+        let sql = "insert into weft.inbox_position (subscription, stream, stream_created, next, settled, consumed)
+            values ($1, $2, $3, $4, $5, $6)
             on conflict (subscription) do update set stream = excluded.stream,
-                stream_created = excluded.stream_created, next = excluded.next, consumed = excluded.consumed,
-                updated_at = now()";
-        let Position { stream, stream_created, next } = position;
+                stream_created = excluded.stream_created, next = excluded.next, settled = excluded.settled,
+                consumed = excluded.consumed, updated_at = now()";
+        let Position { stream, stream_created, next, settled } = position;
         let (next, consumed) = (signed(*next), signed(consumed));
-        let values: [&(dyn ToSql + Sync); 5] = [&self.subscription, stream, stream_created, &next, &consumed];
+        let settled: Vec<i64> = settled.iter().copied().map(signed).collect();
+        let values: [&(dyn ToSql + Sync); 6] = [&self.subscription, stream, stream_created, &next, &settled, &consumed];
         let written = self.client.execute(sql, &values);
         within(DEADLINE, "writing weft.inbox_position", written).await.map(drop)
     }

@@ -144,7 +144,7 @@ impl Context<'_> {
             circuit,
             is_own_subject: source.is_own_subject(),
             source_of_events: names::event_source(&self.subscription.from.namespace, &self.subscription.from.service),
-            queue: Queue::new(next, max_attempts),
+            queue: Queue::new(next, position.settled.iter().copied(), max_attempts),
             held: held.collect(),
             turn: VecDeque::new(),
             position,
@@ -284,6 +284,9 @@ impl Work<'_, '_> {
         for Message { sequence, stored_at, headers, body, behind } in messages {
             self.behind = behind;
             self.queue.received(sequence);
+            if self.queue.is_settled(sequence) {
+                continue;
+            }
             let headers = headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
             let (event, usable) = Event::read(headers, body);
             if !self.is_wanted(&event, &usable) {
@@ -450,6 +453,7 @@ impl Work<'_, '_> {
         let floor = self.queue.floor();
         if self.recorded != (floor, self.consumed) {
             self.position.next = floor;
+            self.position.settled = self.queue.settled().collect();
             // everything before the floor is handled, or held: see the module
             self.context.store.record(&self.position, self.consumed).await?;
             self.recorded = (floor, self.consumed);

@@ -50,10 +50,11 @@ async fn a_function_handles_an_event_in_one_transaction_with_its_receipt() {
     world.subscribe_function("orders", "on_order");
     let (_relay, inbox) = (world.publisher.start_relay(), world.start_inbox());
     world.publish(&[("1", r#"{"n": 1}"#), ("2", r#"{"n": 1, "refuse": true}"#)]).await;
-    inbox.until("one is handled, one is refused", |status| {
-        of(status, "orders").is_some_and(|numbers| (numbers.consumed, numbers.dead_letters) == (1, 1))
-    })
-    .await;
+    inbox
+        .until("one is handled, one is refused", |status| {
+            of(status, "orders").is_some_and(|numbers| (numbers.consumed, numbers.dead_letters) == (1, 1))
+        })
+        .await;
     let client = world.database.superuser().await;
     let row = client.query_one("select consumer, message_id from weft.inbox", &[]).await.unwrap();
     assert_eq!((row.get::<_, &str>(0), row.get::<_, &str>(1)), ("orders", "/shop/orders 1-1"));
@@ -76,7 +77,10 @@ async fn an_event_that_always_fails_holds_its_aggregate_only_and_becomes_a_dead_
     let dead = async || {
         other += 1;
         world.publish(&[("other", &format!(r#"{{"n": {other}}}"#))]).await;
-        inbox.status().await.is_some_and(|status| of(&status, "events").is_some_and(|numbers| numbers.dead_letters >= 1))
+        inbox
+            .status()
+            .await
+            .is_some_and(|status| of(&status, "events").is_some_and(|numbers| numbers.dead_letters >= 1))
     };
     servers::within(Duration::from_secs(60), "the event is given up", dead).await;
     world.until_effects("events", 1).await;
@@ -100,11 +104,12 @@ async fn an_event_that_always_fails_holds_its_aggregate_only_and_becomes_a_dead_
         numbers == [2, 3, 1]
     };
     servers::within(Duration::from_secs(60), "the retried event comes behind those that waited", of_poison).await;
-    inbox.until("nothing is held", |status| {
-        of(status, "events").is_some_and(|numbers| (numbers.held, numbers.dead_letters) == (0, 0))
-            && status.problems.is_empty()
-    })
-    .await;
+    inbox
+        .until("nothing is held", |status| {
+            of(status, "events").is_some_and(|numbers| (numbers.held, numbers.dead_letters) == (0, 0))
+                && status.problems.is_empty()
+        })
+        .await;
     assert!(world.dead(&["retry", "poison-1"]).unwrap_err().contains("there is no such event"));
 }
 
@@ -116,7 +121,9 @@ async fn what_a_service_refuses_for_good_is_a_dead_letter_at_once_and_can_be_pur
     let (_relay, inbox) = (world.publisher.start_relay(), world.start_inbox());
     world.publish(&[("bad", r#"{"n": 1}"#), ("bad", r#"{"n": 2}"#), ("good", r#"{"n": 1}"#)]).await;
     world.until_effects("events", 1).await;
-    inbox.until("both are given up", |status| of(status, "events").is_some_and(|numbers| numbers.dead_letters == 2)).await;
+    inbox
+        .until("both are given up", |status| of(status, "events").is_some_and(|numbers| numbers.dead_letters == 2))
+        .await;
     assert_eq!(world.behaviour.requests.lock().unwrap()["events"], 3, "none is repeated");
     assert_eq!(world.dead(&["purge", "--all"]).unwrap(), "2 events are deleted\n");
     assert!(world.dead(&["list"]).unwrap().starts_with("no event is refused"));
@@ -177,7 +184,9 @@ async fn what_is_no_event_is_a_dead_letter_with_that_sentence() {
     jetstream.publish("events.shop.customers.customer.Odd", "{}".into()).await.unwrap().await.unwrap();
     world.publish(&[("1", r#"{"n": 2}"#)]).await;
     world.until_effects("events", 2).await;
-    inbox.until("both are given up", |status| of(status, "events").is_some_and(|numbers| numbers.dead_letters == 2)).await;
+    inbox
+        .until("both are given up", |status| of(status, "events").is_some_and(|numbers| numbers.dead_letters == 2))
+        .await;
     let listed = world.dead(&["list"]).unwrap();
     assert!(listed.contains("it is no CloudEvent: it has no specversion"), "{listed}");
     assert!(listed.contains("it is a CloudEvent of version 2.0, and this version of weft reads 1.0"), "{listed}");

@@ -81,7 +81,9 @@ async fn handle(
     body: Bytes,
 ) -> Result<Response, StatusCode> {
     let header = |name: &str| {
-        headers.get(name).map_or(String::new(), |value| weft::domain::event::decode(value.to_str().unwrap()).into_owned())
+        headers
+            .get(name)
+            .map_or(String::new(), |value| weft::domain::event::decode(value.to_str().unwrap()).into_owned())
     };
     let behaviour = &service.behaviour;
     *behaviour.requests.lock().unwrap().entry(path.clone()).or_default() += 1;
@@ -292,7 +294,11 @@ impl InboxProcess {
             if let Some(status) = status.as_ref().filter(|status| holds(status)) {
                 return status.clone();
             }
-            assert!(Instant::now() < deadline, "in vain: {what}; the last status is {status:?}; the log: {}", self.log());
+            assert!(
+                Instant::now() < deadline,
+                "in vain: {what}; the last status is {status:?}; the log: {}",
+                self.log()
+            );
             tokio::time::sleep(servers::POLL).await;
         }
     }

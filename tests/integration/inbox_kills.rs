@@ -30,7 +30,11 @@ async fn kill_at_random(function: bool) {
     let mut inboxes = [world.start_inbox(), world.start_inbox()];
     let writers = Writers::paced(&world.publisher.url(), seed, WRITERS, Duration::from_millis(4));
     let count = async |world: &World| -> Option<i64> {
-        let url = world.database.server.url(crate::servers::SUPERUSER, crate::servers::SUPERUSER_PASSWORD, crate::database::DATABASE);
+        let url = world.database.server.url(
+            crate::servers::SUPERUSER,
+            crate::servers::SUPERUSER_PASSWORD,
+            crate::database::DATABASE,
+        );
         let client = crate::servers::connect(&url).await.ok()?;
         client.query_one("select count(*) from effects", &[]).await.ok().map(|row| row.get(0))
     };

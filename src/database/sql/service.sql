@@ -300,6 +300,8 @@ create table weft.inbox_position (
     -- when the stream was made: one that is made again counts from 1 again
     stream_created text not null,
     next           bigint not null,
+    -- what is handled or held behind it
+    settled        bigint[] not null default '{}',
     consumed       bigint not null default 0,
     updated_at     timestamptz not null default now()
 );

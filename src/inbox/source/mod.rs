@@ -24,6 +24,8 @@ pub(super) struct Position {
     pub stream_created: String,
     /// The first sequence that is not settled.
     pub next: u64,
+    /// Sequences behind it that are settled.
+    pub settled: Vec<u64>,
 }
 
 /// What was read.

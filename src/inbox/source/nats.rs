@@ -122,7 +122,8 @@ impl<'a> Nats<'a> {
         let (behind, name) = (info.num_pending, info.name.clone());
         let messages = consumer.stream().max_messages_per_batch(2 * BATCH).messages().await;
         let messages = messages.map_err(|error| failed(&error))?;
-        let position = Position { stream: sink.stream.clone(), stream_created: described.created, next };
+        let settled = known.map(|known| known.settled.clone()).unwrap_or_default();
+        let position = Position { stream: sink.stream.clone(), stream_created: described.created, next, settled };
         let session = NatsSession { connection, messages, stream, consumer: name, delivered: 0 };
         Ok(Opened { session, position, expired, behind })
     }
