@@ -24,9 +24,6 @@ pub const VERSION: &str = "contract.weft.dev/v1";
 /// Port of every data-plane program's admin endpoints: `/livez`, `/readyz`, `/metrics`, `/status`.
 pub const ADMIN_PORT: u16 = 9464;
 
-/// The inbox's, which may be in one pod with the relay.
-pub const INBOX_ADMIN_PORT: u16 = 9465;
-
 #[derive(Debug, thiserror::Error)]
 pub enum ContractError {
     #[error("reading the contract file {path}")]

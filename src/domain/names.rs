@@ -88,6 +88,11 @@ pub fn relay(relay: &str) -> String {
     format!("{relay}-relay")
 }
 
+/// `NAME-inbox`: contract, Deployment, NetworkPolicy and ServiceAccount of the inbox of a Microservice.
+pub fn inbox(service: &str) -> String {
+    format!("{service}-inbox")
+}
+
 /// `NAME-orchestrator`: Deployment, Service, ConfigMap of an orchestrator, and the owner name of its database.
 pub fn orchestrator(name: &str) -> String {
     format!("{name}-orchestrator")

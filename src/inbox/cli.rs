@@ -1,6 +1,6 @@
 //! `weft inbox dead list|show|retry|skip|purge`: commands for people, about the events that the service does not handle.
 //!
-//! They work in the service's database, as the inbox does: `kubectl exec deploy/orders -c weft-inbox -- weft inbox dead list`.
+//! They work in the service's database, as the inbox does: `kubectl exec deploy/orders-inbox -- weft inbox dead list`.
 
 use std::path::PathBuf;
 

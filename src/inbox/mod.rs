@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use self::{problem::InboxProblem, reporter::Reporter, store::Store, subscription::Context};
 use crate::{
     admin::{self, Admin},
-    contract::{Contract, INBOX_ADMIN_PORT, inbox::Inbox, problem::ProblemReason},
+    contract::{ADMIN_PORT, Contract, inbox::Inbox, problem::ProblemReason},
     postgres::{
         leader::Leadership,
         session::{Session, SessionError},
@@ -65,7 +65,7 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Deliver events (a sidecar that the operator starts)
+    /// Deliver events (the operator starts it beside the service)
     Run(RunArgs),
     /// Events that the service does not handle, those that wait behind them, and dead letters
     #[command(subcommand)]
@@ -85,7 +85,7 @@ struct RunArgs {
     #[arg(long, env = "WEFT_CONFIG", default_value = CONFIG)]
     config: PathBuf,
     /// Address of the admin endpoints: /livez, /readyz, /metrics, /status
-    #[arg(long, env = "WEFT_ADMIN", default_value_t = admin::any(INBOX_ADMIN_PORT))]
+    #[arg(long, env = "WEFT_ADMIN", default_value_t = admin::any(ADMIN_PORT))]
     admin: SocketAddr,
 }
 

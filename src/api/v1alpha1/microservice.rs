@@ -11,7 +11,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use super::database::{Database, DatabaseStatus};
+use super::{
+    Consumption,
+    database::{Database, DatabaseStatus},
+};
 
 /// A service with its own database, and everything it needs to run.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -36,10 +39,12 @@ use super::database::{Database, DatabaseStatus};
     printcolumn(name = "Database", type_ = "string", json_path = ".status.summary.database"),
     printcolumn(name = "Status", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].reason"#),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Consumed", type_ = "integer", priority = 1, json_path = ".status.summary.consumed"),
+    printcolumn(name = "Waiting", type_ = "integer", priority = 1, json_path = ".status.summary.waiting"),
     printcolumn(name = "Message", type_ = "string", priority = 1, json_path = r#".status.conditions[?(@.type=="Ready")].message"#),
     validation = Rule::new("size(self.metadata.name) <= 32").message("metadata.name is too long: at most 32 characters, so that the names of its children (NAME-db-setup-HASH) fit into 63"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name becomes the name of a Service: lower case letters, digits and '-', beginning with a letter, without dots"),
-    validation = Rule::new("!self.metadata.name.endsWith('-db') && !self.metadata.name.endsWith('-relay') && !self.metadata.name.endsWith('-orchestrator')").message("metadata.name ends in `-db`, `-relay` or `-orchestrator`, as the databases, relays and orchestrators that Weft makes do: choose another name"),
+    validation = Rule::new("!self.metadata.name.endsWith('-db') && !self.metadata.name.endsWith('-relay') && !self.metadata.name.endsWith('-inbox') && !self.metadata.name.endsWith('-orchestrator')").message("metadata.name ends in `-db`, `-relay`, `-inbox` or `-orchestrator`, as the databases, relays, inboxes and orchestrators that Weft makes do: choose another name"),
     validation = Rule::new("!has(self.spec.dependsOn) || self.spec.dependsOn.all(d, d.service != self.metadata.name)").message("spec.dependsOn names this Microservice itself: remove it"),
     validation = Rule::new("!has(self.spec.database) || !has(self.spec.database.sharedWith) || self.spec.database.sharedWith.service != self.metadata.name").message("spec.database.sharedWith.service is this Microservice itself: name the one in whose server the database is, or use spec.database.postgres for a server of its own"),
     validation = Rule::new("has(self.spec.database) == has(oldSelf.spec.database)").message("spec.database cannot be added or removed afterwards: delete the Microservice and apply it again (the volume is kept under `retention: Retain`)")
@@ -47,6 +52,8 @@ use super::database::{Database, DatabaseStatus};
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!has(self.commands) || size(self.commands) == 0 || (has(self.ports) && self.ports.exists(p, p.protocol == 'http'))").message("spec.commands needs a port with `protocol: http` in spec.ports to be called on"),
+    validation = Rule::new("!has(self.consumes) || size(self.consumes) == 0 || has(self.database)").message("spec.consumes needs spec.database, which holds what was received and the dead letters: add it"),
+    validation = Rule::new("!has(self.consumes) || !self.consumes.exists(c, has(c.http)) || (has(self.ports) && self.ports.exists(p, p.protocol == 'http'))").message("spec.consumes needs a port with `protocol: http` in spec.ports to deliver to"),
     validation = Rule::new("!has(self.commands) || self.commands.all(name, name.matches('^[A-Za-z][A-Za-z0-9_-]{0,63}$'))").message("spec.commands has a name that is none: letters, digits, '-' and '_', beginning with a letter, at most 64 characters, such as ReserveCredit"),
     validation = Rule::new("!has(self.ports) || self.ports.all(p, self.ports.exists_one(q, q.port == p.port))").message("spec.ports has the same port number twice: give each port a number of its own"),
     validation = Rule::new("!has(self.ports) || self.ports.all(p, p.port != 9464)").message("spec.ports uses 9464, on which the relay in the same pod answers: choose another port"),
@@ -100,6 +107,11 @@ pub struct MicroserviceSpec {
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["service".into()]))]
     pub depends_on: Vec<Dependency>,
+    /// Events of other Microservices of the namespace that are delivered to this one, by the Microservice that publishes them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["from".into()]))]
+    pub consumes: Vec<Consumption>,
     /// What sagas may ask of this service, by the command's name, such as `ReserveCredit`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
@@ -234,7 +246,7 @@ pub struct MicroserviceStatus {
     /// The generation of the spec that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`, `Reconciling`, `Stalled`, `Accepted`, `DatabaseReady`, `Migrated`, `SharedDatabase` where services share a database, `DependenciesFound`, and while others interfere `Contested` and `Drifted`, each with a reason and a sentence.
+    /// `Ready`, `Reconciling`, `Stalled`, `Accepted`, `DatabaseReady`, `Migrated`, `SharedDatabase` where services share a database, `DependenciesFound`, `Consuming` with `consumes`, and while others interfere `Contested` and `Drifted`, each with a reason and a sentence.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -267,6 +279,12 @@ pub struct MicroserviceSummary {
     /// Engine and version, or where the database is: `postgres 17`, `external`, `in customers`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub database: Option<String>,
+    /// Events that the service has handled, of all its subscriptions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consumed: Option<i64>,
+    /// Events that are published and not handled yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<i64>,
 }
 
 /// Reference to a Secret of the same namespace.

@@ -84,6 +84,7 @@ pub enum Component {
     Database,
     Setup,
     Relay,
+    Inbox,
     Orchestrator,
 }
 
@@ -94,6 +95,7 @@ impl Component {
             Self::Database => "database",
             Self::Setup => "database-setup",
             Self::Relay => "relay",
+            Self::Inbox => "inbox",
             Self::Orchestrator => "orchestrator",
         }
     }

@@ -9,6 +9,7 @@ reasons! {
         // all is well
         Accepted,
         AsDeclared,
+        Consuming,
         Found,
         Migrated,
         NoneStuck,
@@ -27,6 +28,7 @@ reasons! {
         Settling,
         Starting,
         // somebody asked for it, or somebody else must do something first
+        InboxSilent,
         MicroserviceNotReady,
         NoLeader,
         OrchestratorSilent,
@@ -51,6 +53,7 @@ reasons! {
         NoDatabase,
         NoEventType,
         NoHttpPort,
+        NoTarget,
         NotItsOwn,
         NotShareable,
         OutboxRelayMalformed,
@@ -114,6 +117,7 @@ impl Reason {
             self,
             Self::Accepted
                 | Self::AsDeclared
+                | Self::Consuming
                 | Self::Found
                 | Self::Migrated
                 | Self::NoneStuck

@@ -20,6 +20,8 @@ pub const DATABASE_READY: &str = "DatabaseReady";
 pub const MIGRATED: &str = "Migrated";
 pub const SHARED_DATABASE: &str = "SharedDatabase";
 pub const DEPENDENCIES_FOUND: &str = "DependenciesFound";
+/// The events of `spec.consumes` are read and handled. There only with it.
+pub const CONSUMING: &str = "Consuming";
 /// Somebody sets fields of a child as often as Weft puts them back. There only while it is so.
 pub const CONTESTED: &str = "Contested";
 /// A workload has fields that somebody added. There only while it is so.

@@ -124,14 +124,21 @@ impl Store {
     /// A Deployment or StatefulSet and what is wrong with its pods.
     pub fn workload(&self, owner: &Key, kind: ChildKind, name: &str) -> Option<Workload> {
         let seen = self.child(owner, &ChildRef::new(kind, name))?;
-        let (database, relay) = (Component::Database.as_str(), Component::Relay.as_str());
-        let is_relay = owner.kind == ObjectKind::Microservice && name == names::relay(&owner.id.name);
+        let database = Component::Database.as_str();
+        // what runs in a pod of its own beside the service
+        let beside = [(Component::Relay, names::relay as fn(&str) -> String), (Component::Inbox, names::inbox)];
+        let own = beside.into_iter().filter(|_| owner.kind == ObjectKind::Microservice);
+        let own = own.filter(|(_, name_of)| name == name_of(&owner.id.name)).map(|(component, _)| component.as_str()).next();
         let is_ours = |component: &str, job: Option<&str>| {
             job.is_none()
                 && match kind {
                     ChildKind::StatefulSet => component == database,
-                    _ if is_relay => component == relay,
-                    _ => component != database && component != relay,
+                    _ => match own {
+                        Some(own) => component == own,
+                        None => {
+                            component != database && beside.iter().all(|(other, _)| component != other.as_str())
+                        }
+                    },
                 }
         };
         let missing_images = self.missing_images(owner, is_ours);

@@ -245,6 +245,7 @@ impl Store {
                 for named in self.references.named_by(key) {
                     if let Named::Microservice(service) = named {
                         keys.push(Key::of(ObjectKind::Microservice, service));
+                        keys.extend(self.references.to(&Named::Publisher(service.clone())).cloned());
                     }
                     let others = self.references.to(named).filter(|key| key.kind != ObjectKind::Microservice);
                     keys.extend(others.cloned());
@@ -276,7 +277,7 @@ impl Store {
     pub(super) fn orchestrator_of(&self, key: &Key) -> Option<Key> {
         self.references.named_by(key).iter().find_map(|named| match named {
             Named::Orchestrator(orchestrator) => Some(Key::of(ObjectKind::Orchestrator, orchestrator)),
-            Named::Microservice(_) | Named::ConfigMap(_) | Named::Database(_) => None,
+            Named::Microservice(_) | Named::Publisher(_) | Named::ConfigMap(_) | Named::Database(_) => None,
         })
     }
 

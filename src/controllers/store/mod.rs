@@ -32,7 +32,7 @@ pub use waits::Waiting;
 
 use crate::{
     api::v1alpha1::{Microservice, OutboxRelay, Saga},
-    contract::status::{OrchestratorStatus, RelayStatus},
+    contract::status::{InboxStatus, OrchestratorStatus, RelayStatus},
     controllers::{
         resources::{
             key::{Key, ObjectId, ObjectKind},
@@ -70,6 +70,7 @@ impl Requeue {
 #[derive(Clone, Debug, PartialEq)]
 pub enum DataPlaneStatus {
     Relay(RelayStatus),
+    Inbox(InboxStatus),
     Orchestrator(OrchestratorStatus),
 }
 

@@ -12,10 +12,11 @@ use crate::{
     api::v1alpha1::OutboxRelay,
     contract::{
         problem::{Problem as Reported, ProblemReason},
-        status::{OrchestratorStatus, RelayStatus},
+        status::{InboxStatus, OrchestratorStatus, RelayStatus},
     },
     controllers::resources::{
         key::{Key, ObjectId, ObjectKind},
+        labels::Component,
         observed::Problem,
     },
 };
@@ -103,39 +104,55 @@ impl Store {
         }
         let at_once = essence(known.as_ref()) != essence(status.as_ref());
         let mut keys = self.affected_by_pod(&owner).now;
-        keys.retain(|key| matches!(key.kind, ObjectKind::OutboxRelay | ObjectKind::Saga));
+        let is_inbox = matches!((&known, &status), (Some(DataPlaneStatus::Inbox(_)), _) | (_, Some(DataPlaneStatus::Inbox(_))));
+        keys.retain(|key| match key.kind {
+            ObjectKind::OutboxRelay | ObjectKind::Saga => true,
+            ObjectKind::Microservice => is_inbox && *key == *owner,
+            ObjectKind::Orchestrator => false,
+        });
         if at_once { Requeue::now(keys) } else { Requeue { now: Vec::new(), paced: keys } }
     }
 
     /// The pods of a Microservice that have a relay, with the report of each.
     pub fn relay_pods(&self, microservice: &Key) -> BTreeMap<String, Option<RelayStatus>> {
-        self.admin_pods(microservice)
+        self.admin_pods(microservice, |component| component != Component::Inbox.as_str())
             .map(|(name, status)| match status {
                 Some(DataPlaneStatus::Relay(status)) => (name, Some(status.clone())),
-                Some(DataPlaneStatus::Orchestrator(_)) | None => (name, None),
+                Some(DataPlaneStatus::Orchestrator(_) | DataPlaneStatus::Inbox(_)) | None => (name, None),
             })
             .collect()
     }
 
-    /// The running pods that mount the contract of `owner`, an OutboxRelay or an orchestrator.
+    /// The pods of a Microservice's inbox, with the report of each.
+    pub fn inbox_pods(&self, microservice: &Key) -> BTreeMap<String, Option<InboxStatus>> {
+        self.admin_pods(microservice, |component| component == Component::Inbox.as_str())
+            .map(|(name, status)| match status {
+                Some(DataPlaneStatus::Inbox(status)) => (name, Some(status.clone())),
+                Some(DataPlaneStatus::Orchestrator(_) | DataPlaneStatus::Relay(_)) | None => (name, None),
+            })
+            .collect()
+    }
+
+    /// The running pods that mount the contract of `owner`: an OutboxRelay, an orchestrator, or a Microservice whose inbox reads it.
     pub fn contract_readers(&self, owner: &Key) -> Vec<String> {
         let pods_of = match owner.kind {
-            ObjectKind::Microservice | ObjectKind::Saga => return Vec::new(),
+            ObjectKind::Saga => return Vec::new(),
+            ObjectKind::Microservice => return self.inbox_pods(owner).into_keys().collect(),
             ObjectKind::Orchestrator => owner.clone(),
             ObjectKind::OutboxRelay => match self.get::<OutboxRelay>(&owner.id) {
                 Some(relay) => Key::new(ObjectKind::Microservice, &owner.id.namespace, &relay.spec.microservice),
                 None => return Vec::new(),
             },
         };
-        self.admin_pods(&pods_of).map(|(pod, _)| pod).collect()
+        self.admin_pods(&pods_of, |component| component != Component::Inbox.as_str()).map(|(pod, _)| pod).collect()
     }
 
     /// The report of an orchestrator: that of the ready one of its pods, if there are two for a moment.
     pub fn orchestrator_status(&self, orchestrator: &Key) -> Option<OrchestratorStatus> {
-        self.admin_pods(orchestrator)
+        self.admin_pods(orchestrator, |_| true)
             .filter_map(|(_, status)| match status {
                 Some(DataPlaneStatus::Orchestrator(status)) => Some(status.clone()),
-                Some(DataPlaneStatus::Relay(_)) | None => None,
+                Some(DataPlaneStatus::Relay(_) | DataPlaneStatus::Inbox(_)) | None => None,
             })
             .max_by_key(|status| status.ready)
     }
@@ -149,7 +166,7 @@ impl Store {
                     totals.pending += signed(status.pending);
                     totals.published += signed(status.published);
                 }
-                DataPlaneStatus::Relay(_) => {}
+                DataPlaneStatus::Relay(_) | DataPlaneStatus::Inbox(_) => {}
                 DataPlaneStatus::Orchestrator(status) => {
                     for counts in status.sagas.values() {
                         totals.running += signed(counts.running);
@@ -163,8 +180,14 @@ impl Store {
         totals
     }
 
-    fn admin_pods(&self, owner: &Key) -> impl Iterator<Item = (String, Option<&DataPlaneStatus>)> {
-        self.pods_of(owner).filter(|(_, pod)| pod.admin_address.is_some()).map(|(name, _)| {
+    /// Pods with a `/status` whose component is wanted.
+    fn admin_pods(
+        &self,
+        owner: &Key,
+        is_wanted: impl Fn(&str) -> bool,
+    ) -> impl Iterator<Item = (String, Option<&DataPlaneStatus>)> {
+        let pods = self.pods_of(owner).filter(move |(_, pod)| pod.admin_address.is_some() && is_wanted(&pod.component));
+        pods.map(|(name, _)| {
             let status = self.statuses.get(&ObjectId::new(&owner.id.namespace, name));
             (name.to_string(), status)
         })
@@ -216,6 +239,14 @@ fn essence(status: Option<&DataPlaneStatus>) -> Option<Essence<'_>> {
             ready: *ready,
             leading: *leading,
             paused: *paused,
+            contract,
+            problems: reasons(problems),
+            sagas: Vec::new(),
+        },
+        DataPlaneStatus::Inbox(InboxStatus { ready, leading, contract, problems, subscriptions: _ }) => Essence {
+            ready: *ready,
+            leading: *leading,
+            paused: false,
             contract,
             problems: reasons(problems),
             sagas: Vec::new(),

@@ -11,6 +11,8 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Named {
     Microservice(ObjectId),
+    /// A Microservice, with whatever publishes its events.
+    Publisher(ObjectId),
     ConfigMap(ObjectId),
     Orchestrator(ObjectId),
     /// The database of this Microservice, in which another one's is.
@@ -72,7 +74,11 @@ pub fn of_microservice(id: &ObjectId, object: &Microservice) -> Vec<Named> {
     let shared = object.spec.database.as_ref().and_then(|database| database.shared_with.as_ref());
     let host = shared.map(|shared| within(&shared.service));
     let host = host.into_iter().flat_map(|host| [Named::Microservice(host.clone()), Named::Database(host)]);
-    config_map.into_iter().chain(services).chain(host).collect()
+    let publishers = object.spec.consumes.iter().flat_map(|consumption| {
+        let publisher = within(&consumption.from);
+        [Named::Microservice(publisher.clone()), Named::Publisher(publisher)]
+    });
+    config_map.into_iter().chain(services).chain(host).chain(publishers).collect()
 }
 
 pub fn of_relay(id: &ObjectId, object: &OutboxRelay) -> Vec<Named> {

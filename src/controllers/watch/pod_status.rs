@@ -78,12 +78,14 @@ pub async fn read(
     Ok(())
 }
 
-/// An orchestrator's pod reports on sagas, any other on a relay.
+/// An orchestrator's pod reports on sagas; any other on a relay or on an inbox, of which only the latter has subscriptions.
 fn parse(kind: ObjectKind, line: &[u8]) -> Result<DataPlaneStatus, StatusError> {
     let status = match kind {
         ObjectKind::Orchestrator => serde_json::from_slice(line).map(DataPlaneStatus::Orchestrator),
         ObjectKind::Microservice | ObjectKind::OutboxRelay | ObjectKind::Saga => {
-            serde_json::from_slice(line).map(DataPlaneStatus::Relay)
+            serde_json::from_slice(line).map(DataPlaneStatus::Inbox).or_else(|_no_inbox| {
+                serde_json::from_slice(line).map(DataPlaneStatus::Relay)
+            })
         }
     };
     status.map_err(StatusError::Parse)

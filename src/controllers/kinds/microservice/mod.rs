@@ -15,6 +15,7 @@ use kube::Resource;
 
 use crate::{
     api::v1alpha1::{Microservice, MicroserviceStatus, OutboxRelay},
+    contract::status::InboxStatus,
     controllers::{
         request::RequestError,
         resources::{
@@ -52,12 +53,37 @@ pub struct Observed {
     pub kept_relay: Option<String>,
     /// The Deployment of a relay that runs in a pod of its own.
     pub relay_deployment: Option<Workload>,
+    /// The Deployment of the inbox.
+    pub inbox_deployment: Option<Workload>,
+    /// What the inbox's pods report; `None` of one that is silent.
+    pub inbox_pods: BTreeMap<String, Option<InboxStatus>>,
+    /// The version of the contract that the inbox is to have, and what keeps events of `spec.consumes` from it.
+    pub inbox_wanted: InboxWanted,
+    /// Those of `spec.consumes` that exist, by name.
+    pub publishers: BTreeMap<String, Published>,
     /// The Secret that the relay mounts for its broker.
     pub kept_secret: Option<String>,
     /// The database of a deleted Microservice of this name goes with it, and is not gone yet.
     pub predecessor_ends: bool,
     /// Those of `spec.dependsOn` that exist and cannot be read.
     pub unreadable: BTreeSet<String>,
+}
+
+/// Who publishes the events of a Microservice.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Published {
+    /// Oldest first: the first one publishes.
+    pub relays: Vec<Arc<OutboxRelay>>,
+    /// The OutboxRelay that publishes, when it cannot be read.
+    pub kept_relay: Option<String>,
+}
+
+/// What an inbox is to do, of which a plan says nothing to the status.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InboxWanted {
+    pub version: Option<String>,
+    /// Of the first entry of `spec.consumes` that cannot be consumed yet.
+    pub missing: Option<Rejection>,
 }
 
 /// Marker of the controller.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Observed, plan, status};
+use super::{InboxWanted, Observed, Published, plan, status};
 use crate::{
     api::v1alpha1::Microservice,
     contract::database_setup::Purpose,
@@ -36,6 +36,7 @@ pub async fn observe(context: &Context, key: &Key, object: &Microservice) -> Res
         None => None,
     };
     let mut observed = from_store(context, key, object);
+    observed.inbox_wanted = plan::inbox_wanted(object, &observed, &context.settings);
     if observed.predecessor_ends {
         // its Secrets go too
         context.memory.forget(key);
@@ -62,6 +63,12 @@ fn from_store(context: &Context, key: &Key, object: &Microservice) -> Observed {
         let service = store.get::<Microservice>(&ObjectId::new(&key.id.namespace, &dependency.service))?;
         Some((dependency.service.clone(), service))
     });
+    let publishers = object.spec.consumes.iter().filter_map(|consumption| {
+        let id = ObjectId::new(&key.id.namespace, &consumption.from);
+        store.get::<Microservice>(&id)?;
+        let published = Published { relays: store.relays_of(&id), kept_relay: store.kept_relay(&id) };
+        Some((consumption.from.clone(), published))
+    });
     let mut database = store.database(key, &key.id.name);
     let deleted_with = database.server.as_ref().and_then(|server| server.annotations.get(DELETED_WITH_ANNOTATION));
     let predecessor_ends = deleted_with.is_some_and(|uid| Some(uid) != object.metadata.uid.as_ref());
@@ -81,6 +88,10 @@ fn from_store(context: &Context, key: &Key, object: &Microservice) -> Observed {
         predecessor_ends,
         guests: store.guests_of(&key.id),
         deployment: store.workload(key, ChildKind::Deployment, &key.id.name),
+        inbox_deployment: store.workload(key, ChildKind::Deployment, &names::inbox(&key.id.name)),
+        inbox_pods: store.inbox_pods(key),
+        inbox_wanted: InboxWanted::default(),
+        publishers: publishers.collect(),
         relay_deployment: store.workload(key, ChildKind::Deployment, &names::relay(&key.id.name)),
         database,
         isolated: store.isolates(&key.id.namespace, &plan::pod_labels(object)),

@@ -5,12 +5,14 @@
 
 mod deployment;
 mod environment;
+mod inbox;
 mod network;
 mod relay;
 mod scaling;
 mod standalone;
 
 pub(super) use deployment::pod_labels;
+pub(super) use inbox::wanted as inbox_wanted;
 
 use kube::ResourceExt;
 
@@ -59,6 +61,7 @@ pub fn plan(object: &Microservice, observed: &Observed, settings: &Settings) -> 
         let carried = (&carried, credentials.as_ref());
         plan.children.extend(standalone::children(object, &owner, observed, carried, settings)?);
     }
+    plan.children.extend(inbox::children(object, &owner, observed, settings)?);
     let deployment = deployment::deployment(object, &owner, observed, credentials.as_ref(), settings)?;
     plan.children.extend(credentials.map(Child::Secret));
     match object.spec.database.as_ref().map(|database| wanted(object, &owner, database, observed)) {

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     api::v1alpha1::{Binding, DatabaseStatus, Microservice, MicroserviceStatus, MicroserviceSummary, SharedWith},
+    contract::status::{InboxStatus, SubscriptionStatus},
     controllers::{
         database::{Stage, placement, status as database_status},
         render::owner::Owner,
@@ -19,7 +20,7 @@ use crate::{
             reason::Reason,
         },
         status::{
-            conditions::{Conditions, DATABASE_READY, DEPENDENCIES_FOUND, MIGRATED, SHARED_DATABASE},
+            conditions::{CONSUMING, Conditions, DATABASE_READY, DEPENDENCIES_FOUND, MIGRATED, SHARED_DATABASE, Truth},
             progress::{Finding, Progress, not_applied, not_rolled_out, set_accepted, set_foreign},
         },
     },
@@ -47,6 +48,9 @@ pub fn status(
     }
     if let Some(finding) = dependencies(object, observed) {
         finding.set(DEPENDENCIES_FOUND, &mut conditions);
+    }
+    if let Some(finding) = consuming(object, observed) {
+        finding.set(CONSUMING, &mut conditions);
     }
     set_foreign(applied, &mut conditions);
     let owner = Owner::of(object, OWNER_KIND);
@@ -163,6 +167,44 @@ fn dependencies(object: &Microservice, observed: &Observed) -> Option<Finding> {
     })
 }
 
+/// `None` when nothing is consumed.
+fn consuming(object: &Microservice, observed: &Observed) -> Option<Finding> {
+    if object.spec.consumes.is_empty() {
+        return None;
+    }
+    let found = |truth: Truth, reason: Reason, message: String| Some(Finding::new(truth, reason, message));
+    if let Some(Rejection { reason, message }) = observed.inbox_wanted.missing.clone() {
+        return found(Truth::False, reason, message);
+    }
+    let Some(inbox) = inbox(observed) else {
+        let problem = observed.inbox_deployment.as_ref().and_then(|live| live.problems.first());
+        let reported = observed.inbox_pods.values().flatten().flat_map(|status| &status.problems).next();
+        return match (problem, reported) {
+            (_, Some(problem)) => found(Truth::False, problem.reason.into(), problem.message.clone()),
+            (Some(problem), None) => found(Truth::False, problem.reason, problem.message.clone()),
+            (None, None) => found(
+                Truth::Unknown,
+                Reason::InboxSilent,
+                "the inbox has not reported its status yet".to_owned(),
+            ),
+        };
+    };
+    if observed.inbox_wanted.version.as_ref() != Some(&inbox.contract) {
+        let message = "the inbox has not read its new contract yet, which takes up to a minute and a half";
+        return found(Truth::Unknown, Reason::Loading, message.to_owned());
+    }
+    match inbox.problems.first() {
+        // others are consumed while an event is refused, or a stream is waited for
+        Some(problem) => found(inbox.ready.into(), problem.reason.into(), problem.message.clone()),
+        None => found(Truth::True, Reason::Consuming, "every subscription is read, and its events are handled".to_owned()),
+    }
+}
+
+/// What the inbox that leads reports.
+fn inbox(observed: &Observed) -> Option<&InboxStatus> {
+    observed.inbox_pods.values().flatten().find(|status| status.leading)
+}
+
 fn selector(owner: &Owner) -> String {
     let labels = owner.selector(Component::Service);
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
@@ -204,7 +246,16 @@ fn shared(object: &Microservice, observed: &Observed) -> Option<Finding> {
 fn summary(object: &Microservice, observed: &Observed) -> MicroserviceSummary {
     let live = observed.deployment.as_ref();
     let ready = live.map_or(0, |live| live.ready);
+    let count = |of: fn(&SubscriptionStatus) -> u64| {
+        let sum: u64 = inbox(observed)?.subscriptions.values().map(of).sum();
+        i64::try_from(sum).ok()
+    };
+    let consumes = !object.spec.consumes.is_empty();
+    // while nobody reports, the last numbers stay
+    let last = object.status.as_ref().and_then(|status| status.summary.clone()).unwrap_or_default();
     MicroserviceSummary {
+        consumed: count(|subscription| subscription.consumed).or(last.consumed).filter(|_| consumes),
+        waiting: count(|subscription| subscription.waiting).or(last.waiting).filter(|_| consumes),
         replicas: format!("{ready}/{}", wanted(object, live)),
         database: object.spec.database.as_ref().map(|database| placement(database).summary()),
     }

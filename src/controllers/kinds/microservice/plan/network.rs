@@ -57,7 +57,7 @@ fn app_protocol(protocol: Protocol) -> Option<&'static str> {
     }
 }
 
-/// `NAME`: the operator reaches the relay, and orchestrators of the namespace the commands, also where the namespace denies by
+/// `NAME`: the operator reaches the relay, orchestrators of the namespace the commands, and the inbox the paths of events, also where the namespace denies by
 /// default. Where nobody else's policy isolates the pods, everything but the relay's port stays as open as it is.
 pub fn policy(object: &Microservice, observed: &Observed, owner: &Owner, settings: &Settings) -> Option<NetworkPolicy> {
     let mut rules = Vec::new();
@@ -67,10 +67,11 @@ pub fn policy(object: &Microservice, observed: &Observed, owner: &Owner, setting
             rules.push(admit_all_but(ADMIN_PORT));
         }
     }
-    if observed.isolated && !object.spec.commands.is_empty() {
-        let command_port = object.spec.ports.iter().find(|port| port.protocol == Protocol::Http);
-        let port = command_port.and_then(|port| u16::try_from(port.port).ok());
-        rules.extend(port.map(|port| admit(port, vec![orchestrators()])));
+    let callers = callers(object, owner);
+    if observed.isolated && !callers.is_empty() {
+        let http = object.spec.ports.iter().find(|port| port.protocol == Protocol::Http);
+        let port = http.and_then(|port| u16::try_from(port.port).ok());
+        rules.extend(port.map(|port| admit(port, callers)));
     }
     if rules.is_empty() {
         return None;
@@ -78,6 +79,13 @@ pub fn policy(object: &Microservice, observed: &Observed, owner: &Owner, setting
     rules.push(admit_probes());
     let metadata = owner.metadata(owner.name.clone(), Component::Service);
     Some(admitting(metadata, owner.pods(Component::Service), rules))
+}
+
+/// Pods of Weft's that send requests to the service.
+fn callers(object: &Microservice, owner: &Owner) -> Vec<NetworkPolicyPeer> {
+    let delivers = object.spec.consumes.iter().any(|consumption| consumption.http.is_some());
+    let inbox = delivers.then(|| pods(owner.selector(Component::Inbox)));
+    (!object.spec.commands.is_empty()).then(orchestrators).into_iter().chain(inbox).collect()
 }
 
 fn orchestrators() -> NetworkPolicyPeer {

@@ -107,7 +107,7 @@ pub fn container(carried: &Carried, defaults: &Defaults, settings: &Settings) ->
         image_pull_policy: defaults.image_pull_policy.clone(),
         args: Some(["relay", "run", "--config", &config].map(str::to_owned).into()),
         ports: Some(vec![admin_port()]),
-        liveness_probe: Some(Probe { period_seconds: Some(10), failure_threshold: Some(6), ..admin_probe("/livez") }),
+        liveness_probe: Some(admin_probe("/livez")),
         resources: Some(defaults.resources.clone()),
         security_context: Some(weft_security(settings)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
@@ -129,7 +129,7 @@ pub fn credentials(owner: &Owner, settings: &Settings) -> Option<Secret> {
     broker::secret(owner, Access::Publish, settings, |name| owner.ending_metadata(name, Component::Relay))
 }
 
-fn admin_port() -> ContainerPort {
+pub fn admin_port() -> ContainerPort {
     ContainerPort {
         name: Some("weft-admin".to_owned()),
         container_port: ADMIN_PORT.into(),
@@ -138,11 +138,12 @@ fn admin_port() -> ContainerPort {
     }
 }
 
-fn admin_probe(path: &str) -> Probe {
+/// Fails after a minute.
+pub fn admin_probe(path: &str) -> Probe {
     let get = HTTPGetAction {
         path: Some(path.to_owned()),
         port: IntOrString::Int(ADMIN_PORT.into()),
         ..HTTPGetAction::default()
     };
-    Probe { http_get: Some(get), ..Probe::default() }
+    Probe { http_get: Some(get), period_seconds: Some(10), failure_threshold: Some(6), ..Probe::default() }
 }

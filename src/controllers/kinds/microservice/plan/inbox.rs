@@ -1,0 +1,377 @@
+//! The inbox of a Microservice that consumes events: `NAME-inbox`, its contract and its pod.
+//!
+//! One pod beside the service's: a change of `spec.consumes` restarts nothing of the service, and the events go to the service's
+//! address, so that all replicas share them. When it is replaced, the new one waits for the old one's lock and leads at once.
+
+use std::path::Path;
+
+use k8s_openapi::api::{
+    apps::v1::{Deployment, DeploymentSpec},
+    core::v1::{ConfigMap, Container, PodSpec, PodTemplateSpec, Secret},
+};
+use kube::{ResourceExt, core::ObjectMeta};
+
+use super::relay::{admin_port, admin_probe};
+use crate::{
+    api::v1alpha1::{Consumption, EventFormat, Microservice, NatsSink, Protocol},
+    contract::{
+        ADMIN_PORT, Contract, DatabaseLogin, Role,
+        inbox::{FunctionTarget, HttpTarget, Inbox, Publisher, Subscription, Target},
+    },
+    controllers::{
+        database::{self, APP_PASSWORD},
+        kinds::{
+            microservice::{InboxWanted, Observed},
+            outbox_relay,
+        },
+        render::{
+            broker, milliseconds, network,
+            owner::Owner,
+            pod::{
+                PASSWORD, config_map_volume, mount, password_volume, pin, pod_security, service_account,
+                wants_upgrade, weft_security,
+            },
+            reach, sink,
+        },
+        resources::{
+            child::Child,
+            labels::{Component, DATABASE_CLIENT_LABEL},
+            plan::Rejection,
+            reason::Reason,
+            settings::{Defaults, Settings},
+        },
+    },
+    domain::names::{self, POSTGRES_PORT},
+    nats::accounts::Access,
+};
+
+const VOLUME: &str = "weft-inbox";
+const CONTRACT_FILE: &str = "inbox.yaml";
+const CONTRACT_FOLDER: &str = "/etc/weft/inbox";
+/// Name of the container.
+pub const CONTAINER: &str = "weft-inbox";
+
+pub fn children(
+    object: &Microservice,
+    owner: &Owner,
+    observed: &Observed,
+    settings: &Settings,
+) -> Result<Vec<Child>, Rejection> {
+    if object.spec.consumes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let metadata = || owner.metadata(names::inbox(&owner.name), Component::Inbox);
+    let contract = contract(object, owner, observed, settings)?;
+    let text = contract.to_yaml().map_err(|error| Rejection {
+        reason: Reason::ContractNotWritable,
+        message: format!("the contract of the inbox of {} cannot be written: {error}", owner.name),
+    })?;
+    let config_map = ConfigMap {
+        metadata: metadata(),
+        data: Some([(CONTRACT_FILE.to_owned(), text)].into()),
+        ..ConfigMap::default()
+    };
+    let credentials =
+        broker::secret(owner, Access::Consume, settings, |name| owner.ending_metadata(name, Component::Inbox));
+    let rules = vec![network::admit(ADMIN_PORT, network::observers(settings)), network::admit_probes()];
+    let policy = network::policy(metadata(), owner.pods(Component::Inbox), rules);
+    let deployment = deployment(object, owner, observed, credentials.as_ref(), settings)?;
+    let children = [
+        Child::ConfigMap(config_map),
+        Child::ServiceAccount(service_account(metadata(), settings)),
+        Child::NetworkPolicy(policy),
+        Child::Deployment(deployment),
+    ];
+    Ok(children.into_iter().chain(credentials.map(Child::Secret)).collect())
+}
+
+/// What the inbox is to do, for the status.
+pub fn wanted(object: &Microservice, observed: &Observed, settings: &Settings) -> InboxWanted {
+    if object.spec.consumes.is_empty() {
+        return InboxWanted::default();
+    }
+    let owner = Owner::of(object, super::OWNER_KIND);
+    let missing = object.spec.consumes.iter().find_map(|one| published(one, observed, settings).err());
+    InboxWanted { version: contract(object, &owner, observed, settings).ok().map(|contract| contract.version), missing }
+}
+
+/// Where the events of an entry are; an error says what is missing, of which nothing else depends.
+pub fn published(
+    consumption: &Consumption,
+    observed: &Observed,
+    settings: &Settings,
+) -> Result<crate::contract::relay::NatsSink, Rejection> {
+    let from = &consumption.from;
+    let field = format!("spec.consumes[from={from}]");
+    let rejection = |reason, message| Err(Rejection { reason, message });
+    let Some(publisher) = observed.publishers.get(from) else {
+        return Err(Rejection::microservice_not_found(&field, from));
+    };
+    if let Some(relay) = &publisher.kept_relay {
+        return rejection(
+            Reason::OutboxRelayMalformed,
+            format!("{field}: OutboxRelay `{relay}`, which publishes the events of `{from}`, cannot be read: correct it; its own conditions say what is wrong"),
+        );
+    }
+    let Some(relay) = publisher.relays.first() else {
+        return rejection(
+            Reason::OutboxRelayNotFound,
+            format!("{field}: no OutboxRelay publishes the events of `{from}`: apply one whose spec.microservice names it"),
+        );
+    };
+    if relay.spec.format == EventFormat::Raw {
+        return rejection(
+            Reason::NoEventType,
+            format!("{field}: the OutboxRelay of `{from}` publishes in the format Raw, whose messages are no CloudEvents: set its spec.format to CloudEvents or CloudEventsStructured"),
+        );
+    }
+    let Some(sink) = relay.spec.sink.nats.as_ref() else {
+        return rejection(
+            Reason::NoBroker,
+            format!("{field}: the OutboxRelay of `{from}` publishes to {}, and events are consumed from NATS: give the relay spec.sink.nats", relay.spec.sink.kind()),
+        );
+    };
+    resolved(from, sink, settings).map_err(|Rejection { reason, message }| Rejection {
+        reason,
+        message: format!("{field}: the OutboxRelay of `{from}` is rejected: {message}"),
+    })
+}
+
+fn resolved(
+    from: &str,
+    sink: &NatsSink,
+    settings: &Settings,
+) -> Result<crate::contract::relay::NatsSink, Rejection> {
+    if let Some(secret) = &sink.secret {
+        reach::check_secret(from, "spec.sink", secret)?;
+    }
+    // an inbox's credentials permit answers on every subject
+    Ok(crate::contract::relay::NatsSink { inbox_prefix: None, ..outbox_relay::nats(sink, settings)? })
+}
+
+fn contract(
+    object: &Microservice,
+    owner: &Owner,
+    observed: &Observed,
+    settings: &Settings,
+) -> Result<Inbox, Rejection> {
+    // the API server refuses these by CEL
+    if object.spec.database.is_none() {
+        return Err(Rejection {
+            reason: Reason::NoDatabase,
+            message: "spec.consumes needs spec.database, which holds what was received and the dead letters: add it"
+                .to_owned(),
+        });
+    }
+    let mut subscriptions = Vec::new();
+    for consumption in &object.spec.consumes {
+        // what is not there yet is said in a condition, and the others are consumed
+        if let Ok(stream) = published(consumption, observed, settings) {
+            subscriptions.push(subscription(object, owner, consumption, stream)?);
+        }
+    }
+    subscriptions.sort_by(|a: &Subscription, b| a.name.cmp(&b.name));
+    let contract = Inbox {
+        version: String::new(),
+        namespace: owner.namespace.clone(),
+        service: owner.name.clone(),
+        database: DatabaseLogin {
+            host: database::host(&owner.name, &owner.namespace),
+            port: POSTGRES_PORT,
+            database: names::database_name(&owner.name),
+            role: Role { name: names::APP_ROLE.to_owned(), password_file: Path::new(APP_PASSWORD.1).join(PASSWORD) },
+        },
+        subscriptions,
+    };
+    Ok(contract.seal())
+}
+
+fn subscription(
+    object: &Microservice,
+    owner: &Owner,
+    consumption: &Consumption,
+    stream: crate::contract::relay::NatsSink,
+) -> Result<Subscription, Rejection> {
+    let Consumption { from, types, http, function, since, dead_letter } = consumption;
+    let target = match (http, function) {
+        (_, Some(function)) => {
+            let (schema, name) = function.split_once('.').unwrap_or(("public", function));
+            Target::Function(FunctionTarget { schema: schema.to_owned(), name: name.to_owned() })
+        }
+        (Some(http), None) => {
+            let port = object.spec.ports.iter().find(|port| port.protocol == Protocol::Http);
+            let port = port.ok_or_else(|| Rejection {
+                reason: Reason::NoHttpPort,
+                message: "spec.consumes needs a port with `protocol: http` in spec.ports to deliver to".to_owned(),
+            })?;
+            let url = format!("http://{}.{}.svc:{}{}", owner.name, owner.namespace, port.port, http.path);
+            Target::Http(HttpTarget { url, timeout_ms: milliseconds(http.timeout) })
+        }
+        // refused by the API server
+        (None, None) => {
+            return Err(Rejection {
+                reason: Reason::NoTarget,
+                message: format!("spec.consumes[from={from}] has neither http nor function: give one of them"),
+            });
+        }
+    };
+    let since = since.as_ref().map(|since| since.0).or_else(|| object.creation_timestamp().map(|created| created.0));
+    Ok(Subscription {
+        name: from.clone(),
+        from: Publisher { namespace: owner.namespace.clone(), service: from.clone() },
+        types: types.clone(),
+        since,
+        stream,
+        target,
+        max_attempts: u32::try_from(dead_letter.max_attempts).unwrap_or(u32::MAX),
+    })
+}
+
+fn deployment(
+    object: &Microservice,
+    owner: &Owner,
+    observed: &Observed,
+    credentials: Option<&Secret>,
+    settings: &Settings,
+) -> Result<Deployment, Rejection> {
+    let newest = settings.defaults(&settings.resources.relay);
+    let pinned = pin(observed.inbox_deployment.as_ref(), newest, wants_upgrade(object), |defaults| {
+        Ok(template(object, owner, observed, credentials, defaults, settings))
+    })?;
+    Ok(Deployment {
+        metadata: ObjectMeta {
+            annotations: Some(pinned.annotations),
+            ..owner.metadata(names::inbox(&owner.name), Component::Inbox)
+        },
+        spec: Some(DeploymentSpec {
+            replicas: Some(1),
+            selector: owner.pods(Component::Inbox),
+            template: pinned.template,
+            ..DeploymentSpec::default()
+        }),
+        status: None,
+    })
+}
+
+fn template(
+    object: &Microservice,
+    owner: &Owner,
+    observed: &Observed,
+    credentials: Option<&Secret>,
+    defaults: &Defaults,
+    settings: &Settings,
+) -> PodTemplateSpec {
+    let mut labels = owner.labels(Component::Inbox);
+    labels.insert(DATABASE_CLIENT_LABEL.to_owned(), owner.name.clone());
+    let secrets = secrets(object, observed);
+    let contract = config_map_volume(VOLUME, names::inbox(&owner.name));
+    let password = password_volume(APP_PASSWORD.0, names::database(&owner.name));
+    let volumes = [contract, password].into_iter().chain(credentials.map(broker::volume));
+    PodTemplateSpec {
+        metadata: Some(ObjectMeta {
+            labels: Some(labels),
+            annotations: database::replaced_annotation(&observed.database, &[&names::database(&owner.name)]),
+            ..ObjectMeta::default()
+        }),
+        spec: Some(PodSpec {
+            service_account_name: Some(names::inbox(&owner.name)),
+            automount_service_account_token: Some(false),
+            enable_service_links: Some(false),
+            security_context: Some(pod_security()),
+            containers: vec![container(&secrets, defaults, settings)],
+            volumes: Some(volumes.chain(secrets.iter().map(|secret| sink::volume(secret))).collect()),
+            ..PodSpec::default()
+        }),
+    }
+}
+
+/// The Secrets that people give for the brokers of those who publish.
+fn secrets(object: &Microservice, observed: &Observed) -> Vec<String> {
+    let relays = object.spec.consumes.iter().filter_map(|consumption| {
+        let relay = observed.publishers.get(&consumption.from)?.relays.first()?;
+        let secret = relay.spec.sink.nats.as_ref()?.secret.clone()?;
+        reach::check_secret(&consumption.from, "", &secret).is_ok().then_some(secret)
+    });
+    let mut secrets: Vec<_> = relays.collect();
+    secrets.sort();
+    secrets.dedup();
+    secrets
+}
+
+fn container(secrets: &[String], defaults: &Defaults, settings: &Settings) -> Container {
+    let config = format!("{CONTRACT_FOLDER}/{CONTRACT_FILE}");
+    let mounts = [mount(VOLUME, CONTRACT_FOLDER), mount(APP_PASSWORD.0, APP_PASSWORD.1)];
+    let mounts = mounts.into_iter().chain(broker::volume_mount(settings));
+    Container {
+        name: CONTAINER.to_owned(),
+        image: Some(defaults.image.clone()),
+        image_pull_policy: defaults.image_pull_policy.clone(),
+        args: Some(["inbox", "run", "--config", &config].map(str::to_owned).into()),
+        ports: Some(vec![admin_port()]),
+        liveness_probe: Some(admin_probe("/livez")),
+        resources: Some(defaults.resources.clone()),
+        security_context: Some(weft_security(settings)),
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
+        volume_mounts: Some(mounts.chain(secrets.iter().map(|secret| sink::volume_mount(secret))).collect()),
+        ..Container::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::controllers::{
+        fixtures::{self, microservice, relay, settings, settings_with_broker},
+        kinds::microservice::{Published, plan::plan},
+    };
+
+    fn customers() -> (Microservice, Observed) {
+        let spec = "{image: i, ports: [{name: http, port: 8080}], database: {postgres: {}}, consumes: [
+            {from: orders, types: [OrderCreated], http: {path: /events}}, {from: stock, function: stock.on_moved}]}";
+        let relay = |name: &str| vec![relay(name, &format!("{{microservice: {name}, sink: {{nats: {{}}}}}}"))];
+        let publisher = |name: &str| (name.to_owned(), Published { relays: relay(name), kept_relay: None });
+        let observed =
+            Observed { publishers: ["orders", "stock"].map(|name| publisher(name)).into(), ..Observed::default() };
+        (microservice("customers", spec), observed)
+    }
+
+    #[test]
+    fn an_inbox_is_a_contract_and_a_pod() {
+        let (object, observed) = customers();
+        let owner = Owner::of(&object, super::super::OWNER_KIND);
+        let children = children(&object, &owner, &observed, &settings_with_broker()).unwrap();
+        let plan = crate::controllers::resources::plan::Plan { children, ..Default::default() };
+        insta::assert_snapshot!(fixtures::yaml(&plan));
+    }
+
+    #[test]
+    fn who_does_not_publish_yet_is_left_out_and_said() {
+        let (object, mut observed) = customers();
+        observed.publishers.remove("orders");
+        let settings = settings_with_broker();
+        let consumptions = &object.spec.consumes;
+        let missing = published(&consumptions[0], &observed, &settings).unwrap_err();
+        assert_eq!(missing.reason, Reason::MicroserviceNotFound);
+        assert!(published(&consumptions[1], &observed, &settings).is_ok());
+        let owner = Owner::of(&object, super::super::OWNER_KIND);
+        let contract = contract(&object, &owner, &observed, &settings).unwrap();
+        assert_eq!(contract.subscriptions.iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["stock"]);
+        observed.publishers.insert("orders".to_owned(), Published::default());
+        let missing = published(&consumptions[0], &observed, &settings).unwrap_err();
+        assert_eq!(missing.reason, Reason::OutboxRelayNotFound);
+        let raw = relay("orders", "{microservice: orders, format: Raw, sink: {nats: {}}}");
+        observed.publishers.insert("orders".to_owned(), Published { relays: vec![raw], kept_relay: None });
+        assert_eq!(published(&consumptions[0], &observed, &settings).unwrap_err().reason, Reason::NoEventType);
+    }
+
+    #[test]
+    fn without_a_broker_nothing_is_consumed_and_the_service_runs() {
+        let (object, observed) = customers();
+        let object = Arc::new(object);
+        let missing = published(&object.spec.consumes[0], &observed, &settings()).unwrap_err();
+        assert_eq!(missing.reason, Reason::NoBroker);
+        assert!(plan(&object, &observed, &settings()).is_ok());
+    }
+}
