@@ -128,16 +128,15 @@ impl Store {
         // what runs in a pod of its own beside the service
         let beside = [(Component::Relay, names::relay as fn(&str) -> String), (Component::Inbox, names::inbox)];
         let own = beside.into_iter().filter(|_| owner.kind == ObjectKind::Microservice);
-        let own = own.filter(|(_, name_of)| name == name_of(&owner.id.name)).map(|(component, _)| component.as_str()).next();
+        let own =
+            own.filter(|(_, name_of)| name == name_of(&owner.id.name)).map(|(component, _)| component.as_str()).next();
         let is_ours = |component: &str, job: Option<&str>| {
             job.is_none()
                 && match kind {
                     ChildKind::StatefulSet => component == database,
                     _ => match own {
                         Some(own) => component == own,
-                        None => {
-                            component != database && beside.iter().all(|(other, _)| component != other.as_str())
-                        }
+                        None => component != database && beside.iter().all(|(other, _)| component != other.as_str()),
                     },
                 }
         };

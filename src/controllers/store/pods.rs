@@ -104,7 +104,8 @@ impl Store {
         }
         let at_once = essence(known.as_ref()) != essence(status.as_ref());
         let mut keys = self.affected_by_pod(&owner).now;
-        let is_inbox = matches!((&known, &status), (Some(DataPlaneStatus::Inbox(_)), _) | (_, Some(DataPlaneStatus::Inbox(_))));
+        let is_inbox =
+            matches!((&known, &status), (Some(DataPlaneStatus::Inbox(_)), _) | (_, Some(DataPlaneStatus::Inbox(_))));
         keys.retain(|key| match key.kind {
             ObjectKind::OutboxRelay | ObjectKind::Saga => true,
             ObjectKind::Microservice => is_inbox && *key == *owner,

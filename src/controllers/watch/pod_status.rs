@@ -82,11 +82,9 @@ pub async fn read(
 fn parse(kind: ObjectKind, line: &[u8]) -> Result<DataPlaneStatus, StatusError> {
     let status = match kind {
         ObjectKind::Orchestrator => serde_json::from_slice(line).map(DataPlaneStatus::Orchestrator),
-        ObjectKind::Microservice | ObjectKind::OutboxRelay | ObjectKind::Saga => {
-            serde_json::from_slice(line).map(DataPlaneStatus::Inbox).or_else(|_no_inbox| {
-                serde_json::from_slice(line).map(DataPlaneStatus::Relay)
-            })
-        }
+        ObjectKind::Microservice | ObjectKind::OutboxRelay | ObjectKind::Saga => serde_json::from_slice(line)
+            .map(DataPlaneStatus::Inbox)
+            .or_else(|_no_inbox| serde_json::from_slice(line).map(DataPlaneStatus::Relay)),
     };
     status.map_err(StatusError::Parse)
 }

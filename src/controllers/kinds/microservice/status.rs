@@ -182,11 +182,9 @@ fn consuming(object: &Microservice, observed: &Observed) -> Option<Finding> {
         return match (problem, reported) {
             (_, Some(problem)) => found(Truth::False, problem.reason.into(), problem.message.clone()),
             (Some(problem), None) => found(Truth::False, problem.reason, problem.message.clone()),
-            (None, None) => found(
-                Truth::Unknown,
-                Reason::InboxSilent,
-                "the inbox has not reported its status yet".to_owned(),
-            ),
+            (None, None) => {
+                found(Truth::Unknown, Reason::InboxSilent, "the inbox has not reported its status yet".to_owned())
+            }
         };
     };
     if observed.inbox_wanted.version.as_ref() != Some(&inbox.contract) {
@@ -196,7 +194,9 @@ fn consuming(object: &Microservice, observed: &Observed) -> Option<Finding> {
     match inbox.problems.first() {
         // others are consumed while an event is refused, or a stream is waited for
         Some(problem) => found(inbox.ready.into(), problem.reason.into(), problem.message.clone()),
-        None => found(Truth::True, Reason::Consuming, "every subscription is read, and its events are handled".to_owned()),
+        None => {
+            found(Truth::True, Reason::Consuming, "every subscription is read, and its events are handled".to_owned())
+        }
     }
 }
 

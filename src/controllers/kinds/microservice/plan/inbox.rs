@@ -28,8 +28,8 @@ use crate::{
             broker, milliseconds, network,
             owner::Owner,
             pod::{
-                PASSWORD, config_map_volume, mount, password_volume, pin, pod_security, service_account,
-                wants_upgrade, weft_security,
+                PASSWORD, config_map_volume, mount, password_volume, pin, pod_security, service_account, wants_upgrade,
+                weft_security,
             },
             reach, sink,
         },
@@ -110,25 +110,34 @@ pub fn published(
     if let Some(relay) = &publisher.kept_relay {
         return rejection(
             Reason::OutboxRelayMalformed,
-            format!("{field}: OutboxRelay `{relay}`, which publishes the events of `{from}`, cannot be read: correct it; its own conditions say what is wrong"),
+            format!(
+                "{field}: OutboxRelay `{relay}`, which publishes the events of `{from}`, cannot be read: correct it; its own conditions say what is wrong"
+            ),
         );
     }
     let Some(relay) = publisher.relays.first() else {
         return rejection(
             Reason::OutboxRelayNotFound,
-            format!("{field}: no OutboxRelay publishes the events of `{from}`: apply one whose spec.microservice names it"),
+            format!(
+                "{field}: no OutboxRelay publishes the events of `{from}`: apply one whose spec.microservice names it"
+            ),
         );
     };
     if relay.spec.format == EventFormat::Raw {
         return rejection(
             Reason::NoEventType,
-            format!("{field}: the OutboxRelay of `{from}` publishes in the format Raw, whose messages are no CloudEvents: set its spec.format to CloudEvents or CloudEventsStructured"),
+            format!(
+                "{field}: the OutboxRelay of `{from}` publishes in the format Raw, whose messages are no CloudEvents: set its spec.format to CloudEvents or CloudEventsStructured"
+            ),
         );
     }
     let Some(sink) = relay.spec.sink.nats.as_ref() else {
         return rejection(
             Reason::NoBroker,
-            format!("{field}: the OutboxRelay of `{from}` publishes to {}, and events are consumed from NATS: give the relay spec.sink.nats", relay.spec.sink.kind()),
+            format!(
+                "{field}: the OutboxRelay of `{from}` publishes to {}, and events are consumed from NATS: give the relay spec.sink.nats",
+                relay.spec.sink.kind()
+            ),
         );
     };
     resolved(from, sink, settings).map_err(|Rejection { reason, message }| Rejection {
@@ -137,11 +146,7 @@ pub fn published(
     })
 }
 
-fn resolved(
-    from: &str,
-    sink: &NatsSink,
-    settings: &Settings,
-) -> Result<crate::contract::relay::NatsSink, Rejection> {
+fn resolved(from: &str, sink: &NatsSink, settings: &Settings) -> Result<crate::contract::relay::NatsSink, Rejection> {
     if let Some(secret) = &sink.secret {
         reach::check_secret(from, "spec.sink", secret)?;
     }
@@ -364,6 +369,23 @@ mod tests {
         let raw = relay("orders", "{microservice: orders, format: Raw, sink: {nats: {}}}");
         observed.publishers.insert("orders".to_owned(), Published { relays: vec![raw], kept_relay: None });
         assert_eq!(published(&consumptions[0], &observed, &settings).unwrap_err().reason, Reason::NoEventType);
+    }
+
+    #[test]
+    fn where_pods_are_isolated_the_inbox_reaches_the_service() {
+        let (object, mut observed) = customers();
+        let policy = |observed: &Observed| {
+            let plan = plan(&object, observed, &settings_with_broker()).unwrap();
+            plan.children.into_iter().find_map(|child| match child {
+                Child::NetworkPolicy(policy) if policy.name_any() == "customers" => Some(policy),
+                _ => None,
+            })
+        };
+        assert_eq!(policy(&observed), None, "everything is open");
+        observed.isolated = true;
+        let rules = policy(&observed).unwrap().spec.unwrap().ingress.unwrap();
+        let text = serde_json::to_string(&rules).unwrap();
+        assert!(text.contains("8080") && text.contains("inbox"), "{text}");
     }
 
     #[test]
