@@ -265,7 +265,7 @@ impl Store {
     fn host_of(&self, key: &Key) -> Option<Key> {
         self.references.named_by(key).iter().find_map(|named| match named {
             Named::Database(host) => Some(Key::of(ObjectKind::Microservice, host)),
-            Named::Microservice(_) | Named::ConfigMap(_) | Named::Orchestrator(_) => None,
+            Named::Microservice(_) | Named::Publisher(_) | Named::ConfigMap(_) | Named::Orchestrator(_) => None,
         })
     }
 

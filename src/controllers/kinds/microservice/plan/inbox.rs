@@ -3,8 +3,6 @@
 //! One pod beside the service's: a change of `spec.consumes` restarts nothing of the service, and the events go to the service's
 //! address, so that all replicas share them. When it is replaced, the new one waits for the old one's lock and leads at once.
 
-use std::path::Path;
-
 use k8s_openapi::api::{
     apps::v1::{Deployment, DeploymentSpec},
     core::v1::{ConfigMap, Container, PodSpec, PodTemplateSpec, Secret},
@@ -15,11 +13,11 @@ use super::relay::{admin_port, admin_probe};
 use crate::{
     api::v1alpha1::{Consumption, EventFormat, Microservice, NatsSink, Protocol},
     contract::{
-        ADMIN_PORT, Contract, DatabaseLogin, Role,
+        ADMIN_PORT, Contract,
         inbox::{FunctionTarget, HttpTarget, Inbox, Publisher, Subscription, Target},
     },
     controllers::{
-        database::{self, APP_PASSWORD},
+        database::{self, Mount, User, placement},
         kinds::{
             microservice::{InboxWanted, Observed},
             outbox_relay,
@@ -27,21 +25,18 @@ use crate::{
         render::{
             broker, milliseconds, network,
             owner::Owner,
-            pod::{
-                PASSWORD, config_map_volume, mount, password_volume, pin, pod_security, service_account, wants_upgrade,
-                weft_security,
-            },
+            pod::{config_map_volume, mount, pin, pod_security, service_account, wants_upgrade, weft_security},
             reach, sink,
         },
         resources::{
             child::Child,
-            labels::{Component, DATABASE_CLIENT_LABEL},
+            labels::Component,
             plan::Rejection,
             reason::Reason,
             settings::{Defaults, Settings},
         },
     },
-    domain::names::{self, POSTGRES_PORT},
+    domain::names,
     nats::accounts::Access,
 };
 
@@ -160,14 +155,12 @@ fn contract(
     observed: &Observed,
     settings: &Settings,
 ) -> Result<Inbox, Rejection> {
-    // the API server refuses these by CEL
-    if object.spec.database.is_none() {
-        return Err(Rejection {
-            reason: Reason::NoDatabase,
-            message: "spec.consumes needs spec.database, which holds what was received and the dead letters: add it"
-                .to_owned(),
-        });
-    }
+    // the API server refuses one without by CEL
+    let database = object.spec.database.as_ref().ok_or_else(|| Rejection {
+        reason: Reason::NoDatabase,
+        message: "spec.consumes needs spec.database, which holds what was received and the dead letters: add it"
+            .to_owned(),
+    })?;
     let mut subscriptions = Vec::new();
     for consumption in &object.spec.consumes {
         // what is not there yet is said in a condition, and the others are consumed
@@ -180,12 +173,7 @@ fn contract(
         version: String::new(),
         namespace: owner.namespace.clone(),
         service: owner.name.clone(),
-        database: DatabaseLogin {
-            host: database::host(&owner.name, &owner.namespace),
-            port: POSTGRES_PORT,
-            database: names::database_name(&owner.name),
-            role: Role { name: names::APP_ROLE.to_owned(), password_file: Path::new(APP_PASSWORD.1).join(PASSWORD) },
-        },
+        database: placement(database).access(&owner.name, &owner.namespace).app,
         subscriptions,
     };
     Ok(contract.seal())
@@ -200,8 +188,11 @@ fn subscription(
     let Consumption { from, types, http, function, since, dead_letter } = consumption;
     let target = match (http, function) {
         (_, Some(function)) => {
-            let (schema, name) = function.split_once('.').unwrap_or(("public", function));
-            Target::Function(FunctionTarget { schema: schema.to_owned(), name: name.to_owned() })
+            let (schema, name) = match function.split_once('.') {
+                Some((schema, name)) => (Some(schema.to_owned()), name),
+                None => (None, function.as_str()),
+            };
+            Target::Function(FunctionTarget { schema, name: name.to_owned() })
         }
         (Some(http), None) => {
             let port = object.spec.ports.iter().find(|port| port.protocol == Protocol::Http);
@@ -267,11 +258,13 @@ fn template(
     settings: &Settings,
 ) -> PodTemplateSpec {
     let mut labels = owner.labels(Component::Inbox);
-    labels.insert(DATABASE_CLIENT_LABEL.to_owned(), owner.name.clone());
+    let database = object.spec.database.as_ref().map(placement);
+    labels.extend(database.and_then(|database| database::client_label(database, &owner.name)));
+    let login = database.map(|database| database.volumes(&owner.name, User::App)).unwrap_or_default();
+    let (volumes, mounts): (Vec<_>, Vec<_>) = login.into_iter().unzip();
     let secrets = secrets(object, observed);
     let contract = config_map_volume(VOLUME, names::inbox(&owner.name));
-    let password = password_volume(APP_PASSWORD.0, names::database(&owner.name));
-    let volumes = [contract, password].into_iter().chain(credentials.map(broker::volume));
+    let volumes = std::iter::once(contract).chain(volumes).chain(credentials.map(broker::volume));
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(labels),
@@ -283,7 +276,7 @@ fn template(
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
             security_context: Some(pod_security()),
-            containers: vec![container(&secrets, defaults, settings)],
+            containers: vec![container(&mounts, &secrets, defaults, settings)],
             volumes: Some(volumes.chain(secrets.iter().map(|secret| sink::volume(secret))).collect()),
             ..PodSpec::default()
         }),
@@ -303,10 +296,11 @@ fn secrets(object: &Microservice, observed: &Observed) -> Vec<String> {
     secrets
 }
 
-fn container(secrets: &[String], defaults: &Defaults, settings: &Settings) -> Container {
+/// `login`: what it mounts to log in to the database.
+fn container(login: &[Mount], secrets: &[String], defaults: &Defaults, settings: &Settings) -> Container {
     let config = format!("{CONTRACT_FOLDER}/{CONTRACT_FILE}");
-    let mounts = [mount(VOLUME, CONTRACT_FOLDER), mount(APP_PASSWORD.0, APP_PASSWORD.1)];
-    let mounts = mounts.into_iter().chain(broker::volume_mount(settings));
+    let login = login.iter().map(|(volume, path)| mount(volume, path));
+    let mounts = std::iter::once(mount(VOLUME, CONTRACT_FOLDER)).chain(login).chain(broker::volume_mount(settings));
     Container {
         name: CONTAINER.to_owned(),
         image: Some(defaults.image.clone()),
