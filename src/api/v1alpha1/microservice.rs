@@ -12,7 +12,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    consumes::Consumption,
+    Consumption,
     database::{Database, DatabaseStatus},
 };
 
@@ -246,7 +246,7 @@ pub struct MicroserviceStatus {
     /// The generation of the spec that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`, `Reconciling`, `Stalled`, `Accepted`, `DatabaseReady`, `Migrated`, `SharedDatabase` where services share a database, `DependenciesFound`, `Consuming`, and while others interfere `Contested` and `Drifted`, each with a reason and a sentence.
+    /// `Ready`, `Reconciling`, `Stalled`, `Accepted`, `DatabaseReady`, `Migrated`, `SharedDatabase` where services share a database, `DependenciesFound`, `Consuming` with `consumes`, and while others interfere `Contested` and `Drifted`, each with a reason and a sentence.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

@@ -5,19 +5,19 @@
 
 use k8s_openapi::api::{
     apps::v1::{Deployment, DeploymentSpec},
-    core::v1::{ConfigMap, Container, PodSpec, PodTemplateSpec, Secret, VolumeMount},
+    core::v1::{ConfigMap, Container, PodSpec, PodTemplateSpec, Secret},
 };
 use kube::{ResourceExt, core::ObjectMeta};
 
 use super::relay::{admin_port, admin_probe};
 use crate::{
-    api::v1alpha1::{Consumption, Database, EventFormat, Microservice, NatsSink, Protocol},
+    api::v1alpha1::{Consumption, EventFormat, Microservice, NatsSink, Protocol},
     contract::{
         ADMIN_PORT, Contract,
         inbox::{FunctionTarget, HttpTarget, Inbox, Publisher, Subscription, Target},
     },
     controllers::{
-        database::{self, User, placement},
+        database::{self, Mount, User, placement},
         kinds::{
             microservice::{InboxWanted, Observed},
             outbox_relay,
@@ -155,7 +155,12 @@ fn contract(
     observed: &Observed,
     settings: &Settings,
 ) -> Result<Inbox, Rejection> {
-    let database = database_of(object)?;
+    // the API server refuses one without by CEL
+    let database = object.spec.database.as_ref().ok_or_else(|| Rejection {
+        reason: Reason::NoDatabase,
+        message: "spec.consumes needs spec.database, which holds what was received and the dead letters: add it"
+            .to_owned(),
+    })?;
     let mut subscriptions = Vec::new();
     for consumption in &object.spec.consumes {
         // what is not there yet is said in a condition, and the others are consumed
@@ -174,15 +179,6 @@ fn contract(
     Ok(contract.seal())
 }
 
-/// The API server refuses one without.
-fn database_of(object: &Microservice) -> Result<&Database, Rejection> {
-    object.spec.database.as_ref().ok_or_else(|| Rejection {
-        reason: Reason::NoDatabase,
-        message: "spec.consumes needs spec.database, which holds what was received and the dead letters: add it"
-            .to_owned(),
-    })
-}
-
 fn subscription(
     object: &Microservice,
     owner: &Owner,
@@ -192,8 +188,11 @@ fn subscription(
     let Consumption { from, types, http, function, since, dead_letter } = consumption;
     let target = match (http, function) {
         (_, Some(function)) => {
-            let (schema, name) = function.split_once('.').unwrap_or(("public", function));
-            Target::Function(FunctionTarget { schema: schema.to_owned(), name: name.to_owned() })
+            let (schema, name) = match function.split_once('.') {
+                Some((schema, name)) => (Some(schema.to_owned()), name),
+                None => (None, function.as_str()),
+            };
+            Target::Function(FunctionTarget { schema, name: name.to_owned() })
         }
         (Some(http), None) => {
             let port = object.spec.ports.iter().find(|port| port.protocol == Protocol::Http);
@@ -233,7 +232,7 @@ fn deployment(
 ) -> Result<Deployment, Rejection> {
     let newest = settings.defaults(&settings.resources.relay);
     let pinned = pin(observed.inbox_deployment.as_ref(), newest, wants_upgrade(object), |defaults| {
-        template(object, owner, observed, credentials, defaults, settings)
+        Ok(template(object, owner, observed, credentials, defaults, settings))
     })?;
     Ok(Deployment {
         metadata: ObjectMeta {
@@ -257,17 +256,16 @@ fn template(
     credentials: Option<&Secret>,
     defaults: &Defaults,
     settings: &Settings,
-) -> Result<PodTemplateSpec, Rejection> {
-    let placement = placement(database_of(object)?);
+) -> PodTemplateSpec {
     let mut labels = owner.labels(Component::Inbox);
-    labels.extend(database::client_label(placement, &owner.name));
+    let database = object.spec.database.as_ref().map(placement);
+    labels.extend(database.and_then(|database| database::client_label(database, &owner.name)));
+    let login = database.map(|database| database.volumes(&owner.name, User::App)).unwrap_or_default();
+    let (volumes, mounts): (Vec<_>, Vec<_>) = login.into_iter().unzip();
     let secrets = secrets(object, observed);
-    let login = placement.volumes(&owner.name, User::App);
-    let (login, mounts): (Vec<_>, Vec<_>) =
-        login.into_iter().map(|(volume, (name, path))| (volume, mount(name, path))).unzip();
     let contract = config_map_volume(VOLUME, names::inbox(&owner.name));
-    let volumes = std::iter::once(contract).chain(login).chain(credentials.map(broker::volume));
-    Ok(PodTemplateSpec {
+    let volumes = std::iter::once(contract).chain(volumes).chain(credentials.map(broker::volume));
+    PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(labels),
             annotations: database::replaced_annotation(&observed.database, &[&names::database(&owner.name)]),
@@ -278,11 +276,11 @@ fn template(
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
             security_context: Some(pod_security()),
-            containers: vec![container(mounts, &secrets, defaults, settings)],
+            containers: vec![container(&mounts, &secrets, defaults, settings)],
             volumes: Some(volumes.chain(secrets.iter().map(|secret| sink::volume(secret))).collect()),
             ..PodSpec::default()
         }),
-    })
+    }
 }
 
 /// The Secrets that people give for the brokers of those who publish.
@@ -298,11 +296,11 @@ fn secrets(object: &Microservice, observed: &Observed) -> Vec<String> {
     secrets
 }
 
-/// `login` is where the files are that it logs in to the database with.
-fn container(login: Vec<VolumeMount>, secrets: &[String], defaults: &Defaults, settings: &Settings) -> Container {
+/// `login`: what it mounts to log in to the database.
+fn container(login: &[Mount], secrets: &[String], defaults: &Defaults, settings: &Settings) -> Container {
     let config = format!("{CONTRACT_FOLDER}/{CONTRACT_FILE}");
-    let contract = mount(VOLUME, CONTRACT_FOLDER);
-    let mounts = std::iter::once(contract).chain(login).chain(broker::volume_mount(settings));
+    let login = login.iter().map(|(volume, path)| mount(volume, path));
+    let mounts = std::iter::once(mount(VOLUME, CONTRACT_FOLDER)).chain(login).chain(broker::volume_mount(settings));
     Container {
         name: CONTAINER.to_owned(),
         image: Some(defaults.image.clone()),
@@ -365,6 +363,23 @@ mod tests {
         let raw = relay("orders", "{microservice: orders, format: Raw, sink: {nats: {}}}");
         observed.publishers.insert("orders".to_owned(), Published { relays: vec![raw], kept_relay: None });
         assert_eq!(published(&consumptions[0], &observed, &settings).unwrap_err().reason, Reason::NoEventType);
+    }
+
+    #[test]
+    fn where_pods_are_isolated_the_inbox_reaches_the_service() {
+        let (object, mut observed) = customers();
+        let policy = |observed: &Observed| {
+            let plan = plan(&object, observed, &settings_with_broker()).unwrap();
+            plan.children.into_iter().find_map(|child| match child {
+                Child::NetworkPolicy(policy) if policy.name_any() == "customers" => Some(policy),
+                _ => None,
+            })
+        };
+        assert_eq!(policy(&observed), None, "everything is open");
+        observed.isolated = true;
+        let rules = policy(&observed).unwrap().spec.unwrap().ingress.unwrap();
+        let text = serde_json::to_string(&rules).unwrap();
+        assert!(text.contains("8080") && text.contains("inbox"), "{text}");
     }
 
     #[test]
