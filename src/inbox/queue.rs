@@ -23,7 +23,7 @@ const FAILURES: u32 = 10;
 /// Pause between two such attempts: the shortest, doubled each time, and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 /// Pause before a failed event is delivered again: the shortest, doubled each time, and the longest.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_mins(1));
 /// After so many failures an event, and those behind it, are held: they leave the window, so that it has room for others.
 const HOLD_AFTER: u32 = 4;
 

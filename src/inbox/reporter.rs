@@ -197,7 +197,9 @@ impl Reporter {
         set(&self.metrics.held, numbers.held);
         set(&self.metrics.dead, numbers.dead_letters);
         self.metrics.lag.get_or_create(&of).set(numbers.lag_seconds);
-        self.change(|state| drop(state.subscriptions.insert(subscription.to_owned(), numbers.clone())));
+        self.change(|state| {
+            state.subscriptions.insert(subscription.to_owned(), numbers.clone());
+        });
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {

@@ -114,7 +114,7 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
             print(&endpoint, &text, |view: View| table(&[view]))
         }
         Command::Signal { instance: InstanceArgs { saga, id, endpoint }, signal, body, key } => {
-            let url = endpoint.url(&["sagas", &saga, &id.to_string(), "signals", &signal])?;
+            let url = endpoint.url(&["sagas", &saga, &id, "signals", &signal])?;
             let text = request(Method::POST, url, Some((body, key))).await?;
             print(&endpoint, &text, |view: View| table(&[view]))
         }

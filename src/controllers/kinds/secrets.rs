@@ -68,10 +68,6 @@ fn missed(
         return Vec::new();
     }
     // a Microservice has a relay that publishes, and an inbox that reads
-    let accesses: &[Access] = match access {
-        Access::Publish => &[Access::Publish, Access::Consume],
-        Access::Consume | Access::Administer => &[Access::Consume],
-    };
     let broker = accesses.iter().filter_map(|access| secret_name(owner, &key.id.namespace, *access, &context.settings));
     of_the_database.iter().cloned().chain(broker).filter(|secret| store.misses_secret(key, secret)).collect()
 }

@@ -27,7 +27,7 @@ pub(super) enum Outcome {
 #[derive(Debug)]
 pub(super) enum Deliverer {
     Http(Http),
-    Function(Function),
+    Function(Box<Function>),
 }
 
 impl Deliverer {
@@ -35,7 +35,9 @@ impl Deliverer {
     pub(super) fn new(subscription: &Subscription, database: &DatabaseLogin) -> Result<Self, String> {
         Ok(match &subscription.target {
             Target::Http(target) => Self::Http(Http::new(&target.url, Duration::from_millis(target.timeout_ms))?),
-            Target::Function(function) => Self::Function(Function::new(&subscription.name, function, database)),
+            Target::Function(function) => {
+                Self::Function(Box::new(Function::new(&subscription.name, function, database)))
+            }
         })
     }
 

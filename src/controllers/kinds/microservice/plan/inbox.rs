@@ -331,8 +331,7 @@ mod tests {
             {from: orders, types: [OrderCreated], http: {path: /events}}, {from: stock, function: stock.on_moved}]}";
         let relay = |name: &str| vec![relay(name, &format!("{{microservice: {name}, sink: {{nats: {{}}}}}}"))];
         let publisher = |name: &str| (name.to_owned(), Published { relays: relay(name), kept_relay: None });
-        let observed =
-            Observed { publishers: ["orders", "stock"].map(|name| publisher(name)).into(), ..Observed::default() };
+        let observed = Observed { publishers: ["orders", "stock"].map(publisher).into(), ..Observed::default() };
         (microservice("customers", spec), observed)
     }
 
