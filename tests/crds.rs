@@ -78,9 +78,14 @@ fn lists_of_objects_merge_by_key_or_say_that_they_do_not() {
         let spec = &schema["openAPIV3Schema"]["properties"]["spec"];
         for (name, field) in spec["properties"].as_object().unwrap() {
             let of_objects = field["items"]["properties"].is_object();
-            // Kubernetes' own list of sources has no key
-            if of_objects && name != "envFrom" {
-                assert_eq!(field["x-kubernetes-list-type"], "map", "{}: spec.{name}", crd.name_any());
+            // Kubernetes' own list of sources has no key, and a reaction's is an object
+            let wanted = match name.as_str() {
+                "envFrom" => continue,
+                "reactions" => "atomic",
+                _ => "map",
+            };
+            if of_objects {
+                assert_eq!(field["x-kubernetes-list-type"], wanted, "{}: spec.{name}", crd.name_any());
             }
         }
     }

@@ -73,14 +73,17 @@ pub struct SagaSpec {
     /// With choreography, which service reacts to which event by which others. Weft only watches: from the events it knows who owes the next one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub reactions: Vec<SagaReaction>,
     /// With choreography, the events with which the saga ends well.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["service".into(), "event".into()]))]
     pub completes: Vec<SagaEvent>,
     /// With choreography, the events with which the saga ends undone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["service".into(), "event".into()]))]
     pub compensates: Vec<SagaEvent>,
     /// Command to call once everything is undone, until it succeeds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
