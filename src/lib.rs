@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!            control plane                          data plane (never imports kube)
-//!   api ──► controllers ──► contract (files) ──► database   relay   saga
-//!              │                                     │        │      │
-//!              └───────────► domain ◄────────────────┴────────┴──────┘
+//!   api ──► controllers ──► contract (files) ──► database   relay   inbox   saga
+//!              │                                     │        │       │       │
+//!              └───────────► domain ◄────────────────┴────────┴───────┴───────┘
 //!                       (pure rules, no IO)          all through `postgres`, `nats`
 //! ```
 //! `tests/architecture.rs` holds the direction of these arrows.

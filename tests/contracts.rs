@@ -24,11 +24,14 @@ use weft::{
     contract::{
         Contract, ContractError, Server,
         database_setup::{DatabaseSetup, Outcome},
+        inbox::{Inbox, Target},
         orchestrator::Orchestrator,
         outbox::Outbox,
         problem::{Problem, ProblemReason},
         relay::{KafkaSink, Mechanism, Relay, Sink},
-        status::{FindingCount, OrchestratorStatus, RelayStatus, SagaCounts, StuckInstance},
+        status::{
+            FindingCount, InboxStatus, OrchestratorStatus, RelayStatus, SagaCounts, StuckInstance, SubscriptionStatus,
+        },
     },
     controllers::{
         kinds::{microservice, outbox_relay, saga},
@@ -106,6 +109,44 @@ fn services() -> BTreeMap<String, Arc<Microservice>> {
 
 fn orders_relay() -> Arc<OutboxRelay> {
     Arc::new(sample("orders.yaml", "OutboxRelay"))
+}
+
+#[test]
+fn an_inbox() {
+    let customers: Microservice = sample("customers.yaml", "Microservice");
+    let published = microservice::Published { relays: vec![orders_relay()], kept_relay: None };
+    let observed =
+        microservice::Observed { publishers: [("orders".to_owned(), published)].into(), ..Default::default() };
+    let broker = weft::controllers::resources::settings::Broker {
+        url: "nats://weft-nats.weft-system:4222".to_owned(),
+        accounts: weft::nats::accounts::Accounts::new("a seed of a test, which nobody else has".to_owned()),
+    };
+    let settings = weft::controllers::resources::settings::Settings { broker: Some(broker), ..settings() };
+    let plan = microservice::Controller::plan(&customers, &observed, &settings).unwrap();
+    let read: Inbox = pinned("inbox.yaml", &file_of(&plan, "customers-inbox"));
+    assert_eq!((read.service.as_str(), read.database.role.name.as_str()), ("customers", "app"));
+    let subscription = &read.subscriptions[0];
+    assert_eq!((subscription.name.as_str(), &subscription.types[..]), ("orders", &["OrderApproved".to_owned()][..]));
+    let Target::Http(target) = &subscription.target else { panic!("an HTTP target") };
+    assert_eq!(target.url, "http://customers.shop.svc:8080/events");
+    assert_eq!(read.clone().seal().version, read.version);
+}
+
+#[test]
+fn the_status_of_an_inbox() {
+    let subscription = SubscriptionStatus { consumed: 41, waiting: 3, held: 1, dead_letters: 1, lag_seconds: 1.5 };
+    let status = InboxStatus {
+        contract: "0123456789abcdef".to_owned(),
+        leading: true,
+        ready: true,
+        subscriptions: [("orders".to_owned(), subscription)].into(),
+        problems: vec![Problem::new(ProblemReason::DeadLetters, "1 event is given up")],
+    };
+    let text = serde_json::to_string_pretty(&status).unwrap();
+    let path = at("tests/golden/contract/inbox-status.json");
+    compare(&path, &format!("{text}\n"));
+    let read: InboxStatus = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    assert_eq!(read, status);
 }
 
 #[test]

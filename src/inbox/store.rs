@@ -124,7 +124,7 @@ impl Store<'_> {
                          select from weft.inbox_held as h
                           where h.subscription = $1 and h.key = e.key and h.died_at is null) then now() end,
                 case when e.cause is not null and e.again_ms is null then now() end
-              from (select *, row_number() over (partition by key order by sequence) as index
+              from (select *, row_number() over (partition by key, cause is null order by sequence) as index
                       from unnest($3::bigint[], $4::bigint[], $5::text[], $6::bytea[], $7::timestamptz[], $8::int[],
                                   $9::text[], $10::bigint[])
                         as u (key, sequence, event, data, stored_at, attempts, cause, again_ms)) as e

@@ -42,6 +42,8 @@ use crate::{
 const TICK: Duration = Duration::from_millis(250);
 /// How often held events are looked for and counted, while there are some, and while there are none.
 const COUNT: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+/// How often an idle subscription's position follows the stream.
+const FOLLOW: Duration = Duration::from_secs(30);
 /// Wait before the source is opened again: the shortest, doubled each time, and the longest.
 const REOPEN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// How long deliveries on the way are waited for when the inbox is asked to end.
@@ -153,6 +155,7 @@ impl Context<'_> {
             behind,
             counted: Counted::default(),
             count_at: Instant::now(),
+            follow_at: Instant::now() + FOLLOW,
         };
         Box::pin(work.run(session, stop)).await
     }
@@ -209,6 +212,7 @@ struct Work<'a, 'b> {
     behind: u64,
     counted: Counted,
     count_at: Instant,
+    follow_at: Instant,
 }
 
 impl Work<'_, '_> {
@@ -417,6 +421,12 @@ impl Work<'_, '_> {
     }
 
     async fn tick(&mut self, session: &NatsSession) -> Result<(), EndError> {
+        if self.follow_at <= Instant::now() {
+            self.follow_at = Instant::now() + FOLLOW;
+            if let Some(sequence) = session.read_up_to().await {
+                self.queue.received(sequence);
+            }
+        }
         self.record().await?;
         if self.count_at <= Instant::now() {
             self.find_held().await?;

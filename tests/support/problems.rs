@@ -8,7 +8,8 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use weft::{
-    contract::{Contract, relay::Relay},
+    contract::{Contract, inbox::Inbox, relay::Relay},
+    inbox::problem::InboxProblem,
     outage::{Failure, Outage, address},
     postgres,
     relay::problem::RelayProblem,
@@ -68,6 +69,67 @@ pub fn relay() -> Vec<RelayProblem> {
             blocker: "it waits for process 4711 (role app); `select pg_terminate_backend(4711)` ends it".to_owned(),
         },
     ]
+}
+
+pub fn inbox() -> Vec<InboxProblem> {
+    let subscription = || "orders".to_owned();
+    let address = || address("nats.shop", 4222);
+    let event = || "0192f3a4-0000-7000-8000-000000000001".to_owned();
+    let refused_event = |held| InboxProblem::EventRefused {
+        subscription: subscription(),
+        event: event(),
+        held,
+        cause: "HTTP 500 Internal Server Error".to_owned(),
+    };
+    let dead = |events| InboxProblem::DeadLetters {
+        subscription: subscription(),
+        events,
+        latest: event(),
+        cause: "HTTP 422 Unprocessable Entity: no such customer".to_owned(),
+    };
+    let invalid = Inbox::from_yaml("apiVersion: contract.weft.dev/v1\nkind: Saga\n", "/etc/weft/inbox.yaml".as_ref());
+    let broker = outage("NATS", "nats.shop", 4222, refused());
+    vec![
+        InboxProblem::ContractInvalid(format!("{}", invalid.unwrap_err())),
+        InboxProblem::DatabaseUnreachable(outage(postgres::SERVER, "customers-db.shop.svc", 5432, Failure::Silent)),
+        InboxProblem::DatabaseNotReady {
+            address: weft::outage::address("customers-db.shop.svc", 5432),
+            cause: "reading weft.inbox_position: relation \"weft.inbox_position\" does not exist (SQLSTATE 42P01)"
+                .to_owned(),
+        },
+        InboxProblem::BrokerUnreachable { subscription: subscription(), outage: broker },
+        InboxProblem::StreamMissing { subscription: subscription(), stream: "events".to_owned(), address: address() },
+        InboxProblem::SourceUnusable {
+            subscription: subscription(),
+            cause: "the template \"\" is not usable: it is empty".to_owned(),
+        },
+        InboxProblem::DeliveryFailing {
+            subscription: subscription(),
+            cause: "customers.shop.svc:8080 cannot be reached: connection refused".to_owned(),
+        },
+        InboxProblem::EventsExpired { subscription: subscription(), events: 40 },
+        refused_event(1),
+        refused_event(3),
+        dead(1),
+        dead(2),
+    ]
+}
+
+pub const INBOX_VARIANTS: usize = 10;
+
+pub fn inbox_variant(problem: &InboxProblem) -> usize {
+    match problem {
+        InboxProblem::ContractInvalid(_) => 0,
+        InboxProblem::DatabaseUnreachable(_) => 1,
+        InboxProblem::DatabaseNotReady { .. } => 2,
+        InboxProblem::BrokerUnreachable { .. } => 3,
+        InboxProblem::StreamMissing { .. } => 4,
+        InboxProblem::SourceUnusable { .. } => 5,
+        InboxProblem::DeliveryFailing { .. } => 6,
+        InboxProblem::EventsExpired { .. } => 7,
+        InboxProblem::EventRefused { .. } => 8,
+        InboxProblem::DeadLetters { .. } => 9,
+    }
 }
 
 pub fn saga() -> Vec<SagaProblem> {

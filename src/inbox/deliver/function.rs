@@ -3,10 +3,7 @@
 //! The function executes as the role that the service itself has. An error with the SQLSTATE [`REFUSED`] refuses the event for
 //! good: `raise exception 'no such customer' using errcode = 'WEFTR'`.
 
-use std::{
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
-    time::Duration,
-};
+use std::time::Duration;
 
 use postgres_protocol::escape::escape_identifier;
 use tokio::{sync::Mutex, time::timeout};
@@ -34,7 +31,6 @@ pub(in crate::inbox) struct Function {
     sql: String,
     database: DatabaseLogin,
     sessions: [Mutex<Option<Session>>; CONCURRENT],
-    turn: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -56,15 +52,12 @@ impl Function {
             ),
             database: database.clone(),
             sessions: Default::default(),
-            turn: AtomicUsize::new(0),
         }
     }
 
     pub(super) async fn deliver(&self, event: &Event) -> Outcome {
-        // as many deliveries as sessions are on the way, so a free one is found
-        let turn = self.turn.fetch_add(1, Relaxed);
-        let free = self.sessions.iter().cycle().skip(turn % CONCURRENT).take(CONCURRENT);
-        let Some(mut session) = free.filter_map(|session| session.try_lock().ok()).next() else {
+        // at most as many deliveries as sessions are on the way, so one is free; the first is, so that no more are opened than needed
+        let Some(mut session) = self.sessions.iter().find_map(|session| session.try_lock().ok()) else {
             return Outcome::Failed("no session of the database is free".to_owned());
         };
         match timeout(DEADLINE, self.call(&mut session, event)).await {

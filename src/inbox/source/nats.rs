@@ -210,6 +210,16 @@ impl NatsSession {
         self.stream.consumer_info(&self.consumer).await.ok().map(|info| info.num_pending)
     }
 
+    /// A sequence up to which every event of the subscription was returned by [`NatsSession::next`]; `None` when some wait, or the
+    /// server does not say. Others publish into the stream too: without it the position of a subscription with few events would
+    /// fall behind what the stream keeps.
+    pub(in crate::inbox) async fn read_up_to(&self) -> Option<u64> {
+        let last = self.stream.get_info().await.ok()?.state.last_sequence;
+        // asked after the stream: what came meanwhile waits, or is counted as delivered
+        let consumer = self.stream.consumer_info(&self.consumer).await.ok()?;
+        (consumer.num_pending == 0 && consumer.delivered.consumer_sequence == self.delivered).then_some(last)
+    }
+
     /// Deletes the consumer; the server does it too, later.
     pub(in crate::inbox) async fn close(self) {
         if let Err(error) = self.stream.delete_consumer(&self.consumer).await {

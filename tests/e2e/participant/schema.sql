@@ -25,6 +25,13 @@ create table received (
     body     text not null
 );
 
+-- The effect of an event that was consumed. No key: that each is there once, and in order, is what the tests check.
+create table consumed (
+    position  bigint generated always as identity,
+    aggregate text not null,
+    n         integer not null
+);
+
 -- What a test tells the service, whatever pod runs it.
 create table switch (
     name text primary key

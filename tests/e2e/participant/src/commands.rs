@@ -21,7 +21,7 @@ struct Service {
     events_token: Option<String>,
 }
 
-/// `POST /commands/act` and `/commands/undo` are for sagas, `POST /events/TYPE` for relays; `PUT` and
+/// `POST /commands/act` and `/commands/undo` are for sagas, `POST /events/TYPE` for relays, `POST /consume` for inboxes; `PUT` and
 /// `DELETE /switches/NAME` for tests.
 pub fn router(pool: Option<Pool>, version: String, events_token: Option<String>) -> Router {
     Router::new()
@@ -30,6 +30,7 @@ pub fn router(pool: Option<Pool>, version: String, events_token: Option<String>)
         .route("/commands/act", post(act))
         .route("/commands/undo", post(undo))
         .route("/events/{kind}", post(receive))
+        .route("/consume", post(consume))
         .route("/switches/{name}", put(switch_on).delete(switch_off))
         .with_state(Service { pool, version, events_token })
 }
@@ -67,6 +68,29 @@ async fn receive(
         [&header("ce-id"), &kind, &header("ce-subject"), &header("ce-tenant"), &event.to_string()];
     service.client().await?.execute(insert, &values).await?;
     Ok(StatusCode::ACCEPTED)
+}
+
+#[derive(Deserialize)]
+struct Written {
+    aggregate: String,
+    n: i32,
+}
+
+/// Handles an event of the writer's once.
+async fn consume(
+    State(service): State<Service>,
+    headers: HeaderMap,
+    Json(Written { aggregate, n }): Json<Written>,
+) -> Result<StatusCode, Failure> {
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let mut client = service.client().await?;
+    let transaction = client.transaction().await?;
+    let receive = "select weft.receive('consumer', $1, $2)";
+    if transaction.query_one(receive, &[&header("ce-source"), &header("ce-id")]).await?.try_get(0)? {
+        transaction.execute("insert into consumed (aggregate, n) values ($1, $2)", &[&aggregate, &n]).await?;
+    }
+    transaction.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn undo(State(service): State<Service>, headers: HeaderMap) -> Result<Response, Failure> {

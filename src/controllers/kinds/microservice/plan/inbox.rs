@@ -368,6 +368,23 @@ mod tests {
     }
 
     #[test]
+    fn where_pods_are_isolated_the_inbox_reaches_the_service() {
+        let (object, mut observed) = customers();
+        let policy = |observed: &Observed| {
+            let plan = plan(&object, observed, &settings_with_broker()).unwrap();
+            plan.children.into_iter().find_map(|child| match child {
+                Child::NetworkPolicy(policy) if policy.name_any() == "customers" => Some(policy),
+                _ => None,
+            })
+        };
+        assert_eq!(policy(&observed), None, "everything is open");
+        observed.isolated = true;
+        let rules = policy(&observed).unwrap().spec.unwrap().ingress.unwrap();
+        let text = serde_json::to_string(&rules).unwrap();
+        assert!(text.contains("8080") && text.contains("inbox"), "{text}");
+    }
+
+    #[test]
     fn without_a_broker_nothing_is_consumed_and_the_service_runs() {
         let (object, observed) = customers();
         let object = Arc::new(object);
