@@ -74,8 +74,9 @@ pub struct HttpTarget {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FunctionTarget {
-    /// As in the catalog, without quotes.
-    pub schema: String,
+    /// As in the catalog, without quotes. Absent: the first on the role's `search_path` that has the function.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<String>,
     pub name: String,
 }
 

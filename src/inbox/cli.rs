@@ -155,30 +155,30 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Retry { which, common } => {
             let dead = format!(
-                "update weft.inbox_held set died_at = null, attempts = 0, cause = null, retry_at = now(), place = default
+                "update inbox_held set died_at = null, attempts = 0, cause = null, retry_at = now(), place = default
                   where died_at is not null and {CONDITION}"
             );
             let refused = format!(
-                "update weft.inbox_held set retry_at = now() where died_at is null and retry_at is not null and {CONDITION}"
+                "update inbox_held set retry_at = now() where died_at is null and retry_at is not null and {CONDITION}"
             );
             which.change(&[&refused, &dead], &common, "is to be delivered again", "are to be delivered again").await
         }
         Command::Skip { which, common } => {
             let skip = format!(
-                "update weft.inbox_held set died_at = now(), retry_at = null where died_at is null and cause is not null and {CONDITION}"
+                "update inbox_held set died_at = now(), retry_at = null where died_at is null and cause is not null and {CONDITION}"
             );
             which.change(&[&skip], &common, "is a dead letter now", "are dead letters now").await
         }
         Command::Purge { which, common } => {
-            let purge = format!("delete from weft.inbox_held where died_at is not null and {CONDITION}");
+            let purge = format!("delete from inbox_held where died_at is not null and {CONDITION}");
             which.change(&[&purge], &common, "is deleted", "are deleted").await
         }
     }
 }
 
 /// The first event of each key that waits has its turn, whatever was before it.
-const TURNS: &str = "update weft.inbox_held as h set retry_at = now()
-      from (select distinct on (subscription, key) place, retry_at from weft.inbox_held
+const TURNS: &str = "update inbox_held as h set retry_at = now()
+      from (select distinct on (subscription, key) place, retry_at from inbox_held
              where died_at is null order by subscription, key, place) as first
      where h.place = first.place and first.retry_at is null";
 
@@ -234,7 +234,7 @@ impl Common {
                 select subscription, attempts, coalesce(died_at, held_at) as since, cause, event -> 'attributes' as attributes,
                        case when $2::text is not null then data end as data, place,
                        case when died_at is not null then 'Dead' when cause is null then 'Waiting' else 'Refused' end as state
-                  from weft.inbox_held
+                  from inbox_held
              ) as events
              where ($1::text is null or state = $1) and ($2::text is null or attributes ->> 'id' = $2)
                and ($3::text is null or subscription = $3)

@@ -69,8 +69,7 @@ impl Store<'_> {
     /// The recorded position, and how many events were handled so far.
     pub(super) async fn position(&self) -> Result<Option<(Position, u64)>, SessionError> {
         let action = "reading weft.inbox_position";
-        let sql =
-            "select stream, stream_created, next, settled, consumed from weft.inbox_position where subscription = $1";
+        let sql = "select stream, stream_created, next, settled, consumed from inbox_position where subscription = $1";
         let row = within(DEADLINE, action, self.client.query_opt(sql, &[&self.subscription])).await?;
         let read = |row: Row| {
             let position = Position {
@@ -86,7 +85,7 @@ impl Store<'_> {
 
     /// Records the position. Everything before it must be settled.
     pub(super) async fn record(&self, position: &Position, consumed: u64) -> Result<(), SessionError> {
-        let sql = "insert into weft.inbox_position (subscription, stream, stream_created, next, settled, consumed)
+        let sql = "insert into inbox_position (subscription, stream, stream_created, next, settled, consumed)
             values ($1, $2, $3, $4, $5, $6)
             on conflict (subscription) do update set stream = excluded.stream,
                 stream_created = excluded.stream_created, next = excluded.next, settled = excluded.settled,
@@ -102,12 +101,12 @@ impl Store<'_> {
     /// The keys with held events. Whatever a person or a killed process has left: the first event of each has its turn.
     pub(super) async fn held_keys(&self) -> Result<Vec<u64>, SessionError> {
         let action = "reading weft.inbox_held";
-        let sql = "update weft.inbox_held as h set retry_at = now()
-              from (select distinct on (key) place, retry_at from weft.inbox_held
+        let sql = "update inbox_held as h set retry_at = now()
+              from (select distinct on (key) place, retry_at from inbox_held
                      where subscription = $1 and died_at is null order by key, place) as first
              where h.place = first.place and first.retry_at is null";
         within(DEADLINE, action, self.client.execute(sql, &[&self.subscription])).await?;
-        let sql = "select distinct key from weft.inbox_held where subscription = $1 and died_at is null";
+        let sql = "select distinct key from inbox_held where subscription = $1 and died_at is null";
         let rows = within(DEADLINE, action, self.client.query(sql, &[&self.subscription])).await?;
         let keys = rows.iter().map(|row| row.try_get::<_, i64>(0).map(i64::cast_unsigned));
         keys.collect::<Result<_, _>>().map_err(SessionError::query(action))
@@ -115,13 +114,13 @@ impl Store<'_> {
 
     /// Holds events behind those of their keys that are held already, or buries them. What is known already stays as it is.
     pub(super) async fn hold(&self, stream_created: &str, events: &[NewlyHeld]) -> Result<(), SessionError> {
-        let sql = "insert into weft.inbox_held
+        let sql = "insert into inbox_held
                 (subscription, stream_created, key, sequence, event, data, stored_at, attempts, cause, retry_at, died_at)
             select $1, $2, e.key, e.sequence, e.event::jsonb, e.data, e.stored_at, coalesce(e.attempts, 0), e.cause,
                 case when e.again_ms is not null then now() + e.again_ms * interval '1 millisecond'
                      -- the first of its key that waits has its turn at once
                      when e.cause is null and e.index = 1 and not exists (
-                         select from weft.inbox_held as h
+                         select from inbox_held as h
                           where h.subscription = $1 and h.key = e.key and h.died_at is null) then now() end,
                 case when e.cause is not null and e.again_ms is null then now() end
               from (select *, row_number() over (partition by key, cause is null order by sequence) as index
@@ -154,7 +153,7 @@ impl Store<'_> {
     pub(super) async fn due(&self, busy: &[i64]) -> Result<Vec<Held>, SessionError> {
         let action = "reading weft.inbox_held";
         let sql = format!(
-            "select {HELD_COLUMNS} from weft.inbox_held
+            "select {HELD_COLUMNS} from inbox_held
               where subscription = $1 and died_at is null and retry_at <= now() and key <> all ($2)
               order by retry_at limit {LIMIT}"
         );
@@ -164,12 +163,12 @@ impl Store<'_> {
 
     /// The event is handled: returns the next one of its key, whose turn it is.
     pub(super) async fn settled(&self, event: &Held) -> Result<Option<Held>, SessionError> {
-        self.gone("delete from weft.inbox_held where place = $1", event, &[]).await
+        self.gone("delete from inbox_held where place = $1", event, &[]).await
     }
 
     /// The event becomes a dead letter: returns the next one of its key, whose turn it is.
     pub(super) async fn bury(&self, event: &Held, attempts: u32, cause: &str) -> Result<Option<Held>, SessionError> {
-        let bury = "update weft.inbox_held set died_at = now(), retry_at = null, attempts = $4, cause = $5
+        let bury = "update inbox_held set died_at = now(), retry_at = null, attempts = $4, cause = $5
              where place = $1 and died_at is null";
         self.gone(bury, event, &[&attempts.cast_signed(), &cause.replace('\0', "")]).await
     }
@@ -179,8 +178,8 @@ impl Store<'_> {
         let action = "writing weft.inbox_held";
         let sql = format!(
             "with gone as ({gone})
-             update weft.inbox_held as h set retry_at = now()
-              where h.place = (select min(place) from weft.inbox_held
+             update inbox_held as h set retry_at = now()
+              where h.place = (select min(place) from inbox_held
                                 where subscription = $2 and key = $3 and died_at is null and place <> $1)
              returning {HELD_COLUMNS}"
         );
@@ -193,7 +192,7 @@ impl Store<'_> {
 
     /// The event was delivered in vain again.
     pub(super) async fn failed(&self, event: &Held, failure: &Failure) -> Result<(), SessionError> {
-        let sql = "update weft.inbox_held set attempts = $2, cause = $3,
+        let sql = "update inbox_held set attempts = $2, cause = $3,
                 retry_at = now() + $4::bigint * interval '1 millisecond'
              where place = $1 and died_at is null";
         let (attempts, again) = (failure.attempts.cast_signed(), failure.again_in.map_or(0, milliseconds));
@@ -206,16 +205,16 @@ impl Store<'_> {
     pub(super) async fn count(&self) -> Result<Counted, SessionError> {
         let action = "counting weft.inbox_held";
         let sql = "select
-            (select count(*) from (select from weft.inbox_held
+            (select count(*) from (select from inbox_held
                 where subscription = $1 and died_at is null limit 1000000) as counted),
-            (select count(*) from (select from weft.inbox_held
+            (select count(*) from (select from inbox_held
                 where subscription = $1 and died_at is not null limit 10000) as counted),
-            (select min(stored_at) from (select stored_at from weft.inbox_held
+            (select min(stored_at) from (select stored_at from inbox_held
                 where subscription = $1 and died_at is null and retry_at is not null limit 10000) as heads),
-            (select array[coalesce(event -> 'attributes' ->> 'id', ''), cause] from weft.inbox_held
+            (select array[coalesce(event -> 'attributes' ->> 'id', ''), cause] from inbox_held
                 where subscription = $1 and died_at is null and retry_at is not null and cause is not null
                 order by retry_at desc limit 1),
-            (select array[coalesce(event -> 'attributes' ->> 'id', ''), cause] from weft.inbox_held
+            (select array[coalesce(event -> 'attributes' ->> 'id', ''), cause] from inbox_held
                 where subscription = $1 and died_at is not null order by died_at desc limit 1)";
         let row = within(DEADLINE, action, self.client.query_one(sql, &[&self.subscription])).await?;
         let pair = |texts: Option<Vec<String>>| {

@@ -169,7 +169,7 @@ impl World {
 
     /// Adds a subscription that calls a function.
     pub fn subscribe_function(&mut self, name: &str, function: &str) -> &mut Subscription {
-        let (schema, function) = ("public".to_owned(), function.to_owned());
+        let (schema, function) = (None, function.to_owned());
         self.subscribe_to(name, Target::Function(FunctionTarget { schema, name: function }))
     }
 

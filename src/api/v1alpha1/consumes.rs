@@ -23,7 +23,7 @@ pub struct Consumption {
     /// Each event is a POST of a CloudEvent (binary mode) to the service. 2xx: handled. 409, 413, 422, or the header `Weft-Reject`: refused for good. Anything else: delivered again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<ConsumerHttp>,
-    /// Each event is handed to a function of the service's database, `SCHEMA.NAME(event jsonb)`, in one transaction with `weft.receive`; without a schema it is `public`. SQLSTATE `WEFTR` refuses an event for good.
+    /// Each event is handed to a function of the service's database, `SCHEMA.NAME(event jsonb)`, in one transaction with `weft.receive`; without a schema it is the service's own (`public`, unless the database is shared). SQLSTATE `WEFTR` refuses an event for good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 127), regex(pattern = r"^[a-z_][a-z0-9_]{0,62}(\.[a-z_][a-z0-9_]{0,62})?$"))]
     pub function: Option<String>,

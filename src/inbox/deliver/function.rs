@@ -42,12 +42,17 @@ struct Session {
 impl Function {
     pub(super) fn new(consumer: &str, function: &FunctionTarget, database: &DatabaseLogin) -> Self {
         let FunctionTarget { schema, name } = function;
-        let function = format!("{}.{}", escape_identifier(schema), escape_identifier(name));
+        let name = escape_identifier(name);
+        let function = match schema {
+            Some(schema) => format!("{}.{name}", escape_identifier(schema)),
+            None => name,
+        };
+        let weft = escape_identifier(login::schema(database));
         Self {
             consumer: consumer.to_owned(),
             // the event is received before the function is called: `materialized` is evaluated first, and once
             sql: format!(
-                "with received as materialized (select weft.receive($1, $2, $3, $4, $5) as new)
+                "with received as materialized (select {weft}.receive($1, $2, $3, $4, $5) as new)
                  select {function}($6::text::jsonb) from received where new"
             ),
             database: database.clone(),

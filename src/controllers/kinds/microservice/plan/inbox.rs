@@ -192,8 +192,11 @@ fn subscription(
     let Consumption { from, types, http, function, since, dead_letter } = consumption;
     let target = match (http, function) {
         (_, Some(function)) => {
-            let (schema, name) = function.split_once('.').unwrap_or(("public", function));
-            Target::Function(FunctionTarget { schema: schema.to_owned(), name: name.to_owned() })
+            let (schema, name) = match function.split_once('.') {
+                Some((schema, name)) => (Some(schema.to_owned()), name),
+                None => (None, function.as_str()),
+            };
+            Target::Function(FunctionTarget { schema, name: name.to_owned() })
         }
         (Some(http), None) => {
             let port = object.spec.ports.iter().find(|port| port.protocol == Protocol::Http);
