@@ -124,7 +124,7 @@ fn an_inbox() {
     let settings = weft::controllers::resources::settings::Settings { broker: Some(broker), ..settings() };
     let plan = microservice::Controller::plan(&customers, &observed, &settings).unwrap();
     let read: Inbox = pinned("inbox.yaml", &file_of(&plan, "customers-inbox"));
-    assert_eq!((read.service.as_str(), read.database.role.name), ("customers", "app".into()));
+    assert_eq!((read.service.as_str(), read.database.role.name.clone()), ("customers", "app".into()));
     let subscription = &read.subscriptions[0];
     assert_eq!((subscription.name.as_str(), &subscription.types[..]), ("orders", &["OrderApproved".to_owned()][..]));
     let Target::Http(target) = &subscription.target else { panic!("an HTTP target") };

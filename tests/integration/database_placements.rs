@@ -91,7 +91,7 @@ async fn a_server_of_somebody_elses_is_set_up_and_what_others_may_do_there_stays
     external.database.set_up_well();
 
     let app = external.app().await;
-    app.batch_execute("insert into orders values (1, 'a'); select receive('c', 'm')").await.unwrap();
+    app.batch_execute("insert into orders values (1, 'a'); select receive('c', 's', 'm')").await.unwrap();
     let refused = app.batch_execute("create table mine (id int)").await.unwrap_err();
     assert_eq!(refused.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE));
     external.database.try_login("bi", "bi").await.expect("whoever could connect still can");
@@ -258,7 +258,7 @@ async fn without_a_superusers_login_a_person_runs_what_is_printed_and_the_set_up
     let outcome = external.database.set_up_outcome();
     assert_eq!((outcome.files, outcome.last.as_deref()), (1, Some("001.sql")));
     let app = external.app().await;
-    app.batch_execute("insert into orders values (1, now()); select receive('c', 'm'), enter('s', 'a', 'do')")
+    app.batch_execute("insert into orders values (1, now()); select receive('c', 's', 'm'), enter('s', 'a', 'do')")
         .await
         .unwrap();
     let refused = app.batch_execute("create table mine (id int)").await.unwrap_err();
@@ -325,7 +325,7 @@ async fn a_guest_has_a_schema_and_tables_of_its_own_and_reads_what_is_named() {
     let shared = Shared { host, guest };
     let app = shared.app().await;
     app.batch_execute("insert into totals values (1, 2); select * from public.customers").await.unwrap();
-    app.batch_execute("select receive('c', 'm'), enter('s', 'a', 'do')").await.unwrap();
+    app.batch_execute("select receive('c', 's', 'm'), enter('s', 'a', 'do')").await.unwrap();
     app.batch_execute(
         "insert into outbox (aggregate_type, aggregate_id, type, payload) values ('T', '1', 'Made', '{}')",
     )
@@ -335,7 +335,7 @@ async fn a_guest_has_a_schema_and_tables_of_its_own_and_reads_what_is_named() {
         "select * from public.cards",
         "insert into public.customers values (1)",
         "insert into weft.outbox (aggregate_type, aggregate_id, type, payload) values ('T', '1', 'Forged', '{}')",
-        "select weft.receive('c', 'm')",
+        "select weft.receive('c', 's', 'm')",
         "create table reports.mine (id int)",
     ] {
         denied(&app, sql).await;
