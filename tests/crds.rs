@@ -71,6 +71,27 @@ fn a_microservice_scales_by_the_fields_that_kubectl_and_autoscalers_ask_for() {
     assert_eq!(scale.label_selector_path.as_deref(), Some(".status.selector"));
 }
 
+/// kubectl and Helm read YAML 1.1, where these words are booleans.
+#[test]
+fn no_field_has_a_name_that_yaml_takes_for_a_boolean() {
+    fn check(schema: &serde_json::Value, path: &str) {
+        for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+            let is_boolean = ["y", "n", "yes", "no", "on", "off", "true", "false"].contains(&name.as_str());
+            assert!(!is_boolean, "{path}.{name}");
+            check(field, &format!("{path}.{name}"));
+        }
+        for inner in ["items", "additionalProperties"] {
+            if schema[inner].is_object() {
+                check(&schema[inner], &format!("{path}[]"));
+            }
+        }
+    }
+    for crd in crds::all() {
+        let schema = serde_json::to_value(&crd.spec.versions[0].schema).unwrap();
+        check(&schema["openAPIV3Schema"], &crd.name_any());
+    }
+}
+
 #[test]
 fn lists_of_objects_merge_by_key_or_say_that_they_do_not() {
     for crd in crds::all() {

@@ -145,8 +145,8 @@ pub struct SagaEvent {
 #[serde(rename_all = "camelCase")]
 pub struct SagaReaction {
     /// The event that is reacted to.
-    pub on: SagaEvent,
-    /// Further events that the service waits for: the reaction is due once all of them, and `on`, have occurred, once per instance.
+    pub to: SagaEvent,
+    /// Further events that the service waits for: the reaction is due once all of them, and `to`, have occurred, once per instance.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub and: Vec<SagaEvent>,

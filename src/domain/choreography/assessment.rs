@@ -226,7 +226,7 @@ impl<'a> Search<'a> {
             while let Some(to) = next.pop_front() {
                 let Some(event) = self.events.get(to) else { continue };
                 for (index, reaction) in self.definition.reactions.iter().enumerate() {
-                    if reaction.and.is_empty() && reaction.on == event.kind {
+                    if reaction.and.is_empty() && reaction.to == event.kind {
                         next.extend(self.react(index, reaction, &[to]));
                     }
                 }

@@ -3,7 +3,7 @@ use crate::domain::choreography::definition::Reaction;
 
 fn graph() -> Graph {
     let reaction = |on: Kind, service: &str, emits: &[&str]| Reaction {
-        on,
+        to: on,
         and: Vec::new(),
         service: service.to_owned(),
         emits: emits.iter().map(|&event| event.to_owned()).collect(),

@@ -54,8 +54,8 @@ pub struct Definition {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reaction {
-    pub on: Kind,
-    /// Further events that are waited for: the reaction is owed once all of them, and `on`, are there.
+    pub to: Kind,
+    /// Further events that are waited for: the reaction is owed once all of them, and `to`, are there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub and: Vec<Kind>,
     pub service: String,
@@ -68,7 +68,7 @@ pub struct Reaction {
 impl Reaction {
     /// The events that it waits for.
     pub fn causes(&self) -> impl Iterator<Item = &Kind> {
-        std::iter::once(&self.on).chain(&self.and)
+        std::iter::once(&self.to).chain(&self.and)
     }
 
     pub fn emits(&self, kind: &Kind) -> bool {

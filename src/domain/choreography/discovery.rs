@@ -127,7 +127,7 @@ fn discovered(start: Kind, reactions: &BTreeMap<(Kind, String), Counted>, counts
         }
         for ((_, service), count) in follow() {
             let reaction = Reaction {
-                on: on.clone(),
+                to: on.clone(),
                 and: Vec::new(),
                 service: service.clone(),
                 emits: count.outcomes.keys().cloned().collect(),

@@ -43,19 +43,19 @@ impl Findings<'_> {
                 );
             }
             let earlier = definition.reactions.iter().take(index).position(|earlier| {
-                earlier.service == reaction.service && earlier.on == reaction.on && earlier.and == reaction.and
+                earlier.service == reaction.service && earlier.to == reaction.to && earlier.and == reaction.and
             });
             if let Some(earlier) = earlier {
                 self.add(
                     field.clone(),
                     format!(
                         "`{}` reacts to {} in spec.reactions[{earlier}] already; list all that it may emit there",
-                        reaction.service, reaction.on
+                        reaction.service, reaction.to
                     ),
                 );
             }
             for (at, cause) in reaction.causes().enumerate() {
-                let field = if at == 0 { format!("{field}.on") } else { format!("{field}.and[{}]", at - 1) };
+                let field = if at == 0 { format!("{field}.to") } else { format!("{field}.and[{}]", at - 1) };
                 self.emitted(&field, cause);
             }
             for (at, kind) in reaction.outcomes().enumerate() {
@@ -175,7 +175,7 @@ mod tests {
 
     fn reaction(on: (&str, &str), service: &str, emits: &[&str]) -> Reaction {
         Reaction {
-            on: Kind::new(on.0, on.1),
+            to: Kind::new(on.0, on.1),
             and: Vec::new(),
             service: service.to_owned(),
             emits: emits.iter().map(|&event| event.to_owned()).collect(),
@@ -214,12 +214,12 @@ mod tests {
 
     #[test]
     fn an_event_that_nobody_emits_is_found() {
-        let found = findings(|definition| definition.reactions[1].on.event = "CreditReservd".to_owned());
+        let found = findings(|definition| definition.reactions[1].to.event = "CreditReservd".to_owned());
         assert_eq!(
             found[..2],
             [
                 "spec.reactions[0].emits[0]: the reaction can never end the saga: nobody reacts to customers CreditReserved, and it is in neither spec.completes nor spec.compensates; add a reaction to it, or list it in one of them",
-                "spec.reactions[1].on: nobody emits customers CreditReservd: it is neither spec.startOn nor in the `emits` of a reaction of `customers`; correct the name, or add `CreditReservd` there",
+                "spec.reactions[1].to: nobody emits customers CreditReservd: it is neither spec.startOn nor in the `emits` of a reaction of `customers`; correct the name, or add `CreditReservd` there",
             ]
         );
         assert_eq!(
@@ -235,7 +235,7 @@ mod tests {
         assert_eq!(
             found,
             [
-                "spec.reactions[2].on: nobody emits customers CreditLimitExceeded: it is neither spec.startOn nor in the `emits` of a reaction of `customers`; correct the name, or add `CreditLimitExceeded` there",
+                "spec.reactions[2].to: nobody emits customers CreditLimitExceeded: it is neither spec.startOn nor in the `emits` of a reaction of `customers`; correct the name, or add `CreditLimitExceeded` there",
                 "spec.compensates[0]: no failure reaches this compensation: no chain of reactions leads from orders OrderCreated to orders OrderRejected",
             ]
         );

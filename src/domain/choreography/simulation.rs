@@ -66,7 +66,7 @@ fn definition(random: &mut StdRng) -> Definition {
             }
             let within_ms = random.random_range(100..1_000);
             definition.reactions.push(Reaction {
-                on: kind.clone(),
+                to: kind.clone(),
                 and: Vec::new(),
                 service: (*service).to_owned(),
                 emits,
@@ -79,7 +79,7 @@ fn definition(random: &mut StdRng) -> Definition {
                 count += 1;
                 open.push(Kind::new("orders", &event));
                 definition.reactions.push(Reaction {
-                    on: one.clone(),
+                    to: one.clone(),
                     and: vec![other.clone()],
                     service: "orders".to_owned(),
                     emits: vec![event],
@@ -124,7 +124,7 @@ impl World {
     fn occur(&mut self, event: Seen) {
         self.members.insert(event.kind.clone(), event.clone());
         for (index, reaction) in self.definition.reactions.clone().iter().enumerate() {
-            if reaction.and.is_empty() && reaction.on == event.kind {
+            if reaction.and.is_empty() && reaction.to == event.kind {
                 self.react(index, reaction, &event, &event.id);
             }
         }
@@ -165,7 +165,7 @@ impl World {
         if (14..20).contains(&chance) {
             let kind = self.outcome(reaction);
             let again = self.emit(kind.clone(), Some(named), event.at + 7, Expected::Repeated { to: named.to_owned() });
-            if let Some(follower) = self.definition.reactions.iter().find(|reaction| reaction.on == kind).cloned() {
+            if let Some(follower) = self.definition.reactions.iter().find(|reaction| reaction.to == kind).cloned() {
                 let kind = self.outcome(&follower);
                 self.emit(kind, Some(&again.id), again.at + 1, Expected::Undeclared { to: again.id.clone() });
             }

@@ -137,14 +137,14 @@ fn manifest(discovered: &Discovered, namespace: &str) -> String {
         event(start)
     );
     for (reaction, counted) in definition.reactions.iter().zip(reactions) {
-        let Reaction { on, service, emits, within_ms, .. } = reaction;
+        let Reaction { to, service, emits, within_ms, .. } = reaction;
         let Counted { reacted, causes, outcomes, longest_ms } = counted;
         let often = outcomes.iter().map(|(event, count)| format!("{event} {count}")).collect::<Vec<_>>().join(", ");
         let emits = emits.iter().map(|event| quoted(event)).collect::<Vec<_>>().join(", ");
         let _ = write!(
             text,
-            "  # to {reacted} of {causes}; {often}; the longest took {longest_ms} ms\n  - on: {}\n    service: {service}\n    emits: [{emits}]\n    within: {}\n",
-            event(on),
+            "  # to {reacted} of {causes}; {often}; the longest took {longest_ms} ms\n  - to: {}\n    service: {service}\n    emits: [{emits}]\n    within: {}\n",
+            event(to),
             duration(*within_ms)
         );
     }

@@ -183,7 +183,7 @@ mod tests {
                 name: "create-order".to_owned(),
                 start: created.clone(),
                 reactions: vec![Reaction {
-                    on: created,
+                    to: created,
                     and: Vec::new(),
                     service: "customers".to_owned(),
                     emits: vec!["CreditReserved".to_owned(), "CreditLimitExceeded".to_owned()],

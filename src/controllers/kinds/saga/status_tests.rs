@@ -101,7 +101,7 @@ fn stuck_instances_are_loud_and_do_not_stop_new_ones() {
 #[test]
 fn who_owes_what_and_what_was_never_declared_is_said_of_a_choreography() {
     let spec = "{style: Choreography, startOn: {service: orders, event: OrderCreated},
-        reactions: [{on: {service: orders, event: OrderCreated}, service: orders, emits: [OrderApproved], within: 5s}],
+        reactions: [{to: {service: orders, event: OrderCreated}, service: orders, emits: [OrderApproved], within: 5s}],
         completes: [{service: orders, event: OrderApproved}]}";
     let object = saga("create-order", spec);
     let (_, mut observed) = settled();

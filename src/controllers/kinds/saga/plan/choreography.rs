@@ -52,9 +52,9 @@ fn kind(event: &SagaEvent) -> Kind {
 
 /// A negative duration has no form in milliseconds and becomes zero, which the lint finds.
 fn reaction(reaction: &SagaReaction) -> Reaction {
-    let SagaReaction { on, and, service, emits, within } = reaction;
+    let SagaReaction { to, and, service, emits, within } = reaction;
     Reaction {
-        on: kind(on),
+        to: kind(to),
         and: and.iter().map(kind).collect(),
         service: service.clone(),
         emits: emits.clone(),

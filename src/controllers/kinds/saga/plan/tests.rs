@@ -98,7 +98,7 @@ const CHOREOGRAPHY: &str = r"
 style: Choreography
 startOn: {service: orders, event: OrderCreated}
 reactions:
-- {on: {service: orders, event: OrderCreated}, service: customers, emits: [CreditReserved, CreditLimitExceeded], within: 5s}
+- {to: {service: orders, event: OrderCreated}, service: customers, emits: [CreditReserved, CreditLimitExceeded], within: 5s}
 completes: [{service: customers, event: CreditReserved}]
 compensates: [{service: customers, event: CreditLimitExceeded}]
 ";
