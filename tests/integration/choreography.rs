@@ -25,7 +25,7 @@ const SAGA: &str = "create-order";
 
 fn reaction(on: (&str, &str), service: &str, emits: &[&str], within_ms: u64) -> Reaction {
     Reaction {
-        on: Kind::new(on.0, on.1),
+        to: Kind::new(on.0, on.1),
         and: Vec::new(),
         service: service.to_owned(),
         emits: emits.iter().map(|&event| event.to_owned()).collect(),
