@@ -119,11 +119,12 @@ impl Store<'_> {
             select $1, $2, e.key, e.sequence, e.event::jsonb, e.data, e.stored_at, coalesce(e.attempts, 0), e.cause,
                 case when e.again_ms is not null then now() + e.again_ms * interval '1 millisecond'
                      -- the first of its key that waits has its turn at once
-                     when e.cause is null and e.index = 1 and not exists (
+                     when e.cause is null and e.index = 1 and not e.has_first and not exists (
                          select from inbox_held as h
                           where h.subscription = $1 and h.key = e.key and h.died_at is null) then now() end,
                 case when e.cause is not null and e.again_ms is null then now() end
-              from (select *, row_number() over (partition by key, cause is null order by sequence) as index
+              from (select *, row_number() over (partition by key, cause is null order by sequence) as index,
+                           bool_or(again_ms is not null) over (partition by key) as has_first
                       from unnest($3::bigint[], $4::bigint[], $5::text[], $6::bytea[], $7::timestamptz[], $8::int[],
                                   $9::text[], $10::bigint[])
                         as u (key, sequence, event, data, stored_at, attempts, cause, again_ms)) as e
@@ -149,12 +150,15 @@ impl Store<'_> {
         within(DEADLINE, "writing weft.inbox_held", inserted).await.map(drop)
     }
 
-    /// Events whose turn has come, the oldest turn first; those of `busy` keys are left out.
+    /// Events whose turn has come, each the first of its key, the oldest turn first; those of `busy` keys are left out.
     pub(super) async fn due(&self, busy: &[i64]) -> Result<Vec<Held>, SessionError> {
         let action = "reading weft.inbox_held";
         let sql = format!(
-            "select {HELD_COLUMNS} from inbox_held
+            "select {HELD_COLUMNS} from inbox_held as h
               where subscription = $1 and died_at is null and retry_at <= now() and key <> all ($2)
+                and not exists (select from inbox_held as before
+                     where before.subscription = $1 and before.key = h.key and before.died_at is null
+                       and before.place < h.place)
               order by retry_at limit {LIMIT}"
         );
         let rows = within(DEADLINE, action, self.client.query(&sql, &[&self.subscription, &busy])).await?;

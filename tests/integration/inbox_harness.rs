@@ -41,10 +41,16 @@ use crate::{
 /// The table of effects, and a function that does the same as the handler.
 const EFFECTS: &str = "
     create table effects (seq bigint generated always as identity, path text, aggregate text, number bigint, id text);
-    create function on_event(event jsonb) returns void language sql as $$
+    -- aggregates whose events fail
+    create table failing (aggregate text primary key);
+    create function on_event(event jsonb) returns void language plpgsql as $$
+    begin
+        if exists (select from failing where aggregate = event ->> 'subject') then
+            raise exception 'it fails';
+        end if;
         insert into effects (path, aggregate, number, id)
         values ('function', event ->> 'subject', (event -> 'data' ->> 'n')::bigint, event ->> 'id');
-    $$;
+    end $$;
     create function on_order(event jsonb) returns void language plpgsql as $$
     begin
         if event -> 'data' ->> 'refuse' is not null then
@@ -206,6 +212,15 @@ impl World {
                 values ($1 || '-' || ($2::text::jsonb ->> 'n'), 'order', $1, 'OrderChanged', $2::text::jsonb)";
             app.execute(insert, &[aggregate, payload]).await.unwrap();
         }
+    }
+
+    /// Events of these aggregates fail from now on, and those of all others do not.
+    pub async fn fail(&self, aggregates: &[String]) {
+        *self.behaviour.answers.lock().unwrap() = aggregates.iter().map(|aggregate| (aggregate.clone(), 500)).collect();
+        let client = self.database.superuser().await;
+        client.execute("delete from failing", &[]).await.unwrap();
+        let insert = "insert into failing select unnest($1::text[])";
+        client.execute(insert, &[&aggregates]).await.unwrap();
     }
 
     /// Of a path: the effects in their order, as aggregate and number.

@@ -13,6 +13,7 @@ use crate::{
 
 const KILLS: usize = 16;
 const WRITERS: u64 = 4;
+const FAILING: usize = 3;
 
 async fn kill_at_random(function: bool) {
     let seed = std::env::var("WEFT_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
@@ -38,6 +39,9 @@ async fn kill_at_random(function: bool) {
         let client = crate::servers::connect(&url).await.ok()?;
         client.query_one("select count(*) from effects", &[]).await.ok().map(|row| row.get(0))
     };
+    // some aggregates always fail, until the end: their events are held, and all others go on
+    until("some aggregates have events", async || world.publisher.committed().await.len() >= FAILING).await;
+    world.fail(&world.publisher.committed().await.into_keys().take(FAILING).collect::<Vec<_>>()).await;
     for _ in 0..KILLS {
         let more = count(&world).await.unwrap_or_default() + random.random_range(1..200);
         until("events have effects", async || count(&world).await.is_some_and(|count| count >= more)).await;
@@ -63,6 +67,13 @@ async fn kill_at_random(function: bool) {
     writers.stop().await;
     world.publisher.drained().await;
     world.behaviour.failures.store(0, Relaxed);
+    let held = "select count(*) from weft.inbox_held where died_at is null and subscription = $1";
+    let client = world.database.superuser().await;
+    let held: i64 = client.query_one(held, &[&path]).await.unwrap().get(0);
+    assert!(held > 0, "WEFT_SEED={seed}: nothing was held");
+    world.fail(&[]).await;
+    // a person has them delivered now, and not after a minute's pause
+    world.dead(&["retry", "--all"]).unwrap();
     let committed = world.publisher.committed().await;
     let all: u64 = committed.values().sum();
     let enough = async || count(&world).await.is_some_and(|count| count.unsigned_abs() >= all);
