@@ -25,7 +25,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// Pause before a failed event is delivered again: the shortest, doubled each time, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_mins(1));
 /// After so many failures an event, and those behind it, are held: they leave the window, so that it has room for others.
-const HOLD_AFTER: u32 = 4;
+pub(super) const HOLD_AFTER: u32 = 4;
 
 /// Pause before an event is delivered again that has failed `failures` times.
 pub(super) fn backoff(failures: u32) -> Duration {

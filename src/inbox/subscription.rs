@@ -23,7 +23,7 @@ use super::{
     deliver::{Deliverer, Outcome},
     event::{Event, Unusable},
     problem::InboxProblem,
-    queue::{Circuit, Failed, Queue, backoff},
+    queue::{Circuit, Failed, HOLD_AFTER, Queue, backoff},
     reporter::Reporter,
     source::{Message, Nats, NatsSession, Opened, Position, SourceError},
     store::{Counted, Failure, Held, NewlyHeld, Store},
@@ -379,12 +379,12 @@ impl Work<'_, '_> {
     /// An event and those behind it in its key leave the window.
     async fn hold_key_of(&mut self, sequence: u64, attempts: u32, cause: String) -> Result<(), EndError> {
         let removed = self.queue.remove_key_of(sequence);
-        let mut failure = Some(Failure { attempts, cause, again_in: Some(backoff(attempts.max(4))) });
+        let mut failure = Some(Failure { attempts, cause, again_in: Some(backoff(HOLD_AFTER)) });
         let events: Vec<_> =
             removed.iter().map(|(sequence, pending)| newly_held(*sequence, pending, failure.take())).collect();
         self.hold(&events).await?;
         if let Some(first) = events.first() {
-            self.held.insert(first.key, HeldKey { failures: 4, ..HeldKey::new(self.circuit.successes()) });
+            self.held.insert(first.key, HeldKey { failures: HOLD_AFTER, ..HeldKey::new(self.circuit.successes()) });
         }
         Ok(())
     }

@@ -82,7 +82,7 @@ async fn an_event_that_always_fails_holds_its_aggregate_only_and_becomes_a_dead_
             .await
             .is_some_and(|status| of(&status, "events").is_some_and(|numbers| numbers.dead_letters >= 1))
     };
-    servers::within(Duration::from_secs(60), "the event is given up", dead).await;
+    servers::within(Duration::from_mins(1), "the event is given up", dead).await;
     world.until_effects("events", 1).await;
     let status = inbox.status().await.unwrap();
     let of_reason = |reason| status.problems.iter().find(|problem| problem.reason == reason);
@@ -103,7 +103,7 @@ async fn an_event_that_always_fails_holds_its_aggregate_only_and_becomes_a_dead_
         let numbers: Vec<_> = effects.iter().filter(|(aggregate, _)| aggregate == "poison").map(|(_, n)| *n).collect();
         numbers == [2, 3, 1]
     };
-    servers::within(Duration::from_secs(60), "the retried event comes behind those that waited", of_poison).await;
+    servers::within(Duration::from_mins(1), "the retried event comes behind those that waited", of_poison).await;
     inbox
         .until("nothing is held", |status| {
             of(status, "events").is_some_and(|numbers| (numbers.held, numbers.dead_letters) == (0, 0))

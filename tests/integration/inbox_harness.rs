@@ -233,7 +233,7 @@ impl World {
 
     pub async fn until_effects(&self, path: &str, count: usize) -> Vec<(String, u64)> {
         let enough = async || self.effects(path).await.len() >= count;
-        servers::within(Duration::from_secs(60), &format!("{count} effects of {path}"), enough).await;
+        servers::within(Duration::from_mins(1), &format!("{count} effects of {path}"), enough).await;
         self.effects(path).await
     }
 
