@@ -90,6 +90,7 @@ async fn measure() {
         sagas: vec![definition(port)],
         draining: Vec::new(),
         starts: Vec::new(),
+        choreographies: Vec::new(),
     };
     fs::write(&config, contract.to_yaml().unwrap()).unwrap();
     // it may measure a binary that was built elsewhere
