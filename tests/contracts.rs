@@ -213,19 +213,24 @@ fn a_relay_to_kafka() {
     assert_eq!(contract.sink, expected);
 }
 
+/// An orchestrator of one saga.
+fn orchestrator_of(saga: Saga, defined: saga::Defined) -> saga::Orchestrator {
+    saga::Orchestrator {
+        namespace: "shop".into(),
+        name: "default".into(),
+        members: vec![saga::Member { saga: Arc::new(saga), defined: Some(defined) }],
+        unreadable: Vec::new(),
+        kept: Vec::new(),
+    }
+}
+
 #[test]
 fn an_orchestrator_and_the_set_up_of_its_database() {
     let mut saga: Saga = sample("create-order.yaml", "Saga");
     saga.metadata.creation_timestamp = Some(Time("2026-11-22T09:00:00Z".parse().unwrap()));
     let observed = saga::Observed { services: services(), relays: vec![orders_relay()], ..saga::Observed::default() };
     let defined = saga::Controller::plan(&saga, &observed, &settings()).unwrap();
-    let orchestrator = saga::Orchestrator {
-        namespace: "shop".into(),
-        name: "default".into(),
-        members: vec![saga::Member { saga: Arc::new(saga), defined: Some(defined) }],
-        unreadable: Vec::new(),
-        kept: Vec::new(),
-    };
+    let orchestrator = orchestrator_of(saga, defined);
     let mut observed = saga::OrchestratorObserved::default();
     may_be_set_up(&mut observed.database);
     let plan = saga::OrchestratorController::plan(&orchestrator, &observed, &settings()).unwrap();
@@ -254,13 +259,7 @@ fn an_orchestrator_that_watches_a_choreography() {
         }
     }
     let defined = saga::Controller::plan(&saga, &observed, &settings()).unwrap();
-    let orchestrator = saga::Orchestrator {
-        namespace: "shop".into(),
-        name: "default".into(),
-        members: vec![saga::Member { saga: Arc::new(saga), defined: Some(defined) }],
-        unreadable: Vec::new(),
-        kept: Vec::new(),
-    };
+    let orchestrator = orchestrator_of(saga, defined);
     let plan = saga::OrchestratorController::plan(&orchestrator, &saga::OrchestratorObserved::default(), &settings());
     let contract: Orchestrator =
         pinned("orchestrator-choreography.yaml", &file_of(&plan.unwrap(), "default-orchestrator"));

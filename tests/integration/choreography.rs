@@ -9,14 +9,12 @@ use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde_json::{Value, json};
 use weft::{
     api::v1alpha1::Saga,
-    contract::{
-        orchestrator::{Choreography, Source},
-        relay::NatsSink,
-    },
+    contract::orchestrator::{Choreography, Source},
     domain::choreography::definition::{Definition, Kind, Reaction},
 };
 
 use crate::{
+    saga_starts::published,
     saga_world::{Running, World},
     servers::{self, Nats},
 };
@@ -50,17 +48,7 @@ fn definition(within_ms: u64) -> Definition {
 }
 
 fn choreography(nats: &Nats, within_ms: u64) -> Choreography {
-    let source = |service: &str| Source {
-        service: service.to_owned(),
-        from: NatsSink {
-            servers: vec![nats.url()],
-            secret_folder: None,
-            inbox_prefix: None,
-            stream: "events".into(),
-            subject: "events.{namespace}.{service}.{aggregate_type}.{type}".into(),
-            max_age_seconds: 0,
-        },
-    };
+    let source = |service: &str| Source { service: service.to_owned(), from: published(nats) };
     Choreography {
         definition: definition(within_ms),
         since: None,

@@ -5,12 +5,12 @@
 use std::{
     collections::BTreeMap,
     fs,
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use axum::{
@@ -23,7 +23,7 @@ use axum::{
 };
 use deadpool_postgres::{Manager, Pool};
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use tempfile::{NamedTempFile, TempDir};
+use tempfile::TempDir;
 use tokio_postgres::NoTls;
 use weft::contract::{
     Contract,
@@ -35,7 +35,7 @@ use weft::contract::{
 use crate::{
     database::{APP_PASSWORD, DATABASE, Database},
     relay_harness::Setting,
-    servers,
+    servers::{self, Program},
 };
 
 /// The table of effects, and a function that does the same as the handler.
@@ -201,7 +201,7 @@ impl World {
     }
 
     pub fn start_inbox(&self) -> InboxProcess {
-        InboxProcess::start(&self.write_contract())
+        run_inbox(&self.write_contract())
     }
 
     /// Writes events into the publisher's outbox: aggregate and payload.
@@ -258,74 +258,10 @@ impl Drop for World {
 }
 
 /// A running `weft inbox`; killed when dropped.
-#[derive(Debug)]
-pub struct InboxProcess {
-    child: Child,
-    port: u16,
-    log: NamedTempFile,
-}
+pub type InboxProcess = Program<InboxStatus>;
 
-impl InboxProcess {
-    fn start(contract: &std::path::Path) -> Self {
-        // for the HTTP client below; an error means that it is installed already
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let (port, log) = (servers::free_port(), NamedTempFile::new().unwrap());
-        let child = Command::new(env!("CARGO_BIN_EXE_weft"))
-            .args(["inbox", "run", "--admin", &format!("127.0.0.1:{port}"), "--config"])
-            .arg(contract)
-            .stdout(Stdio::null())
-            .stderr(log.reopen().unwrap())
-            .spawn()
-            .unwrap();
-        Self { child, port, log }
-    }
-
-    pub fn kill9(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-
-    /// Asks it to end (SIGTERM), and waits until it has.
-    pub async fn terminate(&mut self) {
-        servers::send("-TERM", self.child.id());
-        let ended = async || matches!(self.child.try_wait(), Ok(Some(_)));
-        servers::until("the inbox ends when it is asked to", ended).await;
-    }
-
-    pub fn log(&self) -> String {
-        fs::read_to_string(self.log.path()).unwrap()
-    }
-
-    pub async fn status(&self) -> Option<InboxStatus> {
-        let answer = reqwest::get(format!("http://127.0.0.1:{}/status", self.port)).await.ok()?;
-        answer.json().await.ok()
-    }
-
-    /// Waits until the status fulfils a condition.
-    pub async fn until(&self, what: &str, holds: impl Fn(&InboxStatus) -> bool) -> InboxStatus {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        loop {
-            let status = self.status().await;
-            if let Some(status) = status.as_ref().filter(|status| holds(status)) {
-                return status.clone();
-            }
-            assert!(
-                Instant::now() < deadline,
-                "in vain: {what}; the last status is {status:?}; the log: {}",
-                self.log()
-            );
-            tokio::time::sleep(servers::POLL).await;
-        }
-    }
-}
-
-impl Drop for InboxProcess {
-    fn drop(&mut self) {
-        self.kill9();
-        if std::env::var_os("WEFT_TEST_LOG").is_some() {
-            eprintln!("{}", self.log());
-        }
-    }
+fn run_inbox(contract: &std::path::Path) -> InboxProcess {
+    Program::run("inbox", contract, Duration::from_secs(30))
 }
 
 pub fn of<'a>(status: &'a InboxStatus, subscription: &str) -> Option<&'a SubscriptionStatus> {

@@ -6,7 +6,6 @@ use std::{
     collections::{BTreeMap, HashSet},
     fs,
     path::PathBuf,
-    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -17,7 +16,7 @@ use std::{
 use async_nats::jetstream::{self, consumer::pull};
 use futures::StreamExt;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use tempfile::{NamedTempFile, TempDir};
+use tempfile::TempDir;
 use tokio::{sync::watch, time::MissedTickBehavior};
 use weft::{
     contract::{
@@ -31,7 +30,7 @@ use weft::{
 use crate::{
     checker::Delivered,
     database::{DATABASE, Database, address},
-    servers::{self, Nats, Proxy, SUPERUSER, SUPERUSER_PASSWORD},
+    servers::{self, Nats, Program, Proxy, SUPERUSER, SUPERUSER_PASSWORD},
 };
 
 pub const STREAM: &str = "events";
@@ -119,7 +118,7 @@ impl Setting {
     }
 
     pub fn start_relay(&self) -> RelayProcess {
-        RelayProcess::start(&self.contract_file())
+        run_relay(&self.contract_file())
     }
 
     /// Starts a relay under another name, as after the OutboxRelay was replaced by another one.
@@ -127,7 +126,7 @@ impl Setting {
         let file = self.folder.path().join(format!("{name}.yaml"));
         let contract = Relay { name: name.to_owned(), ..self.contract.clone() };
         fs::write(&file, contract.to_yaml().unwrap()).unwrap();
-        RelayProcess::start(&file)
+        run_relay(&file)
     }
 
     /// Waits until the outbox is empty.
@@ -191,93 +190,10 @@ fn delivered(message: &async_nats::Message) -> Delivered {
 }
 
 /// A running `weft relay`; killed when dropped.
-#[derive(Debug)]
-pub struct RelayProcess {
-    child: Child,
-    port: u16,
-    log: NamedTempFile,
-}
+pub type RelayProcess = Program<RelayStatus>;
 
-impl RelayProcess {
-    pub fn start(contract: &std::path::Path) -> Self {
-        // for the HTTP client below; an error means that it is installed already
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let (port, log) = (servers::free_port(), NamedTempFile::new().unwrap());
-        // a benchmark may measure a binary that was built elsewhere
-        let program = std::env::var_os("WEFT_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_weft").into());
-        let child = Command::new(program)
-            .args(["relay", "run", "--admin", &format!("127.0.0.1:{port}"), "--config"])
-            .arg(contract)
-            .stdout(Stdio::null())
-            .stderr(log.reopen().unwrap())
-            .spawn()
-            .unwrap();
-        Self { child, port, log }
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// What it has logged.
-    pub fn log(&self) -> String {
-        fs::read_to_string(self.log.path()).unwrap()
-    }
-
-    pub fn kill9(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-
-    /// Asks it to end (SIGTERM), as a pod that is deleted is, and waits until it has.
-    pub async fn terminate(&mut self) {
-        servers::send("-TERM", self.pid());
-        servers::until("the relay ends when it is asked to", async || matches!(self.child.try_wait(), Ok(Some(_))))
-            .await;
-    }
-
-    pub async fn get(&self, path: &str) -> Option<(u16, String)> {
-        let answer = reqwest::get(format!("http://127.0.0.1:{}{path}", self.port)).await.ok()?;
-        let status = answer.status().as_u16();
-        Some((status, answer.text().await.ok()?))
-    }
-
-    pub async fn status(&self) -> Option<RelayStatus> {
-        serde_json::from_str(&self.get("/status").await?.1).ok()
-    }
-
-    /// Waits until the status fulfils a condition.
-    pub async fn until(&self, what: &str, holds: impl Fn(&RelayStatus) -> bool) -> RelayStatus {
-        self.within(servers::START_DEADLINE, what, holds).await
-    }
-
-    /// As [`RelayProcess::until`], with a deadline of the test's.
-    pub async fn within(&self, limit: Duration, what: &str, holds: impl Fn(&RelayStatus) -> bool) -> RelayStatus {
-        let (mut found, mut last) = (None, None);
-        let deadline = Instant::now() + limit;
-        while found.is_none() {
-            assert!(Instant::now() < deadline, "in vain: {what}; the last status is {last:?}");
-            tokio::time::sleep(servers::POLL).await;
-            last = self.status().await;
-            found = last.clone().filter(&holds);
-        }
-        found.unwrap()
-    }
-
-    /// The value of a metric without labels.
-    pub async fn metric(&self, name: &str) -> Option<f64> {
-        let text = self.get("/metrics").await?.1;
-        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
-    }
-}
-
-impl Drop for RelayProcess {
-    fn drop(&mut self) {
-        self.kill9();
-        if std::env::var_os("WEFT_TEST_LOG").is_some() {
-            eprintln!("{}", self.log());
-        }
-    }
+pub fn run_relay(contract: &std::path::Path) -> RelayProcess {
+    Program::run("relay", contract, servers::START_DEADLINE)
 }
 
 /// Everything that is published, as it passes, also what the stream drops as a duplicate.

@@ -26,16 +26,21 @@ async fn make_stream(context: &jetstream::Context) -> jetstream::stream::Stream 
     context.create_stream(config).await.unwrap()
 }
 
-fn order_created(nats: &Nats, since: Option<jiff::Timestamp>) -> Start {
-    let sink = NatsSink {
+/// Where the relays of the tests publish.
+pub fn published(nats: &Nats) -> NatsSink {
+    NatsSink {
         servers: vec![nats.url()],
         secret_folder: None,
         inbox_prefix: None,
         stream: "events".into(),
         subject: "events.{namespace}.{service}.{aggregate_type}.{type}".into(),
         max_age_seconds: 0,
-    };
-    Start { saga: "order".into(), service: "orders".into(), event_type: "OrderCreated".into(), since, from: sink }
+    }
+}
+
+fn order_created(nats: &Nats, since: Option<jiff::Timestamp>) -> Start {
+    let from = published(nats);
+    Start { saga: "order".into(), service: "orders".into(), event_type: "OrderCreated".into(), since, from }
 }
 
 fn order_data(order: &str) -> String {

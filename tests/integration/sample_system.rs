@@ -34,7 +34,7 @@ use weft::{
 use crate::{
     broker_accounts::Broker,
     database_example::Service,
-    relay_harness::RelayProcess,
+    relay_harness::{RelayProcess, run_relay},
     saga_world::{Running, World},
     servers,
     settings::settings,
@@ -132,7 +132,7 @@ impl System {
             };
             let file = folder.path().join(format!("{name}.yaml"));
             fs::write(&file, contract.to_yaml().unwrap()).unwrap();
-            relays.push((file.clone(), RelayProcess::start(&file)));
+            relays.push((file.clone(), run_relay(&file)));
         }
         let ports = BTreeMap::from([("customers", customers.listen().await), ("orders", orders.listen().await)]);
         let (definition, start) = definition(&broker, &ports);
@@ -205,7 +205,7 @@ impl System {
             n @ 2..=3 => {
                 let (file, relay) = &mut self.relays[n - 2];
                 relay.kill9();
-                *relay = RelayProcess::start(file);
+                *relay = run_relay(file);
             }
             4 => self.customers.database.server.restart(),
             5 => self.orders.database.server.restart(),

@@ -18,6 +18,7 @@ mod kafka;
 mod nats;
 mod postgres;
 mod process;
+mod program;
 mod proxy;
 pub mod rabbitmq;
 pub mod redis;
@@ -38,6 +39,7 @@ pub use self::{
     nats::Nats,
     postgres::Postgres,
     process::send,
+    program::Program,
     proxy::Proxy,
     rabbitmq::RabbitMq,
     redis::Redis,
