@@ -86,6 +86,20 @@ pub fn with_causes(error: &dyn Error) -> String {
     text
 }
 
+/// The innermost cause of an error, which says what happened: those around it say that a request failed.
+pub fn innermost_cause(error: &(dyn Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        if let Some(error) = next.downcast_ref::<io::Error>()
+            && let Failure::Disconnected(text) = Failure::of_io(error)
+        {
+            return text;
+        }
+        cause = next;
+    }
+    cause.to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,9 @@ use std::{
     io::{self, ErrorKind, Write},
 };
 
+use anyhow::Context;
+use serde::Serialize;
+
 /// Form of an answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
@@ -20,6 +23,15 @@ pub fn answer(text: &str) -> io::Result<()> {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         written => written,
     }
+}
+
+/// Writes `answer` in the form that was asked for; `table` makes the one for people.
+pub fn print(format: Format, answer: &impl Serialize, table: impl FnOnce() -> String) -> anyhow::Result<()> {
+    let text = match format {
+        Format::Table => table(),
+        Format::Json => format!("{}\n", serde_json::to_string_pretty(answer).context("writing JSON")?),
+    };
+    self::answer(&text).context("writing the answer")
 }
 
 /// Writes one line to standard error, whatever line breaks the message has.

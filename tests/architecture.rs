@@ -21,8 +21,13 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("api", vec!["domain"]),
         ("postgres", with_everyday(&["contract", "domain", "secret"])),
         ("database", with_everyday(&["contract", "domain", "output", "postgres"])),
-        ("relay", with_everyday(&["contract", "domain", "nats", "output", "postgres", "secret"])),
-        ("inbox", with_everyday(&["contract", "domain", "nats", "output", "postgres"])),
+        ("dead_letters", vec!["contract", "postgres"]),
+        ("reload", vec!["contract"]),
+        (
+            "relay",
+            with_everyday(&["contract", "dead_letters", "domain", "nats", "output", "postgres", "reload", "secret"]),
+        ),
+        ("inbox", with_everyday(&["contract", "dead_letters", "domain", "nats", "output", "postgres", "reload"])),
         ("saga", with_everyday(&["contract", "domain", "nats", "output", "postgres", "secret"])),
         ("controllers", with_everyday(&["api", "contract", "crds", "domain", "nats", "secret"])),
         ("crds", vec!["api", "output"]),
@@ -41,8 +46,19 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
 
 /// Crates of the control plane; the data plane runs without Kubernetes.
 const KUBERNETES: [&str; 3] = ["kube", "k8s_openapi", "schemars"];
-const DATA_PLANE: [&str; 9] =
-    ["domain", "contract", "nats", "postgres", "database", "inbox", "relay", "saga", "secret"];
+const DATA_PLANE: [&str; 11] = [
+    "domain",
+    "contract",
+    "nats",
+    "postgres",
+    "database",
+    "dead_letters",
+    "inbox",
+    "relay",
+    "reload",
+    "saga",
+    "secret",
+];
 
 /// All files of `src/`, with the top module each is of; `lib.rs` and `main.rs` tie everything together and are left out.
 fn files() -> Vec<(String, PathBuf)> {

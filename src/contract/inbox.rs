@@ -84,8 +84,7 @@ impl Inbox {
     /// Sets [`Inbox::version`].
     #[must_use]
     pub fn seal(self) -> Self {
-        let content = Self { version: String::new(), ..self.clone() };
-        Self { version: version::of(&content), ..self }
+        version::seal(self, |inbox| &mut inbox.version)
     }
 }
 

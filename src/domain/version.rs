@@ -9,6 +9,14 @@ pub fn of(content: &impl Serialize) -> String {
     short_hash(&serde_json::to_vec(content).unwrap_or_default(), 16)
 }
 
+/// Sets the `version` of `content` from all the rest of it.
+#[must_use]
+pub fn seal<T: Serialize>(mut content: T, version: fn(&mut T) -> &mut String) -> T {
+    version(&mut content).clear();
+    *version(&mut content) = of(&content);
+    content
+}
+
 /// The first 8 bytes of the SHA-256.
 pub fn hash64(text: &[u8]) -> u64 {
     Sha256::digest(text).first_chunk().copied().map_or(0, u64::from_be_bytes)

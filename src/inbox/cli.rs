@@ -13,12 +13,9 @@ use tokio_postgres::{Client, Row, types::ToSql};
 
 use crate::{
     contract::{Contract, inbox::Inbox},
+    dead_letters::{self, LIMIT, State, Which},
     output::{self, Format},
-    postgres::login,
 };
-
-/// Most events that one command lists.
-const LIMIT: i64 = 10_000;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Common {
@@ -31,17 +28,6 @@ pub(super) struct Common {
     /// Only events of this subscription
     #[arg(long)]
     subscription: Option<String>,
-}
-
-/// Which events.
-#[derive(Debug, clap::Args)]
-#[group(required = true, multiple = false)]
-pub(super) struct Which {
-    /// Ids of events
-    ids: Vec<String>,
-    /// All of them
-    #[arg(long)]
-    all: bool,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -86,23 +72,6 @@ pub(super) enum Command {
     },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum State {
-    Refused,
-    Waiting,
-    Dead,
-}
-
-impl State {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Refused => "Refused",
-            Self::Waiting => "Waiting",
-            Self::Dead => "Dead",
-        }
-    }
-}
-
 /// An event that is not handled.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -125,12 +94,6 @@ struct Listed {
     /// Of data that is not JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     data_base64: Option<String>,
-}
-
-/// What a command has changed.
-#[derive(Debug, Serialize)]
-struct Changed {
-    events: u64,
 }
 
 /// The events that [`Which`] and [`Common`] name: `$1` says whether all, `$2` are the ids, `$3` is the subscription.
@@ -161,17 +124,17 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
             let refused = format!(
                 "update inbox_held set retry_at = now() where died_at is null and retry_at is not null and {CONDITION}"
             );
-            which.change(&[&refused, &dead], &common, "is to be delivered again", "are to be delivered again").await
+            common.change(&which, &[&refused, &dead], ["is to be delivered again", "are to be delivered again"]).await
         }
         Command::Skip { which, common } => {
             let skip = format!(
                 "update inbox_held set died_at = now(), retry_at = null where died_at is null and cause is not null and {CONDITION}"
             );
-            which.change(&[&skip], &common, "is a dead letter now", "are dead letters now").await
+            common.change(&which, &[&skip], ["is a dead letter now", "are dead letters now"]).await
         }
         Command::Purge { which, common } => {
             let purge = format!("delete from inbox_held where died_at is not null and {CONDITION}");
-            which.change(&[&purge], &common, "is deleted", "are deleted").await
+            common.change(&which, &[&purge], ["is deleted", "are deleted"]).await
         }
     }
 }
@@ -182,44 +145,23 @@ const TURNS: &str = "update inbox_held as h set retry_at = now()
              where died_at is null order by subscription, key, place) as first
      where h.place = first.place and first.retry_at is null";
 
-impl Which {
-    async fn change(&self, statements: &[&str], common: &Common, is: &str, are: &str) -> anyhow::Result<()> {
-        let client = common.connect().await?;
-        let parameters: [&(dyn ToSql + Sync); 3] = [&self.all, &self.ids, &common.subscription];
-        client.batch_execute("begin").await.context("beginning a transaction")?;
-        let mut events = 0;
-        for statement in statements {
-            events += client.execute(*statement, &parameters).await.context("changing the events")?;
-        }
-        client.batch_execute(TURNS).await.context("changing the events")?;
-        client.batch_execute("commit").await.context("committing")?;
-        if events == 0 && !self.all {
-            bail!("there is no such event: `weft inbox dead list` shows those that there are");
-        }
-        common.print(&Changed { events }, || {
-            if events == 1 { format!("1 event {is}\n") } else { format!("{events} events {are}\n") }
-        })
-    }
-}
-
 impl Common {
+    /// Changes the events of `which`; `is` and `are` say what became of them.
+    async fn change(&self, which: &Which, statements: &[&str], [is, are]: [&str; 2]) -> anyhow::Result<()> {
+        let client = self.connect().await?;
+        let list = "weft inbox dead list";
+        let changed = which.change(&client, statements, &[&self.subscription], Some(TURNS), list).await?;
+        self.print(&changed, || changed.sentence(is, are))
+    }
+
     async fn connect(&self) -> anyhow::Result<Client> {
         let contract = Inbox::load(&self.config)
             .context("--config: run it in the inbox's container, or give its contract file")?;
-        let mut prepared = login::prepare(&contract.database, "weft inbox, a person").await?;
-        prepared.config.options(login::search_path(&contract.database));
-        let (client, connection) = prepared.open().await?;
-        tokio::spawn(connection);
-        client.batch_execute("set lock_timeout = '10s'").await.context("preparing the session")?;
-        Ok(client)
+        dead_letters::connect(&contract.database, "weft inbox, a person").await
     }
 
     fn print(&self, answer: &impl Serialize, table: impl FnOnce() -> String) -> anyhow::Result<()> {
-        let text = match self.output {
-            Format::Table => table(),
-            Format::Json => format!("{}\n", serde_json::to_string_pretty(answer).context("writing JSON")?),
-        };
-        output::answer(&text).context("writing the answer")
+        output::print(self.output, answer, table)
     }
 
     async fn listed(

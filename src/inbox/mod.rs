@@ -17,38 +17,25 @@ mod source;
 mod store;
 mod subscription;
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use futures::future::try_join_all;
 use prometheus_client::registry::Registry;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use self::{problem::InboxProblem, reporter::Reporter, store::Store, subscription::Context};
 use crate::{
     admin::{self, Admin},
-    contract::{ADMIN_PORT, Contract, inbox::Inbox, problem::ProblemReason},
+    contract::{ADMIN_PORT, Contract, ContractError, inbox::Inbox, problem::ProblemReason},
     postgres::{
-        leader::Leadership,
+        leader::{Leadership, Pause},
         session::{Session, SessionError},
     },
+    reload,
     shutdown::Shutdown,
 };
 
-/// How often the contract file is read again.
-const RELOAD: Duration = Duration::from_secs(1);
-/// Wait between two terms: the shortest, and the longest after repeated failures.
-const BETWEEN_TERMS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// After a term of at least this length the wait between terms starts again at the shortest.
-const STABLE_TERM: Duration = Duration::from_secs(30);
 /// Key of the leader's lock: "weft inb" in ASCII.
 const LOCK: i64 = 0x7765_6674_2069_6e62;
 
@@ -111,39 +98,20 @@ async fn deliver(args: RunArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let (contracts, current) = watch::channel(contract);
     // the endpoints serve until the last term has ended
     let (serving, stop) = (Shutdown::default(), shutdown.token().clone());
+    let report = |error: Option<&ContractError>| match error {
+        Some(error) => reporter.report(InboxProblem::contract(error)),
+        None => reporter.resolve(ProblemReason::ContractInvalid, ""),
+    };
     tokio::select! {
         served = admin::serve(endpoints.router(), admin, serving) => Ok(served?),
-        () = reload(&config, &contracts, &reporter) => Ok(()),
+        () = reload::follow(&config, &contracts, |_| true, report) => Ok(()),
         () = Box::pin(run_terms(current, &reporter, stop)) => Ok(()),
-    }
-}
-
-/// Follows changes of the contract file, forever.
-async fn reload(path: &Path, contracts: &watch::Sender<Inbox>, reporter: &Reporter) {
-    loop {
-        sleep(RELOAD).await;
-        let file = path.to_owned();
-        match tokio::task::spawn_blocking(move || Inbox::load(&file)).await {
-            Ok(Ok(contract)) => {
-                reporter.resolve(ProblemReason::ContractInvalid, "");
-                let changed = contracts.send_if_modified(|current| {
-                    let changed = *current != contract;
-                    *current = contract;
-                    changed
-                });
-                if changed {
-                    tracing::info!(path = %path.display(), "the contract changed");
-                }
-            }
-            Ok(Err(error)) => reporter.report(InboxProblem::contract(&error)),
-            Err(_cancelled) => return,
-        }
     }
 }
 
 /// Runs one term after the other, until it is asked to stop.
 async fn run_terms(mut contracts: watch::Receiver<Inbox>, reporter: &Reporter, stop: CancellationToken) {
-    let mut wait = BETWEEN_TERMS.0;
+    let mut pause_between = Pause::default();
     while !stop.is_cancelled() {
         let contract = contracts.borrow_and_update().clone();
         reporter.contract(&contract);
@@ -159,11 +127,7 @@ async fn run_terms(mut contracts: watch::Receiver<Inbox>, reporter: &Reporter, s
         reporter.ended();
         let Err(error) = ended else { continue };
         reporter.report(InboxProblem::session(&error, &contract.database));
-        if started.elapsed() > STABLE_TERM {
-            wait = BETWEEN_TERMS.0;
-        }
-        tokio::select! { () = sleep(wait) => {} () = stop.cancelled() => {} }
-        wait = (wait * 2).min(BETWEEN_TERMS.1);
+        pause_between.after_term(started, &stop).await;
     }
 }
 

@@ -13,7 +13,7 @@
 
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::{error::SqlState, types::ToSql};
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +24,32 @@ use crate::contract::DatabaseLogin;
 const WAIT: Duration = Duration::from_secs(10);
 /// Another process leads when the lock is not free within this time.
 const STANDBY: Duration = Duration::from_millis(300);
+
+/// Pause between two terms of leadership: the shortest, and the longest after repeated failures.
+const BETWEEN_TERMS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// After a term of at least this length the pause starts again at the shortest.
+const STABLE_TERM: Duration = Duration::from_secs(30);
+
+/// The pause after a term that failed, which grows.
+#[derive(Debug)]
+pub struct Pause(Duration);
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self(BETWEEN_TERMS.0)
+    }
+}
+
+impl Pause {
+    /// Waits after a term that began at `started`, or until `stop`.
+    pub async fn after_term(&mut self, started: Instant, stop: &CancellationToken) {
+        if started.elapsed() > STABLE_TERM {
+            self.0 = BETWEEN_TERMS.0;
+        }
+        tokio::select! { () = sleep(self.0) => {} () = stop.cancelled() => {} }
+        self.0 = (self.0 * 2).min(BETWEEN_TERMS.1);
+    }
+}
 
 /// Leads as long as it is not lost.
 #[derive(Debug)]

@@ -12,13 +12,10 @@ use tokio_postgres::{Client, types::ToSql};
 
 use crate::{
     contract::{Contract, relay::Relay},
+    dead_letters::{self, Changed, LIMIT, State, Which},
     output::{self, Format},
-    postgres::login,
     relay::source::postgres::dead::LETTERS,
 };
-
-/// Most events that one command lists.
-const LIMIT: i64 = 10_000;
 
 #[derive(Debug, clap::Args)]
 pub struct Common {
@@ -28,17 +25,6 @@ pub struct Common {
     /// Form of the answer
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
-}
-
-/// Which events.
-#[derive(Debug, clap::Args)]
-#[group(required = true, multiple = false)]
-pub struct Which {
-    /// Ids of events
-    ids: Vec<String>,
-    /// All of them
-    #[arg(long)]
-    all: bool,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -112,23 +98,6 @@ pub struct Published {
     dry_run: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum State {
-    Refused,
-    Waiting,
-    Dead,
-}
-
-impl State {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Refused => "Refused",
-            Self::Waiting => "Waiting",
-            Self::Dead => "Dead",
-        }
-    }
-}
-
 /// An event that is not published.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -150,12 +119,6 @@ struct Listed {
     content_type: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     payload: Option<Box<RawValue>>,
-}
-
-/// What a command has changed.
-#[derive(Debug, Serialize)]
-struct Changed {
-    events: u64,
 }
 
 /// What becomes of one event, and of several.
@@ -187,7 +150,6 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
             common.print(&event, || show(&event))
         }
         Command::Retry { which, common } => {
-            let client = common.connect().await?;
             let dead = format!(
                 "with again as (delete from relay_dead as d where {CONDITION} returning *)
                  insert into outbox ({WRITTEN}) select {WRITTEN} from again order by seq"
@@ -196,11 +158,9 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
                 "update relay_held as h set retry_at = now() from outbox as d
                   where d.seq = h.seq and h.retry_at is not null and {CONDITION}"
             );
-            let [is, are] = AGAIN;
-            which.change(&client, &[&dead, &refused], &common, is, are).await
+            common.change(&which, &[&dead, &refused], AGAIN).await
         }
         Command::Skip { which, common } => {
-            let client = common.connect().await?;
             // the relay finds that the row is gone, and goes on with those behind it
             let skip = format!(
                 "with due as (
@@ -209,13 +169,12 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
                  ), {LETTERS}
                  select from letters"
             );
-            which.change(&client, &[&skip], &common, "is a dead letter now", "are dead letters now").await
+            common.change(&which, &[&skip], ["is a dead letter now", "are dead letters now"]).await
         }
         Command::Replay { what, common } => what.replay(&common.connect().await?, &common).await,
         Command::Purge { which, common } => {
-            let client = common.connect().await?;
             let purge = format!("delete from relay_dead as d where {CONDITION}");
-            which.change(&client, &[&purge], &common, "is deleted", "are deleted").await
+            common.change(&which, &[&purge], ["is deleted", "are deleted"]).await
         }
     }
 }
@@ -223,32 +182,13 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
 /// The events `d` that [`Which`] names: `$1` says whether all.
 const CONDITION: &str = "($1::bool or d.id = any ($2::text[]))";
 
-impl Which {
-    async fn change(
-        &self,
-        client: &Client,
-        statements: &[&str],
-        common: &Common,
-        is: &str,
-        are: &str,
-    ) -> anyhow::Result<()> {
-        let parameters: [&(dyn ToSql + Sync); 2] = [&self.all, &self.ids];
-        client.batch_execute("begin").await.context("beginning a transaction")?;
-        let mut events = 0;
-        for statement in statements {
-            events += client.execute(*statement, &parameters).await.context("changing the events")?;
-        }
-        client.batch_execute("commit").await.context("committing")?;
-        if events == 0 && !self.all {
-            bail!("there is no such event: `weft relay list` shows those that there are");
-        }
-        common.print(&Changed { events }, || changed(events, is, are))
+impl Common {
+    /// Changes the events of `which`; `is` and `are` say what became of them.
+    async fn change(&self, which: &Which, statements: &[&str], [is, are]: [&str; 2]) -> anyhow::Result<()> {
+        let client = self.connect().await?;
+        let changed = which.change(&client, statements, &[], None, "weft relay list").await?;
+        self.print(&changed, || changed.sentence(is, are))
     }
-}
-
-/// `is` follows one event, `are` any other number of them.
-fn changed(events: u64, is: &str, are: &str) -> String {
-    if events == 1 { format!("1 event {is}\n") } else { format!("{events} events {are}\n") }
 }
 
 impl Published {
@@ -273,7 +213,8 @@ impl Published {
         let counted = client.query_one(&statement, &parameters).await.context("reading weft.relay_published")?;
         let events = counted.try_get::<_, i64>(0)?.unsigned_abs();
         let [is, are] = if *dry_run { ["would be published again"; 2] } else { AGAIN };
-        common.print(&Changed { events }, || changed(events, is, are))
+        let changed = Changed { events };
+        common.print(&changed, || changed.sentence(is, are))
     }
 }
 
@@ -281,22 +222,12 @@ impl Common {
     async fn connect(&self) -> anyhow::Result<Client> {
         let contract = Relay::load(&self.config)
             .context("--config: run it in the relay's container, or give its contract file")?;
-        let mut prepared = login::prepare(&contract.source, "weft relay, a person").await?;
-        prepared.config.options(login::search_path(&contract.source));
-        let (client, connection) = prepared.open().await?;
-        tokio::spawn(connection);
         // a replay may be long; whoever waits for it can interrupt it
-        let settings = "set lock_timeout = '10s'";
-        client.batch_execute(settings).await.context("preparing the session")?;
-        Ok(client)
+        dead_letters::connect(&contract.source, "weft relay, a person").await
     }
 
     fn print(&self, answer: &impl Serialize, table: impl FnOnce() -> String) -> anyhow::Result<()> {
-        let text = match self.output {
-            Format::Table => table(),
-            Format::Json => format!("{}\n", serde_json::to_string_pretty(answer).context("writing JSON")?),
-        };
-        output::answer(&text).context("writing the answer")
+        output::print(self.output, answer, table)
     }
 }
 

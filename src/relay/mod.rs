@@ -29,21 +29,18 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use prometheus_client::registry::Registry;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use self::{problem::RelayProblem, reporter::Reporter, source::SourceError, term::TermError};
 use crate::{
     admin::{self, Admin},
-    contract::{ADMIN_PORT, Contract, problem::ProblemReason, relay::Relay},
-    postgres::leader::Leadership,
+    contract::{ADMIN_PORT, Contract, ContractError, problem::ProblemReason, relay::Relay},
+    postgres::leader::{Leadership, Pause},
+    reload,
     shutdown::Shutdown,
 };
 
@@ -51,13 +48,6 @@ use crate::{
 /// pods of a service roll, sidecars of an OutboxRelay and of the one that replaces it run side by side. Even if two processes led at
 /// once, order would hold (see [`window`]).
 const LOCK: i64 = 0x7765_6674_2072_656c;
-
-/// How often the contract file is read again.
-const RELOAD: Duration = Duration::from_secs(1);
-/// Wait between two terms: the shortest, and the longest after repeated failures.
-const BETWEEN_TERMS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// After a term of at least this length the wait between terms starts again at the shortest.
-const STABLE_TERM: Duration = Duration::from_secs(30);
 
 /// Where the operator mounts the contract file.
 const CONFIG: &str = "/etc/weft/relay/relay.yaml";
@@ -117,42 +107,22 @@ async fn publish(args: RunArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let (contracts, current) = watch::channel(contract);
     // the endpoints serve until the last term has ended
     let (serving, stop) = (Shutdown::default(), shutdown.token().clone());
+    let report = |error: Option<&ContractError>| match error {
+        Some(error) => reporter.report(RelayProblem::contract(error)),
+        None => reporter.resolve(ProblemReason::ContractInvalid),
+    };
+    // the Secret of another name is mounted into new pods only: this one goes on with what it has
+    let is_mounted = |contract: &Relay| contract.sink.secret_folder().is_none_or(Path::exists);
     tokio::select! {
         served = admin::serve(endpoints.router(), admin, serving) => Ok(served?),
-        () = reload(&config, &contracts, &reporter) => Ok(()),
+        () = reload::follow(&config, &contracts, is_mounted, report) => Ok(()),
         () = Box::pin(run_terms(current, &reporter, stop)) => Ok(()),
-    }
-}
-
-/// Follows changes of the contract file, forever.
-async fn reload(path: &Path, contracts: &watch::Sender<Relay>, reporter: &Reporter) {
-    loop {
-        sleep(RELOAD).await;
-        let (file, path) = (path.to_owned(), path.to_owned());
-        let read = tokio::task::spawn_blocking(move || Relay::load(&file)).await;
-        match read {
-            // the Secret of another name is mounted into new pods only: this one goes on with what it has
-            Ok(Ok(contract)) if contract.sink.secret_folder().is_some_and(|folder| !folder.exists()) => {}
-            Ok(Ok(contract)) => {
-                reporter.resolve(ProblemReason::ContractInvalid);
-                let changed = contracts.send_if_modified(|current| {
-                    let changed = *current != contract;
-                    *current = contract;
-                    changed
-                });
-                if changed {
-                    tracing::info!(path = %path.display(), "the contract changed");
-                }
-            }
-            Ok(Err(error)) => reporter.report(RelayProblem::contract(&error)),
-            Err(_cancelled) => return,
-        }
     }
 }
 
 /// Runs one term after the other, until it is asked to stop.
 async fn run_terms(mut contracts: watch::Receiver<Relay>, reporter: &Arc<Reporter>, stop: CancellationToken) {
-    let mut wait = BETWEEN_TERMS.0;
+    let mut pause_between = Pause::default();
     let (pause, paused) = watch::channel(false);
     while !stop.is_cancelled() {
         let contract = contracts.borrow_and_update().clone();
@@ -171,11 +141,7 @@ async fn run_terms(mut contracts: watch::Receiver<Relay>, reporter: &Arc<Reporte
         reporter.ended();
         let Err(error) = ended else { continue };
         reporter.report(RelayProblem::term(&error, &contract.source));
-        if started.elapsed() > STABLE_TERM {
-            wait = BETWEEN_TERMS.0;
-        }
-        tokio::select! { () = sleep(wait) => {} () = stop.cancelled() => {} }
-        wait = (wait * 2).min(BETWEEN_TERMS.1);
+        pause_between.after_term(started, &stop).await;
     }
 }
 

@@ -50,7 +50,7 @@ pub struct SagaSpec {
     pub orchestrator: String,
     /// An event that starts the saga. With orchestration it is optional, and its data is the saga's input; with choreography it is the one to which the first reactions are declared. Because it goes through the service's outbox, starting is atomic with the service's own transaction. An orchestrated saga can always be started over HTTP too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub start_on: Option<StartOn>,
+    pub start_on: Option<SagaEvent>,
     /// JSON Schema (2020-12 unless `$schema` says otherwise) of the input, at most 16 KiB and without `$ref`. What does not fit is refused: with 400 over HTTP, and an event that does not fit is a dead start. Expressions that read a property which it does not list are refused when the Saga is applied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::microservice::opaque_object")]
@@ -161,18 +161,6 @@ pub struct SagaReaction {
     #[schemars(length(max = 32))]
     #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) <= duration('8760h')").message("within must be a duration such as 500ms, 5s or 1h30m, at most 8760h"))]
     pub within: Duration,
-}
-
-/// An event that starts the saga.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct StartOn {
-    /// The Microservice that emits the event; it needs an OutboxRelay.
-    #[schemars(length(min = 1, max = 32), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
-    pub service: String,
-    /// Type of the event, such as `OrderCreated`.
-    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9._-]+$"))]
-    pub event: String,
 }
 
 /// One step of a saga: a command, a wait, a signal, or a group of steps.

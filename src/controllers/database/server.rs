@@ -26,7 +26,7 @@ use crate::{
     controllers::{
         render::{
             network,
-            pod::{PASSWORD, container_security, mount, password_volume, pin, pod_security},
+            pod::{PASSWORD, container_security, mount, password_volume, pin, pod_security, pod_spec},
         },
         resources::{
             child::Child,
@@ -213,9 +213,6 @@ fn template(
             ..ObjectMeta::default()
         }),
         spec: Some(PodSpec {
-            service_account_name: Some(names::database(&owner.name)),
-            automount_service_account_token: Some(false),
-            enable_service_links: Some(false),
             termination_grace_period_seconds: Some(GRACE_SECONDS),
             security_context: Some(PodSecurityContext {
                 run_as_user: user,
@@ -232,7 +229,7 @@ fn template(
                 // parallel queries share memory here; the runtime's own default is 64 MiB
                 scratch("shm", Some("Memory")),
             ]),
-            ..PodSpec::default()
+            ..pod_spec(names::database(&owner.name))
         }),
     })
 }

@@ -26,7 +26,7 @@ use crate::{
     controllers::{
         render::{
             milliseconds,
-            pod::{self, config_map_volume, mount, pod_security, weft_security},
+            pod::{self, config_map_volume, mount, pod_spec, weft_security},
         },
         resources::{
             child::{Child, ChildKind, ChildRef},
@@ -227,15 +227,11 @@ fn job(wanted: &Wanted<'_>, name: String, settings: &Settings) -> Result<Job, Re
             ..ObjectMeta::default()
         }),
         spec: Some(PodSpec {
-            service_account_name: Some(names::database(&owner.name)),
-            automount_service_account_token: Some(false),
-            enable_service_links: Some(false),
             // in place, with the kubelet's growing pauses, and whatever injected containers do: one pod, however often it fails
             restart_policy: Some("OnFailure".to_owned()),
-            security_context: Some(pod_security()),
             containers: vec![container(mounts, &defaults, settings)],
             volumes: Some(volumes),
-            ..PodSpec::default()
+            ..pod_spec(names::database(&owner.name))
         }),
     };
     Ok(Job {

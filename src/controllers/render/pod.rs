@@ -3,9 +3,15 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMapVolumeSource, KeyToPath, LocalObjectReference, PodSecurityContext, PodTemplateSpec,
-    SeccompProfile, SecretVolumeSource, SecurityContext, ServiceAccount, Volume, VolumeMount,
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, DeploymentSpec},
+        core::v1::{
+            Capabilities, ConfigMapVolumeSource, KeyToPath, LocalObjectReference, PodSecurityContext, PodSpec,
+            PodTemplateSpec, SeccompProfile, SecretVolumeSource, SecurityContext, ServiceAccount, Volume, VolumeMount,
+        },
+    },
+    apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
 use kube::{ResourceExt, core::ObjectMeta};
 
@@ -27,6 +33,31 @@ pub fn pod_security() -> PodSecurityContext {
         run_as_non_root: Some(true),
         seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), ..SeccompProfile::default() }),
         ..PodSecurityContext::default()
+    }
+}
+
+/// A pod's spec as far as all pods have it: under its ServiceAccount, without a token and without other Services' variables.
+pub fn pod_spec(service_account: String) -> PodSpec {
+    PodSpec {
+        service_account_name: Some(service_account),
+        automount_service_account_token: Some(false),
+        enable_service_links: Some(false),
+        security_context: Some(pod_security()),
+        ..PodSpec::default()
+    }
+}
+
+/// A Deployment of one pod.
+pub fn single(metadata: ObjectMeta, selector: LabelSelector, pinned: Pinned) -> Deployment {
+    Deployment {
+        metadata: ObjectMeta { annotations: Some(pinned.annotations), ..metadata },
+        spec: Some(DeploymentSpec {
+            replicas: Some(1),
+            selector,
+            template: pinned.template,
+            ..DeploymentSpec::default()
+        }),
+        status: None,
     }
 }
 
@@ -157,7 +188,7 @@ pub fn wants_upgrade<K: ResourceExt>(object: &K) -> bool {
 mod tests {
     use std::convert::Infallible;
 
-    use k8s_openapi::api::core::v1::{Container, PodSpec};
+    use k8s_openapi::api::core::v1::Container;
 
     use super::*;
     use crate::controllers::{

@@ -83,10 +83,8 @@ impl Reaction {
 impl Definition {
     /// Sets [`Definition::version`] from the content.
     #[must_use]
-    pub fn seal(mut self) -> Self {
-        self.version.clear();
-        self.version = version::of(&self);
-        self
+    pub fn seal(self) -> Self {
+        version::seal(self, |definition| &mut definition.version)
     }
 
     /// The services whose events are read.

@@ -157,11 +157,11 @@ impl World {
         }
         let late = (6..14).contains(&chance);
         // a service's clock may be behind that of the one that it reacts to
-        let took =
+        let delay =
             if late { within + self.random.random_range(1..9_000) } else { self.random.random_range(-50..=within) };
         let kind = self.outcome(reaction);
         let expected = Expected::Reaction { to: to.id.clone(), late };
-        let event = self.emit(kind, Some(named), to.at + took, expected);
+        let event = self.emit(kind, Some(named), to.at + delay, expected);
         if (14..20).contains(&chance) {
             let kind = self.outcome(reaction);
             let again = self.emit(kind.clone(), Some(named), event.at + 7, Expected::Repeated { to: named.to_owned() });

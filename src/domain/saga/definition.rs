@@ -36,10 +36,8 @@ pub struct Definition {
 impl Definition {
     /// Sets [`Definition::version`] from the content: members in the order of this file, maps sorted by key.
     #[must_use]
-    pub fn seal(mut self) -> Self {
-        self.version.clear();
-        self.version = version::of(&self);
-        self
+    pub fn seal(self) -> Self {
+        version::seal(self, |definition| &mut definition.version)
     }
 
     /// All calls: of the steps, and after a compensation.

@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::{
     definition::{Call, Definition, Step, Task, Transaction, Undo},
-    lint_expressions::{Site, check_call, check_condition, check_items},
+    lint_expressions::{Site, check_call, check_expression},
     schema::Schema,
     tree::{Named, Tree},
 };
@@ -159,7 +159,7 @@ impl Lint<'_> {
         match (&step.when, nodes.choice) {
             (Some(source), Some(node)) => {
                 let field = format!("{field}.when");
-                check_condition(self.definition, self.tree, node, source, &field, &mut self.findings);
+                check_expression(self.definition, self.tree, node, source, &field, &mut self.findings);
             }
             (None, _) if !step.otherwise.is_empty() => self.findings.add(
                 format!("{field}.else"),
@@ -179,7 +179,7 @@ impl Lint<'_> {
         }
         if let Some(node) = nodes.each {
             let field = format!("{field}.forEach.items");
-            check_items(self.definition, self.tree, node, &each.items, &field, &mut self.findings);
+            check_expression(self.definition, self.tree, node, &each.items, &field, &mut self.findings);
         }
     }
 

@@ -32,20 +32,8 @@ pub(super) fn check_call(
     }
 }
 
-/// The expression of `when`.
-pub(super) fn check_condition(
-    definition: &Definition,
-    tree: &Tree,
-    node: NodeId,
-    source: &str,
-    field: &str,
-    findings: &mut Findings,
-) {
-    Check { definition, tree, site: Site::Do(node) }.source(source, field, findings);
-}
-
-/// The expression of `forEach.items`.
-pub(super) fn check_items(
+/// An expression that is evaluated when the saga comes to the step: `when`, or `forEach.items`.
+pub(super) fn check_expression(
     definition: &Definition,
     tree: &Tree,
     node: NodeId,

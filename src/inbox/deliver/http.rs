@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use super::Outcome;
 use crate::{
     inbox::event::Event,
-    outage::{Failure, with_causes},
+    outage::{innermost_cause, with_causes},
 };
 
 /// Requests on the way at a time.
@@ -61,7 +61,7 @@ impl Http {
             }
             Err(error) => {
                 let connecting = if error.is_connect() { "cannot be reached" } else { "did not answer" };
-                Outcome::Failed(format!("{} {connecting}: {}", self.address(), cause(&error.without_url())))
+                Outcome::Failed(format!("{} {connecting}: {}", self.address(), innermost_cause(&error.without_url())))
             }
         }
     }
@@ -149,18 +149,4 @@ fn quoted(text: &str) -> String {
     let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
     let line = words.collect::<Vec<_>>().join(" ");
     line.chars().take(QUOTED).collect()
-}
-
-/// The innermost cause, which says what happened: the others say that a request failed.
-fn cause(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(next) = cause.source() {
-        if let Some(error) = next.downcast_ref::<std::io::Error>()
-            && let Failure::Disconnected(text) = Failure::of_io(error)
-        {
-            return text;
-        }
-        cause = next;
-    }
-    cause.to_string()
 }

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     contract::relay::HttpSink,
     domain::{destination::TemplateError, event::HEADER_CONTENT_TYPE},
-    outage::{Failure, Outage, with_causes},
+    outage::{Failure, Outage, innermost_cause, with_causes},
     relay::{encode::Message, window::Ticket},
     secret::{self, SecretFolder},
 };
@@ -279,11 +279,11 @@ async fn outcome(result: reqwest::Result<Response>) -> Outcome {
         Ok(response) => response,
         Err(error) if error.is_connect() => {
             let silent = error.is_timeout();
-            let cause = cause(&error.without_url());
+            let cause = innermost_cause(&error.without_url());
             return Outcome::Down(if silent { Failure::Silent } else { Failure::Disconnected(cause) });
         }
         Err(error) if error.is_timeout() => return Outcome::Lost(Failure::Silent),
-        Err(error) => return Outcome::Lost(Failure::Disconnected(cause(&error.without_url()))),
+        Err(error) => return Outcome::Lost(Failure::Disconnected(innermost_cause(&error.without_url()))),
     };
     let status = response.status();
     if status.is_success() {
@@ -309,20 +309,6 @@ fn sentence(failure: Failure) -> String {
         Failure::Silent => format!("it did not answer within {} s", RESPONSE.as_secs()),
         Failure::Disconnected(cause) | Failure::Refused(cause) => cause,
     }
-}
-
-/// The innermost cause, which says what happened: the others say that a request failed.
-fn cause(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(next) = cause.source() {
-        if let Some(error) = next.downcast_ref::<std::io::Error>()
-            && let Failure::Disconnected(text) = Failure::of_io(error)
-        {
-            return text;
-        }
-        cause = next;
-    }
-    cause.to_string()
 }
 
 fn pause(headers: &HeaderMap) -> Option<Duration> {

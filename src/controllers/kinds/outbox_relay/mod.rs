@@ -2,6 +2,7 @@
 
 mod observe;
 mod plan;
+pub mod published;
 mod status;
 
 pub use plan::{CONTRACT_FILE, CONTRACT_FOLDER, nats};

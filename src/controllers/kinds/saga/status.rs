@@ -10,7 +10,7 @@ use super::{
     plan::{api_url, stage, store},
 };
 use crate::{
-    api::v1alpha1::{Saga, SagaStatus, SagaStyle, StartOn, StuckSaga},
+    api::v1alpha1::{Saga, SagaEvent, SagaStatus, SagaStyle, StuckSaga},
     contract::status::{FindingCount, REACT, SagaCounts, StuckInstance},
     controllers::{
         database::{Placement, status as database_status},
@@ -186,7 +186,7 @@ fn stuck(observed: &Observed, counts: Option<&SagaCounts>) -> Finding {
 fn start_event(object: &Saga, counts: Option<&SagaCounts>) -> Option<Finding> {
     let start = object.spec.start_on.as_ref()?;
     let report = counts?.start.as_ref()?;
-    let StartOn { service, event } = start;
+    let SagaEvent { service, event } = start;
     if report.seen? {
         return Some(Finding::new(true, Reason::Found, format!("`{service}` has published events of type `{event}`")));
     }

@@ -8,7 +8,7 @@ use super::{
     *,
 };
 use crate::{
-    api::v1alpha1::StartOn,
+    api::v1alpha1::SagaEvent,
     contract::status::{OrchestratorStatus, StartReport},
     controllers::{
         fixtures::{self, job, message, microservice, now, ready, refused, saga, settings, summaries},
@@ -227,7 +227,7 @@ fn a_deleted_saga_says_what_it_waits_for() {
 fn an_event_that_was_never_seen_is_said_and_hinders_nothing() {
     let (mut object, mut observed) = settled();
     let planned = define(&object, &observed);
-    object.spec.start_on = Some(StartOn { service: "orders".to_owned(), event: "OrderCreatd".to_owned() });
+    object.spec.start_on = Some(SagaEvent { service: "orders".to_owned(), event: "OrderCreatd".to_owned() });
     let report = |seen, types: &[&str]| {
         let types = types.iter().map(|&one| one.to_owned()).collect();
         Some(StartReport { seen, types, dead: 2 })

@@ -25,7 +25,7 @@ use crate::{
         render::{
             overlay,
             owner::Owner,
-            pod::{container_security, mount, pin, pod_security, wants_upgrade},
+            pod::{container_security, mount, pin, pod_spec, wants_upgrade},
             reach,
         },
         resources::{
@@ -140,13 +140,9 @@ fn template(object: &Microservice, owner: &Owner, addresses: &BTreeMap<String, S
     PodTemplateSpec {
         metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
         spec: Some(PodSpec {
-            service_account_name: Some(owner.name.clone()),
-            automount_service_account_token: Some(false),
-            enable_service_links: Some(false),
-            security_context: Some(pod_security()),
             containers: vec![container(object, owner, addresses)],
             volumes: binding.map(|(_, volume)| vec![volume]),
-            ..PodSpec::default()
+            ..pod_spec(owner.name.clone())
         }),
     }
 }

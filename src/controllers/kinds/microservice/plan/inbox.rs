@@ -4,28 +4,32 @@
 //! address, so that all replicas share them. When it is replaced, the new one waits for the old one's lock and leads at once.
 
 use k8s_openapi::api::{
-    apps::v1::{Deployment, DeploymentSpec},
+    apps::v1::Deployment,
     core::v1::{ConfigMap, Container, PodSpec, PodTemplateSpec, Secret},
 };
 use kube::{ResourceExt, core::ObjectMeta};
 
 use super::relay::{admin_port, admin_probe};
 use crate::{
-    api::v1alpha1::{Consumption, EventFormat, Microservice, NatsSink, Protocol},
+    api::v1alpha1::{Consumption, Microservice, Protocol},
     contract::{
         ADMIN_PORT, Contract,
         inbox::{FunctionTarget, HttpTarget, Inbox, Publisher, Subscription, Target},
+        relay::NatsSink,
     },
     controllers::{
         database::{self, Mount, User, placement},
         kinds::{
             microservice::{InboxWanted, Observed},
-            outbox_relay,
+            outbox_relay::{
+                self,
+                published::{Reader, Use, relay_rejected},
+            },
         },
         render::{
             broker, milliseconds, network,
             owner::Owner,
-            pod::{config_map_volume, mount, pin, pod_security, service_account, wants_upgrade, weft_security},
+            pod::{config_map_volume, mount, pin, pod_spec, service_account, single, wants_upgrade, weft_security},
             reach, sink,
         },
         resources::{
@@ -56,7 +60,8 @@ pub fn children(
         return Ok(Vec::new());
     }
     let metadata = || owner.metadata(names::inbox(&owner.name), Component::Inbox);
-    let contract = contract(object, owner, observed, settings)?;
+    let (streams, _) = streams(object, observed, settings);
+    let contract = contract(object, owner, streams)?;
     let text = contract.to_yaml().map_err(|error| Rejection {
         reason: Reason::ContractNotWritable,
         message: format!("the contract of the inbox of {} cannot be written: {error}", owner.name),
@@ -86,89 +91,52 @@ pub fn wanted(object: &Microservice, observed: &Observed, settings: &Settings) -
         return InboxWanted::default();
     }
     let owner = Owner::of(object, super::OWNER_KIND);
-    let missing = object.spec.consumes.iter().find_map(|one| published(one, observed, settings).err());
-    InboxWanted { version: contract(object, &owner, observed, settings).ok().map(|contract| contract.version), missing }
+    let (streams, missing) = streams(object, observed, settings);
+    InboxWanted { version: contract(object, &owner, streams).ok().map(|contract| contract.version), missing }
+}
+
+/// Where the events of each entry are, of those that are there; and what is missing of the first that is not: that is said in a
+/// condition, and the others are consumed.
+fn streams<'a>(
+    object: &'a Microservice,
+    observed: &Observed,
+    settings: &Settings,
+) -> (Vec<(&'a Consumption, NatsSink)>, Option<Rejection>) {
+    let (mut streams, mut missing) = (Vec::new(), None);
+    for consumption in &object.spec.consumes {
+        match published(consumption, observed, settings) {
+            Ok(stream) => streams.push((consumption, stream)),
+            Err(rejection) => _ = missing.get_or_insert(rejection),
+        }
+    }
+    (streams, missing)
 }
 
 /// Where the events of an entry are; an error says what is missing, of which nothing else depends.
-pub fn published(
-    consumption: &Consumption,
-    observed: &Observed,
-    settings: &Settings,
-) -> Result<crate::contract::relay::NatsSink, Rejection> {
+fn published(consumption: &Consumption, observed: &Observed, settings: &Settings) -> Result<NatsSink, Rejection> {
     let from = &consumption.from;
     let field = format!("spec.consumes[from={from}]");
-    let rejection = |reason, message| Err(Rejection { reason, message });
     let Some(publisher) = observed.publishers.get(from) else {
         return Err(Rejection::microservice_not_found(&field, from));
     };
-    if let Some(relay) = &publisher.kept_relay {
-        return rejection(
-            Reason::OutboxRelayMalformed,
-            format!(
-                "{field}: OutboxRelay `{relay}`, which publishes the events of `{from}`, cannot be read: correct it; its own conditions say what is wrong"
-            ),
-        );
-    }
-    let Some(relay) = publisher.relays.first() else {
-        return rejection(
-            Reason::OutboxRelayNotFound,
-            format!(
-                "{field}: no OutboxRelay publishes the events of `{from}`: apply one whose spec.microservice names it"
-            ),
-        );
-    };
-    if relay.spec.format == EventFormat::Raw {
-        return rejection(
-            Reason::NoEventType,
-            format!(
-                "{field}: the OutboxRelay of `{from}` publishes in the format Raw, whose messages are no CloudEvents: set its spec.format to CloudEvents or CloudEventsStructured"
-            ),
-        );
-    }
-    let Some(sink) = relay.spec.sink.nats.as_ref() else {
-        return rejection(
-            Reason::NoBroker,
-            format!(
-                "{field}: the OutboxRelay of `{from}` publishes to {}, and events are consumed from NATS: give the relay spec.sink.nats",
-                relay.spec.sink.kind()
-            ),
-        );
-    };
-    resolved(from, sink, settings).map_err(|Rejection { reason, message }| Rejection {
-        reason,
-        message: format!("{field}: the OutboxRelay of `{from}` is rejected: {message}"),
-    })
-}
-
-fn resolved(from: &str, sink: &NatsSink, settings: &Settings) -> Result<crate::contract::relay::NatsSink, Rejection> {
-    if let Some(secret) = &sink.secret {
-        reach::check_secret(from, "spec.sink", secret)?;
-    }
+    let relay = publisher.relays.first().map(AsRef::as_ref);
+    let reader = Reader { field: &field, service_field: &field, purpose: Use::Consume };
+    let sink = reader.sink(from, relay, publisher.kept_relay.as_deref())?;
+    let sink = outbox_relay::nats(sink, settings).map_err(|rejection| relay_rejected(&field, from, rejection))?;
     // an inbox's credentials permit answers on every subject
-    Ok(crate::contract::relay::NatsSink { inbox_prefix: None, ..outbox_relay::nats(sink, settings)? })
+    Ok(NatsSink { inbox_prefix: None, ..sink })
 }
 
-fn contract(
-    object: &Microservice,
-    owner: &Owner,
-    observed: &Observed,
-    settings: &Settings,
-) -> Result<Inbox, Rejection> {
+fn contract(object: &Microservice, owner: &Owner, streams: Vec<(&Consumption, NatsSink)>) -> Result<Inbox, Rejection> {
     // the API server refuses one without by CEL
     let database = object.spec.database.as_ref().ok_or_else(|| Rejection {
         reason: Reason::NoDatabase,
         message: "spec.consumes needs spec.database, which holds what was received and the dead letters: add it"
             .to_owned(),
     })?;
-    let mut subscriptions = Vec::new();
-    for consumption in &object.spec.consumes {
-        // what is not there yet is said in a condition, and the others are consumed
-        if let Ok(stream) = published(consumption, observed, settings) {
-            subscriptions.push(subscription(object, owner, consumption, stream)?);
-        }
-    }
-    subscriptions.sort_by(|a: &Subscription, b| a.name.cmp(&b.name));
+    let subscriptions = streams.into_iter().map(|(one, stream)| subscription(object, owner, one, stream));
+    let mut subscriptions = subscriptions.collect::<Result<Vec<_>, _>>()?;
+    subscriptions.sort_by(|a, b| a.name.cmp(&b.name));
     let contract = Inbox {
         version: String::new(),
         namespace: owner.namespace.clone(),
@@ -183,7 +151,7 @@ fn subscription(
     object: &Microservice,
     owner: &Owner,
     consumption: &Consumption,
-    stream: crate::contract::relay::NatsSink,
+    stream: NatsSink,
 ) -> Result<Subscription, Rejection> {
     let Consumption { from, types, http, function, since, dead_letter } = consumption;
     let target = match (http, function) {
@@ -234,19 +202,8 @@ fn deployment(
     let pinned = pin(observed.inbox_deployment.as_ref(), newest, wants_upgrade(object), |defaults| {
         Ok(template(object, owner, observed, credentials, defaults, settings))
     })?;
-    Ok(Deployment {
-        metadata: ObjectMeta {
-            annotations: Some(pinned.annotations),
-            ..owner.metadata(names::inbox(&owner.name), Component::Inbox)
-        },
-        spec: Some(DeploymentSpec {
-            replicas: Some(1),
-            selector: owner.pods(Component::Inbox),
-            template: pinned.template,
-            ..DeploymentSpec::default()
-        }),
-        status: None,
-    })
+    let metadata = owner.metadata(names::inbox(&owner.name), Component::Inbox);
+    Ok(single(metadata, owner.pods(Component::Inbox), pinned))
 }
 
 fn template(
@@ -272,13 +229,9 @@ fn template(
             ..ObjectMeta::default()
         }),
         spec: Some(PodSpec {
-            service_account_name: Some(names::inbox(&owner.name)),
-            automount_service_account_token: Some(false),
-            enable_service_links: Some(false),
-            security_context: Some(pod_security()),
             containers: vec![container(&mounts, &secrets, defaults, settings)],
             volumes: Some(volumes.chain(secrets.iter().map(|secret| sink::volume(secret))).collect()),
-            ..PodSpec::default()
+            ..pod_spec(names::inbox(&owner.name))
         }),
     }
 }
@@ -354,7 +307,7 @@ mod tests {
         assert_eq!(missing.reason, Reason::MicroserviceNotFound);
         assert!(published(&consumptions[1], &observed, &settings).is_ok());
         let owner = Owner::of(&object, super::super::OWNER_KIND);
-        let contract = contract(&object, &owner, &observed, &settings).unwrap();
+        let contract = contract(&object, &owner, streams(&object, &observed, &settings).0).unwrap();
         assert_eq!(contract.subscriptions.iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["stock"]);
         observed.publishers.insert("orders".to_owned(), Published::default());
         let missing = published(&consumptions[0], &observed, &settings).unwrap_err();

@@ -4,7 +4,7 @@
 //! the outbox.
 
 use k8s_openapi::api::{
-    apps::v1::{Deployment, DeploymentSpec},
+    apps::v1::Deployment,
     core::v1::{PodSpec, PodTemplateSpec, Secret},
 };
 use kube::core::ObjectMeta;
@@ -19,7 +19,7 @@ use crate::{
         render::{
             network,
             owner::Owner,
-            pod::{pin, pod_security, service_account, wants_upgrade},
+            pod::{pin, pod_spec, service_account, single, wants_upgrade},
         },
         resources::{
             child::Child,
@@ -60,19 +60,8 @@ fn deployment(
     let pinned = pin(observed.relay_deployment.as_ref(), newest, wants_upgrade(object), |defaults| {
         Ok(template(object, owner, observed, (carried, credentials), defaults, settings))
     })?;
-    Ok(Deployment {
-        metadata: ObjectMeta {
-            annotations: Some(pinned.annotations),
-            ..owner.metadata(names::relay(&owner.name), Component::Relay)
-        },
-        spec: Some(DeploymentSpec {
-            replicas: Some(1),
-            selector: owner.pods(Component::Relay),
-            template: pinned.template,
-            ..DeploymentSpec::default()
-        }),
-        status: None,
-    })
+    let metadata = owner.metadata(names::relay(&owner.name), Component::Relay);
+    Ok(single(metadata, owner.pods(Component::Relay), pinned))
 }
 
 fn template(
@@ -93,13 +82,9 @@ fn template(
             ..ObjectMeta::default()
         }),
         spec: Some(PodSpec {
-            service_account_name: Some(names::relay(&owner.name)),
-            automount_service_account_token: Some(false),
-            enable_service_links: Some(false),
-            security_context: Some(pod_security()),
             containers: vec![relay::container(carried, defaults, settings)],
             volumes: Some(relay::volumes(carried, credentials)),
-            ..PodSpec::default()
+            ..pod_spec(names::relay(&owner.name))
         }),
     }
 }

@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 
 use kube::ResourceExt;
 
-use super::publisher::{self, Use};
+use super::publisher;
 use crate::{
     api::v1alpha1::{Saga, SagaEvent, SagaReaction},
     controllers::{
-        kinds::saga::{Followed, Observed},
+        kinds::{
+            outbox_relay::published::Use,
+            saga::{Followed, Observed},
+        },
         render::milliseconds,
         resources::{plan::Rejection, reason::Reason},
     },

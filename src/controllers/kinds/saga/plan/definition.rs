@@ -2,15 +2,14 @@
 
 use kube::{ResourceExt, core::Duration};
 
-use super::{
-    choreography,
-    lower::lower,
-    publisher::{self, Use},
-};
+use super::{choreography, lower::lower, publisher};
 use crate::{
     api::v1alpha1::{HttpCommand, HttpMethod, Microservice, Protocol, Saga, SagaStyle},
     controllers::{
-        kinds::saga::{Defined, Observed, Start},
+        kinds::{
+            outbox_relay::published::Use,
+            saga::{Defined, Observed, Start},
+        },
         render::milliseconds,
         resources::{plan::Rejection, reason::Reason},
     },

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
     api::{
-        apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy},
+        apps::v1::{Deployment, DeploymentStrategy},
         core::v1::{
             ConfigMap, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, PodSpec, PodTemplateSpec, Probe,
             ResourceFieldSelector, Secret, Service, ServicePort, ServiceSpec, VolumeMount,
@@ -31,7 +31,7 @@ use crate::{
         render::{
             broker, milliseconds, network,
             owner::{Owner, reference},
-            pod::{config_map_volume, mount, pin, pod_security, service_account, wants_upgrade, weft_security},
+            pod::{config_map_volume, mount, pin, pod_spec, service_account, single, wants_upgrade, weft_security},
             reach, sink,
         },
         resources::{
@@ -285,21 +285,12 @@ fn deployment(
     let newest = settings.defaults(&settings.resources.orchestrator);
     let template = |defaults: &Defaults| Ok(template((owner, placement), defaults, observed, secrets, settings));
     let pinned = pin(live, newest, upgrade(object), template)?;
-    Ok(Deployment {
-        metadata: ObjectMeta {
-            annotations: Some(pinned.annotations),
-            ..owner.metadata(owner.name.clone(), Component::Orchestrator)
-        },
-        spec: Some(DeploymentSpec {
-            replicas: Some(1),
-            // one writer: leases would keep two apart, but a second one would only wait for the first
-            strategy: Some(DeploymentStrategy { type_: Some("Recreate".to_owned()), rolling_update: None }),
-            selector: owner.pods(Component::Orchestrator),
-            template: pinned.template,
-            ..DeploymentSpec::default()
-        }),
-        status: None,
-    })
+    let metadata = owner.metadata(owner.name.clone(), Component::Orchestrator);
+    let mut deployment = single(metadata, owner.pods(Component::Orchestrator), pinned);
+    // one writer: leases would keep two apart, but a second one would only wait for the first
+    deployment.spec.get_or_insert_default().strategy =
+        Some(DeploymentStrategy { type_: Some("Recreate".to_owned()), rolling_update: None });
+    Ok(deployment)
 }
 
 /// The Secrets that people give for the brokers of the services that start sagas, by name.
@@ -337,13 +328,9 @@ fn template(
             ..ObjectMeta::default()
         }),
         spec: Some(PodSpec {
-            service_account_name: Some(owner.name.clone()),
-            automount_service_account_token: Some(false),
-            enable_service_links: Some(false),
-            security_context: Some(pod_security()),
             containers: vec![container(defaults, mounts, secrets, settings)],
             volumes: Some(std::iter::once(contract).chain(login).chain(of_brokers).collect()),
-            ..PodSpec::default()
+            ..pod_spec(owner.name.clone())
         }),
     }
 }
