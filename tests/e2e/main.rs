@@ -22,6 +22,7 @@ mod causes_are_named;
 mod customers_and_orders;
 mod data_outlives_deletion;
 mod drift_is_repaired;
+mod external_database;
 mod inbox_delivers_once;
 mod leader_fails_over;
 mod neighbours;

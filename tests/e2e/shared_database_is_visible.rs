@@ -1,15 +1,18 @@
-//! A service in the database of another has roles, a schema and the reads that it names, no pod of its own, and both say so.
+//! A service in the database of another has roles, a schema and the reads that it names, no pod of its own, and both say so. The
+//! server outlives the service that it was made for.
+
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use weft::api::v1alpha1::Microservice;
+use weft::api::v1alpha1::{Microservice, OutboxRelay};
 
-use crate::harness::{Company, Scenario, microservice, scenario};
+use crate::harness::{Company, Release, Scenario, microservice, relay, scenario};
 
 #[tokio::test]
 async fn shared_database_is_visible() {
     scenario("shared_database_is_visible", Company::Others, async |world| {
-        world.install(&world.release()).await?;
+        world.install(&Release { nats: true, ..world.release() }).await?;
         let mut reports = microservice("reports");
         reports["spec"]["database"]["postgres"] = Value::Null;
         reports["spec"]["database"]["sharedWith"] =
@@ -36,7 +39,24 @@ async fn shared_database_is_visible() {
         world.service_says("reports", &["log-in"], "entered").await?;
         may(world, "switch", true).await?;
         may(world, "weft.outbox", false).await?;
-        Ok(())
+
+        world.apply(&relay("reports", "LogTailing")).await?;
+        world.ready::<OutboxRelay>("reports").await?;
+        circle(world).await?;
+
+        world.delete::<Microservice>("orders").await?;
+        world
+            .until("the service of orders is gone", Duration::from_secs(90), async || {
+                Ok(world.pods("orders", "service").await?.is_empty().then_some(()))
+            })
+            .await?;
+        world.service_says("reports", &["log-in"], "entered").await?;
+        ensure!(!world.pods("orders", "database").await?.is_empty(), "the server of orders went with it");
+        let alone = world.now_says::<Microservice>("reports", "DatabaseReady").await?;
+        ensure!(alone.message.contains("is deleted"), "{}", alone.message);
+        world.apply_service(&microservice("orders")).await?;
+        world.ready::<Microservice>("orders").await?;
+        world.ready::<Microservice>("reports").await
     })
     .await;
 }
@@ -46,4 +66,19 @@ async fn may(world: &Scenario, table: &str, expected: bool) -> Result<()> {
     let said = world.psql("orders", &sql).await?;
     ensure!(said == [if expected { "t" } else { "f" }], "reports may read {table}: {said:?}");
     Ok(())
+}
+
+/// Neither of two services that name each other has a server.
+async fn circle(world: &Scenario) -> Result<()> {
+    let mut sales = microservice("sales");
+    sales["spec"]["database"]["postgres"] = Value::Null;
+    sales["spec"]["database"]["sharedWith"] = json!({"service": "reports", "schema": "sales"});
+    world.apply_service(&sales).await?;
+    let refused = world.says::<Microservice>("sales", "Accepted", "False", 60).await?;
+    ensure!(
+        refused.message.contains("`reports` has no server of its own, it is in that of `orders`"),
+        "{}",
+        refused.message
+    );
+    world.delete::<Microservice>("sales").await
 }
