@@ -14,7 +14,8 @@ use tokio_postgres::Client;
 pub const LOCK_TIMEOUT: &str = "5s";
 /// How long it waits for other set-ups, of its database or of its server, which holds up nobody else.
 pub const TURN_TIMEOUT: &str = "30s";
-/// How long, in seconds, it waits whatever a migration says, as dumps say `set lock_timeout = 0`.
+/// How long, in seconds, it waits whatever a migration says, as dumps say `set lock_timeout = 0`. Who waits for the end of another
+/// transaction (`virtualxid`), as `create index concurrently` does, holds up nobody.
 const LONGEST_WAIT: f64 = 45.0;
 /// How often the server is asked what the set-up waits for; several times within [`LOCK_TIMEOUT`].
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -26,7 +27,7 @@ select format('process %s (role %s, %s), %s %s, holds %s', a.pid, coalesce(a.use
               case when a.xact_start is null then 'connected since' else 'whose transaction is open since' end,
               to_char(coalesce(a.xact_start, a.backend_start) at time zone 'UTC', 'HH24:MI:SS \"UTC\"'),
               coalesce('the table ' || l.relation::regclass, 'it')),
-       clock_timestamp() - l.waitstart > make_interval(secs => $2)
+       clock_timestamp() - l.waitstart > make_interval(secs => $2) and l.locktype <> 'virtualxid'
   from pg_locks as l
  cross join lateral unnest(pg_blocking_pids(l.pid)) as blocking (pid)
   join pg_stat_activity as a on a.pid = blocking.pid

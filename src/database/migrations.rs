@@ -2,8 +2,8 @@
 //!
 //! Files are applied in the byte order of their names (numbers of different length are refused: `10_x.sql` would come
 //! before `9_x.sql`), each in a transaction of its own, which also records it. So whatever is killed, a file is applied
-//! and recorded, or neither. A statement that cannot run in a transaction, such as `create index concurrently`, cannot be
-//! in a migration. A file waits for locks as long as [`super::locks`] says, unless it says `set local lock_timeout = …`.
+//! and recorded, or neither. A statement that cannot run in a transaction, such as `create index concurrently`, is a file of its
+//! own, which says so ([`super::no_transaction`]). A file waits for locks as long as [`super::locks`] says, unless it says `set local lock_timeout = …`.
 //!
 //! - A file that was applied may not change: that is an error, since the database would differ from what the files say.
 //! - A file that was applied may go: a team that has squashed its old files keeps a small ConfigMap.
@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
 
 use super::{
+    no_transaction,
     other_tools::{self, OtherTool},
     refusal::{Failure, Refusal},
     schemas::Schemas,
@@ -52,6 +53,26 @@ pub enum MigrationError {
         "migration {name} leaves {object} to the login that executes it, not to the owner: remove `set role` from the file; it was rolled back"
     )]
     WrongOwner { name: String, object: String },
+    #[error(
+        "migration {name} has a statement that PostgreSQL does not execute in a transaction ({message}): move it into a file of its own whose first line is `-- weft: no transaction`"
+    )]
+    NeedsNoTransaction { name: String, message: String },
+    #[error(
+        "migration {name} says `-- weft: no transaction` further down, where it has no effect: make it the first line, and leave one statement in the file"
+    )]
+    LateMarker { name: String },
+    #[error(
+        "migration {name} is executed without a transaction and has more than one statement: give each a file of its own, since nothing could roll the first ones back"
+    )]
+    NotAlone { name: String },
+    #[error(
+        "migration {name} is executed without a transaction, and again if the set-up is killed before it is recorded: write `{guard}`"
+    )]
+    NotRepeatable { name: String, guard: &'static str },
+    #[error(
+        "migration {name} failed{}: {refusal}; it has no transaction that could be rolled back, so see what it left, and correct the file", at(*line)
+    )]
+    RefusedAlone { name: String, line: Option<usize>, refusal: Refusal },
     #[error("migration {name} holds `copy … from stdin`, which needs psql; write `insert` instead")]
     Copies { name: String },
 }
@@ -98,6 +119,9 @@ pub fn read(folder: &Path) -> Result<Vec<Migration>, MigrationError> {
     }
     migrations.sort_by(|a, b| a.name.cmp(&b.name));
     other_tools::refuse(&migrations)?;
+    for migration in &migrations {
+        no_transaction::check(migration)?;
+    }
     Ok(migrations)
 }
 
@@ -156,8 +180,13 @@ pub async fn apply(migrator: &Client, migration: &Migration, token: &str, schema
     let sql = migration.sql.strip_prefix('\u{feff}').unwrap_or(&migration.sql);
     let failed = |error| failure(migration, sql, error);
     let begin = schemas.fill("begin read write; select weft.begin_migration()");
-    migrator.batch_execute(&begin).await.map_err(failed)?;
-    migrator.batch_execute(sql).await.map_err(failed)?;
+    if no_transaction::is_asked(migration) {
+        no_transaction::execute(migrator, migration).await?;
+        migrator.batch_execute(&begin).await.map_err(failed)?;
+    } else {
+        migrator.batch_execute(&begin).await.map_err(failed)?;
+        migrator.batch_execute(sql).await.map_err(failed)?;
+    }
     // the file may have become the migrator, who cannot see `weft`
     migrator.batch_execute("reset role").await.map_err(failed)?;
     migrator.execute(&schemas.fill("select weft.end_migration($1)"), &[&token]).await.map_err(failed)?;
@@ -169,8 +198,10 @@ pub async fn apply(migrator: &Client, migration: &Migration, token: &str, schema
 
 /// The transaction was begun `read write`: a read-only one is another.
 const READ_ONLY: &str = "25006";
+/// A statement that cannot be executed in a transaction.
+const ACTIVE_TRANSACTION: &str = "25001";
 
-fn failure(migration: &Migration, sql: &str, error: tokio_postgres::Error) -> ApplyError {
+pub(super) fn failure(migration: &Migration, sql: &str, error: tokio_postgres::Error) -> ApplyError {
     let name = migration.name.clone();
     // the driver gives up on a message that it did not expect, which only `copy` brings
     if error.as_db_error().is_none() && error.to_string().starts_with("unexpected message") {
@@ -185,6 +216,9 @@ fn failure(migration: &Migration, sql: &str, error: tokio_postgres::Error) -> Ap
     match refusal.code.as_str() {
         "WEFT1" | READ_ONLY => ApplyError::Definite(MigrationError::EndsTransaction { name }),
         "WEFT2" => ApplyError::Definite(MigrationError::WrongOwner { name, object: refusal.message }),
+        ACTIVE_TRANSACTION => {
+            ApplyError::Definite(MigrationError::NeedsNoTransaction { name, message: refusal.message })
+        }
         "WEFT3" => ApplyError::Passing(refusal.message),
         _ => ApplyError::Definite(MigrationError::Refused { name, line: refusal.line(sql), refusal }),
     }

@@ -20,6 +20,7 @@ mod fitness;
 mod layout;
 mod locks;
 mod migrations;
+mod no_transaction;
 mod other_tools;
 mod outbox;
 mod refusal;

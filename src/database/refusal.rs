@@ -24,6 +24,11 @@ impl Refusal {
         Self { message: without_values(code, error.message()), code: code.to_owned(), position }
     }
 
+    /// What the extended protocol answers to more than one statement, which has no code of its own.
+    pub fn is_several_statements(&self) -> bool {
+        self.code == "42601" && self.message.starts_with("cannot insert multiple commands")
+    }
+
     /// The line of `sql` that the position is in, from 1.
     pub fn line(&self, sql: &str) -> Option<usize> {
         let before = usize::try_from(self.position?).ok()?.saturating_sub(1);

@@ -10,6 +10,7 @@ mod database;
 mod database_confinement;
 mod database_example;
 mod database_functions;
+mod database_no_transaction;
 mod database_patience;
 mod database_placements;
 mod database_setup;
