@@ -52,8 +52,12 @@ async fn shared_database_is_visible() {
             .await?;
         world.service_says("reports", &["log-in"], "entered").await?;
         ensure!(!world.pods("orders", "database").await?.is_empty(), "the server of orders went with it");
-        let alone = world.now_says::<Microservice>("reports", "DatabaseReady").await?;
-        ensure!(alone.message.contains("is deleted"), "{}", alone.message);
+        world
+            .until("the missing host is said", Duration::from_secs(30), async || {
+                let said = world.now_says::<Microservice>("reports", "DatabaseReady").await?;
+                Ok(said.message.contains("is deleted").then_some(()))
+            })
+            .await?;
         world.apply_service(&microservice("orders")).await?;
         world.ready::<Microservice>("orders").await?;
         world.ready::<Microservice>("reports").await
