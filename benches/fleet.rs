@@ -175,7 +175,7 @@ impl Fleet {
         let begun = Instant::now();
         self.make::<OutboxRelay>(|number| {
             json!({"metadata": {"name": name(number), "namespace": namespace(number)}, "spec": {
-                "microservice": name(number), "sink": {"nats": {"url": "nats://nats.nats:4222"}}}})
+                "microservice": name(number), "sink": {"nats": {"servers": ["nats://nats.nats:4222"]}}}})
         })
         .await;
         self.until("all are Ready", |fleet| {

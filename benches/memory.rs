@@ -199,7 +199,7 @@ fn microservice(number: usize) -> Value {
 
 fn relay(number: usize) -> Value {
     json!({"apiVersion": "weft.dev/v1alpha1", "kind": "OutboxRelay", "metadata": metadata("OutboxRelay", number), "spec": {
-        "microservice": name(number), "sink": {"nats": {"url": "nats://nats.nats:4222"}}}})
+        "microservice": name(number), "sink": {"nats": {"servers": ["nats://nats.nats:4222"]}}}})
 }
 
 /// A pod of a Microservice, as kubelets report it.
