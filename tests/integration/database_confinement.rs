@@ -89,7 +89,13 @@ async fn nothing_in_a_file_does_more_than_the_owner_may() {
         database.write_migration("001_out.sql", &format!("create table a (id int);\n{sql}"));
         println!("{sql}");
         let sentence = database.set_up_refused();
-        assert!(sentence.starts_with("migration 001_out.sql failed"), "{sql}: {sentence}");
+        let is_refused = sentence.starts_with("migration 001_out.sql failed") || sentence.contains("in a transaction");
+        assert!(is_refused, "{sql}: {sentence}");
+        assert_eq!((text(&superuser, SERVER).await, text(&superuser, OBJECTS).await), before, "{sql}");
+        // nor without a transaction
+        database.write_migration("001_out.sql", &format!("-- weft: no transaction\n{sql}"));
+        let sentence = database.set_up_refused();
+        assert!(sentence.starts_with("migration 001_out.sql"), "{sql}: {sentence}");
         assert_eq!((text(&superuser, SERVER).await, text(&superuser, OBJECTS).await), before, "{sql}");
     }
     let left = "select count(*)::text from pg_class where relnamespace = 'public'::regnamespace";
