@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use settings::settings;
 use weft::{
-    api::v1alpha1::{Microservice, OutboxRelay, Saga, SagaCommand},
+    api::v1alpha1::{Microservice, OutboxRelay, Saga},
     controllers::{
         kinds::{microservice, outbox_relay, saga},
         runtime::driver::Kind,
@@ -92,10 +92,7 @@ fn fields(value: &Value) -> BTreeSet<String> {
         let mut child = |name: &str, value| {
             let path = format!("{path}/{name}");
             walk(value, &path, found);
-            // a default that is written out is left out when it is written again
-            if *value != Value::Bool(false) {
-                found.insert(path);
-            }
+            found.insert(path);
         };
         match value {
             Value::Object(members) => members.iter().for_each(|(name, value)| child(name, value)),
@@ -106,6 +103,18 @@ fn fields(value: &Value) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     walk(value, "", &mut found);
     found
+}
+
+/// Each service that `saga` calls, and the command.
+fn commands(saga: &Saga) -> Vec<(&str, &str)> {
+    let mut commands = Vec::new();
+    for task in saga.spec.tasks() {
+        commands.extend(task.action.iter().map(|action| (action.service.as_str(), action.command.as_str())));
+        let undo = task.undo.iter().filter(|undo| !undo.none);
+        commands.extend(undo.map(|undo| (undo.service.as_deref().unwrap(), undo.command.as_deref().unwrap())));
+    }
+    commands.extend(saga.spec.on_compensated.iter().map(|call| (call.service.as_str(), call.command.as_str())));
+    commands
 }
 
 fn samples() -> Vec<(PathBuf, Sample)> {
@@ -137,15 +146,7 @@ fn every_reference_leads_somewhere() {
             for reaction in &saga.spec.reactions {
                 assert!(sample.relays.iter().any(|relay| relay.spec.microservice == reaction.service));
             }
-            for task in saga.spec.tasks() {
-                if let Some(SagaCommand { service, command, .. }) = &task.action {
-                    sample.assert_command(service, command);
-                }
-                if let Some(undo) = task.undo.as_ref().filter(|undo| !undo.none) {
-                    sample.assert_command(undo.service.as_ref().unwrap(), undo.command.as_ref().unwrap());
-                }
-            }
-            if let Some(SagaCommand { service, command, .. }) = &saga.spec.on_compensated {
+            for (service, command) in commands(saga) {
                 sample.assert_command(service, command);
             }
         }
@@ -215,30 +216,19 @@ fn the_manifests_in_the_documents_are_valid() {
 
 /// Services that have each command that `saga` names, and publish their events.
 fn participants(saga: &Saga) -> (BTreeMap<String, Arc<Microservice>>, Vec<Arc<OutboxRelay>>) {
-    let mut commands = BTreeMap::<String, BTreeSet<String>>::new();
+    let mut commands = BTreeMap::<String, BTreeSet<&str>>::new();
     let spec = &saga.spec;
     for service in spec.start_on.iter().map(|start| &start.service).chain(spec.reactions.iter().map(|it| &it.service)) {
         commands.entry(service.clone()).or_default();
     }
-    let mut name = |service: &str, command: &str| {
-        commands.entry(service.to_owned()).or_default().insert(command.to_owned());
-    };
-    for task in saga.spec.tasks() {
-        if let Some(SagaCommand { service, command, .. }) = &task.action {
-            name(service, command);
-        }
-        if let Some(undo) = task.undo.as_ref().filter(|undo| !undo.none) {
-            name(undo.service.as_ref().unwrap(), undo.command.as_ref().unwrap());
-        }
-    }
-    if let Some(SagaCommand { service, command, .. }) = &saga.spec.on_compensated {
-        name(service, command);
+    for (service, command) in self::commands(saga) {
+        commands.entry(service.to_owned()).or_default().insert(command);
     }
     let manifest = |kind: &str, name: &str, spec: Value| json!({"apiVersion": "weft.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec});
     let (mut services, mut relays) = (BTreeMap::new(), Vec::new());
     for (name, commands) in commands {
-        let command = |command| json!({"http": {"path": format!("/{command}")}});
-        let commands: BTreeMap<_, _> = commands.iter().map(|name| (name, command(name))).collect();
+        let command = |command: &str| json!({"http": {"path": format!("/{command}")}});
+        let commands: BTreeMap<_, _> = commands.into_iter().map(|name| (name, command(name))).collect();
         let ports = json!([{"name": "http", "port": 8080, "protocol": "http"}]);
         let service = json!({"image": "example", "ports": ports, "database": {"postgres": {}}, "commands": commands});
         let relay = json!({"microservice": name, "sink": {"nats": {}}});

@@ -63,11 +63,10 @@ pub fn script(setup: &DatabaseSetup, roles: &Roles, files: &[Migration]) -> Stri
     let app = escape_identifier(&roles.app.name);
     add(&roles.fill(&format!("grant select on weft.layout, weft.migration to {app};")));
     let (owner, own, weft) = (escape_identifier(&roles.owner), &roles.schemas.own, &roles.schemas.weft);
-    for migration @ Migration { name, sql } in files {
-        let (literal, sha256) = (escape_literal(name), Migration { name: name.clone(), sql: sql.clone() }.sha256());
+    for migration in files {
+        let (literal, sha256, sql) = (escape_literal(&migration.name), migration.sha256(), migration.text());
         let is_new = roles.fill(&format!("not exists (select from weft.migration where name = {literal})"));
         let record = roles.fill(&format!("insert into weft.migration (name, sha256) values ({literal}, '{sha256}');"));
-        let sql = sql.trim_start_matches('\u{feff}');
         let (begin, local, commit) =
             if no_transaction::is_asked(migration) { ("", "", "") } else { ("begin;\n", "local ", "\ncommit;") };
         once(

@@ -2,8 +2,9 @@
 //!
 //! Files are applied in the byte order of their names (numbers of different length are refused: `10_x.sql` would come
 //! before `9_x.sql`), each in a transaction of its own, which also records it. So whatever is killed, a file is applied
-//! and recorded, or neither. A statement that cannot run in a transaction, such as `create index concurrently`, is a file of its
-//! own, which says so ([`super::no_transaction`]). A file waits for locks as long as [`super::locks`] says, unless it says `set local lock_timeout = …`.
+//! and recorded, or neither. A statement that cannot run in a transaction, such as `create index concurrently`, is a file
+//! of its own, which says so ([`super::no_transaction`]). A file waits for locks as long as [`super::locks`] says, unless
+//! it says `set local lock_timeout = …`.
 //!
 //! - A file that was applied may not change: that is an error, since the database would differ from what the files say.
 //! - A file that was applied may go: a team that has squashed its old files keeps a small ConfigMap.
@@ -89,7 +90,12 @@ pub struct Migration {
 }
 
 impl Migration {
-    /// Hex digits of the text's SHA-256.
+    /// The SQL, without a byte order mark.
+    pub fn text(&self) -> &str {
+        self.sql.strip_prefix('\u{feff}').unwrap_or(&self.sql)
+    }
+
+    /// Hex digits of the file's SHA-256.
     pub fn sha256(&self) -> String {
         format!("{:x}", Sha256::digest(&self.sql))
     }
@@ -177,15 +183,15 @@ pub async fn announce(
 /// Applies and records, in the migrator's session, the migration that was announced. After an error the session is of no
 /// use any more.
 pub async fn apply(migrator: &Client, migration: &Migration, token: &str, schemas: &Schemas) -> Result<(), ApplyError> {
-    let sql = migration.sql.strip_prefix('\u{feff}').unwrap_or(&migration.sql);
-    let failed = |error| failure(migration, sql, error);
-    let begin = schemas.fill("begin read write; select weft.begin_migration()");
-    if no_transaction::is_asked(migration) {
+    let failed = |error| failure(migration, error);
+    let has_transaction = !no_transaction::is_asked(migration);
+    if !has_transaction {
         no_transaction::execute(migrator, migration).await?;
-        migrator.batch_execute(&begin).await.map_err(failed)?;
-    } else {
-        migrator.batch_execute(&begin).await.map_err(failed)?;
-        migrator.batch_execute(sql).await.map_err(failed)?;
+    }
+    let begin = schemas.fill("begin read write; select weft.begin_migration()");
+    migrator.batch_execute(&begin).await.map_err(failed)?;
+    if has_transaction {
+        migrator.batch_execute(migration.text()).await.map_err(failed)?;
     }
     // the file may have become the migrator, who cannot see `weft`
     migrator.batch_execute("reset role").await.map_err(failed)?;
@@ -201,7 +207,7 @@ const READ_ONLY: &str = "25006";
 /// A statement that cannot be executed in a transaction.
 const ACTIVE_TRANSACTION: &str = "25001";
 
-pub(super) fn failure(migration: &Migration, sql: &str, error: tokio_postgres::Error) -> ApplyError {
+pub(super) fn failure(migration: &Migration, error: tokio_postgres::Error) -> ApplyError {
     let name = migration.name.clone();
     // the driver gives up on a message that it did not expect, which only `copy` brings
     if error.as_db_error().is_none() && error.to_string().starts_with("unexpected message") {
@@ -220,7 +226,7 @@ pub(super) fn failure(migration: &Migration, sql: &str, error: tokio_postgres::E
             ApplyError::Definite(MigrationError::NeedsNoTransaction { name, message: refusal.message })
         }
         "WEFT3" => ApplyError::Passing(refusal.message),
-        _ => ApplyError::Definite(MigrationError::Refused { name, line: refusal.line(sql), refusal }),
+        _ => ApplyError::Definite(MigrationError::Refused { name, line: refusal.line(migration.text()), refusal }),
     }
 }
 

@@ -30,7 +30,7 @@ fn is_marker(line: &str) -> bool {
 
 /// The lines of the file from the first one on that is not blank.
 fn lines(migration: &Migration) -> impl Iterator<Item = &str> {
-    migration.sql.trim_start_matches('\u{feff}').lines().skip_while(|line| line.trim().is_empty())
+    migration.text().lines().skip_while(|line| line.trim().is_empty())
 }
 
 /// Whether the file asks for it.
@@ -47,7 +47,7 @@ pub fn check(migration: &Migration) -> Result<(), MigrationError> {
     if !is_asked(migration) {
         return Ok(());
     }
-    let words = words(&migration.sql);
+    let words = words(migration.text());
     let words: Vec<&str> = words.iter().take(8).map(String::as_str).filter(|word| *word != "unique").collect();
     let (verb, rest) = match words.as_slice() {
         [verb @ ("create" | "drop"), "index", rest @ ..] => {
@@ -65,8 +65,8 @@ pub fn check(migration: &Migration) -> Result<(), MigrationError> {
 
 /// Executes the file in the migrator's session, outside of a transaction.
 pub async fn execute(migrator: &Client, migration: &Migration) -> Result<(), ApplyError> {
-    let sql = migration.sql.trim_start_matches('\u{feff}');
-    let failed = |error| failure(migration, sql, error);
+    let sql = migration.text();
+    let failed = |error| failure(migration, error);
     // it waits for old transactions, and holds up nobody meanwhile; a lock on a table is waited for as long as super::locks says
     let settings = "set default_transaction_read_only = off; set lock_timeout = 0";
     migrator.batch_execute(settings).await.map_err(failed)?;
@@ -82,7 +82,7 @@ pub async fn execute(migrator: &Client, migration: &Migration) -> Result<(), App
         Err(error) => {
             // the session is still of use: nothing is rolled back but the statement
             let _ = drop_invalid(migrator, sql).await;
-            Err(untransacted(migration, sql, error))
+            Err(untransacted(migration, error))
         }
     }
 }
@@ -96,14 +96,14 @@ async fn drop_invalid(migrator: &Client, sql: &str) -> Result<(), tokio_postgres
     Ok(())
 }
 
-fn untransacted(migration: &Migration, sql: &str, error: tokio_postgres::Error) -> ApplyError {
-    let name = migration.name.clone();
-    match failure(migration, sql, error) {
-        ApplyError::Definite(MigrationError::Refused { refusal, .. }) if refusal.is_several_statements() => {
-            ApplyError::Definite(MigrationError::NotAlone { name })
-        }
+fn untransacted(migration: &Migration, error: tokio_postgres::Error) -> ApplyError {
+    match failure(migration, error) {
         ApplyError::Definite(MigrationError::Refused { name, line, refusal }) => {
-            ApplyError::Definite(MigrationError::RefusedAlone { name, line, refusal })
+            ApplyError::Definite(if refusal.is_several_statements() {
+                MigrationError::NotAlone { name }
+            } else {
+                MigrationError::RefusedAlone { name, line, refusal }
+            })
         }
         other => other,
     }
@@ -112,7 +112,7 @@ fn untransacted(migration: &Migration, sql: &str, error: tokio_postgres::Error) 
 /// The words of a statement in lower case, without comments.
 fn words(sql: &str) -> Vec<String> {
     let mut text = String::with_capacity(sql.len());
-    let mut rest = sql.trim_start_matches('\u{feff}');
+    let mut rest = sql;
     while let Some(next) = rest.chars().next() {
         if rest.starts_with("--") {
             rest = rest.find('\n').and_then(|end| rest.get(end..)).unwrap_or_default();
