@@ -35,6 +35,7 @@ use crate::{
 
 pub const STREAM: &str = "events";
 pub const RELAY: &str = "orders";
+pub const MODES: [Mode; 2] = [Mode::LogTailing, Mode::Polling];
 
 const AGGREGATES: &str = "create table aggregates (id text primary key, n bigint not null default 0)";
 
@@ -360,4 +361,16 @@ async fn transaction(client: &mut tokio_postgres::Client, random: &mut StdRng) -
         tokio::time::sleep(Duration::from_millis(random.random_range(1..100))).await;
     }
     if outcome < 0.1 { transaction.rollback().await } else { transaction.commit().await }
+}
+
+/// The current position of the WAL.
+pub async fn wal_position(superuser: &tokio_postgres::Client) -> String {
+    superuser.query_one("select pg_current_wal_lsn()::text", &[]).await.unwrap().get(0)
+}
+
+/// Waits until the slot's confirmed position has reached `position`.
+pub async fn confirmed(superuser: &tokio_postgres::Client, position: &str) {
+    let confirmed =
+        format!("select exists (select from pg_replication_slots where confirmed_flush_lsn >= '{position}')");
+    crate::database::until(superuser, &confirmed).await;
 }
