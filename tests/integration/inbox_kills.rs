@@ -64,12 +64,17 @@ async fn kill_at_random(function: bool) {
             }
         }
     }
+    let client = world.database.superuser().await;
+    let held = async || -> i64 {
+        let held = "select count(*) from weft.inbox_held where died_at is null and subscription = $1";
+        client.query_one(held, &[&path]).await.unwrap().get(0)
+    };
+    // an event is held when it has failed for two seconds in one life of the inbox, and the kills may have come faster
+    until("a failing event is held", async || held().await > 0).await;
     writers.stop().await;
     world.publisher.drained().await;
     world.behaviour.failures.store(0, Relaxed);
-    let held = "select count(*) from weft.inbox_held where died_at is null and subscription = $1";
-    let client = world.database.superuser().await;
-    let held: i64 = client.query_one(held, &[&path]).await.unwrap().get(0);
+    let held = held().await;
     assert!(held > 0, "WEFT_SEED={seed}: nothing was held");
     world.fail(&[]).await;
     // a person has them delivered now, and not after a minute's pause
