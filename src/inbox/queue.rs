@@ -153,8 +153,10 @@ impl<T> Queue<T> {
         self.settled.contains(&sequence)
     }
 
+    /// Whether more may be received. While there is no event whose end would make room there must be some: what is settled may be all
+    /// from a former life, and the events between it not be received yet.
     pub(super) fn has_room(&self) -> bool {
-        self.events.len() + self.settled.len() < MAX_EVENTS && self.bytes < MAX_BYTES
+        self.events.is_empty() || (self.events.len() + self.settled.len() < MAX_EVENTS && self.bytes < MAX_BYTES)
     }
 
     /// `sequence` left the window, and needs nothing any more.
@@ -317,6 +319,20 @@ mod tests {
         assert!(Queue::<()>::new(3, [5], 1).is_settled(5));
         queue.received(9);
         assert_eq!(queue.floor(), 10);
+    }
+
+    /// A former life left one event open, and a full window behind it settled: nothing but reading on brings the open one.
+    #[test]
+    fn a_queue_that_begins_with_a_full_window_reads_on() {
+        let (now, last) = (Instant::now(), 2 + MAX_EVENTS as u64);
+        let mut queue = Queue::new(1, 2..=last, 5);
+        assert!(queue.has_room(), "the open event is never read");
+        queue.push(1, 7, 1, 1, now);
+        queue.received(last);
+        assert!(!queue.has_room(), "the window is full until its oldest event is settled");
+        assert_eq!(take(&mut queue, &Circuit::default(), now), Some(1));
+        queue.settle(1, now);
+        assert_eq!((queue.has_room(), queue.floor(), queue.settled().count()), (true, last + 1, 0));
     }
 
     #[test]
