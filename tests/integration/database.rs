@@ -221,3 +221,8 @@ impl Database {
 pub async fn until(client: &Client, query: &str) {
     servers::until(query, async || client.query_one(query, &[]).await.unwrap().get(0)).await;
 }
+
+/// Whether a relay streams from its slot. A slot is listed as active while it is still being made, and a relay that is
+/// killed then leaves none.
+pub const STREAMING: &str = "select exists (select from pg_replication_slots join pg_stat_replication on pid = active_pid \
+     where state in ('catchup', 'streaming'))";

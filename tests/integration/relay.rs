@@ -282,7 +282,7 @@ async fn a_change_of_the_mode_loses_nothing_and_leaves_no_slot() {
     relay.until("published more", |status| status.published > published).await;
     setting.contract.mode = Mode::LogTailing;
     setting.write_contract();
-    crate::database::until(&superuser, "select exists (select from pg_replication_slots where active)").await;
+    crate::database::until(&superuser, crate::database::STREAMING).await;
     writers.stop().await;
     setting.drained().await;
     let verdict = check(&setting.committed().await, &setting.delivered().await);
@@ -384,7 +384,7 @@ async fn a_transaction_that_keeps_the_slot_from_being_made_is_named() {
     app.batch_execute("commit").await.unwrap();
     setting.drained().await;
     relay.until("resolved", |status| status.ready && status.problems.is_empty()).await;
-    crate::database::until(&setting.database.superuser().await, "select active from pg_replication_slots").await;
+    crate::database::until(&setting.database.superuser().await, crate::database::STREAMING).await;
     let delivered = setting.delivered().await;
     assert_eq!(delivered.iter().filter(|event| event.aggregate == "1").count(), 1);
     let orders: Vec<_> = delivered.into_iter().filter(|event| event.aggregate != "1").collect();
@@ -427,7 +427,7 @@ async fn a_copy_under_traffic_is_recorded_and_the_next_leader_keeps_the_slot() {
     crate::database::until(&superuser, "select exists (select from weft.relay_ledger where lsn is not null)").await;
     first.kill9();
     let _second = setting.start_relay();
-    crate::database::until(&superuser, "select exists (select from pg_replication_slots where active)").await;
+    crate::database::until(&superuser, crate::database::STREAMING).await;
     writers.stop().await;
     setting.drained().await;
     let copied = superuser.query_one("select lsn is not null from weft.relay_ledger", &[]).await.unwrap();
@@ -444,7 +444,7 @@ async fn a_lost_slot_is_recreated() {
     let writers = Writers::start(&url(&setting), 6, 4, 100);
     relay.until("published some", |status| status.published > 20).await;
     // until it has its slot it polls
-    crate::database::until(&superuser, "select exists (select from pg_replication_slots where active)").await;
+    crate::database::until(&superuser, crate::database::STREAMING).await;
     relay.kill9();
     writers.finished().await;
     crate::database::until(&superuser, "select not exists (select from pg_replication_slots where active)").await;

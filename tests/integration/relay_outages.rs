@@ -145,7 +145,7 @@ async fn with_locked_row(mode: Mode) -> (Setting, RelayProcess, tokio_postgres::
     let somebody = setting.database.superuser().await;
     if mode == Mode::LogTailing {
         // the making of the slot waits for older transactions, as the one below will be
-        database::until(&somebody, "select exists (select from pg_replication_slots where active)").await;
+        database::until(&somebody, database::STREAMING).await;
     }
     somebody.batch_execute(INSERT).await.unwrap();
     somebody.batch_execute("begin; select from weft.outbox for update").await.unwrap();

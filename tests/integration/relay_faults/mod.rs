@@ -46,7 +46,7 @@ async fn started(setting: &Setting) -> RelayProcess {
 }
 
 async fn streaming(superuser: &Client) {
-    database::until(superuser, "select exists (select from pg_replication_slots where active)").await;
+    database::until(superuser, database::STREAMING).await;
 }
 
 /// Waits until all that was inserted is published and recorded, so that the relay continues after it whatever happens.

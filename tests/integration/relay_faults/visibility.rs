@@ -71,10 +71,10 @@ async fn a_row_that_was_committed_and_is_not_visible_when_the_slot_is_made_is_pu
     second.batch_execute("rollback").await.unwrap();
     slot_made(&superuser).await;
     // either the relay goes on without the row, which is what must not happen, or it waits for it
-    let active = "select exists (select from pg_replication_slots where active)";
     let begun = Instant::now();
     servers::until("the relay streams, or has waited", async || {
-        superuser.query_one(active, &[]).await.unwrap().get::<_, bool>(0) || begun.elapsed() > Duration::from_secs(3)
+        superuser.query_one(database::STREAMING, &[]).await.unwrap().get::<_, bool>(0)
+            || begun.elapsed() > Duration::from_secs(3)
     })
     .await;
     setting.database.server.set_synchronous_standbys("").await;
