@@ -4,6 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
+use tokio::runtime::Builder;
 
 use crate::{broker, controllers::operator, crds, database, inbox, output, relay, saga, shutdown::Shutdown, telemetry};
 
@@ -87,7 +88,9 @@ impl Cli {
             Command::ReleaseSagas { namespaces } => {
                 on_runtime(async move |_| operator::release_sagas(&namespaces).await)
             }
-            Command::Operator(args) => on_runtime(|shutdown| operator::run(*args, shutdown)),
+            Command::Operator(args) => on(Builder::new_multi_thread().worker_threads(OPERATOR_THREADS), |shutdown| {
+                operator::run(*args, shutdown)
+            }),
             Command::Relay(args) => on_runtime(|shutdown| relay::run(args, shutdown)),
             Command::Inbox(args) => on_runtime(|shutdown| inbox::run(args, shutdown)),
             Command::Broker(command) => on_runtime(|_| broker::run(command)),
@@ -140,12 +143,23 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
     }
 }
 
+/// The operator's work is small steps between requests: more threads would mostly wait for each other, at the allocator too, which
+/// has one arena in its pod. (With two, it took a quarter more CPU: `make bench ONLY=memory`.)
+const OPERATOR_THREADS: usize = 1;
+
 fn on_runtime<F, R>(run: F) -> anyhow::Result<()>
 where
     F: FnOnce(Shutdown) -> R,
     R: Future<Output = anyhow::Result<()>>,
 {
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    on(&mut Builder::new_multi_thread(), run)
+}
+
+fn on<F, R>(runtime: &mut Builder, run: F) -> anyhow::Result<()>
+where
+    F: FnOnce(Shutdown) -> R,
+    R: Future<Output = anyhow::Result<()>>,
+{
     let runtime =
         runtime.enable_all().thread_stack_size(saga::EVALUATION_STACK).build().context("starting the runtime")?;
     runtime.block_on(async { run(Shutdown::on_signal()?).await })

@@ -33,6 +33,9 @@ pub struct DatabaseSetup {
     /// The relay reads the transaction log: `wal_level` must be `logical`. Absent where Weft sets that itself.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub log_tailing: bool,
+    /// The replication slot of a relay that is not there any more is removed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub remove_slot: bool,
     pub purpose: Purpose,
     /// Absent for an orchestrator's database, and in a file that is written by hand: what was set last stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -91,7 +91,7 @@ pub async fn check(
     files: &[Migration],
     progress: &Progress,
 ) -> Result<Outcome, DatabaseError> {
-    let app = Box::pin(in_time("look at the database", session::app(setup))).await?.client;
+    let app = Box::pin(in_time("look at the database", session::as_role(setup, &setup.app))).await?.client;
     fitness::check_version_and_log(&app, setup).await?;
     let missing = in_time("look at the database", missing(&app, setup, roles, files)).await?;
     if !missing.is_empty() {

@@ -27,6 +27,7 @@ mod refusal;
 mod roles;
 mod schemas;
 mod session;
+mod slot;
 
 use std::{
     path::{Path, PathBuf},
@@ -290,7 +291,9 @@ async fn attempt(config: &Path, progress: &mut Progress) -> Result<Outcome, Data
     let files = setup.migrations.as_deref().map(migrations::read).transpose()?.unwrap_or_default();
     let roles = roles(&setup).await?;
     if is_by_hand(&setup) {
-        return by_hand::check(&setup, &roles, &files, progress).await;
+        let outcome = by_hand::check(&setup, &roles, &files, progress).await?;
+        remove_slot(&setup, &roles.schemas).await?;
+        return Ok(outcome);
     }
     let mut admin = session::admin(&setup).await?;
     let stages = async {
@@ -301,6 +304,7 @@ async fn attempt(config: &Path, progress: &mut Progress) -> Result<Outcome, Data
     watched("the set-up", admin.process, &setup, Box::pin(stages)).await?;
     let last = migrate(&mut admin, &setup, &roles, &files, progress).await?;
     adapt_outbox(&mut admin, &setup, &roles.schemas).await?;
+    remove_slot(&setup, &roles.schemas).await?;
     let hash = migrations_hash(files.iter().map(|file| (file.name.as_str(), file.sql.as_str())));
     let written = fitness::written_by_others(&admin.client, &roles).await;
     let written_by_others = written.map_err(DatabaseError::while_doing("find out who may write the tables"))?;
@@ -419,6 +423,13 @@ async fn adapt_outbox(admin: &mut Session, setup: &DatabaseSetup, schemas: &Sche
         })
     };
     watched("the set-up", admin.process, setup, Box::pin(work)).await
+}
+
+async fn remove_slot(setup: &DatabaseSetup, schemas: &Schemas) -> Result<(), DatabaseError> {
+    match setup.relay.as_ref().filter(|_| setup.remove_slot) {
+        Some(relay) => in_time("remove the replication slot", slot::remove(setup, relay, &schemas.weft)).await,
+        None => Ok(()),
+    }
 }
 
 /// The file that the contract asks for must be there, before any is applied.

@@ -19,7 +19,7 @@ use super::{
     schemas::Schemas,
 };
 use crate::{
-    contract::{DatabaseLogin, Server, database_setup::DatabaseSetup},
+    contract::{DatabaseLogin, Role, Server, database_setup::DatabaseSetup},
     outage::with_causes,
     postgres::login::{self, Address, LoginError, Prepared},
 };
@@ -43,9 +43,9 @@ pub async fn admin(setup: &DatabaseSetup) -> Result<Session, DatabaseError> {
     open(prepared, &options).await.map_err(|error| refused(setup, error))
 }
 
-/// Logs in as the service.
-pub async fn app(setup: &DatabaseSetup) -> Result<Session, DatabaseError> {
-    let login = DatabaseLogin { role: setup.app.clone(), ..setup.admin.clone() };
+/// Logs in as the service, or as the relay.
+pub async fn as_role(setup: &DatabaseSetup, role: &Role) -> Result<Session, DatabaseError> {
+    let login = DatabaseLogin { role: role.clone(), ..setup.admin.clone() };
     let prepared = login::prepare(&login, APPLICATION).await.map_err(|error| refused(setup, error))?;
     let options = format!("{LIMITS} -c search_path=pg_catalog");
     open(prepared, &options).await.map_err(|error| match refused(setup, error) {

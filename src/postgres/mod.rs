@@ -3,6 +3,7 @@
 
 pub mod leader;
 pub mod login;
+pub mod outbox;
 pub mod replication;
 pub mod session;
 pub mod silence;

@@ -16,7 +16,6 @@ use super::{
         SourceError,
         postgres::{
             Postgres, ledger,
-            outbox::Outbox,
             recorder::{Ends, Options, Recorder},
         },
     },
@@ -27,7 +26,7 @@ use crate::{
         destination::{Style, Template, TemplateError},
         names,
     },
-    postgres::session::Session,
+    postgres::{outbox::Outbox, session::Session},
 };
 
 /// Capacity of the queue between source and publisher, in batches.

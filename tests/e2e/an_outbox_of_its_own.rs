@@ -4,6 +4,8 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
 use serde_json::{Value, json};
 use weft::api::v1alpha1::{Microservice, OutboxRelay};
 
@@ -49,7 +51,8 @@ async fn an_outbox_of_its_own() {
         ensure!(condition.message.contains("401") && condition.message.contains("Secret"), "{}", condition.message);
         world.apply(&relay(world, "right-token")).await?;
         received(world).await?;
-        a_person_sees_it(world).await
+        a_person_sees_it(world).await?;
+        deleted(world).await
     })
     .await;
 }
@@ -104,6 +107,24 @@ async fn a_person_sees_it(world: &Scenario) -> Result<()> {
     let purged = weft(&["purge", "--all"]).await?;
     ensure!(purged.trim() == "1 event is deleted", "{purged}");
     dead_letters(world, 0).await
+}
+
+/// With its OutboxRelay goes the replication slot, so that the server keeps no log for it, and nothing of the service.
+async fn deleted(world: &Scenario) -> Result<()> {
+    let slots = "select count(*) from pg_replication_slots";
+    ensure!(world.psql("invoices", slots).await? == ["1"], "the relay reads the transaction log");
+    let pods = world.pods("invoices", "service").await?;
+    kubectl(&["delete", "outboxrelay", "invoices", "--namespace", &world.namespace]).await?;
+    world
+        .until("the replication slot is removed", Duration::from_mins(2), async || {
+            let rows = world.psql("invoices", slots).await?;
+            ensure!(rows == ["0"], "{} slots are there", rows.join(""));
+            Ok(Some(()))
+        })
+        .await?;
+    let names = |pods: &[Pod]| pods.iter().map(ResourceExt::name_any).collect::<Vec<_>>();
+    ensure!(names(&pods) == names(&world.pods("invoices", "service").await?), "the service's pods were replaced");
+    world.ready::<Microservice>("invoices").await
 }
 
 async fn dead_letters(world: &Scenario, count: i64) -> Result<()> {

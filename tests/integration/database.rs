@@ -67,6 +67,7 @@ impl Database {
         fs::create_dir(&migrations).unwrap();
         let relay = (purpose == Purpose::Service).then(|| role("relay", RELAY_PASSWORD));
         let setup = DatabaseSetup {
+            remove_slot: false,
             admin: DatabaseLogin {
                 server: address(server.port(), DATABASE),
                 role: role(SUPERUSER, SUPERUSER_PASSWORD),

@@ -27,6 +27,7 @@ mod relay_kills;
 mod relay_outages;
 mod relay_refusals;
 mod relay_sinks;
+mod relay_slot;
 mod saga;
 mod saga_crashes;
 mod saga_instances;

@@ -15,4 +15,5 @@ mod server;
 mod set_up;
 #[path = "../support/settings.rs"]
 mod settings;
+mod slots;
 mod watches;

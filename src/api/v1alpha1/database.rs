@@ -235,6 +235,10 @@ pub struct SetUp {
     /// Hash of the OutboxRelay's `spec.outbox` by which events are copied from a table of the team's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outbox_hash: Option<String>,
+    /// The database may have the replication slot of an OutboxRelay with `mode: LogTailing`. It is removed once no OutboxRelay
+    /// reads the transaction log and no pod runs a relay.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replication_slot: bool,
     /// Tables that this service and another one of the same database may both write, at the time of the set-up.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub written_by_others: Vec<String>,

@@ -24,7 +24,7 @@ pub use outbox::hash as outbox_hash;
 pub use placement::{Access, Mount, Placement, User, check, placement};
 pub use secrets::{URI as BINDING_URI, replaced_annotation};
 pub use server::{CONTAINER, claim_of as claim, storage};
-pub use setup::{CONTAINER as SETUP_CONTAINER, RELEASED_FILE};
+pub use setup::{CONTAINER as SETUP_CONTAINER, RELEASED_FILE, remaining_slot};
 
 use k8s_openapi::api::apps::v1::Deployment;
 

@@ -86,9 +86,37 @@ pub(super) fn add_job(
         }
     };
     if runs {
-        plan.children.push(Child::Job(job(wanted, name, settings)?));
+        plan.children.push(Child::Job(job(wanted, name, contract(wanted), settings)?));
+    }
+    if leaves_slot(wanted, observed)
+        && let Some(name) = slot_job_name(wanted, observed)
+    {
+        let contract = DatabaseSetup { remove_slot: true, ..contract(wanted) };
+        plan.children.push(Child::Job(job(wanted, name, contract, settings)?));
     }
     Ok(())
+}
+
+/// A replication slot that no relay reads any more is in the database, which is set up.
+fn leaves_slot(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> bool {
+    let has_slot = observed.recorded.as_ref().is_some_and(|recorded| recorded.replication_slot);
+    has_slot && !wanted.log_tailing && !observed.relay_runs && stage(wanted, observed) == Stage::Done
+}
+
+/// Why the replication slot of an OutboxRelay that is gone could not be removed so far: the Job, and what it says.
+pub fn remaining_slot<'a>(wanted: &Wanted<'_>, observed: &'a DatabaseObserved) -> Option<(String, &'a str)> {
+    if !leaves_slot(wanted, observed) {
+        return None;
+    }
+    let job = slot_job_name(wanted, observed)?;
+    let state = observed.jobs.get(&job)?;
+    let message = match &state.outcome {
+        JobOutcome::Failed { message } => message,
+        // it tries again
+        JobOutcome::Running => &state.problems.first()?.message,
+        JobOutcome::Succeeded => return None,
+    };
+    Some((job, message))
 }
 
 /// What keeps this Job's pod from running came from the operator's configuration, which is another one by now.
@@ -110,7 +138,19 @@ pub(super) fn done(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Option<S
     let outbox_hash = outbox_hash(wanted, observed);
     let reported = reported.map(|reported| SetUp { outbox_hash, ..reported });
     // a report may come after the end of the Job
-    if recorded.as_ref().is_none_or(|recorded| recorded.files.is_none()) { reported.or(recorded) } else { recorded }
+    let is_whole = recorded.as_ref().is_some_and(|recorded| recorded.files.is_some());
+    let done = if is_whole { recorded } else { reported.or(recorded) };
+    done.map(|done| SetUp { replication_slot: has_slot(wanted, observed), ..done })
+}
+
+/// The database may have the replication slot of a relay: of the one that is wanted, or of a former one.
+fn has_slot(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> bool {
+    let had_one = observed.recorded.as_ref().is_some_and(|recorded| recorded.replication_slot);
+    let removed = || {
+        let job = slot_job_name(wanted, observed).and_then(|name| observed.jobs.get(&name));
+        job.is_some_and(|job| job.outcome == JobOutcome::Succeeded || job.report.is_some())
+    };
+    wanted.log_tailing || (had_one && (observed.relay_runs || !removed()))
 }
 
 /// What a Job that did its work achieved; its pod, and the report with it, may be gone.
@@ -123,14 +163,15 @@ fn reported(job: &JobState, migrations: Option<&Migrations>, hash: String) -> Op
         return None;
     }
     let files = i32::try_from(files).ok();
-    Some(SetUp { hash, files, last, content_hash: Some(content), outbox_hash: None, written_by_others })
+    Some(SetUp { hash, files, last, content_hash: Some(content), written_by_others, ..SetUp::default() })
 }
 
 /// Of everything that the set-up works from: contract, migrations, the server, and the version of Weft's own tables; but
 /// not the image: a new operator runs a new Job only where its data plane needs new tables. `None` until the server exists.
 fn hash(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Option<String> {
-    // a struct of strings, numbers and paths always has a form in YAML
-    let mut input = DatabaseSetup { outbox: None, ..contract(wanted) }.to_yaml().unwrap_or_default();
+    // a struct of strings, numbers and paths always has a form in JSON
+    let contract = DatabaseSetup { outbox: None, ..contract(wanted) };
+    let mut input = serde_json::to_string(&contract).unwrap_or_default();
     input.push_str(&outbox_hash(wanted, observed).unwrap_or_default());
     if let Some(Migrations::Found { hash, .. }) = &observed.migrations {
         input.push_str(hash);
@@ -157,6 +198,12 @@ pub(super) fn job_name(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Opti
     Some(names::setup_job(&wanted.owner.name, &hash(wanted, observed)?))
 }
 
+/// The set-up that removes a replication slot as well.
+fn slot_job_name(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> Option<String> {
+    let hash = hash(wanted, observed)?;
+    Some(names::setup_job(&wanted.owner.name, &short_hash(format!("{hash} without a slot").as_bytes(), 8)))
+}
+
 pub(super) fn contract(wanted: &Wanted<'_>) -> DatabaseSetup {
     let owner = wanted.owner;
     let Access { admin, app, relay, owner, schema, reads } = wanted.placement.access(&owner.name, &owner.namespace);
@@ -169,6 +216,7 @@ pub(super) fn contract(wanted: &Wanted<'_>) -> DatabaseSetup {
         reads,
         app: app.role,
         relay: is_service.then_some(relay.role),
+        remove_slot: false,
         log_tailing: wanted.log_tailing && !wanted.placement.is_logical(),
         purpose: wanted.purpose,
         duplicate_window: wanted.duplicate_window.map(|window| DuplicateWindow {
@@ -208,9 +256,9 @@ pub(super) fn record(
     })
 }
 
-fn job(wanted: &Wanted<'_>, name: String, settings: &Settings) -> Result<Job, Rejection> {
+fn job(wanted: &Wanted<'_>, name: String, contract: DatabaseSetup, settings: &Settings) -> Result<Job, Rejection> {
     let owner = wanted.owner;
-    let contract = contract(wanted).to_yaml().map_err(|error| Rejection {
+    let contract = contract.to_yaml().map_err(|error| Rejection {
         reason: Reason::ContractNotWritable,
         message: format!("the set-up contract of database {} cannot be written: {error}", owner.name),
     })?;

@@ -119,6 +119,8 @@ pub struct DatabaseObserved {
     pub secrets: SecretsObserved,
     /// The last set-up that succeeded, as recorded.
     pub recorded: Option<SetUp>,
+    /// A pod of the owner's runs a relay.
+    pub relay_runs: bool,
     /// The pod template that was released last; read only while the present one may have to wait.
     pub released: Option<Box<Released>>,
     /// How long a new pod template still waits for a change of the migrations that may follow its spec.

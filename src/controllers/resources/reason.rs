@@ -89,6 +89,7 @@ reasons! {
         MigrationsEmpty,
         MigrationsNotFound,
         SetupFailed,
+        SlotRemains,
         // somebody else writes what Weft declares, or beside it
         AddedByOthers,
         ChangedByOthers,

@@ -18,6 +18,7 @@ pub const STALLED: &str = "Stalled";
 pub const ACCEPTED: &str = "Accepted";
 pub const DATABASE_READY: &str = "DatabaseReady";
 pub const MIGRATED: &str = "Migrated";
+pub const SLOT_REMAINS: &str = "SlotRemains";
 pub const SHARED_DATABASE: &str = "SharedDatabase";
 pub const DEPENDENCIES_FOUND: &str = "DependenciesFound";
 /// The events of `spec.consumes` are read and handled. There only with it.

@@ -178,6 +178,7 @@ impl Store {
             server: self.workload(owner, ChildKind::StatefulSet, &names::database(name)),
             jobs: self.jobs(owner),
             recorded: self.recorded_set_up(owner, name),
+            relay_runs: self.runs_relay(owner),
             secrets: SecretsObserved { replaced: replaced.unwrap_or_default(), ..SecretsObserved::default() },
             ..DatabaseObserved::default()
         }

@@ -124,6 +124,11 @@ impl Store {
             .collect()
     }
 
+    /// A running pod of this owner has a relay (or is an orchestrator).
+    pub fn runs_relay(&self, owner: &Key) -> bool {
+        self.admin_pods(owner, |component| component != Component::Inbox.as_str()).next().is_some()
+    }
+
     /// The pods of a Microservice's inbox, with the report of each.
     pub fn inbox_pods(&self, microservice: &Key) -> BTreeMap<String, Option<InboxStatus>> {
         self.admin_pods(microservice, |component| component == Component::Inbox.as_str())

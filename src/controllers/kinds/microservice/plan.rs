@@ -91,6 +91,13 @@ pub(super) fn stage<R>(
     use_stage(wanted.as_ref().map(|wanted| database::stage(wanted, &observed.database)))
 }
 
+/// As [`database::remaining_slot`]; `None` without a database.
+pub(super) fn remaining_slot<'a>(object: &Microservice, observed: &'a Observed) -> Option<(String, &'a str)> {
+    let owner = Owner::of(object, OWNER_KIND);
+    let wanted = wanted(object, &owner, object.spec.database.as_ref()?, observed);
+    database::remaining_slot(&wanted, &observed.database)
+}
+
 fn wanted<'a>(object: &Microservice, owner: &'a Owner, database: &'a Database, observed: &'a Observed) -> Wanted<'a> {
     Wanted {
         owner,

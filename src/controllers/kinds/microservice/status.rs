@@ -21,7 +21,10 @@ use crate::{
             reason::Reason,
         },
         status::{
-            conditions::{CONSUMING, Conditions, DATABASE_READY, DEPENDENCIES_FOUND, MIGRATED, SHARED_DATABASE, Truth},
+            conditions::{
+                CONSUMING, Conditions, DATABASE_READY, DEPENDENCIES_FOUND, MIGRATED, SHARED_DATABASE, SLOT_REMAINS,
+                Truth,
+            },
             progress::{Finding, Progress, not_applied, not_rolled_out, set_accepted, set_foreign},
         },
     },
@@ -44,6 +47,9 @@ pub fn status(
             database_status::migrated(stage).set(MIGRATED, &mut conditions);
         }
     });
+    if let Some((job, message)) = plan::remaining_slot(object, observed) {
+        database_status::slot_remains(&job, message).set(SLOT_REMAINS, &mut conditions);
+    }
     if let Some(shared) = shared(object, observed) {
         shared.set(SHARED_DATABASE, &mut conditions);
     }

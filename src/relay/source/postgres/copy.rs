@@ -6,10 +6,11 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Client;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{DEADLINE, ledger, outbox::Outbox, slot::Slot, snapshot::Snapshot, windows::Windows};
+use super::{DEADLINE, ledger, slot::Slot, snapshot::Snapshot, windows::Windows};
 use crate::{
     contract::{problem::ProblemReason, relay::Relay},
     postgres::{
+        outbox::Outbox,
         replication::{Lsn, Replication},
         session::Session,
     },

@@ -15,7 +15,6 @@ mod copy;
 pub(crate) mod dead;
 mod held;
 pub(crate) mod ledger;
-pub(crate) mod outbox;
 mod poll;
 mod published;
 pub(crate) mod recorder;
@@ -31,16 +30,14 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::{mpsc, watch};
 use tokio_postgres::Client;
 
-use self::{
-    copy::Copy, ledger::Ledger, outbox::Outbox, poll::Sleep, slot::Slot, table::Reader, tail::Tailer, windows::Windows,
-};
+use self::{copy::Copy, ledger::Ledger, poll::Sleep, slot::Slot, table::Reader, tail::Tailer, windows::Windows};
 use super::{Batch, Mark, SourceError, stopped};
 use crate::{
     contract::{
         problem::ProblemReason,
         relay::{Mode, Relay},
     },
-    postgres::{replication::Replication, session::Session},
+    postgres::{outbox::Outbox, replication::Replication, session::Session},
     relay::{problem::RelayProblem, reporter::Reporter},
 };
 

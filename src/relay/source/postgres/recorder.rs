@@ -24,14 +24,13 @@ use super::{
     DEADLINE, dead,
     held::{self, Found},
     ledger::{self, Entry, Ledger, Records},
-    outbox::Outbox,
     published::{self, KEPT},
     slot::Slot,
     snapshot::Snapshot,
     table::SETTLED,
 };
 use crate::{
-    postgres::replication::Lsn,
+    postgres::{outbox::Outbox, replication::Lsn},
     relay::{
         reporter::{Counted, Reporter},
         source::{Again, Done, Mark, Row, SourceError, within},

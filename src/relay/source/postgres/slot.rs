@@ -5,9 +5,12 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Client;
 
-use super::{DEADLINE, outbox::Outbox};
+use super::DEADLINE;
 use crate::{
-    postgres::replication::{Lsn, Replication, ReplicationError, WalStream},
+    postgres::{
+        outbox::Outbox,
+        replication::{Lsn, Replication, ReplicationError, WalStream},
+    },
     relay::source::{SourceError, within},
 };
 

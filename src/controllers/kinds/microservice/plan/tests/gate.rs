@@ -210,7 +210,8 @@ fn an_outbox_of_another_layout_is_set_up_and_stays_when_its_relay_goes() {
     let mut observed = released(&orders());
     let mut with = |relay: Option<&str>| {
         let relay = relay.map(|outbox| {
-            let spec = format!("{{microservice: orders, sink: {{nats: {{servers: ['nats://n']}}}}, outbox: {outbox}}}");
+            let sink = "sink: {nats: {servers: ['nats://n']}}";
+            let spec = format!("{{microservice: orders, mode: Polling, {sink}, outbox: {outbox}}}");
             fixtures::relay("orders", &spec)
         });
         observed.relays = relay.into_iter().collect();

@@ -1,21 +1,21 @@
 //! What the server has for one outbox, by name: several services may have theirs in one database, or on one server.
 
+use super::login::{Address, LoginError, schema};
 use crate::{
     contract::{DatabaseLogin, Server},
     domain::names,
-    postgres::login::{Address, LoginError, schema},
 };
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Outbox {
+pub struct Outbox {
     /// Of Weft's tables. It is the search path of every session.
-    pub(crate) schema: String,
-    pub(crate) publication: String,
-    pub(crate) slot: String,
+    pub schema: String,
+    pub publication: String,
+    pub slot: String,
 }
 
 impl Outbox {
-    pub(crate) async fn of(login: &DatabaseLogin) -> Result<Self, LoginError> {
+    pub async fn of(login: &DatabaseLogin) -> Result<Self, LoginError> {
         let schema = schema(login).to_owned();
         let publication = names::publication(&schema);
         // a slot's name is the server's, which Weft does not have to itself there
