@@ -193,6 +193,14 @@ async fn what_somebody_added_is_shown_with_its_author() {
         (change.fields.as_slice(), change.author.as_str()),
         (["spec.paused".to_owned()].as_slice(), "kubectl-set")
     );
+    operator.seen(ChildKind::Deployment).foreign.clear();
+    operator.seen(ChildKind::Service).foreign = vec![added(&["spec", "type"])];
+    let outcome = operator.pass(&server, &plan()).await;
+    let [change] = outcome.applied.added.as_slice() else { panic!("{outcome:?}") };
+    assert_eq!(
+        (change.child.kind, change.fields.as_slice()),
+        (ChildKind::Service, ["spec.type".to_owned()].as_slice())
+    );
 }
 
 #[tokio::test]

@@ -356,6 +356,26 @@ async fn a_new_leader_listens_before_it_says_that_a_relay_is_silent() {
 }
 
 #[tokio::test]
+async fn a_new_leader_listens_before_it_says_that_an_inbox_is_silent() {
+    let mut object = microservice(&json!({"image": "shop/orders:1", "database": {"postgres": {}},
+        "consumes": [{"from": "stock", "function": "stock.on_moved"}]}));
+    object.status = Some(serde_json::from_value(json!({"conditions": []})).unwrap());
+    let server = server(&object);
+    let context = context(&server);
+    context.store().set(object);
+    let pod: LivePod = serde_json::from_value(json!({
+        "metadata": {"name": "orders-inbox-1", "namespace": "shop", "labels": {"app.kubernetes.io/component": "inbox"}},
+        "spec": {"containers": [{"name": "inbox", "ports": [{"containerPort": 9464}]}]},
+        "status": {"phase": "Running", "podIP": "10.0.0.1"},
+    }))
+    .unwrap();
+    context.store().set_pod(&orders(), "orders-inbox-1", pod.into());
+    let verdict = reconcile(&context, &orders()).await;
+    assert!(matches!(verdict, Verdict::At(_)), "{verdict:?}");
+    assert_eq!(server.lines(), [""; 0]);
+}
+
+#[tokio::test]
 async fn a_changed_contract_is_read_at_once() {
     let server = Server::default();
     let context = context(&server);

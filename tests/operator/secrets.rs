@@ -3,7 +3,11 @@
 use std::{collections::BTreeSet, sync::Mutex};
 
 use serde_json::{Value, json};
-use weft::controllers::{kinds::reconcile, store::live_pod::LivePod};
+use weft::controllers::{
+    kinds::reconcile,
+    resources::key::{Key, ObjectKind},
+    store::live_pod::LivePod,
+};
 
 use super::{
     reconcile::{context, microservice, orders},
@@ -82,6 +86,27 @@ async fn a_secret_that_a_pod_misses_is_made_again_and_the_roles_get_its_password
     let again = jobs(&lines);
     assert!(again.len() == 1 && again != jobs(&before), "the roles get the new password: {lines:?}");
     assert!(!lines.contains(&"PATCH statefulsets/orders-db".to_owned()), "the server has no part in it: {lines:?}");
+}
+
+#[tokio::test]
+async fn a_hosts_secret_that_only_a_guest_misses_is_made_again() {
+    let server = Server::default();
+    let context = context(&server);
+    context.store().set(microservice(&json!({"image": "shop/orders:1", "database": {"postgres": {}}})));
+    let mut guest = microservice(&json!({"image": "shop/reports:1",
+        "database": {"sharedWith": {"service": "orders", "schema": "reports"}}}));
+    (guest.metadata.name, guest.metadata.uid) = (Some("reports".to_owned()), Some("uid-reports".to_owned()));
+    context.store().set(guest);
+    reconcile(&context, &orders()).await;
+    reconcile(&context, &orders()).await;
+    server.lines();
+    without(&server, &["orders-db-admin"]);
+    let reports = Key::new(ObjectKind::Microservice, "shop", "reports");
+    let requeue = context.store().set_pod(&reports, "reports-db-setup-1", waits_for("orders-db-admin").into());
+    assert!(requeue.now.contains(&orders()), "{requeue:?}");
+    reconcile(&context, &orders()).await;
+    let lines = written(&server.asked());
+    assert!(lines.contains(&"POST secrets/orders-db-admin".to_owned()), "{lines:?}");
 }
 
 #[tokio::test]

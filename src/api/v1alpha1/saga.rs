@@ -114,7 +114,8 @@ fn default_deadline() -> Duration {
     std::time::Duration::from_mins(5).into()
 }
 
-fn default_retention() -> Duration {
+/// 168h, of a Saga that does not say another.
+pub fn default_retention() -> Duration {
     std::time::Duration::from_hours(168).into()
 }
 

@@ -49,6 +49,8 @@ pub struct Wanted<'a> {
     pub owner: &'a Owner,
     pub placement: &'a dyn Placement,
     pub retention: Retention,
+    /// The Microservices whose databases are in this one's, by name.
+    pub guests: Vec<String>,
     pub purpose: Purpose,
     pub duplicate_window: Option<&'a DuplicateWindow>,
     pub migrations: Option<&'a v1alpha1::Migrations>,

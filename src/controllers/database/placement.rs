@@ -9,7 +9,7 @@ use std::{fmt, path::Path};
 
 use k8s_openapi::api::core::v1::{Secret, Volume};
 
-use super::Wanted;
+use super::{Stage, Wanted};
 use crate::{
     api::v1alpha1::{Database, DatabaseStatus},
     contract::{DatabaseLogin, Role, RoleName, database_setup::Purpose},
@@ -81,7 +81,7 @@ pub trait Placement: fmt::Debug + Sync {
 
     /// It has been made: a Secret that is missing was deleted.
     fn exists(&self, observed: &DatabaseObserved) -> bool {
-        observed.recorded.is_some()
+        observed.recorded.is_some() || !observed.jobs.is_empty()
     }
 
     fn access(&self, name: &str, namespace: &str) -> Access;
@@ -113,8 +113,8 @@ pub trait Placement: fmt::Debug + Sync {
         true
     }
 
-    /// `DatabaseReady`.
-    fn ready(&self, observed: &DatabaseObserved) -> Finding;
+    /// `DatabaseReady`, as far as the set-up has come to this stage.
+    fn ready(&self, observed: &DatabaseObserved, stage: &Stage<'_>) -> Finding;
 }
 
 /// Where the database of a spec is.

@@ -31,7 +31,8 @@ use crate::{
         resources::{
             child::Child,
             labels::{
-                Component, DATABASE_CLIENT_LABEL, DELETED_WITH_ANNOTATION, SECRETS_ANNOTATION, STORAGE_ANNOTATION,
+                Component, DATABASE_CLIENT_LABEL, DELETED_WITH_ANNOTATION, GUESTS_ANNOTATION, SECRETS_ANNOTATION,
+                STORAGE_ANNOTATION,
             },
             observed::{DatabaseObserved, Workload},
             plan::Rejection,
@@ -144,6 +145,9 @@ fn stateful_set(
     annotations.extend(secrets);
     if wanted.retention == Retention::Delete {
         annotations.extend(owner.uid().map(|uid| (DELETED_WITH_ANNOTATION.to_owned(), uid)));
+    }
+    if !wanted.guests.is_empty() {
+        annotations.insert(GUESTS_ANNOTATION.to_owned(), serde_json::to_string(&wanted.guests).unwrap_or_default());
     }
     annotations.insert(STORAGE_ANNOTATION.to_owned(), serde_json::to_string(&postgres.storage).unwrap_or_default());
     Ok(StatefulSet {

@@ -90,6 +90,7 @@ pub(super) fn add_job(
     }
     if leaves_slot(wanted, observed)
         && let Some(name) = slot_job_name(wanted, observed)
+        && observed.jobs.get(&name).is_none_or(|job| !is_corrected(job, settings))
     {
         let contract = DatabaseSetup { remove_slot: true, ..contract(wanted) };
         plan.children.push(Child::Job(job(wanted, name, contract, settings)?));

@@ -37,6 +37,8 @@ pub const STORAGE_ANNOTATION: &str = "weft.dev/storage";
 /// On a database's StatefulSet, written by its plan, under `retention: Delete` alone: the uid of the Microservice with which it
 /// goes, and the volume with it.
 pub const DELETED_WITH_ANNOTATION: &str = "weft.dev/deleted-with";
+/// On a server: the Microservices whose databases are in it, by name, as a JSON list. It counts for those that cannot be read.
+pub const GUESTS_ANNOTATION: &str = "weft.dev/guests";
 /// On a Microservice's Deployment, written by its plan: the addresses of `spec.dependsOn` as JSON, so that one that is gone
 /// for a while keeps its variable and restarts nothing.
 pub const DEPENDENCIES_ANNOTATION: &str = "weft.dev/dependencies";

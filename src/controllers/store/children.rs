@@ -75,6 +75,12 @@ impl Store {
     }
 
     fn keep(&mut self, owner: &Key, entries: &Entries) {
+        let mut jobs = entries.iter().filter(|(child, _)| child.kind == ChildKind::Job);
+        if jobs.any(|(_, job)| parse(job).is_some_and(|job| !job.has_ended())) {
+            self.with_jobs.insert(owner.clone());
+        } else {
+            self.with_jobs.remove(owner);
+        }
         if entries.is_empty() {
             self.children.remove(owner);
             return;
@@ -206,8 +212,13 @@ impl Store {
         self.missing_secrets(owner).next().is_some()
     }
 
-    fn missing_secrets(&self, owner: &Key) -> impl Iterator<Item = &Problem> {
-        let problems = self.pods_of(owner).flat_map(|(name, pod)| self.problems_of(owner, name, pod));
+    /// Of its pods, and of those of the Microservices whose databases are in its own: their set-ups mount its superuser's Secret.
+    fn missing_secrets(&self, owner: &Key) -> impl Iterator<Item = &Problem> + use<'_> {
+        let guests: Vec<_> = self.references.to(&Named::Database(owner.id.clone())).collect();
+        let own = self.pods.get_key_value(owner).into_iter();
+        let owners = own.chain(guests.into_iter().filter_map(|guest| self.pods.get_key_value(guest)));
+        let pods = owners.flat_map(|(owner, pods)| pods.iter().map(move |(name, pod)| (owner, name, pod)));
+        let problems = pods.flat_map(|(owner, name, pod)| self.problems_of(owner, name, pod));
         problems.filter(|problem| problem.reason == Reason::SecretMissing)
     }
 

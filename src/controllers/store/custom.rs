@@ -262,7 +262,7 @@ impl Store {
     }
 
     /// The Microservice in whose database that of `key` is.
-    fn host_of(&self, key: &Key) -> Option<Key> {
+    pub(super) fn host_of(&self, key: &Key) -> Option<Key> {
         self.references.named_by(key).iter().find_map(|named| match named {
             Named::Database(host) => Some(Key::of(ObjectKind::Microservice, host)),
             Named::Microservice(_) | Named::Publisher(_) | Named::ConfigMap(_) | Named::Orchestrator(_) => None,

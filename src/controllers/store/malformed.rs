@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 use super::{
     Custom, Requeue, Store,
@@ -14,10 +14,11 @@ use super::{
     live::version,
 };
 use crate::{
+    api::v1alpha1::Microservice,
     controllers::resources::{
         child::{ChildKind, ChildRef},
         key::{Key, ObjectId, ObjectKind},
-        labels::{RELAY_ANNOTATION, RELAY_SECRET_ANNOTATION, SAGAS_ANNOTATION},
+        labels::{GUESTS_ANNOTATION, RELAY_ANNOTATION, RELAY_SECRET_ANNOTATION, SAGAS_ANNOTATION},
     },
     domain::names,
 };
@@ -117,11 +118,42 @@ impl Store {
         names.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
     }
 
+    /// The Microservices whose databases are in that of `host`, as its server has it.
+    fn recorded_guests(&self, host: &Key) -> Vec<String> {
+        let server = ChildRef::new(ChildKind::StatefulSet, names::database(&host.id.name));
+        let names = self.child(host, &server).and_then(|mut seen| seen.annotations.remove(GUESTS_ANNOTATION));
+        names.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
+    }
+
+    /// Those of them that are unreadable, as owners of that server.
+    pub fn unreadable_guests(&self, host: &Key) -> Vec<OwnerReference> {
+        let guests = self.recorded_guests(host).into_iter();
+        guests
+            .filter_map(|name| self.unreadable_owner::<Microservice>(&ObjectId::new(&host.id.namespace, name)))
+            .collect()
+    }
+
+    /// How an object that is unreadable owns children.
+    pub fn unreadable_owner<K: Custom>(&self, id: &ObjectId) -> Option<OwnerReference> {
+        let key = Key::of(K::KIND, id);
+        let malformed = self.malformed(&key).filter(|_| self.is_unreadable(&key))?;
+        Some(OwnerReference {
+            api_version: K::api_version(&()).into_owned(),
+            kind: K::kind(&()).into_owned(),
+            name: id.name.to_string(),
+            uid: malformed.uid,
+            ..OwnerReference::default()
+        })
+    }
+
     /// Whose children hold something that was made from this object.
     pub(super) fn carriers_of(&self, key: &Key) -> Vec<Key> {
         let carries = |owner: &&Key| match (key.kind, owner.kind) {
             (ObjectKind::OutboxRelay, ObjectKind::Microservice) => {
                 self.carried_relay(owner).is_some_and(|relay| relay == key.id.name)
+            }
+            (ObjectKind::Microservice, ObjectKind::Microservice) => {
+                self.recorded_guests(owner).iter().any(|name| *name == key.id.name)
             }
             (ObjectKind::Saga, ObjectKind::Orchestrator) => {
                 self.defined_sagas(owner).iter().any(|name| *name == key.id.name)
@@ -168,6 +200,21 @@ mod tests {
         let annotations = [(annotation.0.to_owned(), annotation.1.to_owned())].into();
         let seen = ChildSeen { uid: name.to_owned(), annotations, ..ChildSeen::default() };
         store.set_child(owner, ChildRef::new(kind, name), seen);
+    }
+
+    #[test]
+    fn a_guest_that_was_never_read_is_known_by_its_hosts_server() {
+        let (mut store, host) = (Store::default(), Key::of(ObjectKind::Microservice, &orders()));
+        let guests = (GUESTS_ANNOTATION, r#"["reports", "deleted"]"#);
+        set_child(&mut store, &host, ChildKind::StatefulSet, "orders-db", guests);
+        let reports = fixtures::microservice("reports", "{image: i}");
+        let requeue = set_malformed(&mut store, &reports);
+        assert!(requeue.now.contains(&host));
+        let owners = store.unreadable_guests(&host);
+        assert_eq!(owners.iter().map(|owner| owner.name.as_str()).collect::<Vec<_>>(), ["reports"]);
+        assert_eq!(Some(&owners[0].uid), reports.metadata.uid.as_ref());
+        store.set(reports);
+        assert_eq!(store.unreadable_guests(&host), []);
     }
 
     #[test]

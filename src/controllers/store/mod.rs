@@ -84,6 +84,8 @@ pub struct Store {
     malformed: HashMap<Key, Malformed>,
     references: References,
     children: Children,
+    /// Owners of Jobs that have not ended.
+    with_jobs: HashSet<Key>,
     /// The newest version of any of them.
     newest_child: u64,
     pods: HashMap<Arc<Key>, SmallMap<SmolStr, PodSeen>>,

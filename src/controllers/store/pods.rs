@@ -205,7 +205,11 @@ impl Store {
 
     pub(super) fn affected_by_pod(&self, owner: &Key) -> Requeue {
         match owner.kind {
-            ObjectKind::Microservice => self.owner_and_relays(owner),
+            ObjectKind::Microservice => {
+                // a Secret that it misses may be its host's
+                let host = self.host_of(owner).filter(|_| self.misses_secrets(owner));
+                [self.owner_and_relays(owner), Requeue::now(host)].into_iter().collect()
+            }
             ObjectKind::OutboxRelay | ObjectKind::Saga | ObjectKind::Orchestrator => self.affected_by(owner),
         }
     }

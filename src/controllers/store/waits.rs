@@ -39,8 +39,9 @@ impl Store {
             let claim = pod.claim.clone().map(|claim| Waiting::Claim { pod: id.clone(), claim });
             pod.waiting.clone().map(|uid| Waiting::Pod { pod: id, uid }).into_iter().chain(claim)
         });
-        let controllers = self.children.iter().filter(|(owner, _)| !self.is_ready(owner));
-        let controllers = controllers.flat_map(|(owner, _)| {
+        // one that is ready may still have a Job, which removes a replication slot
+        let owners = self.children.keys().filter(|owner| !self.is_ready(owner) || self.with_jobs.contains(*owner));
+        let controllers = owners.flat_map(|owner| {
             self.entries(owner).into_iter().filter_map(move |(child, _)| self.without_pods(owner, &child))
         });
         pods.chain(controllers).collect()
@@ -102,6 +103,28 @@ mod tests {
         resources::reason::Reason,
         store::live::{ChildSeen, Live},
     };
+
+    #[test]
+    fn a_job_of_a_ready_service_waits_too() {
+        let (mut store, owner) = (Store::default(), Key::new(ObjectKind::Microservice, "shop", "orders"));
+        let mut object = crate::controllers::fixtures::microservice("orders", "{image: i}");
+        object.status = serde_json::from_value(serde_json::json!({"conditions": [{"type": "Ready", "status": "True",
+            "reason": "Ready", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}))
+        .unwrap();
+        store.set(object);
+        assert!(store.is_ready(&owner));
+        let child = ChildRef::new(ChildKind::Job, "orders-db-setup-1");
+        let seen = |version: u64, status: serde_json::Value| {
+            let live =
+                serde_json::json!({"metadata": {"uid": "1", "resourceVersion": version.to_string()}, "status": status});
+            ChildSeen::from(serde_json::from_value::<Live>(live).unwrap())
+        };
+        store.set_child(&owner, child.clone(), seen(1, serde_json::json!({})));
+        assert_eq!(store.waiting().len(), 1);
+        let complete = serde_json::json!({"conditions": [{"type": "Complete", "status": "True"}]});
+        store.set_child(&owner, child, seen(2, complete));
+        assert_eq!(store.waiting().len(), 0);
+    }
 
     #[test]
     fn a_statefulset_without_its_pod_waits_until_it_has_it() {

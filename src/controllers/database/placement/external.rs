@@ -15,7 +15,7 @@ use crate::{
     api::v1alpha1::{DatabaseStatus, External},
     contract::{DatabaseLogin, Role, RoleName, Server, database_setup::Purpose},
     controllers::{
-        database::{BINDING_URI, Wanted, secrets},
+        database::{BINDING_URI, Stage, Wanted, secrets},
         render::{
             owner::Owner,
             pod::{PASSWORD, password_volume},
@@ -118,8 +118,11 @@ impl Placement for External {
         false
     }
 
-    fn ready(&self, observed: &DatabaseObserved) -> Finding {
-        let problem = observed.jobs.values().flat_map(|job| &job.problems).next();
+    fn ready(&self, observed: &DatabaseObserved, stage: &Stage<'_>) -> Finding {
+        let problem = match stage {
+            Stage::Running(job) => job.problems.first(),
+            _ => None,
+        };
         match (problem, &observed.recorded) {
             (Some(problem), _) => Finding::from(problem),
             (None, Some(_)) => Finding::new(true, Reason::Ready, "the last set-up has reached the external server"),

@@ -9,7 +9,7 @@ use crate::{
     api::v1alpha1::{DatabaseStatus, Postgres},
     contract::{DatabaseLogin, Role, Server, database_setup::Purpose},
     controllers::{
-        database::{Wanted, secrets, server, status},
+        database::{Stage, Wanted, secrets, server, status},
         render::{owner::Owner, pod::password_volume},
         resources::{child::Child, observed::DatabaseObserved, plan::Rejection, settings::Settings},
         status::progress::Finding,
@@ -99,7 +99,7 @@ impl Placement for Postgres {
         server::has_admin_password(wanted, observed)
     }
 
-    fn ready(&self, observed: &DatabaseObserved) -> Finding {
+    fn ready(&self, observed: &DatabaseObserved, _stage: &Stage<'_>) -> Finding {
         status::server(observed.server.as_ref())
     }
 }

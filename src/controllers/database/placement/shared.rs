@@ -14,7 +14,7 @@ use crate::{
     api::v1alpha1::{DatabaseStatus, SharedWith},
     contract::{DatabaseLogin, Role, RoleName, database_setup::Purpose},
     controllers::{
-        database::{Wanted, secrets, status},
+        database::{Stage, Wanted, secrets, status},
         render::owner::Owner,
         resources::{
             observed::{DatabaseObserved, Host},
@@ -124,7 +124,7 @@ impl Placement for SharedWith {
         Some(format!("{}{}", server.uid, set_up.hash))
     }
 
-    fn ready(&self, observed: &DatabaseObserved) -> Finding {
+    fn ready(&self, observed: &DatabaseObserved, _stage: &Stage<'_>) -> Finding {
         let service = &self.service;
         match &observed.host {
             Host::None if observed.server.is_some() => {

@@ -10,12 +10,12 @@ use std::{
 };
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::ObjectReference;
-use kube::Resource;
+use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::OwnerReference};
+use kube::{Resource, ResourceExt};
 
 use crate::{
     api::v1alpha1::{Microservice, MicroserviceStatus, OutboxRelay},
-    contract::status::InboxStatus,
+    contract::{inbox::Inbox, status::InboxStatus},
     controllers::{
         request::RequestError,
         resources::{
@@ -26,7 +26,7 @@ use crate::{
             settings::Settings,
         },
         runtime::{
-            Context,
+            Context, Verdict,
             driver::{Driven, Kind},
             report,
         },
@@ -46,6 +46,8 @@ pub struct Observed {
     pub isolated: bool,
     /// The Microservices whose databases are in this one's, by name.
     pub guests: Vec<Arc<Microservice>>,
+    /// Those of them that cannot be read, as owners of the server.
+    pub unreadable_guests: Vec<OwnerReference>,
     /// The OutboxRelays that name this Microservice and are not being deleted, oldest first (then by name): the first one
     /// has the outbox, the others are rejected by their own controller.
     pub relays: Vec<Arc<OutboxRelay>>,
@@ -55,6 +57,10 @@ pub struct Observed {
     pub relay_deployment: Option<Workload>,
     /// The Deployment of the inbox.
     pub inbox_deployment: Option<Workload>,
+    /// The contract that the inbox has; read only where some of it is to stay.
+    pub inbox_contract: Option<Box<Inbox>>,
+    /// A new contract waits, as a new pod template does.
+    pub inbox_waits: bool,
     /// What the inbox's pods report; `None` of one that is silent.
     pub inbox_pods: BTreeMap<String, Option<InboxStatus>>,
     /// The version of the contract that the inbox is to have, and what keeps events of `spec.consumes` from it.
@@ -65,8 +71,18 @@ pub struct Observed {
     pub kept_secret: Option<String>,
     /// The database of a deleted Microservice of this name goes with it, and is not gone yet.
     pub predecessor_ends: bool,
-    /// Those of `spec.dependsOn` that exist and cannot be read.
+    /// Those of `spec.dependsOn` and `spec.consumes` that exist and cannot be read.
     pub unreadable: BTreeSet<String>,
+}
+
+impl Observed {
+    /// The names of all Microservices whose databases are in this one's.
+    pub fn guests(&self) -> Vec<String> {
+        let unreadable = self.unreadable_guests.iter().map(|guest| guest.name.clone());
+        let mut guests: Vec<_> = self.guests.iter().map(|guest| guest.name_any()).chain(unreadable).collect();
+        guests.sort();
+        guests
+    }
 }
 
 /// Who publishes the events of a Microservice.
@@ -118,6 +134,12 @@ impl Driven for Controller {
 
     async fn observe(context: &Context, key: &Key, object: &Microservice) -> Result<Observed, RequestError> {
         observe::observe(context, key, object).await
+    }
+
+    /// A new leader concludes nothing from the silence of an inbox that may still report.
+    fn hold(context: &Context, object: &Microservice, observed: &Observed) -> Option<Verdict> {
+        let silent = object.status.is_some() && observed.inbox_pods.values().any(Option::is_none);
+        context.still_listening().filter(|_| silent).map(Verdict::At)
     }
 
     fn is_being_deleted(object: &Microservice) -> bool {

@@ -1,14 +1,14 @@
 //! What exists of a Microservice: from the store; the migrations' content by one request when it changed; and by one more
 //! the released pod template, while a new one may have to wait.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use tokio::time::Instant;
 
 use super::{InboxWanted, Observed, Published, plan, status};
 use crate::{
     api::v1alpha1::Microservice,
-    contract::database_setup::Purpose,
+    contract::{Contract, database_setup::Purpose, inbox::Inbox},
     controllers::{
         database::{Stage, placement},
         kinds::secrets,
@@ -19,7 +19,7 @@ use crate::{
             labels::DELETED_WITH_ANNOTATION,
             observed::Host,
         },
-        runtime::{Context, released},
+        runtime::{Context, file_of, released},
     },
     domain::names,
     nats::accounts::Access,
@@ -36,7 +36,6 @@ pub async fn observe(context: &Context, key: &Key, object: &Microservice) -> Res
         None => None,
     };
     let mut observed = from_store(context, key, object);
-    observed.inbox_wanted = plan::inbox_wanted(object, &observed, &context.settings);
     if observed.predecessor_ends {
         // its Secrets go too
         context.memory.forget(key);
@@ -55,7 +54,20 @@ pub async fn observe(context: &Context, key: &Key, object: &Microservice) -> Res
     if may_wait {
         observed.database.released = released(context, key, &key.id.name).await?;
     }
+    observed.inbox_waits = may_wait && !object.spec.consumes.is_empty();
+    observed.inbox_wanted = plan::inbox_wanted(object, &observed, &context.settings);
+    let stays = observed.inbox_wanted.missing.as_ref().is_some_and(plan::stays_in_force);
+    if (observed.inbox_waits || stays) && observed.inbox_deployment.is_some() {
+        observed.inbox_contract = inbox_contract(context, key).await?;
+        observed.inbox_wanted = plan::inbox_wanted(object, &observed, &context.settings);
+    }
     Ok(observed)
+}
+
+/// The contract that the inbox has: one request. `None` as well when it is of another version.
+async fn inbox_contract(context: &Context, key: &Key) -> Result<Option<Box<Inbox>>, RequestError> {
+    let text = file_of(context, key, &names::inbox(&key.id.name), plan::INBOX_CONTRACT_FILE).await?;
+    Ok(text.and_then(|text| Inbox::from_yaml(&text, Path::new(plan::INBOX_CONTRACT_FILE)).ok()).map(Box::new))
 }
 
 fn from_store(context: &Context, key: &Key, object: &Microservice) -> Observed {
@@ -85,13 +97,17 @@ fn from_store(context: &Context, key: &Key, object: &Microservice) -> Observed {
     }
     let kept_relay = store.kept_relay(&key.id);
     let services = object.spec.depends_on.iter().map(|dependency| dependency.service.as_str());
+    let services = services.chain(object.spec.consumes.iter().map(|consumption| consumption.from.as_str()));
     Observed {
         predecessor_ends,
         guests: store.guests_of(&key.id),
+        unreadable_guests: store.unreadable_guests(key),
         deployment: store.workload(key, ChildKind::Deployment, &key.id.name),
         inbox_deployment: store.workload(key, ChildKind::Deployment, &names::inbox(&key.id.name)),
         inbox_pods: store.inbox_pods(key),
         inbox_wanted: InboxWanted::default(),
+        inbox_contract: None,
+        inbox_waits: false,
         publishers: publishers.collect(),
         relay_deployment: store.workload(key, ChildKind::Deployment, &names::relay(&key.id.name)),
         database,

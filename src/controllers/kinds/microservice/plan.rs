@@ -12,7 +12,7 @@ mod scaling;
 mod standalone;
 
 pub(super) use deployment::pod_labels;
-pub(super) use inbox::wanted as inbox_wanted;
+pub(super) use inbox::{CONTRACT_FILE as INBOX_CONTRACT_FILE, stays_in_force, wanted as inbox_wanted};
 
 use kube::ResourceExt;
 
@@ -65,7 +65,8 @@ pub fn plan(object: &Microservice, observed: &Observed, settings: &Settings) -> 
     let deployment = deployment::deployment(object, &owner, observed, credentials.as_ref(), settings)?;
     plan.children.extend(credentials.map(Child::Secret));
     // the server outlives its own service as long as the data of others is in it
-    let owners = owner.and(observed.guests.iter().map(|guest| reference(guest.as_ref())));
+    let guests = observed.guests.iter().map(|guest| reference(guest.as_ref()));
+    let owners = owner.and(guests.chain(observed.unreadable_guests.iter().cloned()));
     match object.spec.database.as_ref().map(|database| wanted(object, &owners, database, observed)) {
         None => plan.children.push(Child::Deployment(deployment)),
         Some(wanted) => {
@@ -75,6 +76,10 @@ pub fn plan(object: &Microservice, observed: &Observed, settings: &Settings) -> 
             plan.retained.extend(retained);
             plan.recheck_in = recheck_in;
         }
+    }
+    if observed.inbox_waits {
+        // the new contract of the inbox is written when the pods' template may be
+        plan.recheck_in = plan.recheck_in.or(observed.database.settles_in);
     }
     plan.children.extend(scaling::disruption_budget(object, &owner).map(Child::PodDisruptionBudget));
     Ok(plan)
@@ -99,11 +104,13 @@ pub(super) fn remaining_slot<'a>(object: &Microservice, observed: &'a Observed) 
 }
 
 fn wanted<'a>(object: &Microservice, owner: &'a Owner, database: &'a Database, observed: &'a Observed) -> Wanted<'a> {
+    let guests = observed.guests();
     Wanted {
         owner,
         placement: database::placement(database),
         // nobody deletes the data of another
-        retention: if observed.guests.is_empty() { database.retention } else { Retention::Retain },
+        retention: if guests.is_empty() { database.retention } else { Retention::Retain },
+        guests,
         purpose: Purpose::Service,
         duplicate_window: Some(&database.duplicate_window),
         migrations: database.migrations.as_ref(),

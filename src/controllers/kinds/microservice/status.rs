@@ -1,7 +1,6 @@
 //! The status of a Microservice.
 
 use jiff::Timestamp;
-use kube::ResourceExt;
 
 use super::{
     Observed,
@@ -42,7 +41,9 @@ pub fn status(
     plan::stage(object, observed, |stage| {
         progress(object, observed, planned, applied, stage.as_ref()).set(&mut conditions);
         set_accepted(planned, applied, &mut conditions);
-        if let Some((stage, ready)) = stage.as_ref().zip(database_ready(object, observed)) {
+        if let Some(stage) = &stage
+            && let Some(ready) = database_ready(object, observed, stage)
+        {
             ready.set(DATABASE_READY, &mut conditions);
             database_status::migrated(stage).set(MIGRATED, &mut conditions);
         }
@@ -95,8 +96,7 @@ fn progress(
         return suspended(observed);
     }
     let database = stage
-        .zip(database_ready(object, observed))
-        .and_then(|(stage, ready)| database_status::progress(&ready, stage))
+        .and_then(|stage| database_status::progress(&database_ready(object, observed, stage)?, stage))
         .map(|progress| with_old_version(progress, observed, stage));
     // whoever takes over is to know that it settles, whatever else is not ready
     not_applied(applied)
@@ -224,8 +224,8 @@ fn database_of(object: &Microservice, observed: &Observed, owner: &Owner) -> Opt
     })
 }
 
-fn database_ready(object: &Microservice, observed: &Observed) -> Option<Finding> {
-    object.spec.database.as_ref().map(|database| placement(database).ready(&observed.database))
+fn database_ready(object: &Microservice, observed: &Observed, stage: &Stage<'_>) -> Option<Finding> {
+    object.spec.database.as_ref().map(|database| placement(database).ready(&observed.database, stage))
 }
 
 /// `SharedDatabase`: several services depend on one database, and so on each other.
@@ -242,7 +242,7 @@ fn shared(object: &Microservice, observed: &Observed) -> Option<Finding> {
         let reads = if reads.is_empty() { String::new() } else { format!(", and reads {}", reads.join(", ")) };
         return found(format!("the data is in the schema {schema} of the database of `{service}`{reads}{written}"));
     }
-    let guests: Vec<_> = observed.guests.iter().map(|guest| format!("`{}`", guest.name_any())).collect();
+    let guests: Vec<_> = observed.guests().iter().map(|guest| format!("`{guest}`")).collect();
     if guests.is_empty() {
         return None;
     }
@@ -251,7 +251,7 @@ fn shared(object: &Microservice, observed: &Observed) -> Option<Finding> {
 
 fn summary(object: &Microservice, observed: &Observed) -> MicroserviceSummary {
     let live = observed.deployment.as_ref();
-    let ready = live.map_or(0, |live| live.ready);
+    let (ready, wanted) = (live.map_or(0, |live| live.ready), wanted(object, live));
     let count = |of: fn(&SubscriptionStatus) -> u64| {
         let sum: u64 = inbox(observed)?.subscriptions.values().map(of).sum();
         i64::try_from(sum).ok()
@@ -262,7 +262,8 @@ fn summary(object: &Microservice, observed: &Observed) -> MicroserviceSummary {
     MicroserviceSummary {
         consumed: count(|subscription| subscription.consumed).or(last.consumed).filter(|_| consumes),
         waiting: count(|subscription| subscription.waiting).or(last.waiting).filter(|_| consumes),
-        replicas: format!("{ready}/{}", wanted(object, live)),
+        // during a roll-out there are more than are wanted
+        replicas: format!("{}/{wanted}", ready.min(wanted)),
         database: object.spec.database.as_ref().map(|database| placement(database).summary()),
     }
 }

@@ -238,6 +238,13 @@ fn a_suspended_object_says_so_and_is_as_ready_as_its_pods() {
 }
 
 #[test]
+fn more_pods_than_are_wanted_are_not_counted() {
+    let mut case = Case::settled();
+    case.observed.deployment = Some(ready(3));
+    assert_eq!(case.status().summary.unwrap().replicas, "2/2");
+}
+
+#[test]
 fn nothing_changes_in_a_status_when_nothing_changed() {
     let mut case = Case::settled();
     let first = case.status();
@@ -299,6 +306,10 @@ fn an_external_server_is_ready_when_a_set_up_has_reached_it() {
     case.set_up(JobOutcome::Succeeded);
     case.observed.database.recorded = Some(SetUp::default());
     assert_eq!(database(&case), "DatabaseReady=True Ready");
+    let mut removal = job(JobOutcome::Running);
+    removal.problems = vec![problem];
+    case.observed.database.jobs.insert("orders-db-setup-slot".to_owned(), removal);
+    assert_eq!(database(&case), "DatabaseReady=True Ready", "another Job than that of the set-up");
     let status = case.status();
     assert_eq!(status.binding.unwrap().name, "production");
     assert_eq!(status.summary.unwrap().database.unwrap(), "external");

@@ -13,7 +13,7 @@ use crate::{
         resources::{outcome::Applied, plan::Rejection, reason::Reason},
         status::{
             conditions::{Conditions, SLOT_AT_RISK, Truth},
-            progress::{Finding, Progress, not_applied, set_accepted},
+            progress::{Finding, Progress, not_applied, set_accepted, set_foreign},
         },
     },
 };
@@ -35,6 +35,7 @@ pub fn status(
     if object.spec.mode == RelayMode::LogTailing {
         slot(observed).set(SLOT_AT_RISK, &mut conditions);
     }
+    set_foreign(applied, &mut conditions);
     let conditions = conditions.finish();
     let status = OutboxRelayStatus {
         observed_generation: object.metadata.generation,
@@ -136,7 +137,10 @@ fn publishing(object: &OutboxRelay, observed: &Observed, version: &str) -> Progr
         return match problem {
             Some(problem) => Progress::waiting(problem.reason, problem.message.clone()),
             None if observed.pods.values().all(Option::is_none) => {
-                Progress::waiting(Reason::RelaySilent, "no pod's relay has reported its status yet")
+                match observed.deployment.as_ref().and_then(|live| live.problems.first()) {
+                    Some(problem) => Progress::waiting(problem.reason, problem.message.clone()),
+                    None => Progress::waiting(Reason::RelaySilent, "no pod's relay has reported its status yet"),
+                }
             }
             None => Progress::waiting(Reason::NoLeader, "the relays are electing the one that publishes"),
         };

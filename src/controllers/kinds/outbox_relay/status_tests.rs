@@ -3,7 +3,11 @@ use std::sync::Arc;
 use super::{super::plan::plan, *};
 use crate::controllers::{
     fixtures::{self, message, microservice, now, ready, refused, relay_of, settings, summaries},
-    resources::{child::ChildKind, observed::Workload},
+    resources::{
+        child::{ChildKind, ChildRef},
+        observed::Workload,
+        outcome::ForeignChange,
+    },
 };
 use crate::{api::v1alpha1::SetUp, contract::problem::Problem};
 
@@ -67,6 +71,33 @@ fn a_broker_that_is_away_is_said_and_goes_away_by_itself() {
     );
     assert_eq!(message(&away.conditions, "Ready"), "nats://n:4222 does not answer");
     assert_eq!(summaries(&with(|_| ()).conditions)[0], "Ready=True Publishing");
+}
+
+#[test]
+fn a_pod_that_cannot_run_is_the_cause_of_a_silent_relay() {
+    let (object, mut observed) = settled();
+    observed.pods = [("orders-relay-1".to_owned(), None)].into();
+    assert_eq!(summaries(&status_of(&object, &observed).conditions)[0], "Ready=False RelaySilent");
+    let problem = crate::controllers::resources::observed::Problem::new(Reason::OutOfMemory, "it needs more");
+    observed.deployment.as_mut().unwrap().problems = vec![problem];
+    let conditions = status_of(&object, &observed).conditions;
+    assert_eq!(
+        (summaries(&conditions)[0].as_str(), message(&conditions, "Ready")),
+        ("Ready=False OutOfMemory", "it needs more")
+    );
+}
+
+#[test]
+fn who_contests_the_contract_is_a_condition() {
+    let (object, observed) = settled();
+    let contested = ForeignChange {
+        child: ChildRef::new(ChildKind::ConfigMap, "orders-relay"),
+        fields: vec!["data".to_owned()],
+        author: "a tool".to_owned(),
+    };
+    let applied = Applied { contested: vec![contested], ..Applied::default() };
+    let status = status(&object, &observed, &plan(&object, &observed, &settings()), &applied, now());
+    assert!(message(&status.conditions, "Contested").contains("a tool"));
 }
 
 #[test]

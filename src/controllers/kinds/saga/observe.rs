@@ -2,8 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::{Resource, ResourceExt};
+use kube::ResourceExt;
 
 use super::{Member, Observed, Orchestrator, OrchestratorObserved, plan};
 use crate::{
@@ -60,8 +59,10 @@ pub fn orchestrator(store: &Store, id: &ObjectId) -> Option<Orchestrator> {
             Member { saga, defined: defined.ok() }
         })
         .collect();
-    let unreadable: Vec<_> =
-        in_contract.iter().filter_map(|name| unreadable_owner(store, &id.namespace, name)).collect();
+    let unreadable: Vec<_> = in_contract
+        .iter()
+        .filter_map(|name| store.unreadable_owner::<Saga>(&ObjectId::new(&id.namespace, name)))
+        .collect();
     let rejected = members.iter().filter(|member| member.defined.is_none()).map(|member| member.saga.name_any());
     let mut kept: Vec<_> = rejected.filter(|name| in_contract.contains(name)).collect();
     kept.extend(unreadable.iter().map(|owner| owner.name.clone()));
@@ -72,18 +73,5 @@ pub fn orchestrator(store: &Store, id: &ObjectId) -> Option<Orchestrator> {
         members,
         unreadable,
         kept,
-    })
-}
-
-/// How a Saga that cannot be read owns the children.
-fn unreadable_owner(store: &Store, namespace: &str, name: &str) -> Option<OwnerReference> {
-    let key = Key::new(ObjectKind::Saga, namespace, name);
-    let malformed = store.malformed(&key).filter(|_| store.is_unreadable(&key))?;
-    Some(OwnerReference {
-        api_version: Saga::api_version(&()).into_owned(),
-        kind: Saga::kind(&()).into_owned(),
-        name: name.to_owned(),
-        uid: malformed.uid,
-        ..OwnerReference::default()
     })
 }

@@ -13,7 +13,7 @@ use crate::{
     api::v1alpha1::{Saga, SagaEvent, SagaStatus, SagaStyle, StuckSaga},
     contract::status::{FindingCount, REACT, SagaCounts, StuckInstance},
     controllers::{
-        database::{Placement, status as database_status},
+        database::{Placement, Stage, status as database_status},
         resources::{outcome::Applied, plan::Rejection, reason::Reason},
         status::{
             conditions::{ACCEPTED, AS_DECLARED, Conditions, DATABASE_READY, DELETING, START_EVENT_SEEN, STUCK, Truth},
@@ -36,7 +36,7 @@ pub fn status(object: &Saga, observed: &Observed, planned: &Result<Defined, Reje
     }
     .set(&mut conditions);
     accepted(planned, &applied, counts).set(ACCEPTED, &mut conditions);
-    database(observed).set(DATABASE_READY, &mut conditions);
+    at_stage(object, observed, |stage| database(observed, stage)).set(DATABASE_READY, &mut conditions);
     stuck(observed, counts).set(STUCK, &mut conditions);
     if let Some(seen) = start_event(object, counts) {
         seen.set(START_EVENT_SEEN, &mut conditions);
@@ -97,11 +97,8 @@ fn progress(
         Ok(defined) => defined,
         Err(rejection) => return rejection.into(),
     };
-    let (namespace, orchestrator) = (object.namespace().unwrap_or_default(), &observed.orchestrator);
-    let ready = self::database(observed);
-    let database = || {
-        stage(&namespace, &object.spec.orchestrator, orchestrator, |stage| database_status::progress(&ready, &stage))
-    };
+    let orchestrator = &observed.orchestrator;
+    let database = || at_stage(object, observed, |stage| database_status::progress(&database(observed, stage), stage));
     not_applied(applied)
         .or_else(database)
         .or_else(|| not_rolled_out(orchestrator.deployment.as_ref(), "the orchestrator"))
@@ -151,9 +148,15 @@ fn accepted(planned: &Result<Defined, Rejection>, applied: &Applied, counts: Opt
     finding
 }
 
+/// Passes on how far the set-up of the orchestrator's database has come.
+fn at_stage<R>(object: &Saga, observed: &Observed, use_stage: impl FnOnce(&Stage<'_>) -> R) -> R {
+    let namespace = object.namespace().unwrap_or_default();
+    stage(&namespace, &object.spec.orchestrator, &observed.orchestrator, |stage| use_stage(&stage))
+}
+
 /// `DatabaseReady`: the orchestrator's server answers.
-fn database(observed: &Observed) -> Finding {
-    store(&observed.orchestrator.database).ready(&observed.orchestrator.database)
+fn database(observed: &Observed, stage: &Stage<'_>) -> Finding {
+    store(&observed.orchestrator.database).ready(&observed.orchestrator.database, stage)
 }
 
 /// `Stuck`: instances wait for a person.

@@ -3,6 +3,8 @@
 //! One pod beside the service's: a change of `spec.consumes` restarts nothing of the service, and the events go to the service's
 //! address, so that all replicas share them. When it is replaced, the new one waits for the old one's lock and leads at once.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{ConfigMap, Container, PodSpec, PodTemplateSpec, Secret},
@@ -45,7 +47,7 @@ use crate::{
 };
 
 const VOLUME: &str = "weft-inbox";
-const CONTRACT_FILE: &str = "inbox.yaml";
+pub const CONTRACT_FILE: &str = "inbox.yaml";
 const CONTRACT_FOLDER: &str = "/etc/weft/inbox";
 /// Name of the container.
 pub const CONTAINER: &str = "weft-inbox";
@@ -60,8 +62,7 @@ pub fn children(
         return Ok(Vec::new());
     }
     let metadata = || owner.metadata(names::inbox(&owner.name), Component::Inbox);
-    let (streams, _) = streams(object, observed, settings);
-    let contract = contract(object, owner, streams)?;
+    let contract = in_force(object, owner, observed, settings)?.0;
     let text = contract.to_yaml().map_err(|error| Rejection {
         reason: Reason::ContractNotWritable,
         message: format!("the contract of the inbox of {} cannot be written: {error}", owner.name),
@@ -75,7 +76,8 @@ pub fn children(
         broker::secret(owner, Access::Consume, settings, |name| owner.ending_metadata(name, Component::Inbox));
     let rules = vec![network::admit(ADMIN_PORT, network::observers(settings)), network::admit_probes()];
     let policy = network::policy(metadata(), owner.pods(Component::Inbox), rules);
-    let deployment = deployment(object, owner, observed, credentials.as_ref(), settings)?;
+    let secrets = secrets(&contract);
+    let deployment = deployment(object, owner, observed, (credentials.as_ref(), &secrets), settings)?;
     let children = [
         Child::ConfigMap(config_map),
         Child::ServiceAccount(service_account(metadata(), settings)),
@@ -91,12 +93,29 @@ pub fn wanted(object: &Microservice, observed: &Observed, settings: &Settings) -
         return InboxWanted::default();
     }
     let owner = Owner::of(object, super::OWNER_KIND);
+    match in_force(object, &owner, observed, settings) {
+        Ok((contract, missing)) => InboxWanted { version: Some(contract.version), missing },
+        Err(_rejected) => InboxWanted::default(),
+    }
+}
+
+/// The contract, and what keeps events of the first entry that is not consumed (or not as the spec says) from it. A new one waits
+/// for the set-up, as the new pods do that handle its events.
+fn in_force(
+    object: &Microservice,
+    owner: &Owner,
+    observed: &Observed,
+    settings: &Settings,
+) -> Result<(Inbox, Option<Rejection>), Rejection> {
     let (streams, missing) = streams(object, observed, settings);
-    InboxWanted { version: contract(object, &owner, streams).ok().map(|contract| contract.version), missing }
+    let new = contract(object, owner, streams)?;
+    let kept = observed.inbox_contract.as_deref().filter(|_| observed.inbox_waits);
+    Ok((kept.cloned().unwrap_or(new), missing))
 }
 
 /// Where the events of each entry are, of those that are there; and what is missing of the first that is not: that is said in a
-/// condition, and the others are consumed.
+/// condition, and the others are consumed. Where an OutboxRelay is rejected or cannot be read, it publishes as it did: the stream that
+/// is in the contract stays.
 fn streams<'a>(
     object: &'a Microservice,
     observed: &Observed,
@@ -106,10 +125,24 @@ fn streams<'a>(
     for consumption in &object.spec.consumes {
         match published(consumption, observed, settings) {
             Ok(stream) => streams.push((consumption, stream)),
-            Err(rejection) => _ = missing.get_or_insert(rejection),
+            Err(rejection) => {
+                let kept = kept(consumption, observed).filter(|_| stays_in_force(&rejection));
+                streams.extend(kept.map(|stream| (consumption, stream)));
+                _ = missing.get_or_insert(rejection);
+            }
         }
     }
     (streams, missing)
+}
+
+fn kept(consumption: &Consumption, observed: &Observed) -> Option<NatsSink> {
+    let mut earlier = observed.inbox_contract.as_ref()?.subscriptions.iter();
+    earlier.find(|earlier| earlier.name == consumption.from).map(|earlier| earlier.stream.clone())
+}
+
+/// Whoever publishes is there, and does so by the last form that was good.
+pub fn stays_in_force(rejection: &Rejection) -> bool {
+    !matches!(rejection.reason, Reason::MicroserviceNotFound | Reason::OutboxRelayNotFound)
 }
 
 /// Where the events of an entry are; an error says what is missing, of which nothing else depends.
@@ -117,7 +150,11 @@ fn published(consumption: &Consumption, observed: &Observed, settings: &Settings
     let from = &consumption.from;
     let field = format!("spec.consumes[from={from}]");
     let Some(publisher) = observed.publishers.get(from) else {
-        return Err(Rejection::microservice_not_found(&field, from));
+        return Err(if observed.unreadable.contains(from) {
+            Rejection::microservice_malformed(&field, from)
+        } else {
+            Rejection::microservice_not_found(&field, from)
+        });
     };
     let relay = publisher.relays.first().map(AsRef::as_ref);
     let reader = Reader { field: &field, service_field: &field, purpose: Use::Consume };
@@ -195,12 +232,12 @@ fn deployment(
     object: &Microservice,
     owner: &Owner,
     observed: &Observed,
-    credentials: Option<&Secret>,
+    secrets: (Option<&Secret>, &[String]),
     settings: &Settings,
 ) -> Result<Deployment, Rejection> {
     let newest = settings.defaults(&settings.resources.relay);
     let pinned = pin(observed.inbox_deployment.as_ref(), newest, wants_upgrade(object), |defaults| {
-        Ok(template(object, owner, observed, credentials, defaults, settings))
+        Ok(template(object, owner, observed, secrets, defaults, settings))
     })?;
     let metadata = owner.metadata(names::inbox(&owner.name), Component::Inbox);
     Ok(single(metadata, owner.pods(Component::Inbox), pinned))
@@ -210,7 +247,7 @@ fn template(
     object: &Microservice,
     owner: &Owner,
     observed: &Observed,
-    credentials: Option<&Secret>,
+    (credentials, secrets): (Option<&Secret>, &[String]),
     defaults: &Defaults,
     settings: &Settings,
 ) -> PodTemplateSpec {
@@ -219,7 +256,6 @@ fn template(
     labels.extend(database.and_then(|database| database::client_label(database, &owner.name)));
     let login = database.map(|database| database.volumes(&owner.name, User::App)).unwrap_or_default();
     let (volumes, mounts): (Vec<_>, Vec<_>) = login.into_iter().unzip();
-    let secrets = secrets(object, observed);
     let contract = config_map_volume(VOLUME, names::inbox(&owner.name));
     let volumes = std::iter::once(contract).chain(volumes).chain(credentials.map(broker::volume));
     PodTemplateSpec {
@@ -229,7 +265,7 @@ fn template(
             ..ObjectMeta::default()
         }),
         spec: Some(PodSpec {
-            containers: vec![container(&mounts, &secrets, defaults, settings)],
+            containers: vec![container(&mounts, secrets, defaults, settings)],
             volumes: Some(volumes.chain(secrets.iter().map(|secret| sink::volume(secret))).collect()),
             ..pod_spec(names::inbox(&owner.name))
         }),
@@ -237,16 +273,12 @@ fn template(
 }
 
 /// The Secrets that people give for the brokers of those who publish.
-fn secrets(object: &Microservice, observed: &Observed) -> Vec<String> {
-    let relays = object.spec.consumes.iter().filter_map(|consumption| {
-        let relay = observed.publishers.get(&consumption.from)?.relays.first()?;
-        let secret = relay.spec.sink.nats.as_ref()?.secret.clone()?;
-        reach::check_secret(&consumption.from, "", &secret).is_ok().then_some(secret)
-    });
-    let mut secrets: Vec<_> = relays.collect();
-    secrets.sort();
-    secrets.dedup();
-    secrets
+fn secrets(contract: &Inbox) -> Vec<String> {
+    let folders = contract.subscriptions.iter().filter_map(|one| one.stream.secret_folder.as_deref());
+    // whatever an earlier contract says, none of Weft's own Secrets is mounted
+    let own = |secret: &&str| reach::check_secret("", "", secret).is_ok();
+    let secrets: BTreeSet<_> = folders.filter_map(sink::secret).filter(own).map(str::to_owned).collect();
+    secrets.into_iter().collect()
 }
 
 /// `login`: what it mounts to log in to the database.
@@ -315,6 +347,57 @@ mod tests {
         let raw = relay("orders", "{microservice: orders, format: Raw, sink: {nats: {}}}");
         observed.publishers.insert("orders".to_owned(), Published { relays: vec![raw], kept_relay: None });
         assert_eq!(published(&consumptions[0], &observed, &settings).unwrap_err().reason, Reason::NoEventType);
+    }
+
+    /// The contract of the inbox in a plan.
+    fn written(object: &Microservice, observed: &Observed) -> Inbox {
+        let owner = Owner::of(object, super::super::OWNER_KIND);
+        let children = children(object, &owner, observed, &settings_with_broker()).unwrap();
+        let Child::ConfigMap(config_map) = &children[0] else { panic!("the contract comes first") };
+        let text = &config_map.data.as_ref().unwrap()[CONTRACT_FILE];
+        Inbox::from_yaml(text, std::path::Path::new(CONTRACT_FILE)).unwrap()
+    }
+
+    #[test]
+    fn what_a_rejected_or_unreadable_relay_publishes_is_consumed_as_before() {
+        let (object, mut observed) = customers();
+        let own = "{microservice: orders, sink: {nats: {servers: ['nats://n:4222'], secret: gateway}}}";
+        observed.publishers.get_mut("orders").unwrap().relays = vec![relay("orders", own)];
+        let before = written(&object, &observed);
+        observed.inbox_contract = Some(Box::new(before.clone()));
+        let unreadable = Published { relays: Vec::new(), kept_relay: Some("orders".to_owned()) };
+        let stolen = "{microservice: orders, sink: {nats: {servers: ['nats://n:4222'], secret: customers-db-admin}}}";
+        let rejected = Published { relays: vec![relay("orders", stolen)], kept_relay: None };
+        for (publisher, reason) in [(unreadable, Reason::OutboxRelayMalformed), (rejected, Reason::NotItsOwn)] {
+            observed.publishers.insert("orders".to_owned(), publisher);
+            assert_eq!(written(&object, &observed), before);
+            let wanted = wanted(&object, &observed, &settings_with_broker());
+            assert_eq!(wanted.missing.unwrap().reason, reason, "and that is said");
+        }
+        let plan = plan(&object, &observed, &settings_with_broker()).unwrap();
+        let pod = fixtures::find(&plan, "Deployment/customers-inbox").to_string();
+        assert!(pod.contains("gateway") && !pod.contains("customers-db-admin"), "{pod}");
+
+        observed.publishers.remove("orders");
+        observed.unreadable = ["orders".to_owned()].into();
+        assert_eq!(written(&object, &observed), before);
+        let missing = wanted(&object, &observed, &settings_with_broker()).missing.unwrap();
+        assert_eq!(missing.reason, Reason::MicroserviceMalformed);
+        observed.unreadable.clear();
+        assert_eq!(written(&object, &observed).subscriptions.len(), 1, "one that is deleted publishes nothing");
+    }
+
+    #[test]
+    fn a_new_contract_waits_for_the_set_up_as_the_new_pods_do() {
+        let (mut object, mut observed) = customers();
+        let before = written(&object, &observed);
+        object.spec.consumes[0].types = vec!["OrderCreated".to_owned(), "OrderCancelled".to_owned()];
+        assert_ne!(written(&object, &observed), before);
+        observed.inbox_contract = Some(Box::new(before.clone()));
+        observed.inbox_waits = true;
+        assert_eq!(written(&object, &observed), before);
+        let version = wanted(&object, &observed, &settings_with_broker()).version.unwrap();
+        assert_eq!(version, before.version, "which the inbox has read");
     }
 
     #[test]

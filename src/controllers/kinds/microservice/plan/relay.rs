@@ -79,9 +79,13 @@ pub fn is_sidecar(object: &Microservice, observed: &Observed) -> bool {
     of(object, observed).is_some_and(|carried| carried.placement == Placement::Sidecar)
 }
 
-/// Whether that relay reads the transaction log.
+/// Whether that relay reads the transaction log. One that cannot be read does, if one may have left its slot.
 pub fn is_log_tailing(observed: &Observed) -> bool {
-    observed.relays.first().is_some_and(|relay| relay.spec.mode == RelayMode::LogTailing)
+    let recorded = observed.database.recorded.as_ref();
+    match (&observed.kept_relay, observed.relays.first()) {
+        (Some(_), _) => recorded.is_some_and(|recorded| recorded.replication_slot),
+        (None, relay) => relay.is_some_and(|relay| relay.spec.mode == RelayMode::LogTailing),
+    }
 }
 
 /// The outbox of that relay; `None` also while its OutboxRelay cannot be read.

@@ -293,6 +293,23 @@ fn a_relay_that_cannot_be_read_keeps_its_sidecar() {
     assert_eq!(find(&plan(&orders(), &observed, &settings()).unwrap(), "Deployment/orders"), before);
 }
 
+#[test]
+fn a_relay_that_cannot_be_read_keeps_its_slot() {
+    let mut observed = settled(&orders());
+    let planned = plan(&orders(), &observed, &settings()).unwrap();
+    let recorded = find(&planned, "ConfigMap/orders-db-setup")["metadata"]["annotations"]["weft.dev/set-up"].clone();
+    observed.database.recorded = serde_json::from_str(recorded.as_str().unwrap()).unwrap();
+    observed.kept_relay = Some("orders".to_owned());
+    let jobs = |observed: &Observed| {
+        let plan = plan(&orders(), observed, &settings()).unwrap();
+        fixtures::names(&plan).into_iter().filter(|name| name.starts_with("Job/")).count()
+    };
+    observed.database.recorded.as_mut().unwrap().replication_slot = true;
+    assert_eq!(jobs(&observed), 0);
+    observed.kept_relay = None;
+    assert_eq!(jobs(&observed), 1, "one that is deleted does not");
+}
+
 fn standalone(service: &str) -> Arc<crate::api::v1alpha1::OutboxRelay> {
     fixtures::relay(service, &format!("{{microservice: {service}, placement: Standalone, sink: {{nats: {{}}}}}}"))
 }

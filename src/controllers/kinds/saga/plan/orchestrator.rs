@@ -138,6 +138,7 @@ fn wanted<'a>(owner: &'a Owner, placement: &'a dyn Placement) -> Wanted<'a> {
         owner,
         placement,
         retention: Retention::Retain,
+        guests: Vec::new(),
         purpose: Purpose::Orchestrator,
         duplicate_window: None,
         migrations: None,
@@ -170,24 +171,31 @@ fn contract(
         sagas.sort_by(|a, b| a.name.cmp(&b.name));
         starts.sort_by(|a, b| a.saga.cmp(&b.saga));
     }
-    let draining = object.members.iter().filter(|member| is_draining(&member.saga));
+    let draining =
+        object.members.iter().filter(|member| is_draining(&member.saga)).map(|member| member.saga.name_any());
+    // an unreadable one that was being deleted still is
+    let earlier = observed.contract.iter().flat_map(|earlier| &earlier.draining);
+    let still = earlier.filter(|name| object.unreadable.iter().any(|owner| owner.name == **name)).cloned();
+    let draining: BTreeSet<_> = draining.chain(still).collect();
     contract::Orchestrator {
         name: object.name.clone(),
         namespace: object.namespace.clone(),
         api_port: ORCHESTRATOR_API_PORT,
         database: placement.access(&owner.name, &owner.namespace).app,
-        retention_ms: retention_ms(object),
+        retention_ms: retention_ms(object, observed),
         sagas,
-        draining: draining.map(|member| member.saga.name_any()).collect(),
+        draining: draining.into_iter().collect(),
         starts,
         choreographies,
     }
 }
 
-/// The longest of the Sagas, since they share one store.
-fn retention_ms(object: &Orchestrator) -> u64 {
-    let retentions = object.members.iter().map(|member| milliseconds(member.saga.spec.retention));
-    retentions.max().unwrap_or_default()
+/// The longest of the Sagas, since they share one store. That of one that cannot be read is in the contract that is there.
+fn retention_ms(object: &Orchestrator, observed: &OrchestratorObserved) -> u64 {
+    let readable = object.members.iter().map(|member| milliseconds(member.saga.spec.retention));
+    let earlier = observed.contract.as_ref().filter(|_| !object.unreadable.is_empty());
+    let earlier = earlier.map(|earlier| earlier.retention_ms);
+    readable.chain(earlier).max().unwrap_or_else(|| milliseconds(api::default_retention()))
 }
 
 /// `None` as well when there is no broker: then the Saga is rejected by its own controller.

@@ -225,6 +225,32 @@ fn the_last_good_definition_stays_in_force_while_a_saga_is_rejected_or_cannot_be
 }
 
 #[test]
+fn what_sagas_that_cannot_be_read_asked_for_stays() {
+    let mut object = two_sagas();
+    let mut long = create_order();
+    long.spec.retention = std::time::Duration::from_hours(2160).into();
+    object.members[1] = member(long, &self::observed());
+    let mut observed = settled(&object);
+    let settings = settings_with_broker();
+    let mut before = contract_of(&orchestrator(&object, &observed, &settings).unwrap());
+    assert_eq!(before.retention_ms, 2160 * 3_600_000);
+    before.draining = vec!["create-order".to_owned()];
+    observed.contract = Some(Box::new(before));
+    let unreadable = object.members.remove(1);
+    object.unreadable = vec![reference(unreadable.saga.as_ref())];
+    object.kept = vec!["create-order".to_owned()];
+    for rest in [object.members.clone(), Vec::new()] {
+        object.members = rest;
+        let contract = contract_of(&orchestrator(&object, &observed, &settings).unwrap());
+        assert_eq!(contract.retention_ms, 2160 * 3_600_000);
+        assert_eq!(contract.draining, ["create-order"], "it starts nothing again");
+    }
+    observed.contract = None;
+    let contract = contract_of(&orchestrator(&object, &observed, &settings).unwrap());
+    assert_eq!(contract.retention_ms, 168 * 3_600_000, "the default, and never nothing");
+}
+
+#[test]
 fn what_a_saga_names_and_cannot_be_read_is_waited_for() {
     let mut observed = observed();
     observed.services.remove("customers");

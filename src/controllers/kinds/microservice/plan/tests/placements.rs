@@ -144,4 +144,10 @@ fn a_server_with_guests_outlives_its_own_service_with_its_data() {
         assert_eq!(find(&plan, child)["metadata"]["ownerReferences"].as_array().unwrap().len(), 2, "{child}");
     }
     assert_eq!(find(&plan, "ServiceAccount/orders")["metadata"]["ownerReferences"].as_array().unwrap().len(), 1);
+    assert_eq!(server["metadata"]["annotations"]["weft.dev/guests"], r#"["reports"]"#);
+
+    // after a restart of the operator, one of them cannot be read
+    let guest = reference(observed.guests.remove(0).as_ref());
+    observed.unreadable_guests = vec![guest];
+    assert_eq!(find(&self::plan(&orders, &observed, &settings()).unwrap(), "StatefulSet/orders-db"), server);
 }
