@@ -64,7 +64,7 @@ async fn main() {
     let address = serve(server.client()).await;
     let folder = tempfile::tempdir().unwrap();
     let mut measured = Measured { server, folder, address, objects, empty: 0 };
-    let operator = measured.start();
+    let operator = measured.start().await;
     measured.quiet(&operator).await;
     measured.empty = operator.resident();
     println!("an operator with nothing to do: {:.1} MiB", measured.empty as f64 / 1024.0);
@@ -79,10 +79,10 @@ async fn main() {
     measured.make("outboxrelays", relay);
     measured.pass("OutboxRelays", &operator).await;
     operator.stop();
-    let again = measured.start();
+    let again = measured.start().await;
     measured.pass("started again", &again).await;
     again.stop();
-    let third = measured.start();
+    let third = measured.start().await;
     measured.pass("and again", &third).await;
 }
 
@@ -96,7 +96,8 @@ struct Measured {
 }
 
 impl Measured {
-    fn start(&self) -> Process {
+    /// An operator that has listed all that there is.
+    async fn start(&self) -> Process {
         let config = json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
             "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
             "clusters": [{"name": "c", "cluster": {"server": self.address}}], "users": [{"name": "c", "user": {}}]});
@@ -104,7 +105,12 @@ impl Measured {
         let program = std::env::var_os("WEFT_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_weft").into());
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let arguments = ["operator", "--image", "weft", "--listen", &format!("127.0.0.1:{port}")].map(str::to_owned);
-        Process::start("operator", &PathBuf::from(program), &arguments, self.folder.path())
+        let operator = Process::start("operator", &PathBuf::from(program), &arguments, self.folder.path());
+        let ready = format!("http://127.0.0.1:{port}/readyz");
+        while !reqwest::get(&ready).await.is_ok_and(|answer| answer.status().is_success()) {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        operator
     }
 
     fn make(&self, plural: &str, object: fn(usize) -> Value) {
