@@ -112,22 +112,20 @@ impl Engine {
         let compiled = &prepared.compiled;
         let (call, timeout_ms) = compiled.tree.call(command.at)?;
         let (of, facts) = (Arc::clone(compiled), Arc::clone(&prepared.facts));
-        let body = match self
-            .evaluate(compiled.is_heavy(command.at, prepared.facts.length()), move || of.body(command.at, &facts))
-            .await
-        {
-            Ok(body) => body,
+        let moved = self.catalogue.moved(&compiled.definition, call);
+        let method = moved.as_ref().map_or(&call.method, |moved| &moved.method).clone();
+        let heavy = compiled.is_heavy(command.at, facts.length());
+        let made = self.evaluate(heavy, move || of.request(command.at, &facts, moved.as_ref())).await;
+        let request = match made {
+            Ok(request) => request,
             Err(why) => return Some(answer::failure(codes::EXPRESSION, &why)),
         };
         let step = compiled.tree.path(command.at);
         let operation = prepared.operation;
-        let moved = self.catalogue.moved(&compiled.definition, call);
-        let (method, url) = moved.as_ref().map_or((&call.method, &call.url), |moved| (&moved.method, &moved.url));
         let call = transport::Call {
             service: &call.service,
-            method,
-            url,
-            body,
+            method: &method,
+            request,
             idempotency_key: format!("{id}/{step}/{operation}"),
             traceparent: traceparent(id, command),
             correlation_id: id.to_string(),

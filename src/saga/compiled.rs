@@ -5,12 +5,14 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{
+    catalogue::Address,
     counts::Counts,
     facts::{Facts, Values},
 };
 use crate::domain::saga::{
     definition::{Call, Definition},
-    expression::{Body, Expression, ExpressionError},
+    expression::{Expression, ExpressionError},
+    request::{Arguments, Request, Target},
     schema::{Schema, SchemaError},
     state::{At, Json, Place, State},
     tree::{Kind, NodeId, Order, Tree},
@@ -41,8 +43,8 @@ type Compilation<T> = Result<T, String>;
 /// The expressions of a node.
 #[derive(Debug, Default)]
 struct Expressions {
-    action: Option<Compilation<Body>>,
-    undo: Option<Compilation<Body>>,
+    action: Option<Compilation<Arguments>>,
+    undo: Option<Compilation<Arguments>>,
     /// Of a condition or a list.
     value: Option<Compilation<Expression>>,
     /// The steps whose replies these read, or what is evaluated together with them.
@@ -66,18 +68,18 @@ impl Expressions {
     }
 
     fn steps(&self) -> Vec<&str> {
-        let bodies = [&self.action, &self.undo].into_iter().flatten().flatten();
-        bodies.flat_map(Body::steps).chain(self.value.iter().flatten().flat_map(Expression::steps)).collect()
+        let calls = [&self.action, &self.undo].into_iter().flatten().flatten();
+        calls.flat_map(Arguments::steps).chain(self.value.iter().flatten().flat_map(Expression::steps)).collect()
     }
 
     fn is_heavy(&self) -> bool {
-        let mut bodies = [&self.action, &self.undo].into_iter().flatten().flatten();
-        bodies.any(Body::is_heavy) || self.value.iter().flatten().any(Expression::is_heavy)
+        let mut calls = [&self.action, &self.undo].into_iter().flatten().flatten();
+        calls.any(Arguments::is_heavy) || self.value.iter().flatten().any(Expression::is_heavy)
     }
 }
 
-fn compile(call: &Call) -> Compilation<Body> {
-    Body::compile(call).map_err(|error| error.to_string())
+fn compile(call: &Call) -> Compilation<Arguments> {
+    Arguments::compile(call).map_err(|error| error.to_string())
 }
 
 impl Compiled {
@@ -114,7 +116,7 @@ impl Compiled {
         }
     }
 
-    fn call(&self, at: At) -> Option<&Compilation<Body>> {
+    fn arguments(&self, at: At) -> Option<&Compilation<Arguments>> {
         let own = self.expressions(at)?;
         if matches!(at, At::Undo(_)) { own.undo.as_ref() } else { own.action.as_ref() }
     }
@@ -169,8 +171,8 @@ impl Compiled {
     fn check(&self, at: At, values: &Values, known: impl Fn(NodeId) -> bool) -> Result<(), String> {
         let known = |step: &str| self.tree.task(step).is_some_and(&known);
         let failed = |error: &ExpressionError| format!("step `{}` ({}): {error}", self.tree.path(at), at.operation());
-        if let Some(Ok(body)) = self.call(at) {
-            body.check(values.scope(at), known).map_err(|error| failed(&error))?;
+        if let (Some(Ok(arguments)), Some((call, _))) = (self.arguments(at), self.tree.call(at)) {
+            arguments.check(values.scope(at), Target::of(call), known).map_err(|error| failed(&error))?;
         }
         match (at, self.expressions(at).and_then(|own| own.value.as_ref())) {
             (At::Do(place), Some(Ok(value))) if value.steps().all(known) => {
@@ -182,24 +184,26 @@ impl Compiled {
         }
     }
 
-    /// The JSON text to send, or why it cannot be made.
+    /// What to send, or why it cannot be made; to where the command is now, if that is not where the definition says.
     ///
     /// A step begins only if its undo can be made from what is known before it: `input`, the replies of earlier steps, and
     /// some failure. An undo that fails with more than that (its own step's reply, or this very failure) is made from that
     /// again, so that no instance is stuck because of an expression. A pivot begins only if the calls after it can be made, as
     /// far as they do not read later replies.
-    pub(super) fn body(&self, at: At, facts: &Facts) -> Result<String, String> {
-        let body = self.call(at).ok_or_else(|| "there is no such call".to_owned())?;
-        let body = body.as_ref().map_err(Clone::clone)?;
+    pub(super) fn request(&self, at: At, facts: &Facts, moved: Option<&Address>) -> Result<Request, String> {
+        let absent = || "there is no such call".to_owned();
+        let (call, _) = self.tree.call(at).ok_or_else(absent)?;
+        let target = moved.map_or_else(|| Target::of(call), Address::target);
+        let arguments = self.arguments(at).ok_or_else(absent)?.as_ref().map_err(Clone::clone)?;
         let mut values = self.values(at, facts)?;
-        let made = body.evaluate(values.scope(at)).map_err(|error| error.to_string());
+        let made = arguments.evaluate(values.scope(at), target).map_err(|error| error.to_string());
         match (at, made) {
             (At::Do(place), Ok(made)) => self.check_ahead(place, &values).map(|()| made),
             (At::Undo(_) | At::Notify, Err(why)) => {
                 let step = self.tree.path(at);
                 tracing::warn!(saga = self.definition.name, %step, why, "an undo is made without its step's reply");
                 values.forget(at.place().and_then(|place| self.tree.node(place.node)).map(|node| node.name.as_str()));
-                body.evaluate(values.scope(at)).map_err(|error| error.to_string())
+                arguments.evaluate(values.scope(at), target).map_err(|error| error.to_string())
             }
             (_, made) => made,
         }

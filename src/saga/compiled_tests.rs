@@ -9,7 +9,7 @@ use crate::domain::saga::{
 
 fn call(with: &[(&str, &str)]) -> Call {
     let with = with.iter().map(|(name, source)| ((*name).to_owned(), (*source).to_owned())).collect();
-    Call { with, ..Call::default() }
+    Call { method: "POST".to_owned(), with, ..Call::default() }
 }
 
 fn step(name: &str, pivot: bool, action: Call, undo: Option<Call>) -> Step {
@@ -62,6 +62,10 @@ fn facts(compiled: &Compiled, at: At, replies: &[Value], code: Option<&str>) -> 
     compiled.facts(at, &state)
 }
 
+fn body_of(compiled: &Compiled, at: At, facts: &Facts) -> Value {
+    serde_json::from_str(&compiled.request(at, facts, None).unwrap().body.unwrap()).unwrap()
+}
+
 #[test]
 fn an_input_is_refused_when_an_expression_that_reads_nothing_else_fails() {
     let compiled = compiled();
@@ -90,10 +94,7 @@ fn an_input_is_refused_when_an_expression_that_reads_nothing_else_fails() {
 fn an_undo_can_always_be_made() {
     const UNDO: At = At::Undo(RESERVE);
     let compiled = compiled();
-    let undo = |replies: &[Value], code| {
-        serde_json::from_str::<Value>(&compiled.body(UNDO, &facts(&compiled, UNDO, replies, Some(code))).unwrap())
-            .unwrap()
-    };
+    let undo = |replies: &[Value], code| body_of(&compiled, UNDO, &facts(&compiled, UNDO, replies, Some(code)));
     assert_eq!(undo(&[json!({"id": 7})], "Sold"), json!({"id": 7, "why": "Sold"}));
     assert_eq!(undo(&[], "Sold"), json!({"id": "o-1", "why": "Sold"}));
     // its own reply is not as expected, this failure is not: as when the outcome is unknown
@@ -106,9 +107,24 @@ fn a_pivot_begins_only_if_what_comes_after_it_can_be_called() {
     let compiled = compiled();
     let at = At::Do(CHARGE);
     let good = facts(&compiled, at, &[json!({"id": 7, "depot": "d"})], None);
-    assert!(compiled.body(at, &good).is_ok());
-    let why = compiled.body(at, &facts(&compiled, at, &[json!({"id": 7})], None)).unwrap_err();
+    assert!(compiled.request(at, &good, None).is_ok());
+    let why = compiled.request(at, &facts(&compiled, at, &[json!({"id": 7})], None), None).unwrap_err();
     assert_eq!(why, "step `ship` (do): cannot be evaluated: with.from: `steps.reserve.reply.depot` has no `depot`");
+}
+
+#[test]
+fn an_input_is_refused_that_cannot_be_in_the_path_of_an_undo() {
+    let cancel = Call {
+        method: "DELETE".to_owned(),
+        url: "http://orders:80/orders/{id}".to_owned(),
+        ..call(&[("id", "input.order")])
+    };
+    let steps = vec![step("reserve", false, call(&[]), Some(cancel))];
+    let definition = Definition { name: "order".to_owned(), deadline_ms: 1, steps, ..Definition::default() };
+    let compiled = Compiled::new(definition, Arc::default());
+    assert_eq!(compiled.check_input(&json(&json!({"order": "o-1"}))), Ok(()));
+    let why = compiled.check_input(&json(&json!({"order": ""}))).unwrap_err();
+    assert_eq!(why, "step `reserve` (undo): with.id is empty, and the path needs it");
 }
 
 /// `list` for each of the input's lines, at once with `sum`'s condition over their replies.
@@ -137,9 +153,7 @@ fn an_item_is_read_inside_its_list_and_all_replies_outside_of_it() {
     let Ok(Value::Array(items)) = compiled.value(at.place().unwrap(), &compiled.facts(at, &state)) else { panic!() };
     apply(&mut state, Event::Listed { at, items: items.iter().map(json).collect() });
     let place = |item| Place { node: compiled.tree.task("list").unwrap(), item: Some(item) };
-    let body = |at: At, state: &State| -> Value {
-        serde_json::from_str(&compiled.body(at, &compiled.facts(at, state)).unwrap()).unwrap()
-    };
+    let body = |at: At, state: &State| body_of(&compiled, at, &compiled.facts(at, state));
     assert_eq!(body(At::Do(place(1)), &state), json!({"sku": "b", "order": "o-1"}));
     for item in [1, 0] {
         let reply = Some(json(&json!({"id": item + 7})));

@@ -33,6 +33,7 @@ mod saga_instances;
 mod saga_jobs;
 mod saga_participant;
 mod saga_permits;
+mod saga_requests;
 mod saga_starts;
 mod saga_tree;
 mod saga_world;

@@ -44,6 +44,7 @@ impl World {
             method: "POST".into(),
             url: self.participant.url(command),
             with: with.iter().map(|(name, source)| ((*name).to_owned(), (*source).to_owned())).collect(),
+            ..Call::default()
         }
     }
 

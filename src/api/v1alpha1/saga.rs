@@ -310,10 +310,18 @@ pub struct SagaCommand {
     /// One of its `spec.commands`.
     #[schemars(length(min = 1, max = 64))]
     pub command: String,
-    /// Members of the request's JSON body, each a CEL expression over `input`, `steps.NAME.reply` of earlier steps, `item` in a `forEach` and, when undoing, `failure.reason`.
+    /// The command's arguments, each a CEL expression over `input`, `steps.NAME.reply` of earlier steps, `item` in a `forEach` and, when undoing, `failure.reason`. Those that the command's path names (`/orders/{orderId}`) fill it; the others are members of the JSON body or, with GET and DELETE, query parameters.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     pub with: BTreeMap<String, String>,
+    /// The whole JSON body, one CEL expression such as `input`. Then `with` has only what the path names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1000))]
+    pub body: Option<String>,
+    /// Further headers of the request, each a CEL expression (`'constant'` in quotes) that gives a string, a number or a boolean. No secrets: whoever may read Sagas sees them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16))]
+    pub headers: BTreeMap<String, String>,
 }
 
 /// How to undo a step.
@@ -321,7 +329,7 @@ pub struct SagaCommand {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     cel,
-    validation = Rule::new("(has(self.none) && self.none) ? !has(self.service) && !has(self.command) && !has(self.with) : has(self.service) && has(self.command)").message("undo names a `service` and a `command`, or says `none: true` and nothing else")
+    validation = Rule::new("(has(self.none) && self.none) ? !has(self.service) && !has(self.command) && !has(self.with) && !has(self.body) && !has(self.headers) : has(self.service) && has(self.command)").message("undo names a `service` and a `command`, or says `none: true` and nothing else")
 )]
 pub struct Undo {
     /// The step has nothing to undo, such as one that only reads.
@@ -335,10 +343,18 @@ pub struct Undo {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
     pub command: Option<String>,
-    /// Members of the request's JSON body, each a CEL expression over `input`, `steps.NAME.reply`, `item` in a `forEach` and `failure`.
+    /// The command's arguments, each a CEL expression over `input`, `steps.NAME.reply`, `item` in a `forEach` and `failure`; they are sent as those of `do`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     pub with: BTreeMap<String, String>,
+    /// The whole JSON body, one CEL expression such as `input`. Then `with` has only what the path names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1000))]
+    pub body: Option<String>,
+    /// Further headers of the request, each a CEL expression (`'constant'` in quotes) that gives a string, a number or a boolean. No secrets: whoever may read Sagas sees them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16))]
+    pub headers: BTreeMap<String, String>,
 }
 
 /// Exponential back-off with jitter.

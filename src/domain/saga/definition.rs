@@ -222,12 +222,18 @@ pub struct Call {
     pub command: String,
     /// HTTP method, upper case.
     pub method: String,
-    /// Absolute URL.
+    /// Absolute URL; its path may name arguments: `/orders/{orderId}`.
     pub url: String,
-    /// The JSON body's members, each a CEL expression over `input`, `steps.NAME.reply`, `item` in a `forEach` and, when
-    /// compensating, `failure`.
+    /// The arguments, each a CEL expression over `input`, `steps.NAME.reply`, `item` in a `forEach` and, when compensating,
+    /// `failure`. [`super::request`] says where each goes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub with: BTreeMap<String, String>,
+    /// The whole JSON body, one such expression.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<String>,
+    /// Further headers, each such an expression.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
 }
 
 /// Exponential back-off with full jitter between attempts whose result is unknown.

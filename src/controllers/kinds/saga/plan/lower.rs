@@ -117,17 +117,17 @@ impl Lowering {
 }
 
 fn call(command: &SagaCommand) -> Call {
-    let SagaCommand { service, command, with } = command.clone();
-    Call { service, command, with, ..Call::default() }
+    let SagaCommand { service, command, with, body, headers } = command.clone();
+    Call { service, command, with, body, headers, ..Call::default() }
 }
 
 fn lower_undo(undo: &Undo) -> definition::Undo {
-    let Undo { none, service, command, with } = undo.clone();
+    let Undo { none, service, command, with, body, headers } = undo.clone();
     if none {
         return definition::Undo::Nothing;
     }
     let (service, command) = (service.unwrap_or_default(), command.unwrap_or_default());
-    definition::Undo::Call(Call { service, command, with, ..Call::default() })
+    definition::Undo::Call(Call { service, command, with, body, headers, ..Call::default() })
 }
 
 fn retry_policy(retry: &Retry) -> RetryPolicy {
