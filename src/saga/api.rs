@@ -347,6 +347,7 @@ fn ended(row: Listed) -> View {
         ended_at: row.ended_at,
         current: Vec::new(),
         failure: None,
+        output: None,
         correlation_id: None,
         owed: Vec::new(),
     }

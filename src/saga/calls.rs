@@ -1,4 +1,4 @@
-//! What the engine does once it is recorded: it calls participants, and evaluates conditions and lists.
+//! What the engine does once it is recorded: it calls participants, and evaluates conditions, lists and outputs.
 
 use std::{
     sync::Arc,
@@ -20,7 +20,6 @@ use crate::domain::saga::{
     decide::{self, Actions, Command},
     event::Event,
     state::{At, Json, Place, codes},
-    tree::Kind,
 };
 
 const INTERPRETER_FAULT: &str = "the expression ended by a fault of its interpreter";
@@ -52,7 +51,7 @@ impl Engine {
         }
     }
 
-    /// Calls, or evaluates a condition or a list.
+    /// Calls, or evaluates.
     async fn run(self: Arc<Self>, id: Uuid, command: Command) {
         match command.at {
             At::Do(place) if self.is_evaluation(id, place) => self.run_evaluation(id, command, place).await,
@@ -62,16 +61,22 @@ impl Engine {
 
     fn is_evaluation(&self, id: Uuid, place: Place) -> bool {
         self.shard(partition_of(id)).is_some_and(|shard| {
-            let kind = shard.instances.get(&id).and_then(|instance| instance.compiled.tree.kind(place.node));
-            matches!(kind, Some(Kind::Choice { .. } | Kind::Each { .. }))
+            shard.instances.get(&id).is_some_and(|instance| instance.compiled.tree.is_evaluation(place.node))
         })
     }
 
     async fn run_evaluation(self: Arc<Self>, id: Uuid, command: Command, place: Place) {
         let at = command.at;
         let Some(Prepared { compiled, facts, .. }) = self.prepare(id, command) else { return };
-        let (of, length) = (Arc::clone(&compiled), facts.length());
-        let value = self.evaluate(compiled.is_heavy(at, length), move || of.value(place, &facts)).await;
+        let (of, heavy) = (Arc::clone(&compiled), compiled.is_heavy(at, facts.length()));
+        if compiled.tree.output() == Some(place.node) {
+            let (output, note) = match self.evaluate(heavy, move || of.output(place, &facts)).await {
+                Ok(output) => (Some(output), None),
+                Err(why) => (None, Some(why)),
+            };
+            return self.handle_event(id, &Event::Produced { at, output, note });
+        }
+        let value = self.evaluate(heavy, move || of.value(place, &facts)).await;
         let event = match value {
             Ok(Value::Bool(value)) => Ok(Event::Chosen { at, value }),
             Ok(Value::Array(items)) => list(&items).map(|items| Event::Listed { at, items }),

@@ -270,7 +270,11 @@ fn history(detail: &Detail) -> String {
         let _ = writeln!(text, "Events:   of correlation {correlation}\n");
         ["TIME", "SERVICE", "EVENT", "OUTCOME", "DETAIL"]
     } else {
-        let _ = writeln!(text, "Input:    {}\n", detail.input);
+        let _ = writeln!(text, "Input:    {}", detail.input);
+        if let Some(output) = &view.output {
+            let _ = writeln!(text, "Output:   {output}");
+        }
+        text.push('\n');
         ["TIME", "STEP", "OPERATION", "OUTCOME", "DETAIL"]
     };
     let head = head.map(str::to_owned);
@@ -339,7 +343,7 @@ mod tests {
             "id": "0192f3a4-0000-7000-8000-000000000001", "saga": "create-order", "version": "1f2e",
             "state": "Compensated", "startedAt": "2026-11-23T10:00:00Z", "endedAt": "2026-11-23T10:00:01Z",
             "failure": {"step": "reserve-credit", "code": "CreditLimitExceeded", "reason": "INSUFFICIENT_CREDIT", "message": "120 > 100"},
-            "input": {"orderId": "o-1"},
+            "input": {"orderId": "o-1"}, "output": {"total": 120},
             "history": [
                 {"time": "2026-11-23T10:00:00Z", "outcome": "started", "state": "Running"},
                 {"time": "2026-11-23T10:00:00.5Z", "step": "reserve-credit", "operation": "do", "attempt": 2, "outcome": "failed",
@@ -353,6 +357,7 @@ mod tests {
         State:    Compensated
         Failure:  INSUFFICIENT_CREDIT at reserve-credit: 120 > 100
         Input:    {"orderId":"o-1"}
+        Output:   {"total":120}
 
         TIME                       STEP             OPERATION   OUTCOME              DETAIL
         2026-11-23T10:00:00.000Z                                started

@@ -20,6 +20,8 @@ use crate::domain::saga::{
 
 /// Values of this length and expressions without a macro take less than a millisecond.
 const SHORT: usize = 16 * 1024;
+/// Longest output, in bytes of its JSON: as of a reply.
+const MAX_OUTPUT: usize = super::answer::MAX_BODY;
 /// Maximum number of items of a `forEach`.
 const MAX_ITEMS: usize = 1_000;
 
@@ -47,6 +49,8 @@ struct Expressions {
     undo: Option<Compilation<Arguments>>,
     /// Of a condition or a list.
     value: Option<Compilation<Expression>>,
+    /// The members of the output.
+    output: Vec<(String, Compilation<Expression>)>,
     /// The steps whose replies these read, or what is evaluated together with them.
     reads: Vec<NodeId>,
 }
@@ -62,6 +66,10 @@ impl Expressions {
             Kind::Choice { condition: source, .. } | Kind::Each { items: source, .. } => {
                 own.value = Some(Expression::compile(source).map_err(|error| error.to_string()));
             }
+            Kind::Output(members) => {
+                let compile = |source: &String| Expression::compile(source).map_err(|error| error.to_string());
+                own.output = members.iter().map(|(name, source)| (name.clone(), compile(source))).collect();
+            }
             Kind::Wait { .. } | Kind::Signal { .. } | Kind::Sequence(_) | Kind::All(_) => {}
         }
         own
@@ -69,12 +77,16 @@ impl Expressions {
 
     fn steps(&self) -> Vec<&str> {
         let calls = [&self.action, &self.undo].into_iter().flatten().flatten();
-        calls.flat_map(Arguments::steps).chain(self.value.iter().flatten().flat_map(Expression::steps)).collect()
+        calls.flat_map(Arguments::steps).chain(self.values().flat_map(Expression::steps)).collect()
     }
 
     fn is_heavy(&self) -> bool {
         let mut calls = [&self.action, &self.undo].into_iter().flatten().flatten();
-        calls.any(Arguments::is_heavy) || self.value.iter().flatten().any(Expression::is_heavy)
+        calls.any(Arguments::is_heavy) || self.values().any(Expression::is_heavy)
+    }
+
+    fn values(&self) -> impl Iterator<Item = &Expression> {
+        self.value.iter().chain(self.output.iter().map(|(_, member)| member)).flatten()
     }
 }
 
@@ -230,6 +242,24 @@ impl Compiled {
         let found = found.map_err(|error| format!("{}: {error}", self.kind_of_value(place)))?;
         self.check_kind(place, &found)?;
         Ok(found)
+    }
+
+    /// What the instance shows, or why it has no output: that one of its members has no value, which the message names.
+    pub(super) fn output(&self, place: Place, facts: &Facts) -> Result<Json, String> {
+        let at = At::Do(place);
+        let values = self.values(at, facts)?;
+        let members = self.expressions(at).map_or(&[][..], |own| own.output.as_slice());
+        let member = |(name, member): &(String, Compilation<Expression>)| {
+            let value = member.as_ref().map_err(Clone::clone)?.evaluate(values.scope(at));
+            value.map(|value| (name.clone(), value)).map_err(|error| format!("output.{name} {error}"))
+        };
+        let members: serde_json::Map<String, Value> = members.iter().map(member).collect::<Result<_, String>>()?;
+        let output = serde_json::value::to_raw_value(&members).map(Json::from).map_err(|error| error.to_string())?;
+        let length = output.as_str().len();
+        if length > MAX_OUTPUT {
+            return Err(format!("output has {length} bytes of JSON, and at most {MAX_OUTPUT} are allowed"));
+        }
+        Ok(output)
     }
 
     fn kind_of_value(&self, place: Place) -> &'static str {

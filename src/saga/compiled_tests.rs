@@ -166,3 +166,35 @@ fn an_item_is_read_inside_its_list_and_all_replies_outside_of_it() {
     let at = state.active[0].at;
     assert_eq!(body(at, &state), json!({"ids": [7, 8]}), "in the order of the items");
 }
+
+#[test]
+fn an_output_that_has_no_value_stops_nothing() {
+    let source = |text: &str| text.to_owned();
+    let definition = Definition {
+        output: [("from", "steps.reserve.reply.depot"), ("to", "input.address.street")]
+            .map(|(name, text)| (source(name), source(text)))
+            .into(),
+        ..compiled().definition
+    };
+    let compiled = Compiled::new(definition, Arc::default());
+    let output = At::of(compiled.tree.output().unwrap());
+    let good = facts(&compiled, output, &[json!({"depot": "d"}), json!(1), json!(2)], None);
+    let made = compiled.output(output.place().unwrap(), &good).unwrap();
+    assert_eq!(made.as_str(), r#"{"from":"d","to":"s"}"#);
+    let bad = facts(&compiled, output, &[json!({"id": "hunter2"}), json!(1), json!(2)], None);
+    let why = compiled.output(output.place().unwrap(), &bad).unwrap_err();
+    assert_eq!(why, "output.from cannot be evaluated: `steps.reserve.reply.depot` has no `depot`");
+    let long = facts(&compiled, output, &[json!({"depot": "x".repeat(MAX_OUTPUT)}), json!(1), json!(2)], None);
+    assert!(compiled.output(output.place().unwrap(), &long).unwrap_err().starts_with("output has "));
+    // the pivot needs what comes after it, and the output is not among that
+    let pivot = At::Do(CHARGE);
+    let mut without_ship = compiled.definition.clone();
+    without_ship.steps.pop();
+    let compiled = Compiled::new(without_ship, Arc::default());
+    assert!(compiled.request(pivot, &facts(&compiled, pivot, &[json!({"id": 7})], None), None).is_ok());
+    assert_eq!(
+        compiled.check_input(&json(&json!({"order": "o-1", "total": 4}))),
+        Ok(()),
+        "nor is it checked at the door"
+    );
+}

@@ -374,6 +374,7 @@ fn body(event: &Event, state: &State) -> String {
 fn kept(event: &Event) -> usize {
     match event {
         Event::Succeeded { reply: Some(json), .. } | Event::Signalled { body: json, .. } => json.as_str().len(),
+        Event::Produced { output: Some(json), .. } => json.as_str().len(),
         Event::Listed { items, .. } => items.iter().map(|item| item.as_str().len()).sum(),
         _ => 0,
     }

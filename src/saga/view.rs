@@ -34,6 +34,9 @@ pub struct View {
     /// Why the saga is (being) compensated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
+    /// The saga's output, once it has completed. A list leaves it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<serde_json::Value>,
     /// Of a choreographed saga: the correlation of its events.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
@@ -61,7 +64,8 @@ pub struct Owed {
 pub struct Current {
     /// `NAME`, or `NAME.ITEM` in a `forEach`.
     pub step: String,
-    /// `do` or `undo` of a call; else what is awaited: `wait`, `signal`, or the expression `when` or `forEach`.
+    /// `do` or `undo` of a call; else what is awaited: `wait`, `signal`, the expression `when` or `forEach`, or `evaluate` of the
+    /// output.
     pub operation: String,
     pub attempt: u32,
     /// When it is over by itself: a wait, or a signal with a time limit.
@@ -161,6 +165,7 @@ impl View {
             ended_at,
             current,
             failure: state.failure.clone(),
+            output: state.output.as_ref().map(parsed),
             correlation_id: None,
             owed: Vec::new(),
         }
@@ -271,6 +276,11 @@ impl Transition {
             Event::Listed { at, items } => {
                 self.set_step(tree, *at);
                 return format!("{} items", items.len());
+            }
+            Event::Produced { at, output, note } => {
+                self.set_step(tree, *at);
+                self.message.clone_from(note);
+                if output.is_some() { "succeeded" } else { "failed" }
             }
             Event::Elapsed { at } => {
                 self.set_step(tree, *at);

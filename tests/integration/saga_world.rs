@@ -79,6 +79,7 @@ impl World {
             input: None,
             steps: vec![self.step("reserve", true), self.step("pack", true), charge, ship],
             on_compensated: Some(self.call("notify", &[("reason", "failure.reason"), ("at", "failure.step")])),
+            ..Definition::default()
         }
         .seal()
     }

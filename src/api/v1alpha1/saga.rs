@@ -36,7 +36,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self.style == 'Choreography' || (has(self.steps) && !has(self.reactions) && !has(self.completes) && !has(self.compensates))").message("a saga of `style: Orchestration` has `steps`, and none of `reactions`, `completes` and `compensates`"),
-    validation = Rule::new("self.style == 'Orchestration' || (has(self.startOn) && has(self.reactions) && has(self.completes) && !has(self.steps) && !has(self.input) && !has(self.onCompensated))").message("a saga of `style: Choreography` has `startOn`, `reactions` and `completes`, and none of `steps`, `input` and `onCompensated`"),
+    validation = Rule::new("self.style == 'Orchestration' || (has(self.startOn) && has(self.reactions) && has(self.completes) && !has(self.steps) && !has(self.input) && !has(self.onCompensated) && !has(self.output))").message("a saga of `style: Choreography` has `startOn`, `reactions` and `completes`, and none of `steps`, `input`, `onCompensated` and `output`"),
     validation = Rule::new("!has(self.steps) || self.steps.filter(s, has(s.pivot) && s.pivot).size() <= 1").message("spec.steps has more than one `pivot: true`: a saga has one point of no return")
 )]
 pub struct SagaSpec {
@@ -88,6 +88,10 @@ pub struct SagaSpec {
     /// Command to call once everything is undone, until it succeeds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_compensated: Option<SagaCommand>,
+    /// What a completed instance shows to those who start sagas (never in a status): members, each a CEL expression over `input` and `steps.NAME.reply`, evaluated once at the end. If one has no value then, the instance completes without an output, and its history says why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
+    pub output: BTreeMap<String, String>,
 }
 
 impl SagaSpec {

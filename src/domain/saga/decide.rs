@@ -15,8 +15,8 @@
 //!   `maxAttempts` it is stuck, which is reported, and is still retried at the longest back-off, so that it
 //!   recovers from an outage without a person. After a definite failure it is stuck at once and waits for a person,
 //!   since retrying cannot help. What else is in progress goes on.
-//! - A condition and a list are evaluated by the engine when the saga comes to them. The result is an event, so that it is never
-//!   evaluated again.
+//! - A condition, a list and the output are evaluated by the engine when the saga comes to them. The result is an event, so that
+//!   it is never evaluated again. An output without a value completes the saga all the same.
 
 use super::{
     event::Event,
@@ -40,7 +40,7 @@ pub struct Moment {
     pub random: f64,
 }
 
-/// A call to make, or a condition or list to evaluate. It may be done only after the event that caused it is durable.
+/// A call to make, or a condition, a list or the output to evaluate. It may be done only after the event that caused it is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Command {
     pub at: At,
@@ -181,6 +181,7 @@ pub fn decide(tree: &Tree, state: &mut State, event: &Event, moment: Moment) -> 
         }
         Event::Chosen { at, value } => walk.chosen(*at, *value),
         Event::Listed { at, items } => walk.listed(*at, items),
+        Event::Produced { at, output, note: _ } => walk.produced(*at, output.as_ref()),
         Event::Elapsed { at } => walk.elapsed(*at),
         Event::Signalled { name, key, body } => walk.signalled(name, key.as_deref(), body)?,
         Event::DeadlinePassed => walk.deadline(),
@@ -303,6 +304,15 @@ impl Walk<'_> {
         let counts = self.state.find(at).is_some() && matches!(self.tree.kind(place.node), Some(Kind::Each { .. }));
         if counts {
             self.list(place, Iterations { items: items.to_vec(), begun: 0, running: 0 });
+        }
+        counts
+    }
+
+    fn produced(&mut self, at: At, output: Option<&Json>) -> bool {
+        let counts = at.place().map(|place| place.node) == self.tree.output() && self.state.find(at).is_some();
+        if counts {
+            self.state.output = output.cloned();
+            self.finish(at);
         }
         counts
     }

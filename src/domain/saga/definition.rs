@@ -31,6 +31,9 @@ pub struct Definition {
     /// Called once everything is undone, retried like an undo.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_compensated: Option<Call>,
+    /// What a completed instance shows, each member a CEL expression over `input` and `steps.NAME.reply`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub output: BTreeMap<String, String>,
 }
 
 impl Definition {

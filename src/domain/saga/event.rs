@@ -54,6 +54,14 @@ pub enum Event {
         at: At,
         items: Vec<Json>,
     },
+    /// The output of an instance that has done everything, or why it has none.
+    Produced {
+        at: At,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        output: Option<Json>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        note: Option<String>,
+    },
     /// A wait is over, or a signal has not come in time.
     Elapsed {
         at: At,
@@ -216,6 +224,10 @@ mod tests {
             (
                 Event::Listed { at: At::Do(place(2)), items: vec![json(r#"{"a":1}"#)] },
                 r#"{"listed":{"at":{"do":2},"items":[{"a":1}]}}"#,
+            ),
+            (
+                Event::Produced { at: At::Do(place(4)), output: Some(json("{}")), note: None },
+                r#"{"produced":{"at":{"do":4},"output":{}}}"#,
             ),
             (
                 Event::Signalled { name: "paid".into(), key: None, body: json("1") },

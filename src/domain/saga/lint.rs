@@ -109,6 +109,12 @@ impl Lint<'_> {
             self.check_name(found, steps.get(..index).unwrap_or_default());
             self.check_step(found);
         }
+        for (name, source) in &self.definition.output {
+            if let Some(node) = self.tree.output() {
+                let field = format!("spec.output.{name}");
+                check_expression(self.definition, self.tree, node, source, &field, &mut self.findings);
+            }
+        }
         if let Some(call) = &self.definition.on_compensated {
             self.check_call("spec.onCompensated", Site::Compensated, call);
         }

@@ -78,7 +78,7 @@ impl<'de> Deserialize<'de> for Place {
     }
 }
 
-/// Something that is in progress. In a `do` it may be more than a call: a condition or a list that is evaluated, a wait, a signal.
+/// Something that is in progress. In a `do` it may be more than a call: an expression that is evaluated, a wait, a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum At {
@@ -257,6 +257,8 @@ pub struct State {
     pub(super) happened: bool,
     pub failure: Option<Failure>,
     pub input: Json,
+    /// Of an instance that has completed.
+    pub output: Option<Json>,
     /// By node; `None` for a step that has not succeeded.
     replies: Vec<Option<Json>>,
     /// Of the steps in a `forEach`.
@@ -276,6 +278,7 @@ impl State {
             happened: false,
             failure: None,
             input,
+            output: None,
             replies: vec![None; tree.len()],
             item_replies: BTreeMap::new(),
             iterations: BTreeMap::new(),

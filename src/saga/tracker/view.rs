@@ -33,6 +33,7 @@ fn of(row: &Row, graph: &Graph, assessment: &Assessment) -> View {
         ended_at: row.ended_at,
         current: Vec::new(),
         failure: None,
+        output: None,
         correlation_id: Some(row.correlation.clone()),
         owed: owed.filter(|_| is_owed).collect(),
     }

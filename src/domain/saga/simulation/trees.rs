@@ -34,6 +34,11 @@ impl Builder {
     }
 }
 
+/// It has an output.
+pub(super) fn with_output(definition: Definition) -> Definition {
+    Definition { output: [("o".to_owned(), String::new())].into(), ..definition }
+}
+
 pub(super) fn saga(steps: Vec<Step>, notify: bool) -> Definition {
     let on_compensated = notify.then(Call::default);
     Definition { name: "s".into(), deadline_ms: 1, steps, on_compensated, ..Definition::default() }
@@ -54,7 +59,8 @@ pub(super) fn random(random: &mut Random) -> Definition {
     });
     let steps = steps.collect();
     let notify = random.percent(50);
-    saga(steps, notify)
+    let definition = saga(steps, notify);
+    if random.percent(30) { with_output(definition) } else { definition }
 }
 
 /// `undone`: before the pivot.

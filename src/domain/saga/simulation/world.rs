@@ -32,7 +32,7 @@ pub(super) enum Step {
     /// The process crashes right after a commit, before anything is sent.
     CommitAndCrash,
     Crash,
-    /// A call that is due is sent, or a condition or list is evaluated, to `value`: true, or the number of items.
+    /// A call that is due is sent, or a condition, list or output is evaluated, to `value`: true, or the number of items.
     Send {
         index: usize,
         value: u32,
@@ -129,7 +129,7 @@ impl World {
         }
         for (index, command) in self.due.iter().enumerate() {
             let values = match command.at.place().and_then(|place| self.tree.kind(place.node)) {
-                Some(Kind::Choice { .. }) => 0..2,
+                Some(Kind::Choice { .. } | Kind::Output(_)) => 0..2,
                 Some(Kind::Each { .. }) => 0..4,
                 _ => 0..1,
             };
@@ -225,7 +225,7 @@ impl World {
         let (live, replayed) = (&self.state, self.replayed());
         let of = |state: &State| {
             let rest = (state.completed.clone(), state.iterations.clone(), state.received.clone());
-            (Outcome::of(state), state.stage, state.failure.clone(), state.overdue, rest)
+            (Outcome::of(state), state.stage, state.failure.clone(), state.overdue, state.output.clone(), rest)
         };
         assert_eq!(of(live), of(&replayed), "a replay leads elsewhere");
     }
@@ -259,6 +259,10 @@ impl World {
             Some(Kind::Each { .. }) => {
                 let items = (0..value).map(|item| json(&item.to_string())).collect();
                 self.handle(Event::Listed { at: command.at, items }, moment);
+            }
+            Some(Kind::Output(_)) => {
+                let output = (value == 1).then(|| json("{}"));
+                self.handle(Event::Produced { at: command.at, output, note: None }, moment);
             }
             _ if self.state.paused => decide::hold(&mut self.state, command),
             _ => self.in_flight.push((command, redo)),

@@ -21,6 +21,7 @@ pub fn lower(name: &str, spec: &SagaSpec) -> (Definition, Vec<String>) {
         input: spec.input.clone(),
         steps: steps.map(|(index, step)| lowering.step(&format!("spec.steps[{index}]"), step)).collect(),
         on_compensated: spec.on_compensated.as_ref().map(call),
+        output: spec.output.clone(),
     };
     (definition, lowering.findings)
 }
