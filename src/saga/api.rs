@@ -17,6 +17,7 @@ use super::{
     engine::{Engine, EngineError},
     key::Key,
     log::Recorded,
+    partitions::Filter,
     reader::{Listed, ReadError, Reader},
     tracker::{self, SkipError, Tracker},
     view::{Detail, ReplayError, View},
@@ -67,6 +68,10 @@ enum ApiError {
         "instance `{0}` of a choreographed saga is only watched: repair the service that owes the next event, or `skip` what is owed"
     )]
     OnlyWatched(Uuid),
+    #[error("several running instances of saga `{saga}` have the key `{key}`: name one by its id; `?key=` lists them")]
+    SeveralRunning { saga: String, key: String },
+    #[error("no instance of saga `{saga}` has the id or the key `{key}`")]
+    UnknownKey { saga: String, key: String },
     #[error("{0}")]
     Invalid(String),
     #[error("there is no verb `{0}`; there are retry, skip, cancel, pause and resume")]
@@ -108,6 +113,8 @@ impl ApiError {
             Self::Read(_) | Self::Watched(_) => (StatusCode::SERVICE_UNAVAILABLE, "DatabaseUnreachable"),
             Self::NotStartable(_) => (StatusCode::CONFLICT, "NotStartable"),
             Self::OnlyWatched(_) => (StatusCode::CONFLICT, "OnlyWatched"),
+            Self::SeveralRunning { .. } => (StatusCode::CONFLICT, "SeveralRunning"),
+            Self::UnknownKey { .. } => (StatusCode::NOT_FOUND, "UnknownInstance"),
             Self::Invalid(_) => (StatusCode::BAD_REQUEST, "InvalidRequest"),
             Self::Verb(_) => (StatusCode::NOT_FOUND, "UnknownVerb"),
         }
@@ -187,7 +194,31 @@ impl Api {
         if events.is_empty() {
             return Err(unknown().into());
         }
-        Detail::new(id, definition, tree, &events).map_err(|why| ApiError::Replay { id, why })
+        let mut detail = Detail::new(id, definition, tree, &events).map_err(|why| ApiError::Replay { id, why })?;
+        detail.view.key = listed.key;
+        Ok(detail)
+    }
+
+    /// The instance of this id, or of this business key: the one that runs, else the latest that has ended.
+    async fn resolve(&self, saga: &str, text: &str) -> Result<Uuid, ApiError> {
+        let id = text.parse::<Uuid>().ok();
+        if let Some(id) = id
+            && (self.engine.holds(saga, id) || self.reader.instance(saga, id).await?.is_some())
+        {
+            return Ok(id);
+        }
+        let filter = Filter { key: Some(text.to_owned()), ..Filter::default() };
+        let running = self.engine.live(saga, &filter, 2);
+        match (running.as_slice(), id) {
+            ([one], _) => return Ok(one.id),
+            ([_, ..], _) => return Err(ApiError::SeveralRunning { saga: saga.to_owned(), key: text.to_owned() }),
+            ([], _) => {}
+        }
+        match (self.reader.list(saga, &filter, 1).await?.first(), id) {
+            (Some(latest), _) => Ok(latest.id),
+            (None, Some(id)) => Err(EngineError::UnknownInstance { saga: saga.to_owned(), id }.into()),
+            (None, None) => Err(ApiError::UnknownKey { saga: saga.to_owned(), key: text.to_owned() }),
+        }
     }
 
     /// An instance that may have been started before, under the same key.
@@ -294,6 +325,7 @@ fn parse_wait(text: &str) -> Result<Duration, ApiError> {
 #[derive(Debug, Deserialize)]
 struct ListQuery {
     state: Option<String>,
+    key: Option<String>,
     limit: Option<usize>,
 }
 
@@ -313,15 +345,18 @@ async fn list(
         Status::parse(text).ok_or_else(|| ApiError::Invalid(format!("there is no state `{text}`; there are {names}")))
     };
     let status = query.state.as_deref().filter(|text| !text.is_empty()).map(parse).transpose()?;
-    let mut items = api.engine.live(&saga, status, limit);
+    let filter = Filter { status, key: query.key.filter(|key| !key.is_empty()) };
+    let mut items = api.engine.live(&saga, &filter, limit);
     if status.is_none_or(|status| matches!(status, Status::Completed | Status::Compensated)) {
-        let rows = api.reader.list(&saga, status, i64::try_from(limit).unwrap_or(i64::MAX)).await?;
+        let rows = api.reader.list(&saga, &filter, i64::try_from(limit).unwrap_or(i64::MAX)).await?;
         let unseen = rows.into_iter().filter(|row| !items.iter().any(|item| item.id == row.id)).collect::<Vec<_>>();
         items.extend(unseen.into_iter().map(ended));
         items.sort_by(|a, b| b.started_at.cmp(&a.started_at).then_with(|| a.id.cmp(&b.id)));
         items.truncate(limit);
     }
-    items.extend(api.tracker.list(&saga, status, limit).await?);
+    if filter.key.is_none() {
+        items.extend(api.tracker.list(&saga, status, limit).await?);
+    }
     items.truncate(limit);
     let catalogue = &api.engine.catalogue;
     if items.is_empty()
@@ -340,6 +375,7 @@ fn ended(row: Listed) -> View {
         id: row.id,
         saga: row.saga,
         version: row.version,
+        key: row.key,
         state: row.state.unwrap_or(Status::Running),
         paused: false,
         overdue: false,
@@ -353,19 +389,14 @@ fn ended(row: Listed) -> View {
     }
 }
 
-fn parse_id(saga: &str, id: &str) -> Result<Uuid, ApiError> {
-    id.parse()
-        .map_err(|_| ApiError::Invalid(format!("`{id}` is not the id of an instance of saga `{saga}`; ids are UUIDs")))
-}
-
 async fn show(State(api): State<Api>, Path((saga, id)): Path<(String, String)>) -> Result<JsonBody<Detail>, ApiError> {
-    // of an orchestrated saga the ids are UUIDs; a choreographed one is also found by its correlation
-    let orchestrated = match parse_id(&saga, &id) {
+    // an instance of a choreographed saga is also found by its correlation
+    let orchestrated = match api.resolve(&saga, &id).await {
         Ok(id) => api.detail(&saga, id).await,
         Err(error) => Err(error),
     };
     match orchestrated {
-        Err(error @ (ApiError::Engine(EngineError::UnknownInstance { .. }) | ApiError::Invalid(_))) => {
+        Err(error @ (ApiError::Engine(EngineError::UnknownInstance { .. }) | ApiError::UnknownKey { .. })) => {
             api.tracker.find(&saga, &id).await?.map(JsonBody).ok_or(error)
         }
         other => other.map(JsonBody),
@@ -386,7 +417,7 @@ async fn change(
     if let Some(watched) = api.tracker.find(&saga, &id).await? {
         return change_watched(&api, &saga, watched.view.id, &verb).await;
     }
-    let id = parse_id(&saga, &id)?;
+    let id = api.resolve(&saga, &id).await?;
     let step = query.step.as_deref();
     if step.is_some() && !["retry", "skip"].contains(&verb.as_str()) {
         return Err(ApiError::Invalid(format!("`{verb}` is of the whole instance; leave out `step`")));
@@ -407,7 +438,7 @@ async fn signal(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<JsonBody<View>, ApiError> {
-    let id = parse_id(&saga, &id)?;
+    let id = api.resolve(&saga, &id).await?;
     let key = headers.get("idempotency-key").map(parse_key).transpose()?.map(ToOwned::to_owned);
     let body = parse_body(&body, "the signal's body")?;
     api.apply(&saga, id, |_, _| Ok(Event::Signalled { name, key, body })).await

@@ -25,7 +25,7 @@ pub struct Endpoint {
 pub struct InstanceArgs {
     /// The saga's name
     saga: String,
-    /// The instance's id; of a choreographed saga also the correlation of its events
+    /// The instance's id or business key; of a choreographed saga its id or the correlation of its events
     id: String,
     #[command(flatten)]
     endpoint: Endpoint,
@@ -49,6 +49,9 @@ pub enum Command {
         /// Only those that are Running, Compensating, Stuck, Completed or Compensated
         #[arg(long)]
         state: Option<String>,
+        /// Only those with this business key
+        #[arg(long)]
+        key: Option<String>,
         #[arg(long, default_value_t = 50)]
         limit: usize,
         #[command(flatten)]
@@ -96,10 +99,11 @@ pub enum Command {
 
 pub(super) async fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::List { saga, state, limit, endpoint } => {
+        Command::List { saga, state, key, limit, endpoint } => {
             let mut url = endpoint.url(&["sagas", &saga])?;
             let limit = limit.to_string();
-            url.query_pairs_mut().append_pair("limit", &limit).extend_pairs(state.map(|state| ("state", state)));
+            let filter = state.map(|state| ("state", state)).into_iter().chain(key.map(|key| ("key", key)));
+            url.query_pairs_mut().append_pair("limit", &limit).extend_pairs(filter);
             let text = request(Method::GET, url, None).await?;
             print(&endpoint, &text, |list: List| table(&list.items))
         }
@@ -198,7 +202,7 @@ fn print<T: DeserializeOwned>(endpoint: &Endpoint, text: &str, form: impl FnOnce
 }
 
 fn table(views: &[View]) -> String {
-    let head = ["ID", "STATE", "STEP", "STARTED", "REASON"].map(str::to_owned);
+    let head = ["ID", "KEY", "STATE", "STEP", "STARTED", "REASON"].map(str::to_owned);
     let rows = views.iter().map(|view| {
         // of many, what needs a person is said first
         let current = view.current.iter().find(|current| current.stuck.is_some()).or(view.current.first());
@@ -211,7 +215,14 @@ fn table(views: &[View]) -> String {
         );
         let stuck = current.and_then(|current| current.stuck.clone());
         let reason = stuck.or_else(|| view.failure.as_ref().map(|failure| failure.reason.clone())).unwrap_or_default();
-        [view.id.to_string(), state(view), step, format!("{:.0}", view.started_at), reason]
+        [
+            view.id.to_string(),
+            view.key.clone().unwrap_or_default(),
+            state(view),
+            step,
+            format!("{:.0}", view.started_at),
+            reason,
+        ]
     });
     output::columns(std::iter::once(head).chain(rows).collect())
 }
@@ -247,6 +258,9 @@ fn history(detail: &Detail) -> String {
         view.id,
         state(view)
     );
+    if let Some(key) = &view.key {
+        let _ = writeln!(text, "Key:      {key}");
+    }
     for current in &view.current {
         let until = current.until.map_or_else(String::new, |until| format!(", until {until:.0}"));
         let _ = writeln!(text, "Current:  {} {}, attempt {}{until}", current.operation, current.step, current.attempt);
@@ -340,7 +354,7 @@ mod tests {
     #[test]
     fn a_history_reads_from_top_to_bottom() {
         let detail: Detail = serde_json::from_value(serde_json::json!({
-            "id": "0192f3a4-0000-7000-8000-000000000001", "saga": "create-order", "version": "1f2e",
+            "id": "0192f3a4-0000-7000-8000-000000000001", "saga": "create-order", "version": "1f2e", "key": "o-1",
             "state": "Compensated", "startedAt": "2026-11-23T10:00:00Z", "endedAt": "2026-11-23T10:00:01Z",
             "failure": {"step": "reserve-credit", "code": "CreditLimitExceeded", "reason": "INSUFFICIENT_CREDIT", "message": "120 > 100"},
             "input": {"orderId": "o-1"}, "output": {"total": 120},
@@ -355,6 +369,7 @@ mod tests {
         Saga:     create-order (version 1f2e)
         Instance: 0192f3a4-0000-7000-8000-000000000001
         State:    Compensated
+        Key:      o-1
         Failure:  INSUFFICIENT_CREDIT at reserve-credit: 120 > 100
         Input:    {"orderId":"o-1"}
         Output:   {"total":120}

@@ -15,13 +15,15 @@ use crate::domain::saga::{
     request::{Arguments, Request, Target},
     schema::{Schema, SchemaError},
     state::{At, Json, Place, State},
-    tree::{Kind, NodeId, Order, Tree},
+    tree::{Kind, NodeId, Order, ROOT, Tree},
 };
 
 /// Values of this length and expressions without a macro take less than a millisecond.
 const SHORT: usize = 16 * 1024;
 /// Longest output, in bytes of its JSON: as of a reply.
 const MAX_OUTPUT: usize = super::answer::MAX_BODY;
+/// Longest business key, in bytes.
+const MAX_KEY: usize = 256;
 /// Maximum number of items of a `forEach`.
 const MAX_ITEMS: usize = 1_000;
 
@@ -32,6 +34,8 @@ pub(super) struct Compiled {
     pub tree: Tree,
     pub counts: Arc<Counts>,
     input: Option<Result<Schema, SchemaError>>,
+    /// Of the business key.
+    key: Option<Compilation<Expression>>,
     nodes: Vec<Expressions>,
     notify: Expressions,
     /// Whether any expression has a macro.
@@ -118,7 +122,10 @@ impl Compiled {
         }
         let has_macros = nodes.iter().chain([&notify]).any(Expressions::is_heavy);
         let input = definition.input.as_ref().map(Schema::compile);
-        Self { definition, tree, counts, input, nodes, notify, has_macros }
+        let compile = |source: &String| Expression::compile(source).map_err(|error| error.to_string());
+        let key = definition.key.as_ref().map(compile);
+        let has_macros = has_macros || key.iter().flatten().any(Expression::is_heavy);
+        Self { definition, tree, counts, input, key, nodes, notify, has_macros }
     }
 
     fn expressions(&self, at: At) -> Option<&Expressions> {
@@ -172,6 +179,22 @@ impl Compiled {
             self.check(At::Undo(Place { node, item: None }), &values, |step| step == node)?;
         }
         self.check(At::Notify, &self.values(At::Notify, &facts)?, |_| true)
+    }
+
+    /// The business key of an instance with this input, or why it has none.
+    pub(super) fn key(&self, input: &Json) -> Result<Option<String>, String> {
+        let Some(key) = &self.key else { return Ok(None) };
+        let values = Facts::of_input(input.clone()).values(&self.tree, std::iter::empty())?;
+        let found = key.as_ref().map_err(Clone::clone)?.evaluate(values.scope(At::of(ROOT)));
+        match found.map_err(|error| format!("key {error}"))? {
+            Value::String(key) if key.is_empty() || key.chars().any(char::is_control) => {
+                Err("key is empty, or has control characters".to_owned())
+            }
+            Value::String(key) if key.len() > MAX_KEY => Err(format!("key is longer than {MAX_KEY} bytes")),
+            Value::String(key) => Ok(Some(key)),
+            Value::Number(key) => Ok(Some(key.to_string())),
+            _ => Err("key is neither a string nor a number".to_owned()),
+        }
     }
 
     /// The nodes that are done by every instance that completes.

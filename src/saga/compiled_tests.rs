@@ -198,3 +198,22 @@ fn an_output_that_has_no_value_stops_nothing() {
         "nor is it checked at the door"
     );
 }
+
+#[test]
+fn a_business_key_is_a_string_or_a_number_of_the_input() {
+    let definition = Definition { key: Some("input.order".to_owned()), ..compiled().definition };
+    let compiled = Compiled::new(definition, Arc::default());
+    let key = |order: Value| compiled.key(&json(&json!({"order": order})));
+    assert_eq!(key(json!("o-1")), Ok(Some("o-1".to_owned())));
+    assert_eq!(key(json!(17)), Ok(Some("17".to_owned())));
+    for (order, why) in [
+        (json!(""), "key is empty, or has control characters"),
+        (json!("a\u{0}"), "key is empty, or has control characters"),
+        (json!(["hunter2"]), "key is neither a string nor a number"),
+        (json!("x".repeat(257)), "key is longer than 256 bytes"),
+    ] {
+        assert_eq!(key(order).unwrap_err(), why);
+    }
+    let absent = compiled.key(&json(&json!({}))).unwrap_err();
+    assert_eq!(absent, "key cannot be evaluated: `input.order` has no `order`");
+}

@@ -20,7 +20,7 @@ use super::{
     kept::Kept,
     key::{Key, PARTITIONS, partition_of},
     lease::Lease,
-    log::{self, Acknowledge, Entry, Queue, Recorded, Row, Unrecorded},
+    log::{self, Acknowledge, Entry, Queue, Recorded, Row, Start, Unrecorded},
     meters::Meters,
     shard::{Instance, Memory, Shard, size},
     transport::Transport,
@@ -127,15 +127,16 @@ impl Engine {
             return Err(EngineError::Congested(waiting));
         }
         let (of, checked) = (Arc::clone(&compiled), input.clone());
-        let check = self.evaluate(compiled.has_heavy(input.as_str().len()), move || of.check_input(&checked)).await;
-        check.map_err(EngineError::UnusableInput)?;
+        let heavy = compiled.has_heavy(input.as_str().len());
+        let business_key = self.evaluate(heavy, move || of.check_input(&checked).and_then(|()| of.key(&checked))).await;
+        let business_key = business_key.map_err(EngineError::UnusableInput)?;
         let id = key.map_or_else(Uuid::now_v7, |key| key.id(saga));
         if matches!(key, Some(Key::Request(_))) {
             self.check_input(id, &input)?;
         }
         let (acknowledge, acknowledged) = oneshot::channel();
         let (end_sender, end) = oneshot::channel();
-        let (view, fresh) = self.begin(id, compiled, input, acknowledge, end_sender)?;
+        let (view, fresh) = self.begin(id, compiled, (input, business_key), acknowledge, end_sender)?;
         let recorded = acknowledged.await.map_err(|_| Unrecorded::TakenOver)??;
         let (recorded, end) = match (recorded, fresh) {
             (Recorded::Written, true) => (Recorded::Written, Some(end)),
@@ -160,7 +161,7 @@ impl Engine {
         &self,
         id: Uuid,
         compiled: Arc<Compiled>,
-        input: Json,
+        (input, key): (Json, Option<String>),
         acknowledge: Acknowledge,
         end_sender: oneshot::Sender<View>,
     ) -> Result<(View, bool), EngineError> {
@@ -192,7 +193,7 @@ impl Engine {
             seq: 0,
             at: started_at,
             body: body(&Event::Started { input }, &state),
-            start: Some((definition.name.clone(), definition.version.clone())),
+            start: Some(Start { saga: definition.name.clone(), version: definition.version.clone(), key: key.clone() }),
             end: None,
         };
         compiled.counts.change(id, Counted::NOTHING, &compiled.tree, Some(&state));
@@ -203,6 +204,7 @@ impl Engine {
             bucket,
             next_seq: 1,
             started_at,
+            key,
             bytes,
             deadline: Some(deadline),
             timer_ms: None,
@@ -303,7 +305,7 @@ impl Engine {
             match row {
                 Some(Row { start: Some(_), .. }) if refused => self.forget(id, partition),
                 Some(_) if refused => {}
-                Some(Row { start: Some((saga, _)), .. }) => self.started(id, partition, &saga),
+                Some(Row { start: Some(start), .. }) => self.started(id, partition, &start.saga),
                 Some(Row { end: Some((_, status)), at, .. }) => self.ended(id, partition, status, at),
                 Some(_) | None => {}
             }
@@ -358,7 +360,7 @@ impl Engine {
         let definition = &instance.compiled.definition;
         instance.compiled.counts.ended(status);
         self.meters.ended(&definition.name, status);
-        let view = View::new(id, definition, &instance.compiled.tree, &instance.state, instance.started_at, Some(at));
+        let view = View { ended_at: Some(at), ..instance.view(id) };
         for waiting in instance.waiting {
             let _ = waiting.send(view.clone());
         }

@@ -19,6 +19,9 @@ pub struct View {
     pub id: Uuid,
     pub saga: String,
     pub version: String,
+    /// The business key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
     pub state: Status,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
@@ -145,6 +148,7 @@ pub(super) enum ReplayError {
 }
 
 impl View {
+    /// Without its key, which the log does not have.
     pub(super) fn new(
         id: Uuid,
         definition: &Definition,
@@ -158,6 +162,7 @@ impl View {
             id,
             saga: definition.name.clone(),
             version: definition.version.clone(),
+            key: None,
             state: state.status(),
             paused: state.paused,
             overdue: state.overdue,

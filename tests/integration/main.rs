@@ -31,6 +31,7 @@ mod saga;
 mod saga_crashes;
 mod saga_instances;
 mod saga_jobs;
+mod saga_keys;
 mod saga_participant;
 mod saga_permits;
 mod saga_requests;

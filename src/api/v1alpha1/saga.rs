@@ -36,7 +36,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self.style == 'Choreography' || (has(self.steps) && !has(self.reactions) && !has(self.completes) && !has(self.compensates))").message("a saga of `style: Orchestration` has `steps`, and none of `reactions`, `completes` and `compensates`"),
-    validation = Rule::new("self.style == 'Orchestration' || (has(self.startOn) && has(self.reactions) && has(self.completes) && !has(self.steps) && !has(self.input) && !has(self.onCompensated) && !has(self.output))").message("a saga of `style: Choreography` has `startOn`, `reactions` and `completes`, and none of `steps`, `input`, `onCompensated` and `output`"),
+    validation = Rule::new("self.style == 'Orchestration' || (has(self.startOn) && has(self.reactions) && has(self.completes) && !has(self.steps) && !has(self.input) && !has(self.key) && !has(self.onCompensated) && !has(self.output))").message("a saga of `style: Choreography` has `startOn`, `reactions` and `completes`, and none of `steps`, `input`, `key`, `onCompensated` and `output`"),
     validation = Rule::new("!has(self.steps) || self.steps.filter(s, has(s.pivot) && s.pivot).size() <= 1").message("spec.steps has more than one `pivot: true`: a saga has one point of no return")
 )]
 pub struct SagaSpec {
@@ -55,6 +55,10 @@ pub struct SagaSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::microservice::opaque_object")]
     pub input: Option<serde_json::Value>,
+    /// The business key by which instances are found (`weft saga list NAME --key ORDER-1`): a CEL expression over `input`, such as `input.orderId`, that gives a string or a number of at most 256 bytes. An input without one starts nothing. Several instances may have the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1000))]
+    pub key: Option<String>,
     /// With orchestration, the time from the start after which a saga that has not passed its pivot is compensated. With choreography each reaction has its own time, `within`.
     #[serde(default = "default_deadline")]
     #[schemars(length(max = 32))]

@@ -27,6 +27,9 @@ pub struct Definition {
     /// JSON Schema of the input. Without one every JSON is an input, as long as the expressions can use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input: Option<serde_json::Value>,
+    /// The business key by which people find an instance: a CEL expression over `input`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
     pub steps: Vec<Step>,
     /// Called once everything is undone, retried like an undo.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -7,7 +7,7 @@ use super::{
     definition::{Call, Definition, Step, Task, Transaction, Undo},
     lint_expressions::{Site, check_call, check_expression},
     schema::Schema,
-    tree::{Named, Tree},
+    tree::{Named, ROOT, Tree},
 };
 
 /// Steps of all levels. Each may be a call and an undo, and every call of an instance is a row of its log.
@@ -108,6 +108,9 @@ impl Lint<'_> {
         for (index, found) in steps.iter().enumerate() {
             self.check_name(found, steps.get(..index).unwrap_or_default());
             self.check_step(found);
+        }
+        if let Some(source) = &self.definition.key {
+            check_expression(self.definition, self.tree, ROOT, source, "spec.key", &mut self.findings);
         }
         for (name, source) in &self.definition.output {
             if let Some(node) = self.tree.output() {

@@ -26,6 +26,7 @@ fn of(row: &Row, graph: &Graph, assessment: &Assessment) -> View {
         id: row.id,
         saga: row.saga.clone(),
         version: row.version.clone(),
+        key: None,
         state: row.status(),
         paused: false,
         overdue: false,

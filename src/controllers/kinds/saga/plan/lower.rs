@@ -19,6 +19,7 @@ pub fn lower(name: &str, spec: &SagaSpec) -> (Definition, Vec<String>) {
         version: String::new(),
         deadline_ms: milliseconds(spec.deadline),
         input: spec.input.clone(),
+        key: spec.key.clone(),
         steps: steps.map(|(index, step)| lowering.step(&format!("spec.steps[{index}]"), step)).collect(),
         on_compensated: spec.on_compensated.as_ref().map(call),
         output: spec.output.clone(),
