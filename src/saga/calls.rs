@@ -1,4 +1,4 @@
-//! What the engine does once it is recorded: it calls participants, and evaluates conditions, lists and outputs.
+//! What the engine does once it is recorded: it calls participants, and evaluates expressions.
 
 use std::{
     sync::Arc,
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{
     answer::{self, Answer},
-    compiled::Compiled,
+    compiled::{Compiled, time},
     engine::Engine,
     facts::Facts,
     key::partition_of,
@@ -80,7 +80,10 @@ impl Engine {
         let event = match value {
             Ok(Value::Bool(value)) => Ok(Event::Chosen { at, value }),
             Ok(Value::Array(items)) => list(&items).map(|items| Event::Listed { at, items }),
-            Ok(_) => Err("it is neither a condition nor a list".to_owned()),
+            Ok(Value::String(text)) => {
+                time(&text).map(|until_ms| Event::Scheduled { at, until_ms }).ok_or_else(|| "it is no time".to_owned())
+            }
+            Ok(_) => Err("it is neither a condition, a list nor a time".to_owned()),
             Err(why) => Err(why),
         };
         let failed = |why: String| answer::failure(codes::EXPRESSION, &why).into_event(at, command.attempt);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::{
@@ -51,7 +52,7 @@ type Compilation<T> = Result<T, String>;
 struct Expressions {
     action: Option<Compilation<Arguments>>,
     undo: Option<Compilation<Arguments>>,
-    /// Of a condition or a list.
+    /// Of a condition, a list or a time.
     value: Option<Compilation<Expression>>,
     /// The members of the output.
     output: Vec<(String, Compilation<Expression>)>,
@@ -67,7 +68,7 @@ impl Expressions {
                 own.action = Some(compile(&transaction.action));
                 own.undo = transaction.undo.call().map(compile);
             }
-            Kind::Choice { condition: source, .. } | Kind::Each { items: source, .. } => {
+            Kind::Choice { condition: source, .. } | Kind::Each { items: source, .. } | Kind::WaitUntil(source) => {
                 own.value = Some(Expression::compile(source).map_err(|error| error.to_string()));
             }
             Kind::Output(members) => {
@@ -256,7 +257,7 @@ impl Compiled {
         Ok(())
     }
 
-    /// What a condition or a list is, or why it has no value.
+    /// What a condition, a list or a time is, or why it has no value.
     pub(super) fn value(&self, place: Place, facts: &Facts) -> Result<Value, String> {
         let at = At::Do(place);
         let value = self.expressions(at).and_then(|own| own.value.as_ref());
@@ -286,12 +287,20 @@ impl Compiled {
     }
 
     fn kind_of_value(&self, place: Place) -> &'static str {
-        if matches!(self.tree.kind(place.node), Some(Kind::Choice { .. })) { "when" } else { "forEach.items" }
+        match self.tree.kind(place.node) {
+            Some(Kind::Choice { .. }) => "when",
+            Some(Kind::WaitUntil(_)) => "waitUntil",
+            _ => "forEach.items",
+        }
     }
 
     fn check_kind(&self, place: Place, found: &Value) -> Result<(), String> {
         match (self.tree.kind(place.node), found) {
             (Some(Kind::Choice { .. }), Value::Bool(_)) => Ok(()),
+            (Some(Kind::WaitUntil(_)), Value::String(text)) if time(text).is_some() => Ok(()),
+            (Some(Kind::WaitUntil(_)), _) => {
+                Err("waitUntil is no time in the form of RFC 3339, such as 2026-12-24T18:00:00Z".to_owned())
+            }
             (Some(Kind::Choice { .. }), _) => Err("when is neither true nor false".to_owned()),
             (_, Value::Array(items)) if items.len() > MAX_ITEMS => {
                 Err(format!("forEach.items has {} items, and at most {MAX_ITEMS} are allowed", items.len()))
@@ -300,6 +309,11 @@ impl Compiled {
             _ => Err("forEach.items is no list".to_owned()),
         }
     }
+}
+
+/// A time in the form of RFC 3339, in milliseconds since the epoch.
+pub(super) fn time(text: &str) -> Option<i64> {
+    text.parse::<Timestamp>().ok().map(Timestamp::as_millisecond)
 }
 
 #[cfg(test)]

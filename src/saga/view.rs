@@ -108,7 +108,7 @@ pub struct Transition {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
     /// `started`, `succeeded`, `failed`, `unknown`, `deadline passed`; `true` or `false` of a condition, `3 items` of a list,
-    /// `elapsed` of a wait, or of a signal that did not arrive in time, `received` of one that did; or a person's `retry`,
+    /// `until 2026-12-24T18:00:00Z`, `elapsed` of a wait, or of a signal that did not arrive in time, `received` of one that did; or a person's `retry`,
     /// `skip`, `cancel`, `pause`, `resume`. Of a choreographed saga: `started`, `in time`, `late`, `undeclared`, `repeated`,
     /// `cause not seen`.
     pub outcome: String,
@@ -179,12 +179,11 @@ impl View {
 
 impl Current {
     fn new(tree: &Tree, active: &Active) -> Self {
-        let until = tree.timer_ms(active.at).and_then(|_| active.due_ms(tree));
         Self {
             step: tree.path(active.at).into_owned(),
             operation: tree.operation(active.at).to_owned(),
             attempt: active.attempt,
-            until: until.and_then(|until| Timestamp::from_millisecond(until).ok()),
+            until: active.due_ms(tree).and_then(|until| Timestamp::from_millisecond(until).ok()),
             stuck: active.stuck.as_deref().map(Stuck::text),
             waits_for_a_person: active.stuck.as_ref().is_some_and(|stuck| stuck.waits),
         }
@@ -281,6 +280,11 @@ impl Transition {
             Event::Listed { at, items } => {
                 self.set_step(tree, *at);
                 return format!("{} items", items.len());
+            }
+            Event::Scheduled { at, until_ms } => {
+                self.set_step(tree, *at);
+                let until = Timestamp::from_millisecond(*until_ms).unwrap_or_default();
+                return format!("until {until:.0}");
             }
             Event::Produced { at, output, note } => {
                 self.set_step(tree, *at);

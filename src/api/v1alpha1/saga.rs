@@ -176,7 +176,7 @@ pub struct SagaReaction {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     cel,
-    validation = Rule::new("[has(self.do), has(self.wait), has(self.signal), has(self.all), has(self.steps)].filter(given, given).size() == 1").message("a step has exactly one of `do`, `wait`, `signal`, `all` and `steps`"),
+    validation = Rule::new("[has(self.do), has(self.wait), has(self.waitUntil), has(self.signal), has(self.all), has(self.steps)].filter(given, given).size() == 1").message("a step has exactly one of `do`, `wait`, `waitUntil`, `signal`, `all` and `steps`"),
     validation = Rule::new("has(self.do) || (!has(self.undo) && !has(self.failures) && !(has(self.pivot) && self.pivot))").message("`undo`, `failures` and `pivot` belong to a step with `do`; a wait, a signal and a group have nothing of their own to undo")
 )]
 pub struct SagaStep {
@@ -207,7 +207,7 @@ pub struct SagaStep {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     cel,
-    validation = Rule::new("[has(self.do), has(self.wait), has(self.signal), has(self.steps)].filter(given, given).size() == 1").message("a step has exactly one of `do`, `wait`, `signal` and `steps`"),
+    validation = Rule::new("[has(self.do), has(self.wait), has(self.waitUntil), has(self.signal), has(self.steps)].filter(given, given).size() == 1").message("a step has exactly one of `do`, `wait`, `waitUntil`, `signal` and `steps`"),
     validation = Rule::new("has(self.do) || (!has(self.undo) && !has(self.failures))").message("`undo` and `failures` belong to a step with `do`; a wait, a signal and a group have nothing of their own to undo")
 )]
 pub struct SagaBranch {
@@ -225,7 +225,7 @@ pub struct SagaBranch {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     cel,
-    validation = Rule::new("[has(self.do), has(self.wait), has(self.signal)].filter(given, given).size() == 1").message("a step has exactly one of `do`, `wait` and `signal`"),
+    validation = Rule::new("[has(self.do), has(self.wait), has(self.waitUntil), has(self.signal)].filter(given, given).size() == 1").message("a step has exactly one of `do`, `wait`, `waitUntil` and `signal`"),
     validation = Rule::new("has(self.do) || (!has(self.undo) && !has(self.failures))").message("`undo` and `failures` belong to a step with `do`; a wait, a signal and a group have nothing of their own to undo")
 )]
 pub struct SagaInnerStep {
@@ -270,6 +270,10 @@ pub struct SagaTask {
     #[schemars(length(max = 32))]
     #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) <= duration('8760h')").message("wait must be a duration such as 100ms, 2s or 1h30m, at most 8760h"))]
     pub wait: Option<Duration>,
+    /// Nothing is done until this time: a CEL expression over `input`, `steps.NAME.reply` of earlier steps and, in a `forEach`, `item`, that gives a time in the form of RFC 3339, such as `2026-12-24T18:00:00Z`. It is evaluated once, when the saga comes to the step; a time that has passed is over at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1000))]
+    pub wait_until: Option<String>,
     /// A message from outside is awaited (`POST /sagas/NAME/ID/signals/STEP`), whose body is the step's reply.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<SagaSignal>,

@@ -96,7 +96,7 @@ impl Step {
     pub fn children(&self) -> impl Iterator<Item = &Step> {
         let group = match &self.task {
             Task::All(steps) | Task::Steps(steps) => steps.as_slice(),
-            Task::Call(_) | Task::Wait(_) | Task::Signal(_) => &[],
+            Task::Call(_) | Task::Wait(_) | Task::WaitUntil(_) | Task::Signal(_) => &[],
         };
         group.iter().chain(&self.otherwise)
     }
@@ -118,7 +118,7 @@ impl Step {
                 }
             }
             Task::All(steps) | Task::Steps(steps) => steps.iter_mut().for_each(|step| step.add_calls_mut(calls)),
-            Task::Wait(_) | Task::Signal(_) => {}
+            Task::Wait(_) | Task::WaitUntil(_) | Task::Signal(_) => {}
         }
         self.otherwise.iter_mut().for_each(|step| step.add_calls_mut(calls));
     }
@@ -130,6 +130,9 @@ impl Step {
 pub enum Task {
     Call(Box<Transaction>),
     Wait(Wait),
+    /// Nothing is done until a time: a CEL expression that gives one in the form of RFC 3339, evaluated when the saga comes to
+    /// the step.
+    WaitUntil(String),
     Signal(Signal),
     /// All at the same time.
     All(Vec<Step>),

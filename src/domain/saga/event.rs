@@ -54,6 +54,11 @@ pub enum Event {
         at: At,
         items: Vec<Json>,
     },
+    /// The time of a `waitUntil`, in milliseconds since the epoch.
+    Scheduled {
+        at: At,
+        until_ms: i64,
+    },
     /// The output of an instance that has done everything, or why it has none.
     Produced {
         at: At,
@@ -225,6 +230,7 @@ mod tests {
                 Event::Listed { at: At::Do(place(2)), items: vec![json(r#"{"a":1}"#)] },
                 r#"{"listed":{"at":{"do":2},"items":[{"a":1}]}}"#,
             ),
+            (Event::Scheduled { at: At::Do(place(2)), until_ms: 7 }, r#"{"scheduled":{"at":{"do":2},"until_ms":7}}"#),
             (
                 Event::Produced { at: At::Do(place(4)), output: Some(json("{}")), note: None },
                 r#"{"produced":{"at":{"do":4},"output":{}}}"#,

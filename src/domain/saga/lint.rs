@@ -66,7 +66,7 @@ fn find_steps<'a>(
             Task::Steps(steps) => {
                 find_steps(steps, &format!("{field}.steps"), (true, in_each || step.for_each.is_some()), nodes, found);
             }
-            Task::Call(_) | Task::Wait(_) | Task::Signal(_) => {}
+            Task::Call(_) | Task::Wait(_) | Task::WaitUntil(_) | Task::Signal(_) => {}
         }
         find_steps(&step.otherwise, &format!("{field}.else"), (true, in_each), nodes, found);
     }
@@ -143,6 +143,12 @@ impl Lint<'_> {
         match &step.task {
             Task::Call(transaction) => self.check_transaction(found, transaction),
             Task::Wait(wait) => self.check_time(&format!("{field}.wait"), found, wait.duration_ms),
+            Task::WaitUntil(source) => {
+                if let Some(node) = found.nodes.task {
+                    let field = format!("{field}.waitUntil");
+                    check_expression(self.definition, self.tree, node, source, &field, &mut self.findings);
+                }
+            }
             Task::Signal(signal) => {
                 if let Some(within_ms) = signal.within_ms {
                     self.check_time(&format!("{field}.signal.within"), found, within_ms);

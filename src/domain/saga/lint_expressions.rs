@@ -45,7 +45,7 @@ pub(super) fn check_call(
     }
 }
 
-/// An expression that is evaluated when the saga comes to it: `when`, `forEach.items`, `output`.
+/// An expression that is evaluated when the saga comes to it: `when`, `forEach.items`, `waitUntil`, `output`, `key`.
 pub(super) fn check_expression(
     definition: &Definition,
     tree: &Tree,

@@ -200,6 +200,8 @@ pub struct Active {
     pub redo: bool,
     /// Milliseconds since the epoch at which it began, by which timers are set.
     pub(super) since_ms: i64,
+    /// The time until which it waits, in milliseconds since the epoch, once it is evaluated.
+    pub(super) until_ms: Option<i64>,
     pub stuck: Option<Box<Stuck>>,
 }
 
@@ -219,8 +221,10 @@ impl Active {
         if self.stuck.is_some() {
             return None;
         }
-        let timer = i64::try_from(tree.timer_ms(self.at)?).unwrap_or(i64::MAX);
-        Some(self.since_ms.saturating_add(timer))
+        self.until_ms.or_else(|| {
+            let timer = i64::try_from(tree.timer_ms(self.at)?).unwrap_or(i64::MAX);
+            Some(self.since_ms.saturating_add(timer))
+        })
     }
 }
 

@@ -62,6 +62,8 @@ pub enum Kind {
     Wait {
         duration_ms: u64,
     },
+    /// The time is evaluated.
+    WaitUntil(String),
     Signal {
         within_ms: Option<u64>,
     },
@@ -213,6 +215,7 @@ impl Tree {
         let kind = match &step.task {
             Task::Call(transaction) => Kind::Call(transaction.clone()),
             Task::Wait(wait) => Kind::Wait { duration_ms: wait.duration_ms },
+            Task::WaitUntil(time) => Kind::WaitUntil(time.clone()),
             Task::Signal(signal) => Kind::Signal { within_ms: signal.within_ms },
             Task::All(steps) => Kind::All(steps.iter().map(|step| self.add(step, within)).collect()),
             Task::Steps(steps) => Kind::Sequence(self.add_sequence(steps, within)),
@@ -274,7 +277,7 @@ impl Tree {
 
     /// Whether the node is evaluated: the result is an event.
     pub fn is_evaluation(&self, node: NodeId) -> bool {
-        matches!(self.kind(node), Some(Kind::Choice { .. } | Kind::Each { .. } | Kind::Output(_)))
+        matches!(self.kind(node), Some(Kind::WaitUntil(_) | Kind::Choice { .. } | Kind::Each { .. } | Kind::Output(_)))
     }
 
     /// The nodes of each step, in the order of the definition: a step comes before those in it, and these before `else`.
@@ -348,7 +351,7 @@ impl Tree {
     /// the output.
     pub fn operation(&self, at: At) -> &'static str {
         match at.place().and_then(|place| self.kind(place.node)) {
-            Some(Kind::Wait { .. }) => "wait",
+            Some(Kind::Wait { .. } | Kind::WaitUntil(_)) => "wait",
             Some(Kind::Signal { .. }) => "signal",
             Some(Kind::Choice { .. }) => "when",
             Some(Kind::Each { .. }) => "forEach",

@@ -39,6 +39,7 @@ impl Walk<'_> {
             Some(
                 Kind::Call(_)
                 | Kind::Wait { .. }
+                | Kind::WaitUntil(_)
                 | Kind::Signal { .. }
                 | Kind::Choice { .. }
                 | Kind::Each { .. }
@@ -67,6 +68,7 @@ impl Walk<'_> {
             stopped: false,
             redo: false,
             since_ms: self.now_ms,
+            until_ms: None,
             stuck: None,
         });
         self.issue(at, 0);

@@ -43,10 +43,10 @@ fn branches_after_the_pivot() -> Definition {
     saga(vec![pivot, builder.step(Task::All(group))], false)
 }
 
-fn a_sequence_beside_a_wait() -> Definition {
+fn a_sequence_beside_a_wait(wait: Task) -> Definition {
     let mut builder = Builder::new(1);
     let sequence = vec![builder.call(true), builder.call(true)];
-    let group = vec![builder.step(Task::Steps(sequence)), builder.step(Task::Wait(Wait { duration_ms: 1 }))];
+    let group = vec![builder.step(Task::Steps(sequence)), builder.step(wait)];
     saga(vec![builder.step(Task::All(group))], true)
 }
 
@@ -178,7 +178,10 @@ fn every_schedule_of_two_branches_after_a_pivot_is_exact() {
 
 #[test]
 fn every_schedule_of_a_sequence_beside_a_wait_is_exact() {
-    explore_with_refusals("a sequence beside a wait", &a_sequence_beside_a_wait());
+    let waits = [Task::Wait(Wait { duration_ms: 1 }), Task::WaitUntil(String::new())];
+    for wait in waits {
+        explore_with_refusals("a sequence beside a wait", &a_sequence_beside_a_wait(wait));
+    }
 }
 
 #[test]

@@ -73,6 +73,7 @@ fn any(random: &mut Random, builder: &mut Builder, undone: bool, depth: usize, i
     let task = match random.below(10) {
         0..=2 if depth > 0 => Task::All(group(random, builder, in_each || is_each)),
         3..=4 if depth > 0 => Task::Steps(group(random, builder, in_each || is_each)),
+        5 if random.percent(50) => Task::WaitUntil(String::new()),
         5 => Task::Wait(Wait { duration_ms: 1 }),
         // without a limit one that never comes would not end
         6 if !in_each && !is_each => Task::Signal(Signal { within_ms: Some(1) }),

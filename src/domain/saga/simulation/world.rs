@@ -32,7 +32,7 @@ pub(super) enum Step {
     /// The process crashes right after a commit, before anything is sent.
     CommitAndCrash,
     Crash,
-    /// A call that is due is sent, or a condition, list or output is evaluated, to `value`: true, or the number of items.
+    /// A call that is due is sent, or an expression is evaluated, to `value`: true, or the number of items.
     Send {
         index: usize,
         value: u32,
@@ -224,7 +224,8 @@ impl World {
     fn check_replay(&self) {
         let (live, replayed) = (&self.state, self.replayed());
         let of = |state: &State| {
-            let rest = (state.completed.clone(), state.iterations.clone(), state.received.clone());
+            let until: Vec<_> = state.active.iter().map(|active| active.until_ms).collect();
+            let rest = (state.completed.clone(), state.iterations.clone(), state.received.clone(), until);
             (Outcome::of(state), state.stage, state.failure.clone(), state.overdue, state.output.clone(), rest)
         };
         assert_eq!(of(live), of(&replayed), "a replay leads elsewhere");
@@ -260,6 +261,7 @@ impl World {
                 let items = (0..value).map(|item| json(&item.to_string())).collect();
                 self.handle(Event::Listed { at: command.at, items }, moment);
             }
+            Some(Kind::WaitUntil(_)) => self.handle(Event::Scheduled { at: command.at, until_ms: 1 }, moment),
             Some(Kind::Output(_)) => {
                 let output = (value == 1).then(|| json("{}"));
                 self.handle(Event::Produced { at: command.at, output, note: None }, moment);

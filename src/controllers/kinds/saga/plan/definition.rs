@@ -68,7 +68,7 @@ impl Participants<'_> {
             }
             Task::All(steps) => groups.insert(0, ("all", steps)),
             Task::Steps(steps) => groups.insert(0, ("steps", steps)),
-            Task::Wait(_) | Task::Signal(_) => {}
+            Task::Wait(_) | Task::WaitUntil(_) | Task::Signal(_) => {}
         }
         for (group, steps) in groups {
             for (index, step) in steps.iter_mut().enumerate() {

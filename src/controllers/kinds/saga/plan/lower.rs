@@ -76,7 +76,7 @@ impl Lowering {
     }
 
     fn task(&mut self, field: &str, task: &SagaTask, mut tasks: Vec<Task>) -> Step {
-        let SagaTask { name, when, for_each, action, undo, timeout, retry, failures, wait, signal } = task;
+        let SagaTask { name, when, for_each, action, undo, timeout, retry, failures, wait, wait_until, signal } = task;
         self.check_positive(&format!("{field}.timeout"), *timeout);
         self.check_positive(&format!("{field}.retry.initialBackoff"), retry.initial_backoff);
         self.check_positive(&format!("{field}.retry.maxBackoff"), retry.max_backoff);
@@ -98,6 +98,7 @@ impl Lowering {
             self.check_positive(&format!("{field}.wait"), *wait);
             tasks.push(Task::Wait(Wait { duration_ms: milliseconds(*wait) }));
         }
+        tasks.extend(wait_until.clone().map(Task::WaitUntil));
         if let Some(signal) = signal {
             let within =
                 signal.within.inspect(|within| self.check_positive(&format!("{field}.signal.within"), *within));
@@ -105,7 +106,7 @@ impl Lowering {
         }
         if tasks.len() != 1 {
             self.findings.push(format!(
-                "{field}: `{name}` has {} of `do`, `wait`, `signal`, `all` and `steps`; give it exactly one, and give each other one a step of its own",
+                "{field}: `{name}` has {} of `do`, `wait`, `waitUntil`, `signal`, `all` and `steps`; give it exactly one, and give each other one a step of its own",
                 tasks.len()
             ));
         }
