@@ -10,21 +10,23 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
+    batch::{Changed, Verb},
     engine::{Engine, EngineError},
+    filter::{Filter, FilterQuery},
     key::Key,
     log::Recorded,
-    partitions::Filter,
     reader::{Listed, ReadError, Reader},
     tracker::{self, SkipError, Tracker},
     view::{Detail, ReplayError, View},
 };
 use crate::domain::saga::{
     decide::{self, Refusal},
-    event::Event,
+    event::{Audit, Event},
     json,
     state::{Json, State as InstanceState, Status},
     tree::Tree,
@@ -76,6 +78,8 @@ enum ApiError {
     Invalid(String),
     #[error("there is no verb `{0}`; there are retry, skip, cancel, pause and resume")]
     Verb(String),
+    #[error("`{0}` is no verb for many instances; there are retry, cancel, pause and resume")]
+    BatchVerb(String),
 }
 
 /// RFC 9457.
@@ -116,7 +120,7 @@ impl ApiError {
             Self::SeveralRunning { .. } => (StatusCode::CONFLICT, "SeveralRunning"),
             Self::UnknownKey { .. } => (StatusCode::NOT_FOUND, "UnknownInstance"),
             Self::Invalid(_) => (StatusCode::BAD_REQUEST, "InvalidRequest"),
-            Self::Verb(_) => (StatusCode::NOT_FOUND, "UnknownVerb"),
+            Self::Verb(_) | Self::BatchVerb(_) => (StatusCode::NOT_FOUND, "UnknownVerb"),
         }
     }
 }
@@ -159,6 +163,7 @@ const ROUTES: &[(&str, &str)] = &[
     ("get", "/openapi.json"),
     ("get", "/sagas/{name}"),
     ("post", "/sagas/{name}"),
+    ("post", "/sagas/{name}/batch/{verb}"),
     ("get", "/sagas/{name}/{id}"),
     ("post", "/sagas/{name}/{id}/signals/{signal}"),
     ("post", "/sagas/{name}/{id}/{verb}"),
@@ -169,6 +174,7 @@ impl Api {
         Router::new()
             .route("/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) }))
             .route("/sagas/{name}", get(list).post(start))
+            .route("/sagas/{name}/batch/{verb}", post(change_many))
             .route("/sagas/{name}/{id}", get(show))
             .route("/sagas/{name}/{id}/{verb}", post(change))
             .route("/sagas/{name}/{id}/signals/{signal}", post(signal).layer(DefaultBodyLimit::max(MAX_SIGNAL)))
@@ -324,8 +330,6 @@ fn parse_wait(text: &str) -> Result<Duration, ApiError> {
 
 #[derive(Debug, Deserialize)]
 struct ListQuery {
-    state: Option<String>,
-    key: Option<String>,
     limit: Option<usize>,
 }
 
@@ -337,26 +341,25 @@ struct List {
 async fn list(
     State(api): State<Api>,
     Path(saga): Path<String>,
+    Query(filter): Query<FilterQuery>,
     Query(query): Query<ListQuery>,
 ) -> Result<JsonBody<List>, ApiError> {
     let limit = query.limit.unwrap_or(DEFAULT_LIST).clamp(1, MAX_LIST);
-    let parse = |text: &str| {
-        let names = Status::ALL.map(Status::as_str).join(", ");
-        Status::parse(text).ok_or_else(|| ApiError::Invalid(format!("there is no state `{text}`; there are {names}")))
-    };
-    let status = query.state.as_deref().filter(|text| !text.is_empty()).map(parse).transpose()?;
-    let filter = Filter { status, key: query.key.filter(|key| !key.is_empty()) };
+    let filter = filter.parse(Timestamp::now()).map_err(ApiError::Invalid)?;
     let mut items = api.engine.live(&saga, &filter, limit);
-    if status.is_none_or(|status| matches!(status, Status::Completed | Status::Compensated)) {
+    if filter.admits_ended() {
         let rows = api.reader.list(&saga, &filter, i64::try_from(limit).unwrap_or(i64::MAX)).await?;
         let unseen = rows.into_iter().filter(|row| !items.iter().any(|item| item.id == row.id)).collect::<Vec<_>>();
         items.extend(unseen.into_iter().map(ended));
         items.sort_by(|a, b| b.started_at.cmp(&a.started_at).then_with(|| a.id.cmp(&b.id)));
         items.truncate(limit);
     }
-    if filter.key.is_none() {
-        items.extend(api.tracker.list(&saga, status, limit).await?);
+    if api.tracker.follows(&saga) && filter != (Filter { status: filter.status, ..Filter::default() }) {
+        return Err(ApiError::Invalid(format!(
+            "saga `{saga}` is choreographed; its instances are listed by `state` only"
+        )));
     }
+    items.extend(api.tracker.list(&saga, filter.status, limit).await?);
     items.truncate(limit);
     let catalogue = &api.engine.catalogue;
     if items.is_empty()
@@ -409,11 +412,26 @@ struct ChangeQuery {
     step: Option<String>,
 }
 
+/// Longest `by` and `reason`, in bytes.
+const MAX_AUDIT: usize = 512;
+
+/// Who asks, and why: they are a part of the history.
+fn parse_audit(audit: Audit) -> Result<Audit, ApiError> {
+    let texts = [&audit.by, &audit.reason];
+    if texts.into_iter().flatten().any(|text| text.len() > MAX_AUDIT || text.chars().any(char::is_control)) {
+        let message = format!("`by` and `reason` have at most {MAX_AUDIT} bytes and no control characters");
+        return Err(ApiError::Invalid(message));
+    }
+    Ok(audit)
+}
+
 async fn change(
     State(api): State<Api>,
     Path((saga, id, verb)): Path<(String, String, String)>,
     Query(query): Query<ChangeQuery>,
+    Query(audit): Query<Audit>,
 ) -> Result<JsonBody<View>, ApiError> {
+    let audit = parse_audit(audit)?;
     if let Some(watched) = api.tracker.find(&saga, &id).await? {
         return change_watched(&api, &saga, watched.view.id, &verb).await;
     }
@@ -422,14 +440,47 @@ async fn change(
     if step.is_some() && !["retry", "skip"].contains(&verb.as_str()) {
         return Err(ApiError::Invalid(format!("`{verb}` is of the whole instance; leave out `step`")));
     }
-    match verb.as_str() {
-        "retry" => api.apply(&saga, id, |tree, state| decide::retry_of(tree, state, step)).await,
-        "skip" => api.apply(&saga, id, |tree, state| decide::skip_of(tree, state, step)).await,
-        "cancel" => api.apply(&saga, id, |_, _| Ok(Event::Cancel)).await,
-        "pause" => api.apply(&saga, id, |_, _| Ok(Event::Pause)).await,
-        "resume" => api.apply(&saga, id, |_, _| Ok(Event::Resume)).await,
+    match (verb.as_str(), Verb::parse(&verb)) {
+        ("skip", _) => api.apply(&saga, id, &audit, |tree, state| decide::skip_of(tree, state, step)).await,
+        (_, Some(verb)) => api.apply(&saga, id, &audit, |tree, state| verb.event(tree, state, step)).await,
         _ => Err(ApiError::Verb(verb)),
     }
+}
+
+#[derive(Debug, Deserialize)]
+struct BatchQuery {
+    /// The last instance of the page before.
+    after: Option<Uuid>,
+    /// Without a filter, every running instance is meant.
+    #[serde(default)]
+    all: bool,
+}
+
+async fn change_many(
+    State(api): State<Api>,
+    Path((saga, verb)): Path<(String, String)>,
+    Query(filter): Query<FilterQuery>,
+    Query(query): Query<BatchQuery>,
+    Query(audit): Query<Audit>,
+) -> Result<JsonBody<Changed>, ApiError> {
+    let verb = Verb::parse(&verb).ok_or(ApiError::BatchVerb(verb))?;
+    if api.tracker.follows(&saga) {
+        return Err(ApiError::Invalid(format!("saga `{saga}` is choreographed: Weft only watches its instances")));
+    }
+    let filter = filter.parse(Timestamp::now()).map_err(ApiError::Invalid)?;
+    if filter.is_empty() && !query.all {
+        let message =
+            "name the instances by `state`, `step`, `key` or `olderThan`; `all=true` means every one that runs";
+        return Err(ApiError::Invalid(message.to_owned()));
+    }
+    if !filter.admits_live() {
+        return Err(ApiError::Invalid("instances that have ended cannot be changed".to_owned()));
+    }
+    let catalogue = &api.engine.catalogue;
+    if catalogue.current(&saga).is_none() && !catalogue.is_draining(&saga) {
+        return Err(EngineError::UnknownSaga(saga).into());
+    }
+    Ok(JsonBody(api.engine.change_many(&saga, verb, &filter, query.after, &parse_audit(audit)?).await?))
 }
 
 async fn signal(
@@ -441,7 +492,7 @@ async fn signal(
     let id = api.resolve(&saga, &id).await?;
     let key = headers.get("idempotency-key").map(parse_key).transpose()?.map(ToOwned::to_owned);
     let body = parse_body(&body, "the signal's body")?;
-    api.apply(&saga, id, |_, _| Ok(Event::Signalled { name, key, body })).await
+    api.apply(&saga, id, &Audit::default(), |_, _| Ok(Event::Signalled { name, key, body })).await
 }
 
 impl Api {
@@ -449,9 +500,10 @@ impl Api {
         &self,
         saga: &str,
         id: Uuid,
+        audit: &Audit,
         make: impl FnOnce(&Tree, &InstanceState) -> Result<Event, Refusal>,
     ) -> Result<JsonBody<View>, ApiError> {
-        match self.engine.change(saga, id, make).await {
+        match self.engine.change(saga, id, audit, make).await {
             Ok(()) => {}
             // it is not in this process: it may have ended, be held by another orchestrator, or not exist
             Err(EngineError::UnknownInstance { .. }) => {

@@ -6,10 +6,17 @@ use anyhow::{Context, anyhow, bail};
 use reqwest::{Method, Url};
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::view::{Current, Detail, Owed, Transition, View};
-use crate::output::{self, Format};
+use super::{
+    batch::Changed,
+    view::{Current, Detail, Owed, Transition, View},
+};
+use crate::{
+    domain::saga::event::Audit,
+    output::{self, Format},
+};
 
 const DEADLINE: Duration = Duration::from_secs(90);
+const NOT_OURS: &str = "the answer is not an orchestrator's; is --orchestrator-url right?";
 
 #[derive(Debug, clap::Args)]
 pub struct Endpoint {
@@ -31,13 +38,61 @@ pub struct InstanceArgs {
     endpoint: Endpoint,
 }
 
+/// Which instances are meant; all that is given must hold.
+#[derive(Clone, Debug, clap::Args)]
+pub struct FilterArgs {
+    /// Only those that are Running, Compensating, Stuck, Completed or Compensated
+    #[arg(long)]
+    state: Option<String>,
+    /// Only those with this business key
+    #[arg(long)]
+    key: Option<String>,
+    /// Only those of which this step is in progress, as in the column STEP
+    #[arg(long)]
+    step: Option<String>,
+    /// Only those that started longer ago, such as 90m or 24h
+    #[arg(long, value_name = "DURATION")]
+    older_than: Option<String>,
+}
+
+/// What the history says of a verb.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AuditArgs {
+    /// Who asks for it
+    #[arg(long, env = "USER", hide_env_values = true)]
+    by: Option<String>,
+    /// Why
+    #[arg(long)]
+    reason: Option<String>,
+}
+
 #[derive(Debug, clap::Args)]
-pub struct StepArgs {
+pub struct SkipArgs {
     #[command(flatten)]
     instance: InstanceArgs,
     /// Only this step, as in the column STEP, where several are stuck
     #[arg(long)]
     step: Option<String>,
+    #[command(flatten)]
+    audit: AuditArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct VerbArgs {
+    /// The saga's name
+    saga: String,
+    /// The instance's id or business key; without it, the options say which of the running instances are meant
+    #[arg(conflicts_with_all = ["state", "key", "older_than", "all"])]
+    id: Option<String>,
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// Every running instance of the saga
+    #[arg(long, conflicts_with_all = ["state", "key", "step", "older_than"])]
+    all: bool,
+    #[command(flatten)]
+    audit: AuditArgs,
+    #[command(flatten)]
+    endpoint: Endpoint,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -46,12 +101,8 @@ pub enum Command {
     List {
         /// The saga's name
         saga: String,
-        /// Only those that are Running, Compensating, Stuck, Completed or Compensated
-        #[arg(long)]
-        state: Option<String>,
-        /// Only those with this business key
-        #[arg(long)]
-        key: Option<String>,
+        #[command(flatten)]
+        filter: FilterArgs,
         #[arg(long, default_value_t = 50)]
         limit: usize,
         #[command(flatten)]
@@ -86,24 +137,22 @@ pub enum Command {
         key: Option<String>,
     },
     /// Make the calls that are stuck again at once, with a new allowance of attempts
-    Retry(StepArgs),
+    Retry(VerbArgs),
     /// Treat the stuck call as done; of a choreographed saga, give up what is owed
-    Skip(StepArgs),
+    Skip(SkipArgs),
     /// Compensate, before the pivot; pause a stuck pivot first
-    Cancel(InstanceArgs),
+    Cancel(VerbArgs),
     /// Make no further call until `resume`
-    Pause(InstanceArgs),
+    Pause(VerbArgs),
     /// Continue after a pause
-    Resume(InstanceArgs),
+    Resume(VerbArgs),
 }
 
 pub(super) async fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::List { saga, state, key, limit, endpoint } => {
+        Command::List { saga, filter, limit, endpoint } => {
             let mut url = endpoint.url(&["sagas", &saga])?;
-            let limit = limit.to_string();
-            let filter = state.map(|state| ("state", state)).into_iter().chain(key.map(|key| ("key", key)));
-            url.query_pairs_mut().append_pair("limit", &limit).extend_pairs(filter);
+            url.query_pairs_mut().append_pair("limit", &limit.to_string()).extend_pairs(filter.pairs());
             let text = request(Method::GET, url, None).await?;
             print(&endpoint, &text, |list: List| table(&list.items))
         }
@@ -122,11 +171,33 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
             let text = request(Method::POST, url, Some((body, key))).await?;
             print(&endpoint, &text, |view: View| table(&[view]))
         }
-        Command::Retry(StepArgs { instance, step }) => change(instance, "retry", step).await,
-        Command::Skip(StepArgs { instance, step }) => change(instance, "skip", step).await,
-        Command::Cancel(instance) => change(instance, "cancel", None).await,
-        Command::Pause(instance) => change(instance, "pause", None).await,
-        Command::Resume(instance) => change(instance, "resume", None).await,
+        Command::Retry(verb) => change(verb, "retry").await,
+        Command::Skip(SkipArgs { instance: InstanceArgs { saga, id, endpoint }, step, audit }) => {
+            let step = step.map(|step| ("step", step)).into_iter();
+            change_one(&endpoint, &["sagas", &saga, &id, "skip"], step.chain(audit.pairs())).await
+        }
+        Command::Cancel(verb) => change(verb, "cancel").await,
+        Command::Pause(verb) => change(verb, "pause").await,
+        Command::Resume(verb) => change(verb, "resume").await,
+    }
+}
+
+type Pair = (&'static str, String);
+
+impl FilterArgs {
+    /// As query parameters.
+    fn pairs(&self) -> impl Iterator<Item = Pair> {
+        let Self { state, key, step, older_than } = self.clone();
+        let pairs = [("state", state), ("key", key), ("step", step), ("olderThan", older_than)];
+        pairs.into_iter().filter_map(|(name, value)| Some((name, value?)))
+    }
+}
+
+impl AuditArgs {
+    /// As query parameters.
+    fn pairs(&self) -> impl Iterator<Item = Pair> {
+        let Self { by, reason } = self.clone();
+        [("by", by), ("reason", reason)].into_iter().filter_map(|(name, value)| Some((name, value?)))
     }
 }
 
@@ -135,14 +206,40 @@ struct List {
     items: Vec<View>,
 }
 
-async fn change(instance: InstanceArgs, verb: &str, step: Option<String>) -> anyhow::Result<()> {
-    let InstanceArgs { saga, id, endpoint } = instance;
-    let mut url = endpoint.url(&["sagas", &saga, &id, verb])?;
-    if let Some(step) = step {
-        url.query_pairs_mut().append_pair("step", &step);
+async fn change(verb: VerbArgs, name: &str) -> anyhow::Result<()> {
+    let VerbArgs { saga, id, filter, all, audit, endpoint } = verb;
+    if let Some(id) = id {
+        return change_one(&endpoint, &["sagas", &saga, &id, name], filter.pairs().chain(audit.pairs())).await;
     }
+    if !all && filter.pairs().next().is_none() {
+        bail!(
+            "name an instance, or several by --state, --step, --key or --older-than; --all means every one that runs"
+        );
+    }
+    let mut url = endpoint.url(&["sagas", &saga, "batch", name])?;
+    let all = all.then(|| ("all", "true".to_owned()));
+    url.query_pairs_mut().extend_pairs(filter.pairs().chain(audit.pairs()).chain(all));
+    let mut total = Changed::default();
+    let mut next = None;
+    loop {
+        let mut page = url.clone();
+        page.query_pairs_mut().extend_pairs(next.map(|id: uuid::Uuid| ("after", id.to_string())));
+        let done = format!("{} instances were changed before that", total.changed);
+        let text = request(Method::POST, page, None).await.context(done)?;
+        let changed: Changed = serde_json::from_str(&text).context(NOT_OURS)?;
+        next = changed.next;
+        total.add(changed);
+        if next.is_none() {
+            return output::print(endpoint.output, &total, || total.to_string());
+        }
+    }
+}
+
+async fn change_one(endpoint: &Endpoint, path: &[&str], query: impl Iterator<Item = Pair>) -> anyhow::Result<()> {
+    let mut url = endpoint.url(path)?;
+    url.query_pairs_mut().extend_pairs(query);
     let text = request(Method::POST, url, None).await?;
-    print(&endpoint, &text, |view: View| table(&[view]))
+    print(endpoint, &text, |view: View| table(&[view]))
 }
 
 impl Endpoint {
@@ -192,8 +289,7 @@ async fn request(method: Method, url: Url, body: Option<(String, Option<String>)
 }
 
 fn print<T: DeserializeOwned>(endpoint: &Endpoint, text: &str, form: impl FnOnce(T) -> String) -> anyhow::Result<()> {
-    let not_ours = "the answer is not an orchestrator's; is --orchestrator-url right?";
-    let answer = serde_json::from_str(text).context(not_ours)?;
+    let answer = serde_json::from_str(text).context(NOT_OURS)?;
     let text = match endpoint.output {
         Format::Json => format!("{}\n", text.trim_end()),
         Format::Table => form(answer),
@@ -309,7 +405,10 @@ fn explanation(transition: &Transition) -> String {
     let text =
         [transition.code.clone(), transition.message.clone()].into_iter().flatten().collect::<Vec<_>>().join(": ");
     let id = transition.event_id.as_ref().map(|id| format!("id {id}"));
-    [text].into_iter().filter(|text| !text.is_empty()).chain(id).collect::<Vec<_>>().join("; ")
+    let Audit { by, reason } = &transition.audit;
+    let by = by.as_ref().map(|by| format!("by {by}"));
+    let audit = by.into_iter().chain(reason.clone()).collect::<Vec<_>>().join(": ");
+    [text, audit].into_iter().filter(|text| !text.is_empty()).chain(id).collect::<Vec<_>>().join("; ")
 }
 
 fn outcome(transition: &Transition) -> String {

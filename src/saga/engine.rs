@@ -28,7 +28,7 @@ use super::{
 };
 use crate::domain::saga::{
     decide::{self, Actions, Decision, Moment, Refusal},
-    event::{Event, Written},
+    event::{Audit, Event, Written},
     json,
     state::{Json, State, Status},
     tree::Tree,
@@ -192,7 +192,7 @@ impl Engine {
             bucket,
             seq: 0,
             at: started_at,
-            body: body(&Event::Started { input }, &state),
+            body: body(&Event::Started { input }, None, &state),
             start: Some(Start { saga: definition.name.clone(), version: definition.version.clone(), key: key.clone() }),
             end: None,
         };
@@ -221,10 +221,12 @@ impl Engine {
     }
 
     /// Applies the event that `make` makes of the instance's state, a person's verb or a signal; returns when it is durable.
+    /// `audit` is recorded with it.
     pub(super) async fn change(
         self: &Arc<Self>,
         saga: &str,
         id: Uuid,
+        audit: &Audit,
         make: impl FnOnce(&Tree, &State) -> Result<Event, Refusal>,
     ) -> Result<(), EngineError> {
         let (acknowledge, acknowledged) = oneshot::channel();
@@ -241,7 +243,7 @@ impl Engine {
             }
             let event = make(&instance.compiled.tree, &instance.state).map_err(refused)?;
             instance.check_verified(&event).map_err(refused)?;
-            self.decide_and_queue(id, &mut shard, &event, Some(acknowledge)).map_err(refused)?;
+            self.decide_and_queue(id, &mut shard, (&event, Some(audit)), Some(acknowledge)).map_err(refused)?;
         }
         acknowledged.await.map_err(|_| Unrecorded::TakenOver)??;
         Ok(())
@@ -252,7 +254,7 @@ impl Engine {
         let actions = {
             let Some(mut shard) = self.shard(partition_of(id)) else { return };
             // only a person's verbs and signals are refused
-            self.decide_and_queue(id, &mut shard, event, None).unwrap_or_default()
+            self.decide_and_queue(id, &mut shard, (event, None), None).unwrap_or_default()
         };
         self.act(id, actions);
     }
@@ -262,7 +264,7 @@ impl Engine {
         &self,
         id: Uuid,
         shard: &mut Shard,
-        event: &Event,
+        (event, audit): (&Event, Option<&Audit>),
         acknowledge: Option<Acknowledge>,
     ) -> Result<Actions, Refusal> {
         let Some(instance) = shard.instances.get_mut(&id) else { return Ok(Actions::default()) };
@@ -283,7 +285,7 @@ impl Engine {
             Decision::Recorded(actions) => {
                 let (state, definition) = (&instance.state, &compiled.definition);
                 let end = state.stage.is_end().then(|| (definition.name.clone(), state.status()));
-                let (bucket, seq, body) = (instance.bucket, instance.next_seq, body(event, state));
+                let (bucket, seq, body) = (instance.bucket, instance.next_seq, body(event, audit, state));
                 instance.next_seq += 1;
                 (Some(Row { bucket, seq, at, body, start: None, end }), actions)
             }
@@ -367,9 +369,9 @@ impl Engine {
     }
 }
 
-fn body(event: &Event, state: &State) -> String {
+fn body(event: &Event, audit: Option<&Audit>, state: &State) -> String {
     // serializing strings, numbers and raw JSON cannot fail
-    serde_json::to_string(&Written::new(event, state)).unwrap_or_default()
+    serde_json::to_string(&Written::new(event, audit, state)).unwrap_or_default()
 }
 
 /// Bytes that the state keeps of an event.

@@ -8,26 +8,12 @@ use uuid::Uuid;
 use super::{
     counts::Counted,
     engine::Engine,
+    filter::Filter,
     key::{PARTITIONS, partition_of},
     shard::{Instance, Recovered, Shard, deadline, size},
     view::View,
 };
-use crate::domain::saga::{decide, state::Status};
-
-/// Which instances are meant; what is not given does not matter.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Filter {
-    pub status: Option<Status>,
-    /// The business key.
-    pub key: Option<String>,
-}
-
-impl Filter {
-    fn admits(&self, instance: &Instance) -> bool {
-        self.status.is_none_or(|status| instance.state.status() == status)
-            && self.key.as_ref().is_none_or(|key| instance.key.as_ref() == Some(key))
-    }
-}
+use crate::domain::saga::decide;
 
 impl Engine {
     /// Takes over a partition with its live instances, and repeats the calls that were in progress.

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::domain::saga::{
     decide::{self, Decision, Moment},
     definition::Definition,
-    event::{Event, Outcome, Record},
+    event::{Audit, Event, Outcome, Record},
     state::{Active, At, Failure, Json, State, Status, Stuck, text},
     tree::Tree,
 };
@@ -118,6 +118,9 @@ pub struct Transition {
     pub message: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply: Option<serde_json::Value>,
+    /// Of a person's verb: who asked for it, and why, as they say.
+    #[serde(flatten)]
+    pub audit: Audit,
     /// Of a choreographed saga: the event's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event_id: Option<String>,
@@ -245,6 +248,7 @@ impl Transition {
             code: None,
             message: None,
             reply: None,
+            audit: logged.record.audit.clone().unwrap_or_default(),
             event_id: None,
             causation_id: None,
             state,

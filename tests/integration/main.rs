@@ -28,6 +28,7 @@ mod relay_outages;
 mod relay_refusals;
 mod relay_sinks;
 mod saga;
+mod saga_batch;
 mod saga_crashes;
 mod saga_instances;
 mod saga_jobs;

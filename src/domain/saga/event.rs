@@ -131,15 +131,33 @@ impl Outcome {
     }
 }
 
+/// Who asked for an event, and why, as they say: the API has no accounts. It changes nothing of what is decided.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Audit {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl Audit {
+    fn is_empty(&self) -> bool {
+        self.by.is_none() && self.reason.is_none()
+    }
+}
+
 /// A row of the log as it is written, without a copy of anything. It is read as a [`Record`].
 #[derive(Debug, Serialize)]
 pub struct Written<'a> {
     event: &'a Event,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    audit: Option<&'a Audit>,
     to: WrittenOutcome<'a>,
 }
 
 impl<'a> Written<'a> {
-    pub fn new(event: &'a Event, state: &'a State) -> Self {
+    pub fn new(event: &'a Event, audit: Option<&'a Audit>, state: &'a State) -> Self {
         let places = |wanted: fn(&Active) -> bool| Places { active: &state.active, wanted };
         let to = WrittenOutcome {
             at: places(|_| true),
@@ -148,7 +166,7 @@ impl<'a> Written<'a> {
             paused: state.paused,
             end: Some(state.stage).filter(|stage| stage.is_end()),
         };
-        Self { event, to }
+        Self { event, audit: audit.filter(|audit| !audit.is_empty()), to }
     }
 }
 
@@ -190,6 +208,8 @@ impl Serialize for Places<'_> {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Record {
     pub event: Event,
+    #[serde(default)]
+    pub audit: Option<Audit>,
     pub to: Outcome,
 }
 

@@ -2,7 +2,10 @@
 
 use super::row::{Row, timestamp};
 use crate::{
-    domain::choreography::assessment::{Assessment, Graph, Verdict, assess},
+    domain::{
+        choreography::assessment::{Assessment, Graph, Verdict, assess},
+        saga::event::Audit,
+    },
     saga::view::{Detail, Owed, Transition, View},
 };
 
@@ -65,6 +68,7 @@ pub(super) fn detail(row: &Row, graph: &Graph) -> Detail {
             code: None,
             message: Some(message).filter(|message| !message.is_empty()),
             reply: None,
+            audit: Audit::default(),
             event_id: Some(event.id.clone()),
             causation_id: event.cause.clone(),
             state: row.status(),

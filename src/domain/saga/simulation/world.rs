@@ -105,7 +105,10 @@ pub(super) fn json(text: &str) -> Json {
 impl World {
     pub(super) fn new(tree: Arc<Tree>, participants: Participants) -> Self {
         let (state, actions) = decide::start(&tree, json("{}"), 0);
-        let pending = vec![(Record { event: Event::Started { input: json("{}") }, to: Outcome::of(&state) }, actions)];
+        let pending = vec![(
+            Record { event: Event::Started { input: json("{}") }, audit: None, to: Outcome::of(&state) },
+            actions,
+        )];
         let (log, due, in_flight, stray) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (proxied, crashes, repairs) = (false, 0, 0);
         Self { tree, participants, log, pending, state, due, in_flight, stray, proxied, crashes, repairs }
@@ -191,7 +194,7 @@ impl World {
         match decide::decide(&self.tree, &mut self.state, &event, moment) {
             Ok(Decision::Recorded(actions)) => {
                 let to = Outcome::of(&self.state);
-                self.pending.push((Record { event, to }, actions));
+                self.pending.push((Record { event, audit: None, to }, actions));
             }
             Ok(Decision::Unrecorded(actions)) => self.due.extend(actions),
             Ok(Decision::Ignored) | Err(_) => {}
@@ -211,7 +214,7 @@ impl World {
             panic!("the log begins with the start")
         };
         let mut state = decide::start(&self.tree, input.clone(), 0).0;
-        for Record { event, to } in self.log.iter().skip(1) {
+        for Record { event, to, audit: _ } in self.log.iter().skip(1) {
             let moment = Moment { now_ms: 0, random: 0.0 };
             let decision = decide::decide(&self.tree, &mut state, event, moment);
             assert!(matches!(decision, Ok(Decision::Recorded(_))), "a replay refuses {event:?}");
