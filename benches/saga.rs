@@ -127,6 +127,7 @@ fn definition(port: u16) -> Definition {
         with: [("order", "input.orderId"), ("refuse", "input.refuse")]
             .map(|(k, v)| (k.to_owned(), v.to_owned()))
             .into(),
+        ..Call::default()
     };
     let step = |name: &str, undo: bool| Step {
         name: name.into(),

@@ -10,11 +10,14 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
+    batch::{Changed, Verb},
     engine::{Engine, EngineError},
+    filter::{Filter, FilterQuery},
     key::Key,
     log::Recorded,
     reader::{Listed, ReadError, Reader},
@@ -23,7 +26,7 @@ use super::{
 };
 use crate::domain::saga::{
     decide::{self, Refusal},
-    event::Event,
+    event::{Audit, Event},
     json,
     state::{Json, State as InstanceState, Status},
     tree::Tree,
@@ -67,10 +70,16 @@ enum ApiError {
         "instance `{0}` of a choreographed saga is only watched: repair the service that owes the next event, or `skip` what is owed"
     )]
     OnlyWatched(Uuid),
+    #[error("several running instances of saga `{saga}` have the key `{key}`: name one by its id; `?key=` lists them")]
+    SeveralRunning { saga: String, key: String },
+    #[error("no instance of saga `{saga}` has the id or the key `{key}`")]
+    UnknownKey { saga: String, key: String },
     #[error("{0}")]
     Invalid(String),
     #[error("there is no verb `{0}`; there are retry, skip, cancel, pause and resume")]
     Verb(String),
+    #[error("`{0}` is no verb for many instances; there are retry, cancel, pause and resume")]
+    BatchVerb(String),
 }
 
 /// RFC 9457.
@@ -108,8 +117,10 @@ impl ApiError {
             Self::Read(_) | Self::Watched(_) => (StatusCode::SERVICE_UNAVAILABLE, "DatabaseUnreachable"),
             Self::NotStartable(_) => (StatusCode::CONFLICT, "NotStartable"),
             Self::OnlyWatched(_) => (StatusCode::CONFLICT, "OnlyWatched"),
+            Self::SeveralRunning { .. } => (StatusCode::CONFLICT, "SeveralRunning"),
+            Self::UnknownKey { .. } => (StatusCode::NOT_FOUND, "UnknownInstance"),
             Self::Invalid(_) => (StatusCode::BAD_REQUEST, "InvalidRequest"),
-            Self::Verb(_) => (StatusCode::NOT_FOUND, "UnknownVerb"),
+            Self::Verb(_) | Self::BatchVerb(_) => (StatusCode::NOT_FOUND, "UnknownVerb"),
         }
     }
 }
@@ -152,6 +163,7 @@ const ROUTES: &[(&str, &str)] = &[
     ("get", "/openapi.json"),
     ("get", "/sagas/{name}"),
     ("post", "/sagas/{name}"),
+    ("post", "/sagas/{name}/batch/{verb}"),
     ("get", "/sagas/{name}/{id}"),
     ("post", "/sagas/{name}/{id}/signals/{signal}"),
     ("post", "/sagas/{name}/{id}/{verb}"),
@@ -162,6 +174,7 @@ impl Api {
         Router::new()
             .route("/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) }))
             .route("/sagas/{name}", get(list).post(start))
+            .route("/sagas/{name}/batch/{verb}", post(change_many))
             .route("/sagas/{name}/{id}", get(show))
             .route("/sagas/{name}/{id}/{verb}", post(change))
             .route("/sagas/{name}/{id}/signals/{signal}", post(signal).layer(DefaultBodyLimit::max(MAX_SIGNAL)))
@@ -187,7 +200,31 @@ impl Api {
         if events.is_empty() {
             return Err(unknown().into());
         }
-        Detail::new(id, definition, tree, &events).map_err(|why| ApiError::Replay { id, why })
+        let mut detail = Detail::new(id, definition, tree, &events).map_err(|why| ApiError::Replay { id, why })?;
+        detail.view.key = listed.key;
+        Ok(detail)
+    }
+
+    /// The instance of this id, or of this business key: the one that runs, else the latest that has ended.
+    async fn resolve(&self, saga: &str, text: &str) -> Result<Uuid, ApiError> {
+        let id = text.parse::<Uuid>().ok();
+        if let Some(id) = id
+            && (self.engine.holds(saga, id) || self.reader.instance(saga, id).await?.is_some())
+        {
+            return Ok(id);
+        }
+        let filter = Filter { key: Some(text.to_owned()), ..Filter::default() };
+        let running = self.engine.live(saga, &filter, 2);
+        match (running.as_slice(), id) {
+            ([one], _) => return Ok(one.id),
+            ([_, ..], _) => return Err(ApiError::SeveralRunning { saga: saga.to_owned(), key: text.to_owned() }),
+            ([], _) => {}
+        }
+        match (self.reader.list(saga, &filter, 1).await?.first(), id) {
+            (Some(latest), _) => Ok(latest.id),
+            (None, Some(id)) => Err(EngineError::UnknownInstance { saga: saga.to_owned(), id }.into()),
+            (None, None) => Err(ApiError::UnknownKey { saga: saga.to_owned(), key: text.to_owned() }),
+        }
     }
 
     /// An instance that may have been started before, under the same key.
@@ -293,7 +330,6 @@ fn parse_wait(text: &str) -> Result<Duration, ApiError> {
 
 #[derive(Debug, Deserialize)]
 struct ListQuery {
-    state: Option<String>,
     limit: Option<usize>,
 }
 
@@ -305,23 +341,25 @@ struct List {
 async fn list(
     State(api): State<Api>,
     Path(saga): Path<String>,
+    Query(filter): Query<FilterQuery>,
     Query(query): Query<ListQuery>,
 ) -> Result<JsonBody<List>, ApiError> {
     let limit = query.limit.unwrap_or(DEFAULT_LIST).clamp(1, MAX_LIST);
-    let parse = |text: &str| {
-        let names = Status::ALL.map(Status::as_str).join(", ");
-        Status::parse(text).ok_or_else(|| ApiError::Invalid(format!("there is no state `{text}`; there are {names}")))
-    };
-    let status = query.state.as_deref().filter(|text| !text.is_empty()).map(parse).transpose()?;
-    let mut items = api.engine.live(&saga, status, limit);
-    if status.is_none_or(|status| matches!(status, Status::Completed | Status::Compensated)) {
-        let rows = api.reader.list(&saga, status, i64::try_from(limit).unwrap_or(i64::MAX)).await?;
+    let filter = filter.parse(Timestamp::now()).map_err(ApiError::Invalid)?;
+    let mut items = api.engine.live(&saga, &filter, limit);
+    if filter.admits_ended() {
+        let rows = api.reader.list(&saga, &filter, i64::try_from(limit).unwrap_or(i64::MAX)).await?;
         let unseen = rows.into_iter().filter(|row| !items.iter().any(|item| item.id == row.id)).collect::<Vec<_>>();
         items.extend(unseen.into_iter().map(ended));
         items.sort_by(|a, b| b.started_at.cmp(&a.started_at).then_with(|| a.id.cmp(&b.id)));
         items.truncate(limit);
     }
-    items.extend(api.tracker.list(&saga, status, limit).await?);
+    if api.tracker.follows(&saga) && filter != (Filter { status: filter.status, ..Filter::default() }) {
+        return Err(ApiError::Invalid(format!(
+            "saga `{saga}` is choreographed; its instances are listed by `state` only"
+        )));
+    }
+    items.extend(api.tracker.list(&saga, filter.status, limit).await?);
     items.truncate(limit);
     let catalogue = &api.engine.catalogue;
     if items.is_empty()
@@ -340,6 +378,7 @@ fn ended(row: Listed) -> View {
         id: row.id,
         saga: row.saga,
         version: row.version,
+        key: row.key,
         state: row.state.unwrap_or(Status::Running),
         paused: false,
         overdue: false,
@@ -347,24 +386,20 @@ fn ended(row: Listed) -> View {
         ended_at: row.ended_at,
         current: Vec::new(),
         failure: None,
+        output: None,
         correlation_id: None,
         owed: Vec::new(),
     }
 }
 
-fn parse_id(saga: &str, id: &str) -> Result<Uuid, ApiError> {
-    id.parse()
-        .map_err(|_| ApiError::Invalid(format!("`{id}` is not the id of an instance of saga `{saga}`; ids are UUIDs")))
-}
-
 async fn show(State(api): State<Api>, Path((saga, id)): Path<(String, String)>) -> Result<JsonBody<Detail>, ApiError> {
-    // of an orchestrated saga the ids are UUIDs; a choreographed one is also found by its correlation
-    let orchestrated = match parse_id(&saga, &id) {
+    // an instance of a choreographed saga is also found by its correlation
+    let orchestrated = match api.resolve(&saga, &id).await {
         Ok(id) => api.detail(&saga, id).await,
         Err(error) => Err(error),
     };
     match orchestrated {
-        Err(error @ (ApiError::Engine(EngineError::UnknownInstance { .. }) | ApiError::Invalid(_))) => {
+        Err(error @ (ApiError::Engine(EngineError::UnknownInstance { .. }) | ApiError::UnknownKey { .. })) => {
             api.tracker.find(&saga, &id).await?.map(JsonBody).ok_or(error)
         }
         other => other.map(JsonBody),
@@ -377,27 +412,75 @@ struct ChangeQuery {
     step: Option<String>,
 }
 
+/// Longest `by` and `reason`, in bytes.
+const MAX_AUDIT: usize = 512;
+
+/// Who asks, and why: they are a part of the history.
+fn parse_audit(audit: Audit) -> Result<Audit, ApiError> {
+    let texts = [&audit.by, &audit.reason];
+    if texts.into_iter().flatten().any(|text| text.len() > MAX_AUDIT || text.chars().any(char::is_control)) {
+        let message = format!("`by` and `reason` have at most {MAX_AUDIT} bytes and no control characters");
+        return Err(ApiError::Invalid(message));
+    }
+    Ok(audit)
+}
+
 async fn change(
     State(api): State<Api>,
     Path((saga, id, verb)): Path<(String, String, String)>,
     Query(query): Query<ChangeQuery>,
+    Query(audit): Query<Audit>,
 ) -> Result<JsonBody<View>, ApiError> {
+    let audit = parse_audit(audit)?;
     if let Some(watched) = api.tracker.find(&saga, &id).await? {
         return change_watched(&api, &saga, watched.view.id, &verb).await;
     }
-    let id = parse_id(&saga, &id)?;
+    let id = api.resolve(&saga, &id).await?;
     let step = query.step.as_deref();
     if step.is_some() && !["retry", "skip"].contains(&verb.as_str()) {
         return Err(ApiError::Invalid(format!("`{verb}` is of the whole instance; leave out `step`")));
     }
-    match verb.as_str() {
-        "retry" => api.apply(&saga, id, |tree, state| decide::retry_of(tree, state, step)).await,
-        "skip" => api.apply(&saga, id, |tree, state| decide::skip_of(tree, state, step)).await,
-        "cancel" => api.apply(&saga, id, |_, _| Ok(Event::Cancel)).await,
-        "pause" => api.apply(&saga, id, |_, _| Ok(Event::Pause)).await,
-        "resume" => api.apply(&saga, id, |_, _| Ok(Event::Resume)).await,
+    match (verb.as_str(), Verb::parse(&verb)) {
+        ("skip", _) => api.apply(&saga, id, &audit, |tree, state| decide::skip_of(tree, state, step)).await,
+        (_, Some(verb)) => api.apply(&saga, id, &audit, |tree, state| verb.event(tree, state, step)).await,
         _ => Err(ApiError::Verb(verb)),
     }
+}
+
+#[derive(Debug, Deserialize)]
+struct BatchQuery {
+    /// The last instance of the page before.
+    after: Option<Uuid>,
+    /// Without a filter, every running instance is meant.
+    #[serde(default)]
+    all: bool,
+}
+
+async fn change_many(
+    State(api): State<Api>,
+    Path((saga, verb)): Path<(String, String)>,
+    Query(filter): Query<FilterQuery>,
+    Query(query): Query<BatchQuery>,
+    Query(audit): Query<Audit>,
+) -> Result<JsonBody<Changed>, ApiError> {
+    let verb = Verb::parse(&verb).ok_or(ApiError::BatchVerb(verb))?;
+    if api.tracker.follows(&saga) {
+        return Err(ApiError::Invalid(format!("saga `{saga}` is choreographed: Weft only watches its instances")));
+    }
+    let filter = filter.parse(Timestamp::now()).map_err(ApiError::Invalid)?;
+    if filter.is_empty() && !query.all {
+        let message =
+            "name the instances by `state`, `step`, `key` or `olderThan`; `all=true` means every one that runs";
+        return Err(ApiError::Invalid(message.to_owned()));
+    }
+    if !filter.admits_live() {
+        return Err(ApiError::Invalid("instances that have ended cannot be changed".to_owned()));
+    }
+    let catalogue = &api.engine.catalogue;
+    if catalogue.current(&saga).is_none() && !catalogue.is_draining(&saga) {
+        return Err(EngineError::UnknownSaga(saga).into());
+    }
+    Ok(JsonBody(api.engine.change_many(&saga, verb, &filter, query.after, &parse_audit(audit)?).await?))
 }
 
 async fn signal(
@@ -406,10 +489,10 @@ async fn signal(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<JsonBody<View>, ApiError> {
-    let id = parse_id(&saga, &id)?;
+    let id = api.resolve(&saga, &id).await?;
     let key = headers.get("idempotency-key").map(parse_key).transpose()?.map(ToOwned::to_owned);
     let body = parse_body(&body, "the signal's body")?;
-    api.apply(&saga, id, |_, _| Ok(Event::Signalled { name, key, body })).await
+    api.apply(&saga, id, &Audit::default(), |_, _| Ok(Event::Signalled { name, key, body })).await
 }
 
 impl Api {
@@ -417,9 +500,10 @@ impl Api {
         &self,
         saga: &str,
         id: Uuid,
+        audit: &Audit,
         make: impl FnOnce(&Tree, &InstanceState) -> Result<Event, Refusal>,
     ) -> Result<JsonBody<View>, ApiError> {
-        match self.engine.change(saga, id, make).await {
+        match self.engine.change(saga, id, audit, make).await {
             Ok(()) => {}
             // it is not in this process: it may have ended, be held by another orchestrator, or not exist
             Err(EngineError::UnknownInstance { .. }) => {

@@ -1,4 +1,4 @@
-//! What the engine does once it is recorded: it calls participants, and evaluates conditions and lists.
+//! What the engine does once it is recorded: it calls participants, and evaluates expressions.
 
 use std::{
     sync::Arc,
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{
     answer::{self, Answer},
-    compiled::Compiled,
+    compiled::{Compiled, time},
     engine::Engine,
     facts::Facts,
     key::partition_of,
@@ -20,7 +20,6 @@ use crate::domain::saga::{
     decide::{self, Actions, Command},
     event::Event,
     state::{At, Json, Place, codes},
-    tree::Kind,
 };
 
 const INTERPRETER_FAULT: &str = "the expression ended by a fault of its interpreter";
@@ -52,7 +51,7 @@ impl Engine {
         }
     }
 
-    /// Calls, or evaluates a condition or a list.
+    /// Calls, or evaluates.
     async fn run(self: Arc<Self>, id: Uuid, command: Command) {
         match command.at {
             At::Do(place) if self.is_evaluation(id, place) => self.run_evaluation(id, command, place).await,
@@ -62,20 +61,29 @@ impl Engine {
 
     fn is_evaluation(&self, id: Uuid, place: Place) -> bool {
         self.shard(partition_of(id)).is_some_and(|shard| {
-            let kind = shard.instances.get(&id).and_then(|instance| instance.compiled.tree.kind(place.node));
-            matches!(kind, Some(Kind::Choice { .. } | Kind::Each { .. }))
+            shard.instances.get(&id).is_some_and(|instance| instance.compiled.tree.is_evaluation(place.node))
         })
     }
 
     async fn run_evaluation(self: Arc<Self>, id: Uuid, command: Command, place: Place) {
         let at = command.at;
         let Some(Prepared { compiled, facts, .. }) = self.prepare(id, command) else { return };
-        let (of, length) = (Arc::clone(&compiled), facts.length());
-        let value = self.evaluate(compiled.is_heavy(at, length), move || of.value(place, &facts)).await;
+        let (of, heavy) = (Arc::clone(&compiled), compiled.is_heavy(at, facts.length()));
+        if compiled.tree.output() == Some(place.node) {
+            let (output, note) = match self.evaluate(heavy, move || of.output(place, &facts)).await {
+                Ok(output) => (Some(output), None),
+                Err(why) => (None, Some(why)),
+            };
+            return self.handle_event(id, &Event::Produced { at, output, note });
+        }
+        let value = self.evaluate(heavy, move || of.value(place, &facts)).await;
         let event = match value {
             Ok(Value::Bool(value)) => Ok(Event::Chosen { at, value }),
             Ok(Value::Array(items)) => list(&items).map(|items| Event::Listed { at, items }),
-            Ok(_) => Err("it is neither a condition nor a list".to_owned()),
+            Ok(Value::String(text)) => {
+                time(&text).map(|until_ms| Event::Scheduled { at, until_ms }).ok_or_else(|| "it is no time".to_owned())
+            }
+            Ok(_) => Err("it is neither a condition, a list nor a time".to_owned()),
             Err(why) => Err(why),
         };
         let failed = |why: String| answer::failure(codes::EXPRESSION, &why).into_event(at, command.attempt);
@@ -112,22 +120,20 @@ impl Engine {
         let compiled = &prepared.compiled;
         let (call, timeout_ms) = compiled.tree.call(command.at)?;
         let (of, facts) = (Arc::clone(compiled), Arc::clone(&prepared.facts));
-        let body = match self
-            .evaluate(compiled.is_heavy(command.at, prepared.facts.length()), move || of.body(command.at, &facts))
-            .await
-        {
-            Ok(body) => body,
+        let moved = self.catalogue.moved(&compiled.definition, call);
+        let method = moved.as_ref().map_or(&call.method, |moved| &moved.method).clone();
+        let heavy = compiled.is_heavy(command.at, facts.length());
+        let made = self.evaluate(heavy, move || of.request(command.at, &facts, moved.as_ref())).await;
+        let request = match made {
+            Ok(request) => request,
             Err(why) => return Some(answer::failure(codes::EXPRESSION, &why)),
         };
         let step = compiled.tree.path(command.at);
         let operation = prepared.operation;
-        let moved = self.catalogue.moved(&compiled.definition, call);
-        let (method, url) = moved.as_ref().map_or((&call.method, &call.url), |moved| (&moved.method, &moved.url));
         let call = transport::Call {
             service: &call.service,
-            method,
-            url,
-            body,
+            method: &method,
+            request,
             idempotency_key: format!("{id}/{step}/{operation}"),
             traceparent: traceparent(id, command),
             correlation_id: id.to_string(),

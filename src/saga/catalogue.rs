@@ -9,7 +9,10 @@ use std::{
 use super::{compiled::Compiled, counts::Counts};
 use crate::{
     contract::status::SagaCounts,
-    domain::saga::definition::{Call, Definition},
+    domain::saga::{
+        definition::{Call, Definition},
+        request::{self, Target},
+    },
 };
 
 /// A start that has found its definition is counted within this time.
@@ -46,6 +49,12 @@ pub(super) struct Address {
     pub url: String,
 }
 
+impl Address {
+    pub(super) fn target(&self) -> Target<'_> {
+        Target { method: &self.method, url: &self.url }
+    }
+}
+
 impl Catalogue {
     /// The definition that new instances of `saga` start with.
     pub(super) fn current(&self, saga: &str) -> Option<Arc<Compiled>> {
@@ -64,7 +73,7 @@ impl Catalogue {
 
     /// Where a call of `definition` goes now, if that is elsewhere than the definition says: it may be an older one, and what
     /// an instance does is pinned to its definition, but not where its participants are. A command that no current definition
-    /// has goes to where its service is.
+    /// has, or that wants other arguments now, keeps its method and path, and goes to where its service is.
     pub(super) fn moved(&self, definition: &Definition, call: &Call) -> Option<Address> {
         let inner = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let current = inner.current.get(&definition.name);
@@ -72,7 +81,8 @@ impl Catalogue {
             return None;
         }
         let service = inner.services.get(&call.service)?;
-        let address = service.addresses.get(&call.command).cloned().or_else(|| {
+        let fitting = |address: &&Address| request::misfit(call, address.target()).is_none();
+        let address = service.addresses.get(&call.command).filter(fitting).cloned().or_else(|| {
             let (_, path) = split(&call.url)?;
             Some(Address { method: call.method.clone(), url: format!("{}{path}", service.origin) })
         });
@@ -153,7 +163,7 @@ mod tests {
             command: command.to_owned(),
             method: "POST".to_owned(),
             url: url.to_owned(),
-            with: BTreeMap::new(),
+            ..Call::default()
         }
     }
 
@@ -186,6 +196,10 @@ mod tests {
         assert_eq!(url(&older, &ship).as_deref(), Some("http://stock:8080/s"));
         // nobody knows better
         assert_eq!(url(&older, &charge), None);
+        // its path names an argument that the older definition does not give
+        catalogue.publish(vec![definition("order", &[call("stock", "ship", "http://stock:8080/{id}/s")])], &[]);
+        assert_eq!(url(&older, &ship).as_deref(), Some("http://stock:8080/s"));
+        catalogue.publish(vec![newer.clone()], &[]);
         assert_eq!(url(&newer, &moved), None);
         // the saga is deleted, another one calls the service
         catalogue.publish(vec![definition("other", &[call("bank", "refund", "http://bank:9090/refund")])], &[]);

@@ -6,10 +6,17 @@ use anyhow::{Context, anyhow, bail};
 use reqwest::{Method, Url};
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::view::{Current, Detail, Owed, Transition, View};
-use crate::output::{self, Format};
+use super::{
+    batch::Changed,
+    view::{Current, Detail, Owed, Transition, View},
+};
+use crate::{
+    domain::saga::event::Audit,
+    output::{self, Format},
+};
 
 const DEADLINE: Duration = Duration::from_secs(90);
+const NOT_OURS: &str = "the answer is not an orchestrator's; is --orchestrator-url right?";
 
 #[derive(Debug, clap::Args)]
 pub struct Endpoint {
@@ -25,19 +32,67 @@ pub struct Endpoint {
 pub struct InstanceArgs {
     /// The saga's name
     saga: String,
-    /// The instance's id; of a choreographed saga also the correlation of its events
+    /// The instance's id or business key; of a choreographed saga its id or the correlation of its events
     id: String,
     #[command(flatten)]
     endpoint: Endpoint,
 }
 
+/// Which instances are meant; all that is given must hold.
+#[derive(Clone, Debug, clap::Args)]
+pub struct FilterArgs {
+    /// Only those that are Running, Compensating, Stuck, Completed or Compensated
+    #[arg(long)]
+    state: Option<String>,
+    /// Only those with this business key
+    #[arg(long)]
+    key: Option<String>,
+    /// Only those of which this step is in progress, as in the column STEP
+    #[arg(long)]
+    step: Option<String>,
+    /// Only those that started longer ago, such as 90m or 24h
+    #[arg(long, value_name = "DURATION")]
+    older_than: Option<String>,
+}
+
+/// What the history says of a verb.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AuditArgs {
+    /// Who asks for it
+    #[arg(long, env = "USER", hide_env_values = true)]
+    by: Option<String>,
+    /// Why
+    #[arg(long)]
+    reason: Option<String>,
+}
+
 #[derive(Debug, clap::Args)]
-pub struct StepArgs {
+pub struct SkipArgs {
     #[command(flatten)]
     instance: InstanceArgs,
     /// Only this step, as in the column STEP, where several are stuck
     #[arg(long)]
     step: Option<String>,
+    #[command(flatten)]
+    audit: AuditArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct VerbArgs {
+    /// The saga's name
+    saga: String,
+    /// The instance's id or business key; without it, the options say which of the running instances are meant
+    #[arg(conflicts_with_all = ["state", "key", "older_than", "all"])]
+    id: Option<String>,
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// Every running instance of the saga
+    #[arg(long, conflicts_with_all = ["state", "key", "step", "older_than"])]
+    all: bool,
+    #[command(flatten)]
+    audit: AuditArgs,
+    #[command(flatten)]
+    endpoint: Endpoint,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -46,9 +101,8 @@ pub enum Command {
     List {
         /// The saga's name
         saga: String,
-        /// Only those that are Running, Compensating, Stuck, Completed or Compensated
-        #[arg(long)]
-        state: Option<String>,
+        #[command(flatten)]
+        filter: FilterArgs,
         #[arg(long, default_value_t = 50)]
         limit: usize,
         #[command(flatten)]
@@ -83,23 +137,22 @@ pub enum Command {
         key: Option<String>,
     },
     /// Make the calls that are stuck again at once, with a new allowance of attempts
-    Retry(StepArgs),
+    Retry(VerbArgs),
     /// Treat the stuck call as done; of a choreographed saga, give up what is owed
-    Skip(StepArgs),
+    Skip(SkipArgs),
     /// Compensate, before the pivot; pause a stuck pivot first
-    Cancel(InstanceArgs),
+    Cancel(VerbArgs),
     /// Make no further call until `resume`
-    Pause(InstanceArgs),
+    Pause(VerbArgs),
     /// Continue after a pause
-    Resume(InstanceArgs),
+    Resume(VerbArgs),
 }
 
 pub(super) async fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::List { saga, state, limit, endpoint } => {
+        Command::List { saga, filter, limit, endpoint } => {
             let mut url = endpoint.url(&["sagas", &saga])?;
-            let limit = limit.to_string();
-            url.query_pairs_mut().append_pair("limit", &limit).extend_pairs(state.map(|state| ("state", state)));
+            url.query_pairs_mut().append_pair("limit", &limit.to_string()).extend_pairs(filter.pairs());
             let text = request(Method::GET, url, None).await?;
             print(&endpoint, &text, |list: List| table(&list.items))
         }
@@ -118,11 +171,33 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
             let text = request(Method::POST, url, Some((body, key))).await?;
             print(&endpoint, &text, |view: View| table(&[view]))
         }
-        Command::Retry(StepArgs { instance, step }) => change(instance, "retry", step).await,
-        Command::Skip(StepArgs { instance, step }) => change(instance, "skip", step).await,
-        Command::Cancel(instance) => change(instance, "cancel", None).await,
-        Command::Pause(instance) => change(instance, "pause", None).await,
-        Command::Resume(instance) => change(instance, "resume", None).await,
+        Command::Retry(verb) => change(verb, "retry").await,
+        Command::Skip(SkipArgs { instance: InstanceArgs { saga, id, endpoint }, step, audit }) => {
+            let step = step.map(|step| ("step", step)).into_iter();
+            change_one(&endpoint, &["sagas", &saga, &id, "skip"], step.chain(audit.pairs())).await
+        }
+        Command::Cancel(verb) => change(verb, "cancel").await,
+        Command::Pause(verb) => change(verb, "pause").await,
+        Command::Resume(verb) => change(verb, "resume").await,
+    }
+}
+
+type Pair = (&'static str, String);
+
+impl FilterArgs {
+    /// As query parameters.
+    fn pairs(&self) -> impl Iterator<Item = Pair> {
+        let Self { state, key, step, older_than } = self.clone();
+        let pairs = [("state", state), ("key", key), ("step", step), ("olderThan", older_than)];
+        pairs.into_iter().filter_map(|(name, value)| Some((name, value?)))
+    }
+}
+
+impl AuditArgs {
+    /// As query parameters.
+    fn pairs(&self) -> impl Iterator<Item = Pair> {
+        let Self { by, reason } = self.clone();
+        [("by", by), ("reason", reason)].into_iter().filter_map(|(name, value)| Some((name, value?)))
     }
 }
 
@@ -131,14 +206,40 @@ struct List {
     items: Vec<View>,
 }
 
-async fn change(instance: InstanceArgs, verb: &str, step: Option<String>) -> anyhow::Result<()> {
-    let InstanceArgs { saga, id, endpoint } = instance;
-    let mut url = endpoint.url(&["sagas", &saga, &id, verb])?;
-    if let Some(step) = step {
-        url.query_pairs_mut().append_pair("step", &step);
+async fn change(verb: VerbArgs, name: &str) -> anyhow::Result<()> {
+    let VerbArgs { saga, id, filter, all, audit, endpoint } = verb;
+    if let Some(id) = id {
+        return change_one(&endpoint, &["sagas", &saga, &id, name], filter.pairs().chain(audit.pairs())).await;
     }
+    if !all && filter.pairs().next().is_none() {
+        bail!(
+            "name an instance, or several by --state, --step, --key or --older-than; --all means every one that runs"
+        );
+    }
+    let mut url = endpoint.url(&["sagas", &saga, "batch", name])?;
+    let all = all.then(|| ("all", "true".to_owned()));
+    url.query_pairs_mut().extend_pairs(filter.pairs().chain(audit.pairs()).chain(all));
+    let mut total = Changed::default();
+    let mut next = None;
+    loop {
+        let mut page = url.clone();
+        page.query_pairs_mut().extend_pairs(next.map(|id: uuid::Uuid| ("after", id.to_string())));
+        let done = format!("{} instances were changed before that", total.changed);
+        let text = request(Method::POST, page, None).await.context(done)?;
+        let changed: Changed = serde_json::from_str(&text).context(NOT_OURS)?;
+        next = changed.next;
+        total.add(changed);
+        if next.is_none() {
+            return output::print(endpoint.output, &total, || total.to_string());
+        }
+    }
+}
+
+async fn change_one(endpoint: &Endpoint, path: &[&str], query: impl Iterator<Item = Pair>) -> anyhow::Result<()> {
+    let mut url = endpoint.url(path)?;
+    url.query_pairs_mut().extend_pairs(query);
     let text = request(Method::POST, url, None).await?;
-    print(&endpoint, &text, |view: View| table(&[view]))
+    print(endpoint, &text, |view: View| table(&[view]))
 }
 
 impl Endpoint {
@@ -188,8 +289,7 @@ async fn request(method: Method, url: Url, body: Option<(String, Option<String>)
 }
 
 fn print<T: DeserializeOwned>(endpoint: &Endpoint, text: &str, form: impl FnOnce(T) -> String) -> anyhow::Result<()> {
-    let not_ours = "the answer is not an orchestrator's; is --orchestrator-url right?";
-    let answer = serde_json::from_str(text).context(not_ours)?;
+    let answer = serde_json::from_str(text).context(NOT_OURS)?;
     let text = match endpoint.output {
         Format::Json => format!("{}\n", text.trim_end()),
         Format::Table => form(answer),
@@ -198,7 +298,7 @@ fn print<T: DeserializeOwned>(endpoint: &Endpoint, text: &str, form: impl FnOnce
 }
 
 fn table(views: &[View]) -> String {
-    let head = ["ID", "STATE", "STEP", "STARTED", "REASON"].map(str::to_owned);
+    let head = ["ID", "KEY", "STATE", "STEP", "STARTED", "REASON"].map(str::to_owned);
     let rows = views.iter().map(|view| {
         // of many, what needs a person is said first
         let current = view.current.iter().find(|current| current.stuck.is_some()).or(view.current.first());
@@ -211,7 +311,14 @@ fn table(views: &[View]) -> String {
         );
         let stuck = current.and_then(|current| current.stuck.clone());
         let reason = stuck.or_else(|| view.failure.as_ref().map(|failure| failure.reason.clone())).unwrap_or_default();
-        [view.id.to_string(), state(view), step, format!("{:.0}", view.started_at), reason]
+        [
+            view.id.to_string(),
+            view.key.clone().unwrap_or_default(),
+            state(view),
+            step,
+            format!("{:.0}", view.started_at),
+            reason,
+        ]
     });
     output::columns(std::iter::once(head).chain(rows).collect())
 }
@@ -247,6 +354,9 @@ fn history(detail: &Detail) -> String {
         view.id,
         state(view)
     );
+    if let Some(key) = &view.key {
+        let _ = writeln!(text, "Key:      {key}");
+    }
     for current in &view.current {
         let until = current.until.map_or_else(String::new, |until| format!(", until {until:.0}"));
         let _ = writeln!(text, "Current:  {} {}, attempt {}{until}", current.operation, current.step, current.attempt);
@@ -270,7 +380,11 @@ fn history(detail: &Detail) -> String {
         let _ = writeln!(text, "Events:   of correlation {correlation}\n");
         ["TIME", "SERVICE", "EVENT", "OUTCOME", "DETAIL"]
     } else {
-        let _ = writeln!(text, "Input:    {}\n", detail.input);
+        let _ = writeln!(text, "Input:    {}", detail.input);
+        if let Some(output) = &view.output {
+            let _ = writeln!(text, "Output:   {output}");
+        }
+        text.push('\n');
         ["TIME", "STEP", "OPERATION", "OUTCOME", "DETAIL"]
     };
     let head = head.map(str::to_owned);
@@ -291,7 +405,10 @@ fn explanation(transition: &Transition) -> String {
     let text =
         [transition.code.clone(), transition.message.clone()].into_iter().flatten().collect::<Vec<_>>().join(": ");
     let id = transition.event_id.as_ref().map(|id| format!("id {id}"));
-    [text].into_iter().filter(|text| !text.is_empty()).chain(id).collect::<Vec<_>>().join("; ")
+    let Audit { by, reason } = &transition.audit;
+    let by = by.as_ref().map(|by| format!("by {by}"));
+    let audit = by.into_iter().chain(reason.clone()).collect::<Vec<_>>().join(": ");
+    [text, audit].into_iter().filter(|text| !text.is_empty()).chain(id).collect::<Vec<_>>().join("; ")
 }
 
 fn outcome(transition: &Transition) -> String {
@@ -336,10 +453,10 @@ mod tests {
     #[test]
     fn a_history_reads_from_top_to_bottom() {
         let detail: Detail = serde_json::from_value(serde_json::json!({
-            "id": "0192f3a4-0000-7000-8000-000000000001", "saga": "create-order", "version": "1f2e",
+            "id": "0192f3a4-0000-7000-8000-000000000001", "saga": "create-order", "version": "1f2e", "key": "o-1",
             "state": "Compensated", "startedAt": "2026-11-23T10:00:00Z", "endedAt": "2026-11-23T10:00:01Z",
             "failure": {"step": "reserve-credit", "code": "CreditLimitExceeded", "reason": "INSUFFICIENT_CREDIT", "message": "120 > 100"},
-            "input": {"orderId": "o-1"},
+            "input": {"orderId": "o-1"}, "output": {"total": 120},
             "history": [
                 {"time": "2026-11-23T10:00:00Z", "outcome": "started", "state": "Running"},
                 {"time": "2026-11-23T10:00:00.5Z", "step": "reserve-credit", "operation": "do", "attempt": 2, "outcome": "failed",
@@ -351,8 +468,10 @@ mod tests {
         Saga:     create-order (version 1f2e)
         Instance: 0192f3a4-0000-7000-8000-000000000001
         State:    Compensated
+        Key:      o-1
         Failure:  INSUFFICIENT_CREDIT at reserve-credit: 120 > 100
         Input:    {"orderId":"o-1"}
+        Output:   {"total":120}
 
         TIME                       STEP             OPERATION   OUTCOME              DETAIL
         2026-11-23T10:00:00.000Z                                started

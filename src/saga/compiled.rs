@@ -2,22 +2,29 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::{
+    catalogue::Address,
     counts::Counts,
     facts::{Facts, Values},
 };
 use crate::domain::saga::{
     definition::{Call, Definition},
-    expression::{Body, Expression, ExpressionError},
+    expression::{Expression, ExpressionError},
+    request::{Arguments, Request, Target},
     schema::{Schema, SchemaError},
     state::{At, Json, Place, State},
-    tree::{Kind, NodeId, Order, Tree},
+    tree::{Kind, NodeId, Order, ROOT, Tree},
 };
 
 /// Values of this length and expressions without a macro take less than a millisecond.
 const SHORT: usize = 16 * 1024;
+/// Longest output, in bytes of its JSON: as of a reply.
+const MAX_OUTPUT: usize = super::answer::MAX_BODY;
+/// Longest business key, in bytes.
+const MAX_KEY: usize = 256;
 /// Maximum number of items of a `forEach`.
 const MAX_ITEMS: usize = 1_000;
 
@@ -28,6 +35,8 @@ pub(super) struct Compiled {
     pub tree: Tree,
     pub counts: Arc<Counts>,
     input: Option<Result<Schema, SchemaError>>,
+    /// Of the business key.
+    key: Option<Compilation<Expression>>,
     nodes: Vec<Expressions>,
     notify: Expressions,
     /// Whether any expression has a macro.
@@ -41,10 +50,12 @@ type Compilation<T> = Result<T, String>;
 /// The expressions of a node.
 #[derive(Debug, Default)]
 struct Expressions {
-    action: Option<Compilation<Body>>,
-    undo: Option<Compilation<Body>>,
-    /// Of a condition or a list.
+    action: Option<Compilation<Arguments>>,
+    undo: Option<Compilation<Arguments>>,
+    /// Of a condition, a list or a time.
     value: Option<Compilation<Expression>>,
+    /// The members of the output.
+    output: Vec<(String, Compilation<Expression>)>,
     /// The steps whose replies these read, or what is evaluated together with them.
     reads: Vec<NodeId>,
 }
@@ -57,8 +68,12 @@ impl Expressions {
                 own.action = Some(compile(&transaction.action));
                 own.undo = transaction.undo.call().map(compile);
             }
-            Kind::Choice { condition: source, .. } | Kind::Each { items: source, .. } => {
+            Kind::Choice { condition: source, .. } | Kind::Each { items: source, .. } | Kind::WaitUntil(source) => {
                 own.value = Some(Expression::compile(source).map_err(|error| error.to_string()));
+            }
+            Kind::Output(members) => {
+                let compile = |source: &String| Expression::compile(source).map_err(|error| error.to_string());
+                own.output = members.iter().map(|(name, source)| (name.clone(), compile(source))).collect();
             }
             Kind::Wait { .. } | Kind::Signal { .. } | Kind::Sequence(_) | Kind::All(_) => {}
         }
@@ -66,18 +81,22 @@ impl Expressions {
     }
 
     fn steps(&self) -> Vec<&str> {
-        let bodies = [&self.action, &self.undo].into_iter().flatten().flatten();
-        bodies.flat_map(Body::steps).chain(self.value.iter().flatten().flat_map(Expression::steps)).collect()
+        let calls = [&self.action, &self.undo].into_iter().flatten().flatten();
+        calls.flat_map(Arguments::steps).chain(self.values().flat_map(Expression::steps)).collect()
     }
 
     fn is_heavy(&self) -> bool {
-        let mut bodies = [&self.action, &self.undo].into_iter().flatten().flatten();
-        bodies.any(Body::is_heavy) || self.value.iter().flatten().any(Expression::is_heavy)
+        let mut calls = [&self.action, &self.undo].into_iter().flatten().flatten();
+        calls.any(Arguments::is_heavy) || self.values().any(Expression::is_heavy)
+    }
+
+    fn values(&self) -> impl Iterator<Item = &Expression> {
+        self.value.iter().chain(self.output.iter().map(|(_, member)| member)).flatten()
     }
 }
 
-fn compile(call: &Call) -> Compilation<Body> {
-    Body::compile(call).map_err(|error| error.to_string())
+fn compile(call: &Call) -> Compilation<Arguments> {
+    Arguments::compile(call).map_err(|error| error.to_string())
 }
 
 impl Compiled {
@@ -104,7 +123,10 @@ impl Compiled {
         }
         let has_macros = nodes.iter().chain([&notify]).any(Expressions::is_heavy);
         let input = definition.input.as_ref().map(Schema::compile);
-        Self { definition, tree, counts, input, nodes, notify, has_macros }
+        let compile = |source: &String| Expression::compile(source).map_err(|error| error.to_string());
+        let key = definition.key.as_ref().map(compile);
+        let has_macros = has_macros || key.iter().flatten().any(Expression::is_heavy);
+        Self { definition, tree, counts, input, key, nodes, notify, has_macros }
     }
 
     fn expressions(&self, at: At) -> Option<&Expressions> {
@@ -114,7 +136,7 @@ impl Compiled {
         }
     }
 
-    fn call(&self, at: At) -> Option<&Compilation<Body>> {
+    fn arguments(&self, at: At) -> Option<&Compilation<Arguments>> {
         let own = self.expressions(at)?;
         if matches!(at, At::Undo(_)) { own.undo.as_ref() } else { own.action.as_ref() }
     }
@@ -160,6 +182,22 @@ impl Compiled {
         self.check(At::Notify, &self.values(At::Notify, &facts)?, |_| true)
     }
 
+    /// The business key of an instance with this input, or why it has none.
+    pub(super) fn key(&self, input: &Json) -> Result<Option<String>, String> {
+        let Some(key) = &self.key else { return Ok(None) };
+        let values = Facts::of_input(input.clone()).values(&self.tree, std::iter::empty())?;
+        let found = key.as_ref().map_err(Clone::clone)?.evaluate(values.scope(At::of(ROOT)));
+        match found.map_err(|error| format!("key {error}"))? {
+            Value::String(key) if key.is_empty() || key.chars().any(char::is_control) => {
+                Err("key is empty, or has control characters".to_owned())
+            }
+            Value::String(key) if key.len() > MAX_KEY => Err(format!("key is longer than {MAX_KEY} bytes")),
+            Value::String(key) => Ok(Some(key)),
+            Value::Number(key) => Ok(Some(key.to_string())),
+            _ => Err("key is neither a string nor a number".to_owned()),
+        }
+    }
+
     /// The nodes that are done by every instance that completes.
     fn certain(&self) -> impl Iterator<Item = NodeId> {
         self.tree.nodes().filter(|(_, node)| !node.conditional && node.each.is_none()).map(|(node, _)| node)
@@ -169,8 +207,8 @@ impl Compiled {
     fn check(&self, at: At, values: &Values, known: impl Fn(NodeId) -> bool) -> Result<(), String> {
         let known = |step: &str| self.tree.task(step).is_some_and(&known);
         let failed = |error: &ExpressionError| format!("step `{}` ({}): {error}", self.tree.path(at), at.operation());
-        if let Some(Ok(body)) = self.call(at) {
-            body.check(values.scope(at), known).map_err(|error| failed(&error))?;
+        if let (Some(Ok(arguments)), Some((call, _))) = (self.arguments(at), self.tree.call(at)) {
+            arguments.check(values.scope(at), Target::of(call), known).map_err(|error| failed(&error))?;
         }
         match (at, self.expressions(at).and_then(|own| own.value.as_ref())) {
             (At::Do(place), Some(Ok(value))) if value.steps().all(known) => {
@@ -182,24 +220,26 @@ impl Compiled {
         }
     }
 
-    /// The JSON text to send, or why it cannot be made.
+    /// What to send, or why it cannot be made; to where the command is now, if that is not where the definition says.
     ///
     /// A step begins only if its undo can be made from what is known before it: `input`, the replies of earlier steps, and
     /// some failure. An undo that fails with more than that (its own step's reply, or this very failure) is made from that
     /// again, so that no instance is stuck because of an expression. A pivot begins only if the calls after it can be made, as
     /// far as they do not read later replies.
-    pub(super) fn body(&self, at: At, facts: &Facts) -> Result<String, String> {
-        let body = self.call(at).ok_or_else(|| "there is no such call".to_owned())?;
-        let body = body.as_ref().map_err(Clone::clone)?;
+    pub(super) fn request(&self, at: At, facts: &Facts, moved: Option<&Address>) -> Result<Request, String> {
+        let absent = || "there is no such call".to_owned();
+        let (call, _) = self.tree.call(at).ok_or_else(absent)?;
+        let target = moved.map_or_else(|| Target::of(call), Address::target);
+        let arguments = self.arguments(at).ok_or_else(absent)?.as_ref().map_err(Clone::clone)?;
         let mut values = self.values(at, facts)?;
-        let made = body.evaluate(values.scope(at)).map_err(|error| error.to_string());
+        let made = arguments.evaluate(values.scope(at), target).map_err(|error| error.to_string());
         match (at, made) {
             (At::Do(place), Ok(made)) => self.check_ahead(place, &values).map(|()| made),
             (At::Undo(_) | At::Notify, Err(why)) => {
                 let step = self.tree.path(at);
                 tracing::warn!(saga = self.definition.name, %step, why, "an undo is made without its step's reply");
                 values.forget(at.place().and_then(|place| self.tree.node(place.node)).map(|node| node.name.as_str()));
-                body.evaluate(values.scope(at)).map_err(|error| error.to_string())
+                arguments.evaluate(values.scope(at), target).map_err(|error| error.to_string())
             }
             (_, made) => made,
         }
@@ -217,7 +257,7 @@ impl Compiled {
         Ok(())
     }
 
-    /// What a condition or a list is, or why it has no value.
+    /// What a condition, a list or a time is, or why it has no value.
     pub(super) fn value(&self, place: Place, facts: &Facts) -> Result<Value, String> {
         let at = At::Do(place);
         let value = self.expressions(at).and_then(|own| own.value.as_ref());
@@ -228,13 +268,39 @@ impl Compiled {
         Ok(found)
     }
 
+    /// What the instance shows, or why it has no output: that one of its members has no value, which the message names.
+    pub(super) fn output(&self, place: Place, facts: &Facts) -> Result<Json, String> {
+        let at = At::Do(place);
+        let values = self.values(at, facts)?;
+        let members = self.expressions(at).map_or(&[][..], |own| own.output.as_slice());
+        let member = |(name, member): &(String, Compilation<Expression>)| {
+            let value = member.as_ref().map_err(Clone::clone)?.evaluate(values.scope(at));
+            value.map(|value| (name.clone(), value)).map_err(|error| format!("output.{name} {error}"))
+        };
+        let members: serde_json::Map<String, Value> = members.iter().map(member).collect::<Result<_, String>>()?;
+        let output = serde_json::value::to_raw_value(&members).map(Json::from).map_err(|error| error.to_string())?;
+        let length = output.as_str().len();
+        if length > MAX_OUTPUT {
+            return Err(format!("output has {length} bytes of JSON, and at most {MAX_OUTPUT} are allowed"));
+        }
+        Ok(output)
+    }
+
     fn kind_of_value(&self, place: Place) -> &'static str {
-        if matches!(self.tree.kind(place.node), Some(Kind::Choice { .. })) { "when" } else { "forEach.items" }
+        match self.tree.kind(place.node) {
+            Some(Kind::Choice { .. }) => "when",
+            Some(Kind::WaitUntil(_)) => "waitUntil",
+            _ => "forEach.items",
+        }
     }
 
     fn check_kind(&self, place: Place, found: &Value) -> Result<(), String> {
         match (self.tree.kind(place.node), found) {
             (Some(Kind::Choice { .. }), Value::Bool(_)) => Ok(()),
+            (Some(Kind::WaitUntil(_)), Value::String(text)) if time(text).is_some() => Ok(()),
+            (Some(Kind::WaitUntil(_)), _) => {
+                Err("waitUntil is no time in the form of RFC 3339, such as 2026-12-24T18:00:00Z".to_owned())
+            }
             (Some(Kind::Choice { .. }), _) => Err("when is neither true nor false".to_owned()),
             (_, Value::Array(items)) if items.len() > MAX_ITEMS => {
                 Err(format!("forEach.items has {} items, and at most {MAX_ITEMS} are allowed", items.len()))
@@ -243,6 +309,11 @@ impl Compiled {
             _ => Err("forEach.items is no list".to_owned()),
         }
     }
+}
+
+/// A time in the form of RFC 3339, in milliseconds since the epoch.
+pub(super) fn time(text: &str) -> Option<i64> {
+    text.parse::<Timestamp>().ok().map(Timestamp::as_millisecond)
 }
 
 #[cfg(test)]

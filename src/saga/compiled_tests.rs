@@ -9,7 +9,7 @@ use crate::domain::saga::{
 
 fn call(with: &[(&str, &str)]) -> Call {
     let with = with.iter().map(|(name, source)| ((*name).to_owned(), (*source).to_owned())).collect();
-    Call { with, ..Call::default() }
+    Call { method: "POST".to_owned(), with, ..Call::default() }
 }
 
 fn step(name: &str, pivot: bool, action: Call, undo: Option<Call>) -> Step {
@@ -62,6 +62,10 @@ fn facts(compiled: &Compiled, at: At, replies: &[Value], code: Option<&str>) -> 
     compiled.facts(at, &state)
 }
 
+fn body_of(compiled: &Compiled, at: At, facts: &Facts) -> Value {
+    serde_json::from_str(&compiled.request(at, facts, None).unwrap().body.unwrap()).unwrap()
+}
+
 #[test]
 fn an_input_is_refused_when_an_expression_that_reads_nothing_else_fails() {
     let compiled = compiled();
@@ -90,10 +94,7 @@ fn an_input_is_refused_when_an_expression_that_reads_nothing_else_fails() {
 fn an_undo_can_always_be_made() {
     const UNDO: At = At::Undo(RESERVE);
     let compiled = compiled();
-    let undo = |replies: &[Value], code| {
-        serde_json::from_str::<Value>(&compiled.body(UNDO, &facts(&compiled, UNDO, replies, Some(code))).unwrap())
-            .unwrap()
-    };
+    let undo = |replies: &[Value], code| body_of(&compiled, UNDO, &facts(&compiled, UNDO, replies, Some(code)));
     assert_eq!(undo(&[json!({"id": 7})], "Sold"), json!({"id": 7, "why": "Sold"}));
     assert_eq!(undo(&[], "Sold"), json!({"id": "o-1", "why": "Sold"}));
     // its own reply is not as expected, this failure is not: as when the outcome is unknown
@@ -106,9 +107,24 @@ fn a_pivot_begins_only_if_what_comes_after_it_can_be_called() {
     let compiled = compiled();
     let at = At::Do(CHARGE);
     let good = facts(&compiled, at, &[json!({"id": 7, "depot": "d"})], None);
-    assert!(compiled.body(at, &good).is_ok());
-    let why = compiled.body(at, &facts(&compiled, at, &[json!({"id": 7})], None)).unwrap_err();
+    assert!(compiled.request(at, &good, None).is_ok());
+    let why = compiled.request(at, &facts(&compiled, at, &[json!({"id": 7})], None), None).unwrap_err();
     assert_eq!(why, "step `ship` (do): cannot be evaluated: with.from: `steps.reserve.reply.depot` has no `depot`");
+}
+
+#[test]
+fn an_input_is_refused_that_cannot_be_in_the_path_of_an_undo() {
+    let cancel = Call {
+        method: "DELETE".to_owned(),
+        url: "http://orders:80/orders/{id}".to_owned(),
+        ..call(&[("id", "input.order")])
+    };
+    let steps = vec![step("reserve", false, call(&[]), Some(cancel))];
+    let definition = Definition { name: "order".to_owned(), deadline_ms: 1, steps, ..Definition::default() };
+    let compiled = Compiled::new(definition, Arc::default());
+    assert_eq!(compiled.check_input(&json(&json!({"order": "o-1"}))), Ok(()));
+    let why = compiled.check_input(&json(&json!({"order": ""}))).unwrap_err();
+    assert_eq!(why, "step `reserve` (undo): with.id is empty, and the path needs it");
 }
 
 /// `list` for each of the input's lines, at once with `sum`'s condition over their replies.
@@ -137,9 +153,7 @@ fn an_item_is_read_inside_its_list_and_all_replies_outside_of_it() {
     let Ok(Value::Array(items)) = compiled.value(at.place().unwrap(), &compiled.facts(at, &state)) else { panic!() };
     apply(&mut state, Event::Listed { at, items: items.iter().map(json).collect() });
     let place = |item| Place { node: compiled.tree.task("list").unwrap(), item: Some(item) };
-    let body = |at: At, state: &State| -> Value {
-        serde_json::from_str(&compiled.body(at, &compiled.facts(at, state)).unwrap()).unwrap()
-    };
+    let body = |at: At, state: &State| body_of(&compiled, at, &compiled.facts(at, state));
     assert_eq!(body(At::Do(place(1)), &state), json!({"sku": "b", "order": "o-1"}));
     for item in [1, 0] {
         let reply = Some(json(&json!({"id": item + 7})));
@@ -151,4 +165,55 @@ fn an_item_is_read_inside_its_list_and_all_replies_outside_of_it() {
     apply(&mut state, Event::Chosen { at, value: true });
     let at = state.active[0].at;
     assert_eq!(body(at, &state), json!({"ids": [7, 8]}), "in the order of the items");
+}
+
+#[test]
+fn an_output_that_has_no_value_stops_nothing() {
+    let source = |text: &str| text.to_owned();
+    let definition = Definition {
+        output: [("from", "steps.reserve.reply.depot"), ("to", "input.address.street")]
+            .map(|(name, text)| (source(name), source(text)))
+            .into(),
+        ..compiled().definition
+    };
+    let compiled = Compiled::new(definition, Arc::default());
+    let output = At::of(compiled.tree.output().unwrap());
+    let good = facts(&compiled, output, &[json!({"depot": "d"}), json!(1), json!(2)], None);
+    let made = compiled.output(output.place().unwrap(), &good).unwrap();
+    assert_eq!(made.as_str(), r#"{"from":"d","to":"s"}"#);
+    let bad = facts(&compiled, output, &[json!({"id": "hunter2"}), json!(1), json!(2)], None);
+    let why = compiled.output(output.place().unwrap(), &bad).unwrap_err();
+    assert_eq!(why, "output.from cannot be evaluated: `steps.reserve.reply.depot` has no `depot`");
+    let long = facts(&compiled, output, &[json!({"depot": "x".repeat(MAX_OUTPUT)}), json!(1), json!(2)], None);
+    assert!(compiled.output(output.place().unwrap(), &long).unwrap_err().starts_with("output has "));
+    // the pivot needs what comes after it, and the output is not among that
+    let pivot = At::Do(CHARGE);
+    let mut without_ship = compiled.definition.clone();
+    without_ship.steps.pop();
+    let compiled = Compiled::new(without_ship, Arc::default());
+    assert!(compiled.request(pivot, &facts(&compiled, pivot, &[json!({"id": 7})], None), None).is_ok());
+    assert_eq!(
+        compiled.check_input(&json(&json!({"order": "o-1", "total": 4}))),
+        Ok(()),
+        "nor is it checked at the door"
+    );
+}
+
+#[test]
+fn a_business_key_is_a_string_or_a_number_of_the_input() {
+    let definition = Definition { key: Some("input.order".to_owned()), ..compiled().definition };
+    let compiled = Compiled::new(definition, Arc::default());
+    let key = |order: Value| compiled.key(&json(&json!({"order": order})));
+    assert_eq!(key(json!("o-1")), Ok(Some("o-1".to_owned())));
+    assert_eq!(key(json!(17)), Ok(Some("17".to_owned())));
+    for (order, why) in [
+        (json!(""), "key is empty, or has control characters"),
+        (json!("a\u{0}"), "key is empty, or has control characters"),
+        (json!(["hunter2"]), "key is neither a string nor a number"),
+        (json!("x".repeat(257)), "key is longer than 256 bytes"),
+    ] {
+        assert_eq!(key(order).unwrap_err(), why);
+    }
+    let absent = compiled.key(&json(&json!({}))).unwrap_err();
+    assert_eq!(absent, "key cannot be evaluated: `input.order` has no `order`");
 }

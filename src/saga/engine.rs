@@ -20,7 +20,7 @@ use super::{
     kept::Kept,
     key::{Key, PARTITIONS, partition_of},
     lease::Lease,
-    log::{self, Acknowledge, Entry, Queue, Recorded, Row, Unrecorded},
+    log::{self, Acknowledge, Entry, Queue, Recorded, Row, Start, Unrecorded},
     meters::Meters,
     shard::{Instance, Memory, Shard, size},
     transport::Transport,
@@ -28,7 +28,7 @@ use super::{
 };
 use crate::domain::saga::{
     decide::{self, Actions, Decision, Moment, Refusal},
-    event::{Event, Written},
+    event::{Audit, Event, Written},
     json,
     state::{Json, State, Status},
     tree::Tree,
@@ -127,15 +127,16 @@ impl Engine {
             return Err(EngineError::Congested(waiting));
         }
         let (of, checked) = (Arc::clone(&compiled), input.clone());
-        let check = self.evaluate(compiled.has_heavy(input.as_str().len()), move || of.check_input(&checked)).await;
-        check.map_err(EngineError::UnusableInput)?;
+        let heavy = compiled.has_heavy(input.as_str().len());
+        let business_key = self.evaluate(heavy, move || of.check_input(&checked).and_then(|()| of.key(&checked))).await;
+        let business_key = business_key.map_err(EngineError::UnusableInput)?;
         let id = key.map_or_else(Uuid::now_v7, |key| key.id(saga));
         if matches!(key, Some(Key::Request(_))) {
             self.check_input(id, &input)?;
         }
         let (acknowledge, acknowledged) = oneshot::channel();
         let (end_sender, end) = oneshot::channel();
-        let (view, fresh) = self.begin(id, compiled, input, acknowledge, end_sender)?;
+        let (view, fresh) = self.begin(id, compiled, (input, business_key), acknowledge, end_sender)?;
         let recorded = acknowledged.await.map_err(|_| Unrecorded::TakenOver)??;
         let (recorded, end) = match (recorded, fresh) {
             (Recorded::Written, true) => (Recorded::Written, Some(end)),
@@ -160,7 +161,7 @@ impl Engine {
         &self,
         id: Uuid,
         compiled: Arc<Compiled>,
-        input: Json,
+        (input, key): (Json, Option<String>),
         acknowledge: Acknowledge,
         end_sender: oneshot::Sender<View>,
     ) -> Result<(View, bool), EngineError> {
@@ -191,8 +192,8 @@ impl Engine {
             bucket,
             seq: 0,
             at: started_at,
-            body: body(&Event::Started { input }, &state),
-            start: Some((definition.name.clone(), definition.version.clone())),
+            body: body(&Event::Started { input }, None, &state),
+            start: Some(Start { saga: definition.name.clone(), version: definition.version.clone(), key: key.clone() }),
             end: None,
         };
         compiled.counts.change(id, Counted::NOTHING, &compiled.tree, Some(&state));
@@ -203,6 +204,7 @@ impl Engine {
             bucket,
             next_seq: 1,
             started_at,
+            key,
             bytes,
             deadline: Some(deadline),
             timer_ms: None,
@@ -219,10 +221,12 @@ impl Engine {
     }
 
     /// Applies the event that `make` makes of the instance's state, a person's verb or a signal; returns when it is durable.
+    /// `audit` is recorded with it.
     pub(super) async fn change(
         self: &Arc<Self>,
         saga: &str,
         id: Uuid,
+        audit: &Audit,
         make: impl FnOnce(&Tree, &State) -> Result<Event, Refusal>,
     ) -> Result<(), EngineError> {
         let (acknowledge, acknowledged) = oneshot::channel();
@@ -239,7 +243,7 @@ impl Engine {
             }
             let event = make(&instance.compiled.tree, &instance.state).map_err(refused)?;
             instance.check_verified(&event).map_err(refused)?;
-            self.decide_and_queue(id, &mut shard, &event, Some(acknowledge)).map_err(refused)?;
+            self.decide_and_queue(id, &mut shard, (&event, Some(audit)), Some(acknowledge)).map_err(refused)?;
         }
         acknowledged.await.map_err(|_| Unrecorded::TakenOver)??;
         Ok(())
@@ -250,7 +254,7 @@ impl Engine {
         let actions = {
             let Some(mut shard) = self.shard(partition_of(id)) else { return };
             // only a person's verbs and signals are refused
-            self.decide_and_queue(id, &mut shard, event, None).unwrap_or_default()
+            self.decide_and_queue(id, &mut shard, (event, None), None).unwrap_or_default()
         };
         self.act(id, actions);
     }
@@ -260,7 +264,7 @@ impl Engine {
         &self,
         id: Uuid,
         shard: &mut Shard,
-        event: &Event,
+        (event, audit): (&Event, Option<&Audit>),
         acknowledge: Option<Acknowledge>,
     ) -> Result<Actions, Refusal> {
         let Some(instance) = shard.instances.get_mut(&id) else { return Ok(Actions::default()) };
@@ -281,7 +285,7 @@ impl Engine {
             Decision::Recorded(actions) => {
                 let (state, definition) = (&instance.state, &compiled.definition);
                 let end = state.stage.is_end().then(|| (definition.name.clone(), state.status()));
-                let (bucket, seq, body) = (instance.bucket, instance.next_seq, body(event, state));
+                let (bucket, seq, body) = (instance.bucket, instance.next_seq, body(event, audit, state));
                 instance.next_seq += 1;
                 (Some(Row { bucket, seq, at, body, start: None, end }), actions)
             }
@@ -303,7 +307,7 @@ impl Engine {
             match row {
                 Some(Row { start: Some(_), .. }) if refused => self.forget(id, partition),
                 Some(_) if refused => {}
-                Some(Row { start: Some((saga, _)), .. }) => self.started(id, partition, &saga),
+                Some(Row { start: Some(start), .. }) => self.started(id, partition, &start.saga),
                 Some(Row { end: Some((_, status)), at, .. }) => self.ended(id, partition, status, at),
                 Some(_) | None => {}
             }
@@ -358,22 +362,23 @@ impl Engine {
         let definition = &instance.compiled.definition;
         instance.compiled.counts.ended(status);
         self.meters.ended(&definition.name, status);
-        let view = View::new(id, definition, &instance.compiled.tree, &instance.state, instance.started_at, Some(at));
+        let view = View { ended_at: Some(at), ..instance.view(id) };
         for waiting in instance.waiting {
             let _ = waiting.send(view.clone());
         }
     }
 }
 
-fn body(event: &Event, state: &State) -> String {
+fn body(event: &Event, audit: Option<&Audit>, state: &State) -> String {
     // serializing strings, numbers and raw JSON cannot fail
-    serde_json::to_string(&Written::new(event, state)).unwrap_or_default()
+    serde_json::to_string(&Written::new(event, audit, state)).unwrap_or_default()
 }
 
 /// Bytes that the state keeps of an event.
 fn kept(event: &Event) -> usize {
     match event {
         Event::Succeeded { reply: Some(json), .. } | Event::Signalled { body: json, .. } => json.as_str().len(),
+        Event::Produced { output: Some(json), .. } => json.as_str().len(),
         Event::Listed { items, .. } => items.iter().map(|item| item.as_str().len()).sum(),
         _ => 0,
     }

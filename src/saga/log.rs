@@ -59,10 +59,19 @@ pub(super) struct Row {
     /// In whole microseconds, the resolution of the database.
     pub at: Timestamp,
     pub body: String,
-    /// Saga and version, if this is the instance's first row.
-    pub start: Option<(String, String)>,
+    /// If this is the instance's first row.
+    pub start: Option<Start>,
     /// Saga and final state, if this is the instance's last row.
     pub end: Option<(String, Status)>,
+}
+
+/// What is known of an instance from its start on.
+#[derive(Debug)]
+pub(super) struct Start {
+    pub saga: String,
+    pub version: String,
+    /// Its business key.
+    pub key: Option<String>,
 }
 
 /// Entries in the order of their decisions.

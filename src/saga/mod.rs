@@ -9,6 +9,7 @@
 
 mod answer;
 mod api;
+mod batch;
 mod calls;
 mod catalogue;
 mod cli;
@@ -18,6 +19,7 @@ mod counts;
 mod engine;
 mod explanation;
 mod facts;
+mod filter;
 mod job;
 mod kept;
 mod key;

@@ -3,22 +3,24 @@
 use std::{sync::Arc, time::Instant};
 
 use jiff::Timestamp;
+use uuid::Uuid;
 
 use super::{
     counts::Counted,
     engine::Engine,
-    key::PARTITIONS,
+    filter::Filter,
+    key::{PARTITIONS, partition_of},
     shard::{Instance, Recovered, Shard, deadline, size},
     view::View,
 };
-use crate::domain::saga::{decide, state::Status};
+use crate::domain::saga::decide;
 
 impl Engine {
     /// Takes over a partition with its live instances, and repeats the calls that were in progress.
     pub(super) fn adopt(self: &Arc<Self>, partition: i16, instances: Vec<Recovered>) {
         let mut repeated = Vec::new();
         if let Some(mut shard) = self.shard(partition) {
-            for Recovered { id, compiled, mut state, bucket, next_seq, started_at } in instances {
+            for Recovered { id, compiled, mut state, bucket, next_seq, started_at, key } in instances {
                 repeated.push((id, decide::recover(&compiled.tree, &mut state)));
                 compiled.counts.change(id, Counted::NOTHING, &compiled.tree, Some(&state));
                 let deadline = Some(deadline(started_at, compiled.definition.deadline_ms));
@@ -31,6 +33,7 @@ impl Engine {
                     bucket,
                     next_seq,
                     started_at,
+                    key,
                     bytes,
                     deadline,
                     timer_ms,
@@ -82,14 +85,22 @@ impl Engine {
         (0..PARTITIONS).filter(|partition| self.shard(*partition).is_some_and(|shard| shard.held)).count()
     }
 
-    /// The live instances of `saga` in `status` (`None`: in any status), at most `limit`.
-    pub(super) fn live(&self, saga: &str, status: Option<Status>, limit: usize) -> Vec<View> {
+    /// Whether a live instance of this id is in this process.
+    pub(super) fn holds(&self, saga: &str, id: Uuid) -> bool {
+        let shard = self.shard(partition_of(id));
+        shard.is_some_and(|shard| {
+            shard.instances.get(&id).is_some_and(|instance| instance.compiled.definition.name == saga)
+        })
+    }
+
+    /// The live instances of `saga`, the latest first, at most `limit`.
+    pub(super) fn live(&self, saga: &str, filter: &Filter, limit: usize) -> Vec<View> {
         let mut views = Vec::new();
         for shard in (0..PARTITIONS).filter_map(|partition| self.shard(partition)) {
-            let wanted = shard.instances.iter().filter(|(_, instance)| {
-                instance.compiled.definition.name == saga
-                    && status.is_none_or(|status| instance.state.status() == status)
-            });
+            let wanted = shard
+                .instances
+                .iter()
+                .filter(|(_, instance)| instance.compiled.definition.name == saga && filter.admits(instance));
             views.extend(wanted.take(limit).map(|(id, instance)| instance.view(*id)));
         }
         views.sort_by(|a, b| b.started_at.cmp(&a.started_at).then_with(|| a.id.cmp(&b.id)));

@@ -7,7 +7,7 @@ use tokio::sync::Mutex;
 use tokio_postgres::{Client, types::ToSql};
 use uuid::Uuid;
 
-use super::{problem::SagaProblem, view::Logged};
+use super::{filter::Filter, problem::SagaProblem, view::Logged};
 use crate::{
     contract::{DatabaseLogin, orchestrator::Start},
     domain::saga::{definition::Definition, state::Status},
@@ -78,6 +78,8 @@ pub(super) struct Listed {
     pub ended_at: Option<Timestamp>,
     /// `None`: live.
     pub state: Option<Status>,
+    /// The business key.
+    pub key: Option<String>,
 }
 
 /// A row of `weft.saga_start`.
@@ -100,7 +102,7 @@ pub(super) struct DeadStart<'a> {
     pub why: &'a str,
 }
 
-const COLUMNS: &str = "id, saga, version, started_at, ended_at, state, bucket";
+const COLUMNS: &str = "id, saga, version, started_at, ended_at, state, bucket, key";
 
 /// One shared connection, re-established when it is lost. Its queries come one after another, so what people list has a
 /// connection of its own: it may be slow, and nothing else waits for it.
@@ -261,14 +263,22 @@ impl Reader {
         self.query(&sql, &[&partition]).await?.iter().map(listed).collect()
     }
 
-    /// Instances of a saga, the latest first; with `ended`, only those that ended in this status.
-    pub(super) async fn list(&self, saga: &str, ended: Option<Status>, limit: i64) -> Result<Vec<Listed>, ReadError> {
+    /// Instances of a saga, the latest first; with a status, only those that ended in it.
+    pub(super) async fn list(&self, saga: &str, filter: &Filter, limit: i64) -> Result<Vec<Listed>, ReadError> {
+        let Filter { status, key, started_before, step: _ } = filter;
+        // a condition of its own for the index, which has only the instances with a key
+        let by_key = if key.is_some() { "key = $4" } else { "$4::text is null" };
         let sql = format!(
-            "select {COLUMNS} from weft.saga_instance where saga = $1 and ($2::text is null or state = $2)
+            "select {COLUMNS} from weft.saga_instance
+             where saga = $1 and ($2::text is null or state = $2) and {by_key}
+               and ($5::timestamptz is null or started_at < $5)
              order by started_at desc limit $3"
         );
-        let ended = ended.map(Status::as_str);
-        self.query(&sql, &[&saga, &ended, &limit]).await?.iter().map(listed).collect()
+        self.query(&sql, &[&saga, &status.map(Status::as_str), &limit, key, started_before])
+            .await?
+            .iter()
+            .map(listed)
+            .collect()
     }
 
     /// The log of one instance.
@@ -308,6 +318,7 @@ fn listed(row: &tokio_postgres::Row) -> Result<Listed, ReadError> {
         started_at: row.try_get(3)?,
         ended_at: row.try_get(4)?,
         state: state.and_then(Status::parse),
+        key: row.try_get(7)?,
     })
 }
 

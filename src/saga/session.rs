@@ -12,7 +12,10 @@ use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Statement, error::SqlState};
 use uuid::Uuid;
 
-use super::{key::is_keyed, log::Entry};
+use super::{
+    key::is_keyed,
+    log::{Entry, Start},
+};
 use crate::{
     contract::DatabaseLogin,
     domain::saga::state::Status,
@@ -212,6 +215,7 @@ impl Session {
                 &columns.start_keyed,
                 &columns.end_buckets,
                 &columns.buckets,
+                &columns.start_keys,
             ],
         ))
         .await?;
@@ -250,6 +254,8 @@ struct Columns<'a> {
     start_buckets: Vec<i32>,
     /// Whether the id is derived from a key, so that the instance may exist already.
     start_keyed: Vec<bool>,
+    /// Business keys.
+    start_keys: Vec<Option<&'a str>>,
     end_ids: Vec<Uuid>,
     end_sagas: Vec<&'a str>,
     end_states: Vec<&'static str>,
@@ -272,7 +278,7 @@ impl<'a> Columns<'a> {
             columns.times.push(row.at);
             columns.bodies.push(&row.body);
             columns.buckets.push(row.bucket);
-            if let Some((saga, version)) = &row.start {
+            if let Some(Start { saga, version, key }) = &row.start {
                 columns.start_ids.push(entry.id);
                 columns.start_partitions.push(entry.partition);
                 columns.start_sagas.push(saga);
@@ -280,6 +286,7 @@ impl<'a> Columns<'a> {
                 columns.start_times.push(row.at);
                 columns.start_buckets.push(row.bucket);
                 columns.start_keyed.push(is_keyed(entry.id));
+                columns.start_keys.push(key.as_deref());
             }
             if let Some((saga, status)) = &row.end {
                 columns.end_ids.push(entry.id);

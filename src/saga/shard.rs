@@ -34,6 +34,8 @@ pub(super) struct Instance {
     pub(super) bucket: i32,
     pub(super) next_seq: i32,
     pub(super) started_at: Timestamp,
+    /// Its business key.
+    pub(super) key: Option<String>,
     /// Of memory, about.
     pub(super) bytes: usize,
     /// Until it has passed.
@@ -133,11 +135,13 @@ pub(super) struct Recovered {
     pub bucket: i32,
     pub next_seq: i32,
     pub started_at: Timestamp,
+    pub key: Option<String>,
 }
 
 impl Instance {
     pub(super) fn view(&self, id: Uuid) -> View {
-        View::new(id, &self.compiled.definition, &self.compiled.tree, &self.state, self.started_at, None)
+        let Compiled { definition, tree, .. } = self.compiled.as_ref();
+        View { key: self.key.clone(), ..View::new(id, definition, tree, &self.state, self.started_at, None) }
     }
 
     /// A stuck pivot that cannot be asked may be cancelled, and the question to one that can be skipped, by a person who has

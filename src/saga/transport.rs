@@ -27,7 +27,7 @@ use super::{
     job::Job,
     lease::Lease,
 };
-use crate::outage::with_causes;
+use crate::{domain::saga, outage::with_causes};
 
 /// Maximum number of concurrent requests to one service; further ones wait for a [`Permit`] before their time-out
 /// begins.
@@ -36,9 +36,9 @@ const MAX_IN_FLIGHT: usize = 256;
 /// One call, ready to be sent.
 pub(super) struct Call<'a> {
     pub service: &'a str,
+    /// Upper case.
     pub method: &'a str,
-    pub url: &'a str,
-    pub body: String,
+    pub request: saga::request::Request,
     /// A header value that the engine makes, of visible ASCII characters.
     pub idempotency_key: String,
     pub traceparent: String,
@@ -111,7 +111,7 @@ impl Transport {
     /// Makes the call and classifies its outcome; every error is an outcome too. `None`: there is none to record, because
     /// the lease was too old and nothing was sent, or because the job need not be polled any longer.
     pub(super) async fn call(&self, mut call: Call<'_>, permit: Permit) -> Option<Answer> {
-        let body = std::mem::take(&mut call.body);
+        let body = call.request.body.take();
         let received = match tokio::time::timeout(call.timeout, self.command(&call, body)).await {
             Ok(Err(TransportError::Send(SendError::LeaseTooOld))) => return None,
             outcome => received(&call, outcome),
@@ -120,20 +120,25 @@ impl Transport {
             Ok(raw) => raw,
             Err(why) => return Some(answer::unknown(&why, None)),
         };
-        match Job::accepted(call.service, call.url, &raw) {
+        match Job::accepted(call.service, &call.request.url, &raw) {
             None => Some(answer::classify(call.service, raw, call.doubtful)),
             Some(Err(answer)) => Some(answer),
             Some(Ok(job)) => call.stopping.run_until_cancelled(self.poll(&call, job, permit)).await.flatten(),
         }
     }
 
-    async fn command(&self, call: &Call<'_>, body: String) -> Result<Raw, TransportError> {
-        let url = parse(call.url)?;
-        let request = Request::builder()
+    async fn command(&self, call: &Call<'_>, body: Option<String>) -> Result<Raw, TransportError> {
+        let url = parse(&call.request.url)?;
+        let mut request = Request::builder()
             .method(call.method)
             .uri(url.path_and_query().map_or("/", PathAndQuery::as_str))
-            .header(header::CONTENT_TYPE, "application/json")
             .header("idempotency-key", &call.idempotency_key);
+        if body.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        for (name, value) in &call.request.headers {
+            request = request.header(name, value);
+        }
         self.send(call, &url, request, body, || call.lease.is_young()).await
     }
 
@@ -142,7 +147,7 @@ impl Transport {
         call: &Call<'_>,
         url: &Uri,
         request: request::Builder,
-        body: String,
+        body: Option<String>,
         may_send: impl Fn() -> bool,
     ) -> Result<Raw, TransportError> {
         let request = request
@@ -150,7 +155,7 @@ impl Transport {
             .header(header::ACCEPT, "application/json, application/problem+json")
             .header("traceparent", &call.traceparent)
             .header("correlationid", &call.correlation_id)
-            .body(Full::new(Bytes::from(body)))
+            .body(Full::new(body.map(Bytes::from).unwrap_or_default()))
             .map_err(TransportError::Request)?;
         Ok(self.connections.send(&authority(url)?, request, may_send).await?)
     }
@@ -180,7 +185,7 @@ impl Transport {
     }
 
     async fn status(&self, call: &Call<'_>, job: &Job) -> Result<Raw, TransportError> {
-        self.send(call, &parse(call.url)?, Request::get(job.path_and_query()), String::new(), || true).await
+        self.send(call, &parse(&call.request.url)?, Request::get(job.path_and_query()), None, || true).await
     }
 }
 

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::domain::saga::{
     decide::{self, Decision, Moment},
     definition::Definition,
-    event::{Event, Outcome, Record},
+    event::{Audit, Event, Outcome, Record},
     state::{Active, At, Failure, Json, State, Status, Stuck, text},
     tree::Tree,
 };
@@ -19,6 +19,9 @@ pub struct View {
     pub id: Uuid,
     pub saga: String,
     pub version: String,
+    /// The business key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
     pub state: Status,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
@@ -34,6 +37,9 @@ pub struct View {
     /// Why the saga is (being) compensated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
+    /// The saga's output, once it has completed. A list leaves it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<serde_json::Value>,
     /// Of a choreographed saga: the correlation of its events.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
@@ -61,7 +67,8 @@ pub struct Owed {
 pub struct Current {
     /// `NAME`, or `NAME.ITEM` in a `forEach`.
     pub step: String,
-    /// `do` or `undo` of a call; else what is awaited: `wait`, `signal`, or the expression `when` or `forEach`.
+    /// `do` or `undo` of a call; else what is awaited: `wait`, `signal`, the expression `when` or `forEach`, or `evaluate` of the
+    /// output.
     pub operation: String,
     pub attempt: u32,
     /// When it is over by itself: a wait, or a signal with a time limit.
@@ -101,7 +108,7 @@ pub struct Transition {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
     /// `started`, `succeeded`, `failed`, `unknown`, `deadline passed`; `true` or `false` of a condition, `3 items` of a list,
-    /// `elapsed` of a wait, or of a signal that did not arrive in time, `received` of one that did; or a person's `retry`,
+    /// `until 2026-12-24T18:00:00Z`, `elapsed` of a wait, or of a signal that did not arrive in time, `received` of one that did; or a person's `retry`,
     /// `skip`, `cancel`, `pause`, `resume`. Of a choreographed saga: `started`, `in time`, `late`, `undeclared`, `repeated`,
     /// `cause not seen`.
     pub outcome: String,
@@ -111,6 +118,9 @@ pub struct Transition {
     pub message: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply: Option<serde_json::Value>,
+    /// Of a person's verb: who asked for it, and why, as they say.
+    #[serde(flatten)]
+    pub audit: Audit,
     /// Of a choreographed saga: the event's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event_id: Option<String>,
@@ -141,6 +151,7 @@ pub(super) enum ReplayError {
 }
 
 impl View {
+    /// Without its key, which the log does not have.
     pub(super) fn new(
         id: Uuid,
         definition: &Definition,
@@ -154,6 +165,7 @@ impl View {
             id,
             saga: definition.name.clone(),
             version: definition.version.clone(),
+            key: None,
             state: state.status(),
             paused: state.paused,
             overdue: state.overdue,
@@ -161,6 +173,7 @@ impl View {
             ended_at,
             current,
             failure: state.failure.clone(),
+            output: state.output.as_ref().map(parsed),
             correlation_id: None,
             owed: Vec::new(),
         }
@@ -169,12 +182,11 @@ impl View {
 
 impl Current {
     fn new(tree: &Tree, active: &Active) -> Self {
-        let until = tree.timer_ms(active.at).and_then(|_| active.due_ms(tree));
         Self {
             step: tree.path(active.at).into_owned(),
             operation: tree.operation(active.at).to_owned(),
             attempt: active.attempt,
-            until: until.and_then(|until| Timestamp::from_millisecond(until).ok()),
+            until: active.due_ms(tree).and_then(|until| Timestamp::from_millisecond(until).ok()),
             stuck: active.stuck.as_deref().map(Stuck::text),
             waits_for_a_person: active.stuck.as_ref().is_some_and(|stuck| stuck.waits),
         }
@@ -236,6 +248,7 @@ impl Transition {
             code: None,
             message: None,
             reply: None,
+            audit: logged.record.audit.clone().unwrap_or_default(),
             event_id: None,
             causation_id: None,
             state,
@@ -271,6 +284,16 @@ impl Transition {
             Event::Listed { at, items } => {
                 self.set_step(tree, *at);
                 return format!("{} items", items.len());
+            }
+            Event::Scheduled { at, until_ms } => {
+                self.set_step(tree, *at);
+                let until = Timestamp::from_millisecond(*until_ms).unwrap_or_default();
+                return format!("until {until:.0}");
+            }
+            Event::Produced { at, output, note } => {
+                self.set_step(tree, *at);
+                self.message.clone_from(note);
+                if output.is_some() { "succeeded" } else { "failed" }
             }
             Event::Elapsed { at } => {
                 self.set_step(tree, *at);

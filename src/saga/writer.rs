@@ -311,7 +311,7 @@ impl Writer {
         let replayed = view::replay(&compiled.tree, &events, |_, _| {});
         let state = replayed.map_err(|why| RecoveryError::Replay { id, why })?;
         let next_seq = events.last().map_or(0, |logged| logged.seq + 1);
-        Ok(Recovered { id, compiled, state, bucket, next_seq, started_at })
+        Ok(Recovered { id, compiled, state, bucket, next_seq, started_at, key: instance.key.clone() })
     }
 
     /// Reports which instances of a partition are unreadable; the problem lasts until the partition is recovered again.

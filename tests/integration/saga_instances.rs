@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use weft::contract::orchestrator::Orchestrator;
 
 use crate::{
@@ -294,4 +294,35 @@ async fn without_memory_for_more_instances_a_start_waits() {
     }
     let view = orchestrator.to_its_end("order", &input).await;
     assert_eq!(view["state"], "Completed", "there is room again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_completed_instance_shows_its_output() {
+    let world = World::new().await;
+    let orchestrator = world
+        .orchestrator_of(|definition| {
+            let output = [("order", "input.orderId"), ("tracking", "steps.ship.reply.tracking")];
+            definition.output = output.map(|(name, source)| (name.to_owned(), source.to_owned())).into();
+        })
+        .await;
+    world.participant.behave("ship", Behaviour::Reply(json!({"tracking": "t-1"})));
+    let input = json!({"orderId": "o-1", "total": 3});
+    let view = orchestrator.to_its_end("order", &input).await;
+    assert_eq!((&view["state"], &view["output"]), (&json!("Completed"), &json!({"order": "o-1", "tracking": "t-1"})));
+    let shown = orchestrator.cli(&["show", "order", &id(&view)]).await;
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("\nOutput:   {\"order\":\"o-1\",\"tracking\":\"t-1\"}\n"), "{shown}");
+
+    world.participant.behave("ship", Behaviour::Reply(json!({"number": "secret"})));
+    let view = orchestrator.to_its_end("order", &input).await;
+    assert_eq!((&view["state"], &view["output"]), (&json!("Completed"), &Value::Null));
+    let detail = orchestrator.get(&format!("/sagas/order/{}", id(&view))).await.1;
+    let last = detail["history"].as_array().unwrap().last().unwrap();
+    assert_eq!(
+        (&last["step"], &last["outcome"], &last["state"]),
+        (&json!("output"), &json!("failed"), &json!("Completed"))
+    );
+    let why = "output.tracking cannot be evaluated: `steps.ship.reply.tracking` has no `tracking`";
+    assert_eq!(last["message"], why);
+    assert!(!orchestrator.status().await.to_string().contains("t-1"), "no output is in the status");
 }

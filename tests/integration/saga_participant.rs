@@ -12,9 +12,9 @@ use axum::{
     Json, Router,
     body::Bytes,
     extract::{Path, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{any, get, post},
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -83,6 +83,7 @@ impl Participant {
         let participant = Self { address: listener.local_addr().unwrap(), inner: Arc::default() };
         let router = Router::new()
             .route("/commands/{command}", post(command))
+            .route("/orders/{*path}", any(resource))
             .route("/jobs/{job}", get(job))
             .route("/unfinished", get(|| async { StatusCode::ACCEPTED }))
             .with_state(participant.clone());
@@ -92,6 +93,11 @@ impl Participant {
 
     pub fn url(&self, command: &str) -> String {
         format!("http://{}/commands/{command}", self.address)
+    }
+
+    /// A resource, which has any method; the command is the method and the path with its query: `GET /orders/7?all=true`.
+    pub fn resource_url(&self, path: &str) -> String {
+        format!("http://{}/orders/{path}", self.address)
     }
 
     /// Sets how `command` (of one saga: `command/saga-id`) is answered from now on.
@@ -176,12 +182,24 @@ impl Inner {
     }
 }
 
+async fn resource(
+    State(participant): State<Participant>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    command(State(participant), Path(format!("{method} {uri}")), headers, body).await
+}
+
+/// A request without a body has `null`.
 async fn command(
     State(participant): State<Participant>,
     Path(command): Path<String>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
+    let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
     let key = headers["idempotency-key"].to_str().unwrap().to_owned();
     let mut parts = key.split('/');
     let (saga, step, operation) = (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap());
@@ -189,7 +207,7 @@ async fn command(
         let mut inner = participant.inner.lock().unwrap();
         let headers =
             headers.iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect();
-        inner.calls.push((command.clone(), serde_json::from_slice(&body).unwrap(), headers));
+        inner.calls.push((command.clone(), body, headers));
         let behaviour = inner.behaviours.get(&format!("{command}/{saga}")).or_else(|| inner.behaviours.get(&command));
         let behaviour = behaviour.cloned().unwrap_or(Behaviour::Succeed);
         let nothing = matches!(

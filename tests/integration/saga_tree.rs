@@ -268,3 +268,30 @@ async fn a_signal_that_does_not_come_compensates() {
     assert_eq!(view["failure"]["code"], "SignalTimeout", "{view}");
     assert_eq!(world.participant.effects(&id(&view)), ["reserve do", "reserve undo"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_ends_at_the_time_that_an_expression_gives() {
+    let world = World::new().await;
+    let wait = group("departure", Task::WaitUntil("input.at".into()));
+    let mut trip = world.trip(vec![world.step("flight", true), wait, world.after("mail")]).await;
+    let order = |at: &str| json!({"orderId": "o-1", "at": at});
+    let past = trip.to_its_end("trip", &order("2026-01-01T00:00:00+01:00")).await;
+    assert_eq!(past["state"], "Completed", "a time that has passed is over at once: {past}");
+    let lines = history_lines(&trip.get(&format!("/sagas/trip/{}", id(&past))).await.1);
+    assert_eq!(lines[2..4], ["departure wait until 2025-12-31T23:00:00Z", "departure wait elapsed"]);
+
+    let future = start(&trip, &order("2999-01-01T00:00:00Z")).await;
+    let current = async |trip: &Running| trip.get(&format!("/sagas/trip/{future}")).await.1["current"][0].clone();
+    servers::until("it waits", async || current(&trip).await["until"] == "2999-01-01T00:00:00Z").await;
+    trip.kill9();
+    trip.start();
+    trip.until_ready().await;
+    let waits = current(&trip).await;
+    assert_eq!((&waits["operation"], &waits["until"]), (&json!("wait"), &json!("2999-01-01T00:00:00Z")));
+    assert_eq!(trip.verb("trip", &future, "cancel").await.0, 200);
+    trip.until_state("trip", &future, "Compensated").await;
+
+    let (status, problem) = trip.start_saga("trip", &order("tomorrow"), "", None).await;
+    assert_eq!((status, problem["title"].as_str()), (400, Some("UnusableInput")), "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("waitUntil is no time in the form of RFC 3339"), "{problem}");
+}

@@ -44,6 +44,7 @@ impl World {
             method: "POST".into(),
             url: self.participant.url(command),
             with: with.iter().map(|(name, source)| ((*name).to_owned(), (*source).to_owned())).collect(),
+            ..Call::default()
         }
     }
 
@@ -78,6 +79,7 @@ impl World {
             input: None,
             steps: vec![self.step("reserve", true), self.step("pack", true), charge, ship],
             on_compensated: Some(self.call("notify", &[("reason", "failure.reason"), ("at", "failure.step")])),
+            ..Definition::default()
         }
         .seal()
     }

@@ -224,12 +224,12 @@ pub struct HttpCommand {
     /// Method of the request.
     #[serde(default)]
     pub method: HttpMethod,
-    /// Path of the request, beginning with `/`.
-    #[schemars(length(max = 1024), regex(pattern = r"^/[^\s?#]*$"))]
+    /// Path of the request, beginning with `/`. A saga's arguments fill what is in braces: `/orders/{orderId}`.
+    #[schemars(length(max = 1024), regex(pattern = r"^/([^\s?#{}]|\{[A-Za-z_][A-Za-z0-9_]*\})*$"))]
     pub path: String,
 }
 
-/// HTTP methods that carry a body.
+/// HTTP methods of a command. With GET and DELETE arguments are query parameters; the others carry a JSON body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum HttpMethod {
@@ -237,6 +237,8 @@ pub enum HttpMethod {
     Post,
     Put,
     Patch,
+    Get,
+    Delete,
 }
 
 /// What Weft found and did.

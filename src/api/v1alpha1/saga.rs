@@ -36,7 +36,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self.style == 'Choreography' || (has(self.steps) && !has(self.reactions) && !has(self.completes) && !has(self.compensates))").message("a saga of `style: Orchestration` has `steps`, and none of `reactions`, `completes` and `compensates`"),
-    validation = Rule::new("self.style == 'Orchestration' || (has(self.startOn) && has(self.reactions) && has(self.completes) && !has(self.steps) && !has(self.input) && !has(self.onCompensated))").message("a saga of `style: Choreography` has `startOn`, `reactions` and `completes`, and none of `steps`, `input` and `onCompensated`"),
+    validation = Rule::new("self.style == 'Orchestration' || (has(self.startOn) && has(self.reactions) && has(self.completes) && !has(self.steps) && !has(self.input) && !has(self.key) && !has(self.onCompensated) && !has(self.output))").message("a saga of `style: Choreography` has `startOn`, `reactions` and `completes`, and none of `steps`, `input`, `key`, `onCompensated` and `output`"),
     validation = Rule::new("!has(self.steps) || self.steps.filter(s, has(s.pivot) && s.pivot).size() <= 1").message("spec.steps has more than one `pivot: true`: a saga has one point of no return")
 )]
 pub struct SagaSpec {
@@ -55,6 +55,10 @@ pub struct SagaSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::microservice::opaque_object")]
     pub input: Option<serde_json::Value>,
+    /// The business key by which instances are found (`weft saga list NAME --key ORDER-1`): a CEL expression over `input`, such as `input.orderId`, that gives a string or a number of at most 256 bytes. An input without one starts nothing. Several instances may have the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1000))]
+    pub key: Option<String>,
     /// With orchestration, the time from the start after which a saga that has not passed its pivot is compensated. With choreography each reaction has its own time, `within`.
     #[serde(default = "default_deadline")]
     #[schemars(length(max = 32))]
@@ -88,6 +92,10 @@ pub struct SagaSpec {
     /// Command to call once everything is undone, until it succeeds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_compensated: Option<SagaCommand>,
+    /// What a completed instance shows to those who start sagas (never in a status): members, each a CEL expression over `input` and `steps.NAME.reply`, evaluated once at the end. If one has no value then, the instance completes without an output, and its history says why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
+    pub output: BTreeMap<String, String>,
 }
 
 impl SagaSpec {
@@ -169,7 +177,7 @@ pub struct SagaReaction {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     cel,
-    validation = Rule::new("[has(self.do), has(self.wait), has(self.signal), has(self.all), has(self.steps)].filter(given, given).size() == 1").message("a step has exactly one of `do`, `wait`, `signal`, `all` and `steps`"),
+    validation = Rule::new("[has(self.do), has(self.wait), has(self.waitUntil), has(self.signal), has(self.all), has(self.steps)].filter(given, given).size() == 1").message("a step has exactly one of `do`, `wait`, `waitUntil`, `signal`, `all` and `steps`"),
     validation = Rule::new("has(self.do) || (!has(self.undo) && !has(self.failures) && !(has(self.pivot) && self.pivot))").message("`undo`, `failures` and `pivot` belong to a step with `do`; a wait, a signal and a group have nothing of their own to undo")
 )]
 pub struct SagaStep {
@@ -200,7 +208,7 @@ pub struct SagaStep {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     cel,
-    validation = Rule::new("[has(self.do), has(self.wait), has(self.signal), has(self.steps)].filter(given, given).size() == 1").message("a step has exactly one of `do`, `wait`, `signal` and `steps`"),
+    validation = Rule::new("[has(self.do), has(self.wait), has(self.waitUntil), has(self.signal), has(self.steps)].filter(given, given).size() == 1").message("a step has exactly one of `do`, `wait`, `waitUntil`, `signal` and `steps`"),
     validation = Rule::new("has(self.do) || (!has(self.undo) && !has(self.failures))").message("`undo` and `failures` belong to a step with `do`; a wait, a signal and a group have nothing of their own to undo")
 )]
 pub struct SagaBranch {
@@ -218,7 +226,7 @@ pub struct SagaBranch {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     cel,
-    validation = Rule::new("[has(self.do), has(self.wait), has(self.signal)].filter(given, given).size() == 1").message("a step has exactly one of `do`, `wait` and `signal`"),
+    validation = Rule::new("[has(self.do), has(self.wait), has(self.waitUntil), has(self.signal)].filter(given, given).size() == 1").message("a step has exactly one of `do`, `wait`, `waitUntil` and `signal`"),
     validation = Rule::new("has(self.do) || (!has(self.undo) && !has(self.failures))").message("`undo` and `failures` belong to a step with `do`; a wait, a signal and a group have nothing of their own to undo")
 )]
 pub struct SagaInnerStep {
@@ -263,6 +271,10 @@ pub struct SagaTask {
     #[schemars(length(max = 32))]
     #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) <= duration('8760h')").message("wait must be a duration such as 100ms, 2s or 1h30m, at most 8760h"))]
     pub wait: Option<Duration>,
+    /// Nothing is done until this time: a CEL expression over `input`, `steps.NAME.reply` of earlier steps and, in a `forEach`, `item`, that gives a time in the form of RFC 3339, such as `2026-12-24T18:00:00Z`. It is evaluated once, when the saga comes to the step; a time that has passed is over at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1000))]
+    pub wait_until: Option<String>,
     /// A message from outside is awaited (`POST /sagas/NAME/ID/signals/STEP`), whose body is the step's reply.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<SagaSignal>,
@@ -311,10 +323,18 @@ pub struct SagaCommand {
     /// One of its `spec.commands`.
     #[schemars(length(min = 1, max = 64))]
     pub command: String,
-    /// Members of the request's JSON body, each a CEL expression over `input`, `steps.NAME.reply` of earlier steps, `item` in a `forEach` and, when undoing, `failure.reason`.
+    /// The command's arguments, each a CEL expression over `input`, `steps.NAME.reply` of earlier steps, `item` in a `forEach` and, when undoing, `failure.reason`. Those that the command's path names (`/orders/{orderId}`) fill it; the others are members of the JSON body or, with GET and DELETE, query parameters.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     pub with: BTreeMap<String, String>,
+    /// The whole JSON body, one CEL expression such as `input`. Then `with` has only what the path names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1000))]
+    pub body: Option<String>,
+    /// Further headers of the request, each a CEL expression (`'constant'` in quotes) that gives a string, a number or a boolean. No secrets: whoever may read Sagas sees them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16))]
+    pub headers: BTreeMap<String, String>,
 }
 
 /// How to undo a step.
@@ -322,7 +342,7 @@ pub struct SagaCommand {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     cel,
-    validation = Rule::new("(has(self.none) && self.none) ? !has(self.service) && !has(self.command) && !has(self.with) : has(self.service) && has(self.command)").message("undo names a `service` and a `command`, or says `none: true` and nothing else")
+    validation = Rule::new("(has(self.none) && self.none) ? !has(self.service) && !has(self.command) && !has(self.with) && !has(self.body) && !has(self.headers) : has(self.service) && has(self.command)").message("undo names a `service` and a `command`, or says `none: true` and nothing else")
 )]
 pub struct Undo {
     /// The step has nothing to undo, such as one that only reads.
@@ -336,10 +356,18 @@ pub struct Undo {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
     pub command: Option<String>,
-    /// Members of the request's JSON body, each a CEL expression over `input`, `steps.NAME.reply`, `item` in a `forEach` and `failure`.
+    /// The command's arguments, each a CEL expression over `input`, `steps.NAME.reply`, `item` in a `forEach` and `failure`; they are sent as those of `do`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     pub with: BTreeMap<String, String>,
+    /// The whole JSON body, one CEL expression such as `input`. Then `with` has only what the path names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1000))]
+    pub body: Option<String>,
+    /// Further headers of the request, each a CEL expression (`'constant'` in quotes) that gives a string, a number or a boolean. No secrets: whoever may read Sagas sees them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16))]
+    pub headers: BTreeMap<String, String>,
 }
 
 /// Exponential back-off with jitter.

@@ -44,10 +44,13 @@ create table weft.saga_instance (
   started_at timestamptz not null,
   ended_at timestamptz,
   state text,
+  -- the business key, if the saga has one
+  key text,
   primary key (id, bucket)
 ) partition by list (bucket);
 create index saga_instance_live on weft.saga_instance (partition) where state is null;
 create index saga_instance_by_start on weft.saga_instance (saga, started_at);
+create index saga_instance_by_key on weft.saga_instance (saga, key, started_at) where key is not null;
 
 -- The log: what happened to an instance, in order. `body` is JSON, kept as text because nothing in here reads it.
 create table weft.saga_event (

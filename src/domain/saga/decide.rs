@@ -15,8 +15,8 @@
 //!   `maxAttempts` it is stuck, which is reported, and is still retried at the longest back-off, so that it
 //!   recovers from an outage without a person. After a definite failure it is stuck at once and waits for a person,
 //!   since retrying cannot help. What else is in progress goes on.
-//! - A condition and a list are evaluated by the engine when the saga comes to them. The result is an event, so that it is never
-//!   evaluated again.
+//! - A condition, a list, a time and the output are evaluated by the engine when the saga comes to them. The result is an event, so that
+//!   it is never evaluated again. An output without a value completes the saga all the same.
 
 use super::{
     event::Event,
@@ -40,7 +40,7 @@ pub struct Moment {
     pub random: f64,
 }
 
-/// A call to make, or a condition or list to evaluate. It may be done only after the event that caused it is durable.
+/// A call to make, or an expression to evaluate. It may be done only after the event that caused it is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Command {
     pub at: At,
@@ -133,7 +133,8 @@ pub fn start(tree: &Tree, input: Json, now_ms: i64) -> (State, Actions) {
 /// What to repeat after a crash. The current attempt of a call may have been sent, so it counts as an attempt.
 pub fn recover(tree: &Tree, state: &mut State) -> Actions {
     let waits = |stuck: &Option<Box<Stuck>>| stuck.as_ref().is_some_and(|stuck| stuck.waits);
-    let repeated = state.active.iter().filter(|active| !active.held && !waits(&active.stuck));
+    let repeated =
+        state.active.iter().filter(|active| !active.held && active.until_ms.is_none() && !waits(&active.stuck));
     let repeated: Vec<At> = repeated.map(|active| active.at).collect();
     let mut walk = Walk { tree, state, now_ms: 0, actions: Actions::default() };
     for at in repeated {
@@ -181,6 +182,8 @@ pub fn decide(tree: &Tree, state: &mut State, event: &Event, moment: Moment) -> 
         }
         Event::Chosen { at, value } => walk.chosen(*at, *value),
         Event::Listed { at, items } => walk.listed(*at, items),
+        Event::Scheduled { at, until_ms } => walk.scheduled(*at, *until_ms),
+        Event::Produced { at, output, note: _ } => walk.produced(*at, output.as_ref()),
         Event::Elapsed { at } => walk.elapsed(*at),
         Event::Signalled { name, key, body } => walk.signalled(name, key.as_deref(), body)?,
         Event::DeadlinePassed => walk.deadline(),
@@ -307,16 +310,34 @@ impl Walk<'_> {
         counts
     }
 
+    fn scheduled(&mut self, at: At, until_ms: i64) -> bool {
+        let is_wait = at.place().is_some_and(|place| matches!(self.tree.kind(place.node), Some(Kind::WaitUntil(_))));
+        let Some(active) = self.state.find_mut(at).filter(|active| is_wait && active.until_ms.is_none()) else {
+            return false;
+        };
+        active.until_ms = Some(until_ms);
+        true
+    }
+
+    fn produced(&mut self, at: At, output: Option<&Json>) -> bool {
+        let counts = at.place().map(|place| place.node) == self.tree.output() && self.state.find(at).is_some();
+        if counts {
+            self.state.output = output.cloned();
+            self.finish(at);
+        }
+        counts
+    }
+
     fn elapsed(&mut self, at: At) -> bool {
-        let Some(timer_ms) = self.tree.timer_ms(at) else { return false };
-        if self.state.find(at).is_none_or(|active| active.stuck.is_some()) {
+        // only what has a time can be over by itself
+        if self.state.find(at).and_then(|active| active.due_ms(self.tree)).is_none() {
             return false;
         }
-        let is_signal = at.place().is_some_and(|place| matches!(self.tree.kind(place.node), Some(Kind::Signal { .. })));
-        if !is_signal {
+        let kind = at.place().and_then(|place| self.tree.kind(place.node));
+        let Some(Kind::Signal { within_ms: Some(timer_ms) }) = kind else {
             self.finish(at);
             return true;
-        }
+        };
         let message = format!("the signal did not arrive within {timer_ms} ms");
         if self.is_compensable() {
             self.compensate(Some(at), codes::SIGNAL, &message, true);

@@ -27,10 +27,16 @@ pub struct Definition {
     /// JSON Schema of the input. Without one every JSON is an input, as long as the expressions can use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input: Option<serde_json::Value>,
+    /// The business key by which people find an instance: a CEL expression over `input`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
     pub steps: Vec<Step>,
     /// Called once everything is undone, retried like an undo.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_compensated: Option<Call>,
+    /// What a completed instance shows, each member a CEL expression over `input` and `steps.NAME.reply`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub output: BTreeMap<String, String>,
 }
 
 impl Definition {
@@ -90,7 +96,7 @@ impl Step {
     pub fn children(&self) -> impl Iterator<Item = &Step> {
         let group = match &self.task {
             Task::All(steps) | Task::Steps(steps) => steps.as_slice(),
-            Task::Call(_) | Task::Wait(_) | Task::Signal(_) => &[],
+            Task::Call(_) | Task::Wait(_) | Task::WaitUntil(_) | Task::Signal(_) => &[],
         };
         group.iter().chain(&self.otherwise)
     }
@@ -112,7 +118,7 @@ impl Step {
                 }
             }
             Task::All(steps) | Task::Steps(steps) => steps.iter_mut().for_each(|step| step.add_calls_mut(calls)),
-            Task::Wait(_) | Task::Signal(_) => {}
+            Task::Wait(_) | Task::WaitUntil(_) | Task::Signal(_) => {}
         }
         self.otherwise.iter_mut().for_each(|step| step.add_calls_mut(calls));
     }
@@ -124,6 +130,9 @@ impl Step {
 pub enum Task {
     Call(Box<Transaction>),
     Wait(Wait),
+    /// Nothing is done until a time: a CEL expression that gives one in the form of RFC 3339, evaluated when the saga comes to
+    /// the step.
+    WaitUntil(String),
     Signal(Signal),
     /// All at the same time.
     All(Vec<Step>),
@@ -222,12 +231,18 @@ pub struct Call {
     pub command: String,
     /// HTTP method, upper case.
     pub method: String,
-    /// Absolute URL.
+    /// Absolute URL; its path may name arguments: `/orders/{orderId}`.
     pub url: String,
-    /// The JSON body's members, each a CEL expression over `input`, `steps.NAME.reply`, `item` in a `forEach` and, when
-    /// compensating, `failure`.
+    /// The arguments, each a CEL expression over `input`, `steps.NAME.reply`, `item` in a `forEach` and, when compensating,
+    /// `failure`. [`super::request`] says where each goes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub with: BTreeMap<String, String>,
+    /// The whole JSON body, one such expression.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<String>,
+    /// Further headers, each such an expression.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
 }
 
 /// Exponential back-off with full jitter between attempts whose result is unknown.

@@ -54,6 +54,19 @@ pub enum Event {
         at: At,
         items: Vec<Json>,
     },
+    /// The time of a `waitUntil`, in milliseconds since the epoch.
+    Scheduled {
+        at: At,
+        until_ms: i64,
+    },
+    /// The output of an instance that has done everything, or why it has none.
+    Produced {
+        at: At,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        output: Option<Json>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        note: Option<String>,
+    },
     /// A wait is over, or a signal has not come in time.
     Elapsed {
         at: At,
@@ -118,15 +131,33 @@ impl Outcome {
     }
 }
 
+/// Who asked for an event, and why, as they say: the API has no accounts. It changes nothing of what is decided.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Audit {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl Audit {
+    fn is_empty(&self) -> bool {
+        self.by.is_none() && self.reason.is_none()
+    }
+}
+
 /// A row of the log as it is written, without a copy of anything. It is read as a [`Record`].
 #[derive(Debug, Serialize)]
 pub struct Written<'a> {
     event: &'a Event,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    audit: Option<&'a Audit>,
     to: WrittenOutcome<'a>,
 }
 
 impl<'a> Written<'a> {
-    pub fn new(event: &'a Event, state: &'a State) -> Self {
+    pub fn new(event: &'a Event, audit: Option<&'a Audit>, state: &'a State) -> Self {
         let places = |wanted: fn(&Active) -> bool| Places { active: &state.active, wanted };
         let to = WrittenOutcome {
             at: places(|_| true),
@@ -135,7 +166,7 @@ impl<'a> Written<'a> {
             paused: state.paused,
             end: Some(state.stage).filter(|stage| stage.is_end()),
         };
-        Self { event, to }
+        Self { event, audit: audit.filter(|audit| !audit.is_empty()), to }
     }
 }
 
@@ -177,6 +208,8 @@ impl Serialize for Places<'_> {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Record {
     pub event: Event,
+    #[serde(default)]
+    pub audit: Option<Audit>,
     pub to: Outcome,
 }
 
@@ -216,6 +249,11 @@ mod tests {
             (
                 Event::Listed { at: At::Do(place(2)), items: vec![json(r#"{"a":1}"#)] },
                 r#"{"listed":{"at":{"do":2},"items":[{"a":1}]}}"#,
+            ),
+            (Event::Scheduled { at: At::Do(place(2)), until_ms: 7 }, r#"{"scheduled":{"at":{"do":2},"until_ms":7}}"#),
+            (
+                Event::Produced { at: At::Do(place(4)), output: Some(json("{}")), note: None },
+                r#"{"produced":{"at":{"do":4},"output":{}}}"#,
             ),
             (
                 Event::Signalled { name: "paid".into(), key: None, body: json("1") },

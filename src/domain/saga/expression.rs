@@ -1,4 +1,4 @@
-//! CEL expressions in `with`: compiled once for each definition version, evaluated for each call.
+//! CEL expressions: compiled once for each definition version, evaluated for each call.
 //!
 //! Variables: `input`, `steps.NAME.reply` (of the steps that succeeded), and while compensating `failure` with its members
 //! `step`, `code`, `reason`, `message`; in a `forEach` its `item`. A step whose name holds a dash is written `steps["reserve-credit"].reply`.
@@ -13,16 +13,13 @@ use cel::{
 use serde_json::Value;
 
 use super::{
-    definition::Call,
     meter::{self, Metered},
     references::{self, References},
+    request::MAX_BODY,
 };
 
 /// A longer expression is refused: it is code, and code belongs in a service.
 pub const MAX_LENGTH: usize = 1_000;
-
-/// Longest body of a call, in bytes.
-pub const MAX_BODY: usize = 4 * 1024 * 1024;
 
 /// Maximum nesting depth of the tree: the interpreter needs about 40 kB of stack for each level, and as much for what charges it.
 const MAX_DEPTH: usize = 32;
@@ -47,8 +44,11 @@ pub enum ExpressionError {
     Refused(String),
     #[error("cannot be evaluated: {0}")]
     Evaluate(String),
-    #[error("with.{0} makes the body longer than {MAX_BODY} bytes")]
+    #[error("{0} makes the request longer than {MAX_BODY} bytes")]
     BodyTooLong(String),
+    /// What it is, and why it cannot be sent where the command wants it.
+    #[error("{0}")]
+    Unsendable(String),
 }
 
 /// The values of the variables in one evaluation.
@@ -111,7 +111,7 @@ impl Expression {
     }
 
     /// Within what is left of the budget.
-    fn find<'v>(&'v self, scope: Scope<'v>) -> Result<Cow<'v, Value>, ExpressionError> {
+    pub(super) fn find<'v>(&'v self, scope: Scope<'v>) -> Result<Cow<'v, Value>, ExpressionError> {
         match &self.0 {
             Form::Constant(value) => Ok(Cow::Borrowed(value)),
             Form::Path(path) => follow(path, scope).map(Cow::Borrowed),
@@ -143,77 +143,6 @@ impl Expression {
     /// Whether it may take long on large values.
     pub fn is_heavy(&self) -> bool {
         matches!(&self.0, Form::Program(program) if program.loops)
-    }
-}
-
-/// The body of a call: each member of `with`, compiled.
-#[derive(Debug, Default)]
-pub struct Body(Vec<(String, Expression)>);
-
-impl Body {
-    /// The error names the member.
-    pub fn compile(call: &Call) -> Result<Self, ExpressionError> {
-        let members = call.with.iter().map(|(name, source)| match Expression::compile(source) {
-            Ok(expression) => Ok((name.clone(), expression)),
-            Err(error) => Err(ExpressionError::Parse(format!("with.{name} {error}"))),
-        });
-        Ok(Self(members.collect::<Result<_, _>>()?))
-    }
-
-    /// The names of the steps whose replies it reads.
-    pub fn steps(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().flat_map(|(_, expression)| expression.steps())
-    }
-
-    /// Whether it may take so long that it belongs onto a thread of its own.
-    pub fn is_heavy(&self) -> bool {
-        self.0.iter().any(|(_, expression)| expression.is_heavy())
-    }
-
-    /// The text of the JSON object to send; the error names the member. All members together have one budget.
-    pub fn evaluate(&self, scope: Scope<'_>) -> Result<String, ExpressionError> {
-        let mut text = Vec::from(*b"{");
-        self.each(
-            scope,
-            |_| true,
-            |name, value| {
-                if text.len() > 1 {
-                    text.push(b',');
-                }
-                // writing strings and JSON into memory cannot fail
-                let _ = serde_json::to_writer(&mut text, name);
-                text.push(b':');
-                let _ = serde_json::to_writer(&mut text, value);
-                if text.len() > MAX_BODY { Err(ExpressionError::BodyTooLong(name.to_owned())) } else { Ok(()) }
-            },
-        )?;
-        text.push(b'}');
-        Ok(String::from_utf8(text).unwrap_or_default())
-    }
-
-    /// Evaluates the members that read the reply of no other steps than those, and an item only if there is one.
-    pub fn check(&self, scope: Scope<'_>, steps: impl Fn(&str) -> bool) -> Result<(), ExpressionError> {
-        self.each(scope, steps, |_, _| Ok(()))
-    }
-
-    fn each(
-        &self,
-        scope: Scope<'_>,
-        steps: impl Fn(&str) -> bool,
-        mut found: impl FnMut(&str, &Value) -> Result<(), ExpressionError>,
-    ) -> Result<(), ExpressionError> {
-        meter::begin();
-        let known = |expression: &Expression| {
-            expression.steps().all(&steps) && (scope.item.is_some() || !expression.reads_item())
-        };
-        for (name, expression) in self.0.iter().filter(|(_, expression)| known(expression)) {
-            let value = expression.find(scope).map_err(|error| match error {
-                ExpressionError::Evaluate(why) => ExpressionError::Evaluate(format!("with.{name}: {why}")),
-                other => other,
-            })?;
-            found(name, &value)?;
-        }
-        Ok(())
     }
 }
 
@@ -449,6 +378,6 @@ mod tests {
     #[test]
     fn compiled_expressions_are_shared_between_threads() {
         fn shared<T: Send + Sync>() {}
-        shared::<Body>();
+        shared::<Expression>();
     }
 }

@@ -216,3 +216,18 @@ fn a_condition_without_a_value_compensates_and_after_the_pivot_can_only_be_skipp
     assert_eq!(retry_of(&run.tree, &run.state, None), Err(Refusal::NoValue));
     assert_eq!(run.skipped().paths(), ["do ship"]);
 }
+
+#[test]
+fn a_wait_until_a_time_is_over_then_also_after_a_crash() {
+    let mut run = Run::of(&saga(vec![step("cool", Task::WaitUntil("input.at".into())), last("ship")]));
+    let at = run.named("cool");
+    assert_eq!(run.command.map(|command| command.at), Some(at), "the time is evaluated");
+    assert_eq!(run.try_event(Event::Elapsed { at }), Ok(Decision::Ignored), "it is not known yet");
+    let mut run = run.event(Event::Scheduled { at, until_ms: 7_000 });
+    assert_eq!(run.try_event(Event::Scheduled { at, until_ms: 9_000 }), Ok(Decision::Ignored), "it is evaluated once");
+    assert_eq!(next_timer(&run.tree, &run.state), Some(7_000));
+    assert_eq!(elapsed(&run.tree, &run.state, 6_999), []);
+    assert_eq!(recover(&run.tree, &mut run.state), Actions::default(), "nor is it after a crash");
+    assert_eq!(elapsed(&run.tree, &run.state, 7_000), [Event::Elapsed { at }]);
+    assert_eq!(run.event(Event::Elapsed { at }).paths(), ["do ship"]);
+}

@@ -7,7 +7,7 @@ use super::{
     definition::{Call, Definition, Step, Task, Transaction, Undo},
     lint_expressions::{Site, check_call, check_expression},
     schema::Schema,
-    tree::{Named, Tree},
+    tree::{Named, ROOT, Tree},
 };
 
 /// Steps of all levels. Each may be a call and an undo, and every call of an instance is a row of its log.
@@ -66,7 +66,7 @@ fn find_steps<'a>(
             Task::Steps(steps) => {
                 find_steps(steps, &format!("{field}.steps"), (true, in_each || step.for_each.is_some()), nodes, found);
             }
-            Task::Call(_) | Task::Wait(_) | Task::Signal(_) => {}
+            Task::Call(_) | Task::Wait(_) | Task::WaitUntil(_) | Task::Signal(_) => {}
         }
         find_steps(&step.otherwise, &format!("{field}.else"), (true, in_each), nodes, found);
     }
@@ -109,6 +109,15 @@ impl Lint<'_> {
             self.check_name(found, steps.get(..index).unwrap_or_default());
             self.check_step(found);
         }
+        if let Some(source) = &self.definition.key {
+            check_expression(self.definition, self.tree, ROOT, source, "spec.key", &mut self.findings);
+        }
+        for (name, source) in &self.definition.output {
+            if let Some(node) = self.tree.output() {
+                let field = format!("spec.output.{name}");
+                check_expression(self.definition, self.tree, node, source, &field, &mut self.findings);
+            }
+        }
         if let Some(call) = &self.definition.on_compensated {
             self.check_call("spec.onCompensated", Site::Compensated, call);
         }
@@ -134,6 +143,12 @@ impl Lint<'_> {
         match &step.task {
             Task::Call(transaction) => self.check_transaction(found, transaction),
             Task::Wait(wait) => self.check_time(&format!("{field}.wait"), found, wait.duration_ms),
+            Task::WaitUntil(source) => {
+                if let Some(node) = found.nodes.task {
+                    let field = format!("{field}.waitUntil");
+                    check_expression(self.definition, self.tree, node, source, &field, &mut self.findings);
+                }
+            }
             Task::Signal(signal) => {
                 if let Some(within_ms) = signal.within_ms {
                     self.check_time(&format!("{field}.signal.within"), found, within_ms);

@@ -5,6 +5,7 @@ use super::{
     expression,
     lint::Findings,
     references::References,
+    request::wrong_header,
     schema::unknown_member,
     tree::{Kind, NodeId, Order, Tree},
 };
@@ -17,7 +18,7 @@ pub(super) enum Site {
     Compensated,
 }
 
-/// The expressions of a call's body.
+/// The expressions of a call's request.
 pub(super) fn check_call(
     definition: &Definition,
     tree: &Tree,
@@ -26,13 +27,25 @@ pub(super) fn check_call(
     field: &str,
     findings: &mut Findings,
 ) {
+    let check = Check { definition, tree, site };
     for (name, source) in &call.with {
-        let check = Check { definition, tree, site };
         check.source(source, &format!("{field}.with.{name}"), findings);
+    }
+    if let Some(source) = &call.body {
+        check.source(source, &format!("{field}.body"), findings);
+    }
+    for (name, source) in &call.headers {
+        let field = format!("{field}.headers.{name}");
+        if let Some(why) = wrong_header(name) {
+            findings.add(&field, format!("`{name}` {why}"));
+        } else if call.headers.keys().any(|other| other < name && other.eq_ignore_ascii_case(name)) {
+            findings.add(&field, format!("`{name}` is there twice, since upper case does not matter; remove one"));
+        }
+        check.source(source, &field, findings);
     }
 }
 
-/// An expression that is evaluated when the saga comes to the step: `when`, or `forEach.items`.
+/// An expression that is evaluated when the saga comes to it: `when`, `forEach.items`, `waitUntil`, `output`, `key`.
 pub(super) fn check_expression(
     definition: &Definition,
     tree: &Tree,

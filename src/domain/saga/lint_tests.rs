@@ -406,3 +406,19 @@ fn a_reply_of_a_branch_is_known_after_it_and_within_it() {
     });
     ok(|d| of(d, 5).action = with("steps.each.reply.all(r, r.ok)"));
 }
+
+#[test]
+fn the_output_reads_what_every_completed_instance_has() {
+    let output = |source: &str| {
+        let mut definition = good();
+        definition.output = [("x".to_owned(), source.to_owned())].into();
+        lint(&definition).iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(output(r#"{'r': steps["reserve-credit"].reply.id, 'a': steps.approve.reply}"#), Vec::<String>::new());
+    let unknown = output("steps.output.reply");
+    assert!(
+        unknown[0]
+            .starts_with("spec.output.x: `output` is not a step; there are `reserve-credit`, `charge`, `approve`")
+    );
+    assert!(output("failure.reason")[0].starts_with("spec.output.x: `failure` is known only in `undo`"));
+}

@@ -18,6 +18,7 @@ pub mod lint;
 mod lint_expressions;
 mod meter;
 mod references;
+pub mod request;
 pub mod schema;
 #[cfg(test)]
 mod simulation;

@@ -78,7 +78,7 @@ impl<'de> Deserialize<'de> for Place {
     }
 }
 
-/// Something that is in progress. In a `do` it may be more than a call: a condition or a list that is evaluated, a wait, a signal.
+/// Something that is in progress. In a `do` it may be more than a call: an expression that is evaluated, a wait, a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum At {
@@ -200,6 +200,8 @@ pub struct Active {
     pub redo: bool,
     /// Milliseconds since the epoch at which it began, by which timers are set.
     pub(super) since_ms: i64,
+    /// The time until which it waits, in milliseconds since the epoch, once it is evaluated.
+    pub(super) until_ms: Option<i64>,
     pub stuck: Option<Box<Stuck>>,
 }
 
@@ -219,8 +221,10 @@ impl Active {
         if self.stuck.is_some() {
             return None;
         }
-        let timer = i64::try_from(tree.timer_ms(self.at)?).unwrap_or(i64::MAX);
-        Some(self.since_ms.saturating_add(timer))
+        self.until_ms.or_else(|| {
+            let timer = i64::try_from(tree.timer_ms(self.at)?).unwrap_or(i64::MAX);
+            Some(self.since_ms.saturating_add(timer))
+        })
     }
 }
 
@@ -257,6 +261,8 @@ pub struct State {
     pub(super) happened: bool,
     pub failure: Option<Failure>,
     pub input: Json,
+    /// Of an instance that has completed.
+    pub output: Option<Json>,
     /// By node; `None` for a step that has not succeeded.
     replies: Vec<Option<Json>>,
     /// Of the steps in a `forEach`.
@@ -276,6 +282,7 @@ impl State {
             happened: false,
             failure: None,
             input,
+            output: None,
             replies: vec![None; tree.len()],
             item_replies: BTreeMap::new(),
             iterations: BTreeMap::new(),

@@ -7,9 +7,10 @@
 //!   step with `when`     ─► Choice ─► the step without it, or the sequence of `else`
 //!   step with `forEach`  ─► Each   ─► the step without it, once for each item
 //! ```
-//! These nodes have the name of their step: only the innermost one is a call, so a path names one call.
+//! These nodes have the name of their step: only the innermost one is a call, so a path names one call. The last node is the
+//! output, when the saga has one.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use super::{
     definition::{Call, Definition, RetryPolicy, Step, Task, Transaction},
@@ -18,6 +19,8 @@ use super::{
 
 /// The step name of the call to `onCompensated`, in idempotency key and history.
 pub const ON_COMPENSATED: &str = "onCompensated";
+/// The step name of the evaluation of the output, in the history.
+pub const OUTPUT: &str = "output";
 /// Time-out of one attempt of `onCompensated`, in milliseconds.
 const ON_COMPENSATED_TIMEOUT_MS: u64 = 10_000;
 
@@ -56,12 +59,28 @@ pub struct Node {
 #[derive(Debug)]
 pub enum Kind {
     Call(Box<Transaction>),
-    Wait { duration_ms: u64 },
-    Signal { within_ms: Option<u64> },
+    Wait {
+        duration_ms: u64,
+    },
+    /// The time is evaluated.
+    WaitUntil(String),
+    Signal {
+        within_ms: Option<u64>,
+    },
     Sequence(Vec<NodeId>),
     All(Vec<NodeId>),
-    Choice { condition: String, then: NodeId, otherwise: Option<NodeId> },
-    Each { items: String, concurrency: u32, body: NodeId },
+    Choice {
+        condition: String,
+        then: NodeId,
+        otherwise: Option<NodeId>,
+    },
+    Each {
+        items: String,
+        concurrency: u32,
+        body: NodeId,
+    },
+    /// What the instance shows once it has completed. It is evaluated last, and completes the instance also without a value.
+    Output(BTreeMap<String, String>),
 }
 
 /// The nodes of one step.
@@ -107,7 +126,13 @@ impl Tree {
         };
         let root = tree.push("", None);
         let around = Around { parent: root, each: None, conditional: false };
-        let children = tree.add_sequence(&definition.steps, around);
+        let mut children = tree.add_sequence(&definition.steps, around);
+        if !definition.output.is_empty() {
+            let output = tree.push("", Some(around));
+            tree.finish(output, Kind::Output(definition.output.clone()));
+            tree.follow(children.last().copied(), output);
+            children.push(output);
+        }
         tree.finish(root, Kind::Sequence(children));
         tree.pivot = tree.ids().find(|id| tree.transaction(*id).is_some_and(|call| call.pivot));
         tree
@@ -137,13 +162,17 @@ impl Tree {
     fn add_sequence(&mut self, steps: &[Step], around: Around) -> Vec<NodeId> {
         let children: Vec<NodeId> = steps.iter().map(|step| self.add(step, around)).collect();
         for pair in children.windows(2) {
-            if let [earlier, later] = *pair
-                && let Some(node) = self.nodes.get_mut(earlier as usize)
-            {
-                node.next = Some(later);
+            if let [earlier, later] = *pair {
+                self.follow(Some(earlier), later);
             }
         }
         children
+    }
+
+    fn follow(&mut self, earlier: Option<NodeId>, later: NodeId) {
+        if let Some(node) = earlier.and_then(|earlier| self.nodes.get_mut(earlier as usize)) {
+            node.next = Some(later);
+        }
     }
 
     fn add(&mut self, step: &Step, around: Around) -> NodeId {
@@ -186,6 +215,7 @@ impl Tree {
         let kind = match &step.task {
             Task::Call(transaction) => Kind::Call(transaction.clone()),
             Task::Wait(wait) => Kind::Wait { duration_ms: wait.duration_ms },
+            Task::WaitUntil(time) => Kind::WaitUntil(time.clone()),
             Task::Signal(signal) => Kind::Signal { within_ms: signal.within_ms },
             Task::All(steps) => Kind::All(steps.iter().map(|step| self.add(step, within)).collect()),
             Task::Steps(steps) => Kind::Sequence(self.add_sequence(steps, within)),
@@ -202,7 +232,7 @@ impl Tree {
         self.nodes.is_empty()
     }
 
-    pub fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
+    pub fn ids(&self) -> impl DoubleEndedIterator<Item = NodeId> + use<> {
         0..NodeId::try_from(self.nodes.len()).unwrap_or(NodeId::MAX)
     }
 
@@ -238,6 +268,16 @@ impl Tree {
     /// The pivot when it has no undo, so that nothing can ask whether it happened.
     pub fn final_pivot(&self) -> Option<NodeId> {
         self.pivot.filter(|pivot| !self.has_undo(*pivot))
+    }
+
+    pub fn output(&self) -> Option<NodeId> {
+        let last = self.ids().next_back()?;
+        matches!(self.kind(last), Some(Kind::Output(_))).then_some(last)
+    }
+
+    /// Whether the node is evaluated: the result is an event.
+    pub fn is_evaluation(&self, node: NodeId) -> bool {
+        matches!(self.kind(node), Some(Kind::WaitUntil(_) | Kind::Choice { .. } | Kind::Each { .. } | Kind::Output(_)))
     }
 
     /// The nodes of each step, in the order of the definition: a step comes before those in it, and these before `else`.
@@ -303,16 +343,19 @@ impl Tree {
     pub fn path(&self, at: At) -> Cow<'_, str> {
         let Some(Place { node, item }) = at.place() else { return Cow::Borrowed(ON_COMPENSATED) };
         let name = self.node(node).map_or("", |node| node.name.as_str());
+        let name = if matches!(self.kind(node), Some(Kind::Output(_))) { OUTPUT } else { name };
         item.map_or(Cow::Borrowed(name), |item| Cow::Owned(format!("{name}.{item}")))
     }
 
-    /// What is in progress there: `do` or `undo` of a call, `wait`, `signal`, or the expression `when` or `forEach`.
+    /// What is in progress there: `do` or `undo` of a call, `wait`, `signal`, the expression `when` or `forEach`, or `evaluate` of
+    /// the output.
     pub fn operation(&self, at: At) -> &'static str {
         match at.place().and_then(|place| self.kind(place.node)) {
-            Some(Kind::Wait { .. }) => "wait",
+            Some(Kind::Wait { .. } | Kind::WaitUntil(_)) => "wait",
             Some(Kind::Signal { .. }) => "signal",
             Some(Kind::Choice { .. }) => "when",
             Some(Kind::Each { .. }) => "forEach",
+            Some(Kind::Output(_)) => "evaluate",
             _ => at.operation(),
         }
     }

@@ -36,7 +36,15 @@ impl Walk<'_> {
             Some(Kind::Sequence(children)) => children.iter().any(|child| self.enter(*child, item)),
             Some(Kind::All(children)) => children.iter().filter(|child| self.enter(**child, item)).count() > 0,
             Some(Kind::Signal { .. }) if self.receive(place) => false,
-            Some(Kind::Call(_) | Kind::Wait { .. } | Kind::Signal { .. } | Kind::Choice { .. } | Kind::Each { .. }) => {
+            Some(
+                Kind::Call(_)
+                | Kind::Wait { .. }
+                | Kind::WaitUntil(_)
+                | Kind::Signal { .. }
+                | Kind::Choice { .. }
+                | Kind::Each { .. }
+                | Kind::Output(_),
+            ) => {
                 self.begin(At::Do(place));
                 true
             }
@@ -60,6 +68,7 @@ impl Walk<'_> {
             stopped: false,
             redo: false,
             since_ms: self.now_ms,
+            until_ms: None,
             stuck: None,
         });
         self.issue(at, 0);
@@ -68,9 +77,7 @@ impl Walk<'_> {
     /// Calls, unless the instance is paused, or evaluates. A wait and a signal need nothing: the engine knows when they are due.
     pub(super) fn issue(&mut self, at: At, after_ms: u64) {
         let is_call = self.tree.call(at).is_some();
-        let evaluates = at
-            .place()
-            .is_some_and(|place| matches!(self.tree.kind(place.node), Some(Kind::Choice { .. } | Kind::Each { .. })));
+        let evaluates = at.place().is_some_and(|place| self.tree.is_evaluation(place.node));
         let held = self.state.paused && is_call;
         let Some(active) = self.state.find_mut(at) else { return };
         (active.held, active.stopped) = (held, false);

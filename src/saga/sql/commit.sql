@@ -5,10 +5,10 @@ with fence as (
   from unnest($1::smallint[], $2::bigint[]) as mine (partition, epoch)
   join weft.saga_partition using (partition, epoch)
 ), started as (
-  insert into weft.saga_instance (bucket, id, partition, saga, version, started_at)
-  select n.bucket, n.id, n.partition, n.saga, n.version, n.at
-  from unnest($3::uuid[], $4::smallint[], $5::text[], $6::text[], $7::timestamptz[], $18::integer[], $19::boolean[])
-    as n (id, partition, saga, version, at, bucket, keyed)
+  insert into weft.saga_instance (bucket, id, partition, saga, version, started_at, key)
+  select n.bucket, n.id, n.partition, n.saga, n.version, n.at, n.key
+  from unnest($3::uuid[], $4::smallint[], $5::text[], $6::text[], $7::timestamptz[], $18::integer[], $19::boolean[],
+    $22::text[]) as n (id, partition, saga, version, at, bucket, keyed, key)
   where (select ours from fence)
     -- an id without a key is new
     and not (n.keyed and exists (select from weft.saga_instance as i where i.id = n.id))

@@ -2,7 +2,10 @@
 
 use super::row::{Row, timestamp};
 use crate::{
-    domain::choreography::assessment::{Assessment, Graph, Verdict, assess},
+    domain::{
+        choreography::assessment::{Assessment, Graph, Verdict, assess},
+        saga::event::Audit,
+    },
     saga::view::{Detail, Owed, Transition, View},
 };
 
@@ -26,6 +29,7 @@ fn of(row: &Row, graph: &Graph, assessment: &Assessment) -> View {
         id: row.id,
         saga: row.saga.clone(),
         version: row.version.clone(),
+        key: None,
         state: row.status(),
         paused: false,
         overdue: false,
@@ -33,6 +37,7 @@ fn of(row: &Row, graph: &Graph, assessment: &Assessment) -> View {
         ended_at: row.ended_at,
         current: Vec::new(),
         failure: None,
+        output: None,
         correlation_id: Some(row.correlation.clone()),
         owed: owed.filter(|_| is_owed).collect(),
     }
@@ -63,6 +68,7 @@ pub(super) fn detail(row: &Row, graph: &Graph) -> Detail {
             code: None,
             message: Some(message).filter(|message| !message.is_empty()),
             reply: None,
+            audit: Audit::default(),
             event_id: Some(event.id.clone()),
             causation_id: event.cause.clone(),
             state: row.status(),

@@ -59,7 +59,14 @@ fn expect(world: &World, place: Place, expected: &mut BTreeSet<Place>) {
         Kind::Call(_) => {
             expected.insert(place);
         }
-        Kind::Wait { .. } | Kind::Signal { .. } => {}
+        Kind::Wait { .. } | Kind::WaitUntil(_) | Kind::Signal { .. } => {}
+        Kind::Output(_) => {
+            let produced = find(world, |event| match event {
+                Event::Produced { output, .. } => Some(output.clone()),
+                _ => None,
+            });
+            assert_eq!(produced, Some(world.state.output.clone()), "it is the recorded one");
+        }
         Kind::Sequence(children) | Kind::All(children) => {
             for child in children {
                 expect(world, at(*child), expected);

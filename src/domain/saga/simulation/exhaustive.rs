@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     participants::Participants,
-    trees::{Builder, saga},
+    trees::{Builder, saga, with_output},
     world::{Step, World},
 };
 use crate::domain::saga::{
@@ -43,10 +43,10 @@ fn branches_after_the_pivot() -> Definition {
     saga(vec![pivot, builder.step(Task::All(group))], false)
 }
 
-fn a_sequence_beside_a_wait() -> Definition {
+fn a_sequence_beside_a_wait(wait: Task) -> Definition {
     let mut builder = Builder::new(1);
     let sequence = vec![builder.call(true), builder.call(true)];
-    let group = vec![builder.step(Task::Steps(sequence)), builder.step(Task::Wait(Wait { duration_ms: 1 }))];
+    let group = vec![builder.step(Task::Steps(sequence)), builder.step(wait)];
     saga(vec![builder.step(Task::All(group))], true)
 }
 
@@ -63,6 +63,16 @@ fn items(concurrency: u32) -> Definition {
     let mut each = builder.call(true);
     each.for_each = Some(ForEach { items: String::new(), concurrency });
     saga(vec![each], false)
+}
+
+fn an_output(pivot: Option<bool>) -> Definition {
+    let mut builder = Builder::new(1);
+    let first = builder.call(true);
+    let last = match pivot {
+        None => builder.call(true),
+        Some(undo) => builder.pivot(undo),
+    };
+    with_output(saga(vec![first, last], false))
 }
 
 fn a_signal(pivot: bool) -> Definition {
@@ -117,7 +127,7 @@ fn identity(world: &World, faults: usize) -> u64 {
 
 fn is_evaluation(record: &crate::domain::saga::event::Record) -> bool {
     use crate::domain::saga::event::Event;
-    matches!(record.event, Event::Chosen { .. } | Event::Listed { .. })
+    matches!(record.event, Event::Chosen { .. } | Event::Listed { .. } | Event::Produced { .. })
 }
 
 /// With each call, do or undo, refused in turn, committed or rolled back.
@@ -168,7 +178,10 @@ fn every_schedule_of_two_branches_after_a_pivot_is_exact() {
 
 #[test]
 fn every_schedule_of_a_sequence_beside_a_wait_is_exact() {
-    explore_with_refusals("a sequence beside a wait", &a_sequence_beside_a_wait());
+    let waits = [Task::Wait(Wait { duration_ms: 1 }), Task::WaitUntil(String::new())];
+    for wait in waits {
+        explore_with_refusals("a sequence beside a wait", &a_sequence_beside_a_wait(wait));
+    }
 }
 
 #[test]
@@ -186,4 +199,10 @@ fn every_schedule_of_items_is_exact() {
 fn every_schedule_of_a_signal_is_exact() {
     explore_with_refusals("a signal", &a_signal(false));
     explore_with_refusals("a signal after the pivot", &a_signal(true));
+}
+
+#[test]
+fn every_schedule_of_an_output_is_exact() {
+    explore_with_refusals("an output", &an_output(None));
+    explore_with_refusals("an output after the pivot", &an_output(Some(true)));
 }

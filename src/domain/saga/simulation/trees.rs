@@ -34,6 +34,11 @@ impl Builder {
     }
 }
 
+/// It has an output.
+pub(super) fn with_output(definition: Definition) -> Definition {
+    Definition { output: [("o".to_owned(), String::new())].into(), ..definition }
+}
+
 pub(super) fn saga(steps: Vec<Step>, notify: bool) -> Definition {
     let on_compensated = notify.then(Call::default);
     Definition { name: "s".into(), deadline_ms: 1, steps, on_compensated, ..Definition::default() }
@@ -54,7 +59,8 @@ pub(super) fn random(random: &mut Random) -> Definition {
     });
     let steps = steps.collect();
     let notify = random.percent(50);
-    saga(steps, notify)
+    let definition = saga(steps, notify);
+    if random.percent(30) { with_output(definition) } else { definition }
 }
 
 /// `undone`: before the pivot.
@@ -67,6 +73,7 @@ fn any(random: &mut Random, builder: &mut Builder, undone: bool, depth: usize, i
     let task = match random.below(10) {
         0..=2 if depth > 0 => Task::All(group(random, builder, in_each || is_each)),
         3..=4 if depth > 0 => Task::Steps(group(random, builder, in_each || is_each)),
+        5 if random.percent(50) => Task::WaitUntil(String::new()),
         5 => Task::Wait(Wait { duration_ms: 1 }),
         // without a limit one that never comes would not end
         6 if !in_each && !is_each => Task::Signal(Signal { within_ms: Some(1) }),

@@ -32,7 +32,7 @@ pub(super) enum Step {
     /// The process crashes right after a commit, before anything is sent.
     CommitAndCrash,
     Crash,
-    /// A call that is due is sent, or a condition or list is evaluated, to `value`: true, or the number of items.
+    /// A call that is due is sent, or an expression is evaluated, to `value`: true, or the number of items.
     Send {
         index: usize,
         value: u32,
@@ -105,7 +105,10 @@ pub(super) fn json(text: &str) -> Json {
 impl World {
     pub(super) fn new(tree: Arc<Tree>, participants: Participants) -> Self {
         let (state, actions) = decide::start(&tree, json("{}"), 0);
-        let pending = vec![(Record { event: Event::Started { input: json("{}") }, to: Outcome::of(&state) }, actions)];
+        let pending = vec![(
+            Record { event: Event::Started { input: json("{}") }, audit: None, to: Outcome::of(&state) },
+            actions,
+        )];
         let (log, due, in_flight, stray) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (proxied, crashes, repairs) = (false, 0, 0);
         Self { tree, participants, log, pending, state, due, in_flight, stray, proxied, crashes, repairs }
@@ -129,7 +132,7 @@ impl World {
         }
         for (index, command) in self.due.iter().enumerate() {
             let values = match command.at.place().and_then(|place| self.tree.kind(place.node)) {
-                Some(Kind::Choice { .. }) => 0..2,
+                Some(Kind::Choice { .. } | Kind::Output(_)) => 0..2,
                 Some(Kind::Each { .. }) => 0..4,
                 _ => 0..1,
             };
@@ -191,7 +194,7 @@ impl World {
         match decide::decide(&self.tree, &mut self.state, &event, moment) {
             Ok(Decision::Recorded(actions)) => {
                 let to = Outcome::of(&self.state);
-                self.pending.push((Record { event, to }, actions));
+                self.pending.push((Record { event, audit: None, to }, actions));
             }
             Ok(Decision::Unrecorded(actions)) => self.due.extend(actions),
             Ok(Decision::Ignored) | Err(_) => {}
@@ -211,7 +214,7 @@ impl World {
             panic!("the log begins with the start")
         };
         let mut state = decide::start(&self.tree, input.clone(), 0).0;
-        for Record { event, to } in self.log.iter().skip(1) {
+        for Record { event, to, audit: _ } in self.log.iter().skip(1) {
             let moment = Moment { now_ms: 0, random: 0.0 };
             let decision = decide::decide(&self.tree, &mut state, event, moment);
             assert!(matches!(decision, Ok(Decision::Recorded(_))), "a replay refuses {event:?}");
@@ -224,8 +227,9 @@ impl World {
     fn check_replay(&self) {
         let (live, replayed) = (&self.state, self.replayed());
         let of = |state: &State| {
-            let rest = (state.completed.clone(), state.iterations.clone(), state.received.clone());
-            (Outcome::of(state), state.stage, state.failure.clone(), state.overdue, rest)
+            let until: Vec<_> = state.active.iter().map(|active| active.until_ms).collect();
+            let rest = (state.completed.clone(), state.iterations.clone(), state.received.clone(), until);
+            (Outcome::of(state), state.stage, state.failure.clone(), state.overdue, state.output.clone(), rest)
         };
         assert_eq!(of(live), of(&replayed), "a replay leads elsewhere");
     }
@@ -259,6 +263,11 @@ impl World {
             Some(Kind::Each { .. }) => {
                 let items = (0..value).map(|item| json(&item.to_string())).collect();
                 self.handle(Event::Listed { at: command.at, items }, moment);
+            }
+            Some(Kind::WaitUntil(_)) => self.handle(Event::Scheduled { at: command.at, until_ms: 1 }, moment),
+            Some(Kind::Output(_)) => {
+                let output = (value == 1).then(|| json("{}"));
+                self.handle(Event::Produced { at: command.at, output, note: None }, moment);
             }
             _ if self.state.paused => decide::hold(&mut self.state, command),
             _ => self.in_flight.push((command, redo)),

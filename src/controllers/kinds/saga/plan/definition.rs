@@ -16,6 +16,7 @@ use crate::{
     domain::saga::{
         definition::{self, Call, Step, Task, Transaction},
         lint,
+        request::{self, Target},
     },
 };
 
@@ -67,7 +68,7 @@ impl Participants<'_> {
             }
             Task::All(steps) => groups.insert(0, ("all", steps)),
             Task::Steps(steps) => groups.insert(0, ("steps", steps)),
-            Task::Wait(_) | Task::Signal(_) => {}
+            Task::Wait(_) | Task::WaitUntil(_) | Task::Signal(_) => {}
         }
         for (group, steps) in groups {
             for (index, step) in steps.iter_mut().enumerate() {
@@ -94,7 +95,9 @@ impl Participants<'_> {
         })?;
         let url = format!("http://{service}.{}.svc:{}{path}", self.namespace, port.port);
         (call.method, call.url) = (method_name(*method).to_owned(), url);
-        Ok(())
+        request::misfit(call, Target::of(call)).map_or(Ok(()), |(member, why)| {
+            Err(Rejection { reason: Reason::InvalidSaga, message: format!("{field}.{member}: {why}") })
+        })
     }
 }
 
@@ -149,5 +152,7 @@ fn method_name(method: HttpMethod) -> &'static str {
         HttpMethod::Post => "POST",
         HttpMethod::Put => "PUT",
         HttpMethod::Patch => "PATCH",
+        HttpMethod::Get => "GET",
+        HttpMethod::Delete => "DELETE",
     }
 }

@@ -19,8 +19,10 @@ pub fn lower(name: &str, spec: &SagaSpec) -> (Definition, Vec<String>) {
         version: String::new(),
         deadline_ms: milliseconds(spec.deadline),
         input: spec.input.clone(),
+        key: spec.key.clone(),
         steps: steps.map(|(index, step)| lowering.step(&format!("spec.steps[{index}]"), step)).collect(),
         on_compensated: spec.on_compensated.as_ref().map(call),
+        output: spec.output.clone(),
     };
     (definition, lowering.findings)
 }
@@ -74,7 +76,7 @@ impl Lowering {
     }
 
     fn task(&mut self, field: &str, task: &SagaTask, mut tasks: Vec<Task>) -> Step {
-        let SagaTask { name, when, for_each, action, undo, timeout, retry, failures, wait, signal } = task;
+        let SagaTask { name, when, for_each, action, undo, timeout, retry, failures, wait, wait_until, signal } = task;
         self.check_positive(&format!("{field}.timeout"), *timeout);
         self.check_positive(&format!("{field}.retry.initialBackoff"), retry.initial_backoff);
         self.check_positive(&format!("{field}.retry.maxBackoff"), retry.max_backoff);
@@ -96,6 +98,7 @@ impl Lowering {
             self.check_positive(&format!("{field}.wait"), *wait);
             tasks.push(Task::Wait(Wait { duration_ms: milliseconds(*wait) }));
         }
+        tasks.extend(wait_until.clone().map(Task::WaitUntil));
         if let Some(signal) = signal {
             let within =
                 signal.within.inspect(|within| self.check_positive(&format!("{field}.signal.within"), *within));
@@ -103,7 +106,7 @@ impl Lowering {
         }
         if tasks.len() != 1 {
             self.findings.push(format!(
-                "{field}: `{name}` has {} of `do`, `wait`, `signal`, `all` and `steps`; give it exactly one, and give each other one a step of its own",
+                "{field}: `{name}` has {} of `do`, `wait`, `waitUntil`, `signal`, `all` and `steps`; give it exactly one, and give each other one a step of its own",
                 tasks.len()
             ));
         }
@@ -117,17 +120,17 @@ impl Lowering {
 }
 
 fn call(command: &SagaCommand) -> Call {
-    let SagaCommand { service, command, with } = command.clone();
-    Call { service, command, with, ..Call::default() }
+    let SagaCommand { service, command, with, body, headers } = command.clone();
+    Call { service, command, with, body, headers, ..Call::default() }
 }
 
 fn lower_undo(undo: &Undo) -> definition::Undo {
-    let Undo { none, service, command, with } = undo.clone();
+    let Undo { none, service, command, with, body, headers } = undo.clone();
     if none {
         return definition::Undo::Nothing;
     }
     let (service, command) = (service.unwrap_or_default(), command.unwrap_or_default());
-    definition::Undo::Call(Call { service, command, with, ..Call::default() })
+    definition::Undo::Call(Call { service, command, with, body, headers, ..Call::default() })
 }
 
 fn retry_policy(retry: &Retry) -> RetryPolicy {

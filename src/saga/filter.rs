@@ -1,0 +1,103 @@
+//! Which instances of a saga are meant: by people who list them, and by verbs for many.
+
+use jiff::{SignedDuration, Timestamp};
+use serde::Deserialize;
+
+use super::shard::Instance;
+use crate::domain::saga::state::Status;
+
+/// All that is given must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Filter {
+    pub status: Option<Status>,
+    /// The business key.
+    pub key: Option<String>,
+    /// A step in progress: `NAME`, or `NAME.ITEM` in a `forEach`. An instance that has ended has none.
+    pub step: Option<String>,
+    pub started_before: Option<Timestamp>,
+}
+
+/// A [`Filter`] as the API has it: query parameters.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct FilterQuery {
+    pub state: Option<String>,
+    pub key: Option<String>,
+    pub step: Option<String>,
+    /// A duration such as `90m`, since the start.
+    pub older_than: Option<String>,
+}
+
+impl FilterQuery {
+    /// What is empty is not given. The error is one sentence.
+    pub(super) fn parse(self, now: Timestamp) -> Result<Filter, String> {
+        let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+        let status = given(self.state).map(|text| {
+            let names = Status::ALL.map(Status::as_str).join(", ");
+            Status::parse(&text).ok_or_else(|| format!("there is no state `{text}`; there are {names}"))
+        });
+        let started_before = given(self.older_than).map(|text| {
+            let age = text.parse::<SignedDuration>().ok().filter(|age| !age.is_negative());
+            let before = age.and_then(|age| now.checked_sub(age).ok());
+            before.ok_or_else(|| format!("olderThan={text} is no duration; give one such as `30s`, `90m` or `24h`"))
+        });
+        Ok(Filter {
+            status: status.transpose()?,
+            key: given(self.key),
+            step: given(self.step),
+            started_before: started_before.transpose()?,
+        })
+    }
+}
+
+impl Filter {
+    pub(super) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether instances that have ended may be meant.
+    pub(super) fn admits_ended(&self) -> bool {
+        self.step.is_none()
+            && self.status.is_none_or(|status| matches!(status, Status::Completed | Status::Compensated))
+    }
+
+    /// Whether instances that run may be meant.
+    pub(super) fn admits_live(&self) -> bool {
+        self.status.is_none_or(|status| !matches!(status, Status::Completed | Status::Compensated))
+    }
+
+    /// Of a live instance.
+    pub(super) fn admits(&self, instance: &Instance) -> bool {
+        let Instance { compiled, state, key, started_at, .. } = instance;
+        let is_in = |step: &String| state.active.iter().any(|active| compiled.tree.path(active.at) == step.as_str());
+        self.status.is_none_or(|status| state.status() == status)
+            && self.key.as_ref().is_none_or(|wanted| key.as_ref() == Some(wanted))
+            && self.started_before.is_none_or(|before| *started_at < before)
+            && self.step.as_ref().is_none_or(is_in)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_read_from_a_query() {
+        let now: Timestamp = "2026-11-27T12:00:00Z".parse().unwrap();
+        let query = |state: &str, older_than: &str| {
+            let some = |text: &str| Some(text.to_owned());
+            FilterQuery { state: some(state), key: some(""), step: some("pack"), older_than: some(older_than) }
+                .parse(now)
+        };
+        let filter = query("stuck", "1h30m").unwrap();
+        assert_eq!((filter.status, filter.key.as_deref()), (Some(Status::Stuck), None));
+        assert_eq!(filter.started_before, Some("2026-11-27T10:30:00Z".parse().unwrap()));
+        assert!(!filter.admits_ended() && !filter.is_empty());
+        assert!(FilterQuery::default().parse(now).unwrap().is_empty());
+        let names = "Running, Compensating, Stuck, Completed, Compensated";
+        assert_eq!(query("Lost", "").unwrap_err(), format!("there is no state `Lost`; there are {names}"));
+        for age in ["soon", "-1h", "1y", "3"] {
+            assert!(query("", age).unwrap_err().starts_with(&format!("olderThan={age} is no duration")), "{age}");
+        }
+    }
+}
