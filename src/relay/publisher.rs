@@ -347,7 +347,7 @@ impl<'a, S: Sink> Publisher<'a, S> {
 
     /// Hands an event over to be held.
     fn hold(&mut self, key: u64, row: Row, cause: Option<String>) {
-        let Row { event, place } = row;
+        let Row { event, place, .. } = row;
         self.held.hand_over(key, 1);
         self.unrecorded.held.push(Held { place, key, position: event.position, cause });
     }
@@ -383,7 +383,7 @@ impl<'a, S: Sink> Publisher<'a, S> {
 
     /// Applies the broker's answers to the window, and hands over what they end.
     fn handle_replies(&mut self, replies: &mut Vec<Reply>) {
-        let now = Instant::now();
+        let (now, today) = (Instant::now(), Timestamp::now().as_microsecond());
         let (mut stored, mut failed) = (0, None);
         for Reply { ticket, answer } in replies.drain(..) {
             self.last_answer = now;
@@ -392,7 +392,10 @@ impl<'a, S: Sink> Publisher<'a, S> {
                     self.reconnect = RECONNECT.0;
                     if let Some(Pending { row, held, sent }) = self.window.acknowledged(ticket) {
                         stored += 1;
-                        self.reporter.acknowledged_after(now - sent);
+                        // of two clocks the database's may be ahead
+                        let since = |at: i64| u64::try_from(today.saturating_sub(at)).unwrap_or_default();
+                        let latency = row.committed_at.map(|at| Duration::from_micros(since(at)));
+                        self.reporter.acknowledged_after(now - sent, latency);
                         self.unrecorded.published.push(row.place);
                         if held {
                             self.unrecorded.freed.push((row.event.key(), row.place.seq));

@@ -5,7 +5,10 @@ use crate::controllers::{
     fixtures::{self, message, microservice, now, ready, refused, relay_of, settings, summaries},
     resources::{child::ChildKind, observed::Workload},
 };
-use crate::{api::v1alpha1::SetUp, contract::problem::Problem};
+use crate::{
+    api::v1alpha1::SetUp,
+    contract::{problem::Problem, status as contract},
+};
 
 fn leads() -> RelayStatus {
     RelayStatus {
@@ -16,6 +19,7 @@ fn leads() -> RelayStatus {
         pending: 2,
         lag_seconds: 75.4,
         lag_bytes: Some(4096),
+        latency: Some(contract::Latency { p50_seconds: 0.000_8, p99_seconds: 0.004 }),
         position: Some("0/16B3748".to_owned()),
         last_published: Some(now()),
         ..RelayStatus::default()
