@@ -2,8 +2,9 @@
 //!
 //! Real PostgreSQL with `fsync` on, a real nats-server with file storage, the release build of `weft relay` as a process of its
 //! own. First 500,000 events of 200 bytes (1,000 aggregates, 100 events to a transaction) are drained, deletion of the
-//! rows included; then 2,000 events a second are written, each in a transaction of its own, by 16 connections.
-//! `WEFT_BENCH_EVENTS`, `WEFT_BENCH_AGGREGATES`, `WEFT_BENCH_SECONDS` and `WEFT_BENCH_MODE` change that.
+//! rows included; then 2,000 events a second are written, each in a transaction of its own, by 16 connections; at last
+//! 100,000 events of one aggregate are drained, with 1 ms to the broker and back.
+//! `WEFT_BENCH_EVENTS`, `WEFT_BENCH_AGGREGATES`, `WEFT_BENCH_HOT`, `WEFT_BENCH_SECONDS` and `WEFT_BENCH_MODE` change that.
 
 #![allow(
     clippy::unwrap_used,
@@ -50,6 +51,7 @@ const WRITERS: u32 = 16;
 
 #[tokio::main]
 async fn main() {
+    let hot = number("WEFT_BENCH_HOT", 100_000);
     let events = number("WEFT_BENCH_EVENTS", 500_000);
     let aggregates = number("WEFT_BENCH_AGGREGATES", 1_000);
     let seconds = number("WEFT_BENCH_SECONDS", 20);
@@ -59,6 +61,10 @@ async fn main() {
             let setting = setting(mode).await;
             drain(&setting, mode, events, aggregates).await;
             pace(&setting, mode, seconds).await;
+            let mut one = self::setting(mode).await;
+            let (_database, broker) = one.add_proxies();
+            broker.delay(Duration::from_micros(500));
+            drain(&one, mode, hot, 1).await;
         }
     }
 }

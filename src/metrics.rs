@@ -7,6 +7,7 @@ pub mod relay {
     pub const PUBLISHED: &str = "weft_relay_published";
     pub const RETRIES: &str = "weft_relay_retries";
     pub const PUBLISH_DURATION: &str = "weft_relay_publish_duration_seconds";
+    pub const LATENCY: &str = "weft_relay_latency_seconds";
     pub const PENDING: &str = "weft_relay_pending";
     pub const INFLIGHT: &str = "weft_relay_inflight";
     pub const HELD: &str = "weft_relay_held";

@@ -30,7 +30,8 @@ use weft::{
         problem::{Problem, ProblemReason},
         relay::{KafkaSink, Mechanism, Relay, Sink},
         status::{
-            FindingCount, InboxStatus, OrchestratorStatus, RelayStatus, SagaCounts, StuckInstance, SubscriptionStatus,
+            FindingCount, InboxStatus, Latency, OrchestratorStatus, RelayStatus, SagaCounts, StuckInstance,
+            SubscriptionStatus,
         },
     },
     controllers::{
@@ -283,6 +284,7 @@ fn the_status_documents_of_the_data_plane() {
         dead_letters: 1,
         lag_seconds: 1.5,
         lag_bytes: Some(4096),
+        latency: Some(Latency { p50_seconds: 0.000_8, p99_seconds: 0.004 }),
         position: Some("0/16B3748".into()),
         last_published: Some(since),
         problems: vec![problem],

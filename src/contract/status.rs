@@ -37,6 +37,9 @@ pub struct RelayStatus {
     /// WAL between the server's position and the slot's `confirmed_flush_lsn`; `None` when polling.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag_bytes: Option<u64>,
+    /// From commit to acknowledgement, of the events of the last minute; `None` when there were none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Latency>,
     /// Last acknowledged commit position, an LSN (`0/16B3748`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<String>,
@@ -44,6 +47,14 @@ pub struct RelayStatus {
     pub last_published: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<Problem>,
+}
+
+/// Percentiles of a latency, in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Latency {
+    pub p50_seconds: f64,
+    pub p99_seconds: f64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -75,7 +75,8 @@ const RESERVED: [&str; 11] = [
 /// that are older than the slot it is the slot's consistent point less one, and `seq`. With polling it is the WAL's
 /// insert position at the time of the window's snapshot, and `seq`. All are positions in one WAL, so the order holds
 /// when the mode changes. Of two deliveries of one event the later one may have another position (its row was read
-/// again); the first one counts.
+/// again); the first one counts. When a former leader's last messages arrive after the next leader has begun, first deliveries of
+/// one key, which are in order, may have positions that are not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
     pub lsn: u64,

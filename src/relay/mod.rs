@@ -15,6 +15,7 @@
 mod cli;
 pub mod encode;
 mod held;
+mod latency;
 pub mod problem;
 mod publisher;
 mod reporter;

@@ -29,8 +29,11 @@ pub(crate) const LIMITS: Limits = Limits {
     events: 8192,
     bytes: 8 * 1024 * 1024,
     in_flight: 4096,
+    shortest_run: 16,
     backoff: (Duration::from_millis(100), Duration::from_secs(5)),
 };
+/// Most events of a key that are sent together.
+const LONGEST_RUN: usize = 256;
 /// An event without an answer after this long is sent again.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// An event that has failed this often, while the broker stored others within `HOLD_WHILE`, is held like a refused one.
@@ -84,8 +87,10 @@ pub(crate) struct Queues {
 pub(crate) struct Publisher<'a, S> {
     sink: &'a S,
     encoder: Encoder,
-    /// Used again for each event.
-    message: Message,
+    /// Used again for each event, or for the events of a run.
+    messages: Vec<Message>,
+    /// Used again for each answer.
+    acknowledged: Vec<Pending>,
     queues: Queues,
     reporter: &'a Arc<Reporter>,
     window: Window<Pending, Mark>,
@@ -135,7 +140,8 @@ impl<'a, S: Sink> Publisher<'a, S> {
         Self {
             sink,
             encoder,
-            message: Message::default(),
+            messages: vec![Message::default()],
+            acknowledged: Vec::new(),
             queues,
             reporter,
             window: Window::new(LIMITS),
@@ -347,7 +353,7 @@ impl<'a, S: Sink> Publisher<'a, S> {
 
     /// Hands an event over to be held.
     fn hold(&mut self, key: u64, row: Row, cause: Option<String>) {
-        let Row { event, place } = row;
+        let Row { event, place, .. } = row;
         self.held.hand_over(key, 1);
         self.unrecorded.held.push(Held { place, key, position: event.position, cause });
     }
@@ -364,11 +370,23 @@ impl<'a, S: Sink> Publisher<'a, S> {
         }
         let (now, mut at_once) = (Instant::now(), Vec::new());
         while session.has_room()
-            && let Some((ticket, pending)) = self.window.take()
+            && let Some((ticket, first)) = self.window.take(session.longest_run().min(LONGEST_RUN))
         {
-            pending.sent = now;
-            self.encoder.encode(&pending.row, &mut self.message);
-            let answer = session.publish(ticket, &self.message).await?;
+            first.sent = now;
+            let mut events = 0;
+            for pending in self.window.run(ticket) {
+                if events == self.messages.len() {
+                    self.messages.push(Message::default());
+                }
+                if let Some(message) = self.messages.get_mut(events) {
+                    self.encoder.encode(&pending.row, message);
+                }
+                events += 1;
+            }
+            let answer = match self.messages.get(..events).unwrap_or_default() {
+                [message] => session.publish(ticket, message).await?,
+                run => session.publish_run(ticket, run).await?,
+            };
             self.sent.push_back((now, ticket));
             at_once.extend(answer.map(|answer| Reply { ticket, answer }));
         }
@@ -383,16 +401,22 @@ impl<'a, S: Sink> Publisher<'a, S> {
 
     /// Applies the broker's answers to the window, and hands over what they end.
     fn handle_replies(&mut self, replies: &mut Vec<Reply>) {
-        let now = Instant::now();
+        let (now, today) = (Instant::now(), Timestamp::now().as_microsecond());
         let (mut stored, mut failed) = (0, None);
         for Reply { ticket, answer } in replies.drain(..) {
             self.last_answer = now;
             match answer {
                 Answer::Stored => {
                     self.reconnect = RECONNECT.0;
-                    if let Some(Pending { row, held, sent }) = self.window.acknowledged(ticket) {
+                    self.window.acknowledged(ticket, &mut self.acknowledged);
+                    // the first one of a run has its time
+                    let sent = self.acknowledged.first().map_or(now, |first| first.sent);
+                    for Pending { row, held, .. } in self.acknowledged.drain(..) {
                         stored += 1;
-                        self.reporter.acknowledged_after(now - sent);
+                        // of two clocks the database's may be ahead
+                        let since = |at: i64| u64::try_from(today.saturating_sub(at)).unwrap_or_default();
+                        let latency = row.committed_at.map(|at| Duration::from_micros(since(at)));
+                        self.reporter.acknowledged_after(now - sent, latency);
                         self.unrecorded.published.push(row.place);
                         if held {
                             self.unrecorded.freed.push((row.event.key(), row.place.seq));
@@ -401,9 +425,10 @@ impl<'a, S: Sink> Publisher<'a, S> {
                 }
                 Answer::Failed(why) if self.only_it_fails(ticket, now) => self.refuse(ticket, why),
                 Answer::Failed(why) => {
-                    self.window.failed(ticket, now - self.started);
-                    self.reporter.retried();
-                    failed = Some(why);
+                    if self.window.failed(ticket, now - self.started) {
+                        self.reporter.retried();
+                        failed = Some(why);
+                    }
                 }
                 Answer::Refused(why) => self.refuse(ticket, why),
             }
@@ -483,8 +508,9 @@ impl<'a, S: Sink> Publisher<'a, S> {
                     let silence = now - self.last_answer;
                     return Err(session.silent(Timestamp::now() - silence));
                 }
-                self.window.failed(ticket, now - self.started);
-                self.reporter.retried();
+                if self.window.failed(ticket, now - self.started) {
+                    self.reporter.retried();
+                }
             }
             self.sent.pop_front();
         }

@@ -188,7 +188,7 @@ fn row(seq: i64, transaction: Option<u64>) -> Item {
         created_at: None,
         position: crate::domain::event::Position { lsn: 1, index: seq.unsigned_abs() },
     };
-    Item::Event(Row { event, place: crate::relay::source::Place { seq, transaction } })
+    Item::Event(Row { event, place: crate::relay::source::Place { seq, transaction }, committed_at: None })
 }
 
 /// A term that is asked to end in the middle of a transaction: published rows, and whether the mark is recorded.

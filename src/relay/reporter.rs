@@ -17,6 +17,7 @@ use prometheus_client::{
 use tokio::{sync::watch, time::Instant};
 
 use super::{
+    latency::{Latencies, Percentiles},
     problem::{BLOCKING, RelayProblem},
     source::{
         Point,
@@ -27,7 +28,7 @@ use crate::{
     contract::{
         problem::{Problem, ProblemReason},
         relay::Relay,
-        status::RelayStatus,
+        status::{Latency, RelayStatus},
     },
     metrics::relay as names,
 };
@@ -40,6 +41,8 @@ pub(crate) struct Reporter {
     state: Mutex<State>,
     status: watch::Sender<RelayStatus>,
     metrics: Metrics,
+    started: Instant,
+    latencies: Mutex<Latencies>,
 }
 
 #[derive(Debug)]
@@ -99,6 +102,7 @@ struct Metrics {
     published: Counter,
     retries: Counter,
     duration: Histogram,
+    latency: Histogram,
     pending: Gauge,
     inflight: Gauge,
     held: Gauge,
@@ -110,12 +114,13 @@ struct Metrics {
 
 impl Metrics {
     fn new(registry: &mut Registry) -> Self {
-        // 0.25 ms to 8 s
-        let buckets = (0..16).map(|power| 0.000_25 * f64::from(1 << power));
+        // from 0.25 ms, to 8 s and to 9 minutes
+        let buckets = |count| (0..count).map(|power| 0.000_25 * f64::from(1 << power));
         let metrics = Self {
             published: Counter::default(),
             retries: Counter::default(),
-            duration: Histogram::new(buckets),
+            duration: Histogram::new(buckets(16)),
+            latency: Histogram::new(buckets(22)),
             pending: Gauge::default(),
             inflight: Gauge::default(),
             held: Gauge::default(),
@@ -124,11 +129,12 @@ impl Metrics {
             lag_bytes: Gauge::default(),
             leading: Gauge::default(),
         };
-        let Self { published, retries, duration, pending, inflight, held, dead, lag_seconds, lag_bytes, leading } =
-            &metrics;
+        let Self { published, retries, duration, latency, pending, inflight, held, dead, .. } = &metrics;
+        let Self { lag_seconds, lag_bytes, leading, .. } = &metrics;
         registry.register(names::PUBLISHED, "Events that the broker acknowledged to this process", published.clone());
         registry.register(names::RETRIES, "Publishes that failed and are repeated", retries.clone());
         registry.register(names::PUBLISH_DURATION, "From publish to acknowledgement", duration.clone());
+        registry.register(names::LATENCY, "From commit to acknowledgement", latency.clone());
         registry.register(names::PENDING, "Rows of the outbox that are not acknowledged", pending.clone());
         registry.register(names::INFLIGHT, "Events on the way to the broker", inflight.clone());
         registry.register(names::HELD, "Events that the broker refuses, and those that wait behind them", held.clone());
@@ -169,6 +175,8 @@ impl Reporter {
             }),
             status: watch::Sender::new(status),
             metrics: Metrics::new(registry),
+            started: Instant::now(),
+            latencies: Mutex::default(),
         })
     }
 
@@ -308,8 +316,18 @@ impl Reporter {
         self.metrics.published.inc_by(events as u64);
     }
 
-    pub(crate) fn acknowledged_after(&self, duration: Duration) {
+    /// An event was acknowledged `duration` after it was sent, and `latency` after its commit; `None` when that says nothing,
+    /// because the event was held.
+    pub(crate) fn acknowledged_after(&self, duration: Duration, latency: Option<Duration>) {
         self.metrics.duration.observe(duration.as_secs_f64());
+        if let Some(latency) = latency {
+            self.metrics.latency.observe(latency.as_secs_f64());
+            self.latencies().observe(self.started.elapsed(), latency);
+        }
+    }
+
+    fn latencies(&self) -> MutexGuard<'_, Latencies> {
+        self.latencies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn retried(&self) {
@@ -392,6 +410,11 @@ impl Reporter {
         }
     }
 
+    fn latency(&self) -> Option<Latency> {
+        let Percentiles { p50, p99 } = self.latencies().percentiles(self.started.elapsed())?;
+        Some(Latency { p50_seconds: p50.as_secs_f64(), p99_seconds: p99.as_secs_f64() })
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -409,7 +432,7 @@ impl Reporter {
         lag_bytes.set(gauge(state.lag_bytes().unwrap_or_default()));
         leading.set(i64::from(state.leading));
         self.status.send_if_modified(|status| {
-            let now = state.status(&status.relay);
+            let now = RelayStatus { latency: self.latency(), ..state.status(&status.relay) };
             let changed = *status != now;
             *status = now;
             changed
@@ -473,6 +496,7 @@ impl State {
             dead_letters: self.dead,
             lag_seconds: self.lag_seconds(),
             lag_bytes: self.lag_bytes(),
+            latency: None,
             position: self.position.clone(),
             last_published: self.last_published,
             problems: self.problems.iter().map(|(reason, message)| Problem::new(*reason, message.clone())).collect(),

@@ -10,7 +10,14 @@
 //! could fence with `Nats-Expected-Last-Msg-Id`, but only for a stream with one publisher. For the same reason a former
 //! leader need not be fenced at the broker: what it still has in flight was preceded by acknowledged events only, so
 //! its copies are duplicates of a prefix, or the event that follows it. The price is that a single key proceeds at one
-//! event per round trip; throughput comes from many keys.
+//! event per round trip.
+//!
+//! # Runs
+//! Where the sink can ([`super::sink::Session::longest_run`]), consecutive events of one key are handed out together, as a
+//! *run* with one ticket and one answer. The promise needs one thing of the broker: of each copy of a run that arrives, it
+//! stores the events in their order and none behind one that it did not store. What it has of the run is then a prefix
+//! again. An event is part of a run only when it is sent for the first time: a run that was not stored as a whole, or of which
+//! that is not known, is sent again one by one, which also finds the event at fault.
 //!
 //! Keys are 64-bit hashes: a collision reduces concurrency but never changes the order.
 //!
@@ -38,11 +45,13 @@ pub struct Limits {
     pub bytes: usize,
     /// Events in flight to the broker.
     pub in_flight: usize,
+    /// Fewer events of a key than this are not sent as a run: one by one they cost the broker less.
+    pub shortest_run: usize,
     /// Shortest and longest wait before an event is sent again.
     pub backoff: (Duration, Duration),
 }
 
-/// Identifies one attempt to send one event.
+/// Identifies one attempt to send one event, or a run that begins with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket {
     /// The event's number since the window was created.
@@ -91,6 +100,8 @@ struct Slot<E> {
     stretch: Option<u64>,
     state: State,
     attempt: u32,
+    /// Events of the run that begins here, while it is in flight; else 1.
+    run: usize,
     failures: u32,
     /// The next event of the key.
     next: Option<u64>,
@@ -114,6 +125,8 @@ enum State {
     Queued,
     Ready,
     InFlight,
+    /// In flight, in the run of an earlier event.
+    Carried,
     /// Waits for its next attempt.
     Waiting {
         until: Duration,
@@ -168,7 +181,10 @@ impl<E: Entry, M> Window<E, M> {
             slot.next = Some(number);
         }
         self.bytes += size;
-        self.slots.insert(number, Slot { event, key: hash, size, stretch, state, attempt: 0, failures: 0, next: None });
+        self.slots.insert(
+            number,
+            Slot { event, key: hash, size, stretch, state, attempt: 0, run: 1, failures: 0, next: None },
+        );
     }
 
     /// Sets a mark after all events that are admitted so far.
@@ -179,46 +195,75 @@ impl<E: Entry, M> Window<E, M> {
         self.settle(ended);
     }
 
-    /// The next event to send, if one may be sent. It stays in the window.
-    pub fn take(&mut self) -> Option<(Ticket, &mut E)> {
-        if self.in_flight >= self.limits.in_flight {
-            return None;
-        }
+    /// The next event to send, or a run of at most `longest`, if one may be sent. They stay in the window. Returns the first one;
+    /// [`Self::run`] has all.
+    pub fn take(&mut self, longest: usize) -> Option<(Ticket, &mut E)> {
+        let room = self.limits.in_flight.checked_sub(self.in_flight).filter(|&room| room > 0)?;
         let number = self.ready.pop_front()?;
+        let run = self.run_from(number, longest.min(room));
+        let mut carried = self.slots.get(&number)?.next;
+        for _ in 1..run {
+            let slot = carried.and_then(|number| self.slots.get_mut(&number))?;
+            slot.state = State::Carried;
+            slot.attempt += 1;
+            carried = slot.next;
+        }
+        self.in_flight += run;
         let slot = self.slots.get_mut(&number)?;
-        self.in_flight += 1;
         slot.state = State::InFlight;
+        slot.run = run;
         slot.attempt += 1;
         Some((Ticket { number, attempt: slot.attempt }, &mut slot.event))
     }
 
-    /// The broker has stored the event; the acknowledgement of any attempt counts. Returns the event the first time.
-    pub fn acknowledged(&mut self, ticket: Ticket) -> Option<E> {
+    /// How many events from `number` on, which is the first of its key, are sent together.
+    fn run_from(&self, number: u64, longest: usize) -> usize {
+        let slots = std::iter::successors(self.slots.get(&number), |slot| self.slots.get(&slot.next?));
+        if longest < self.limits.shortest_run {
+            return 1;
+        }
+        let run = slots.take(longest).take_while(|slot| slot.attempt == 0).count();
+        if run < self.limits.shortest_run { 1 } else { run }
+    }
+
+    /// The events that are in flight by this ticket, in their order.
+    pub fn run(&self, ticket: Ticket) -> impl Iterator<Item = &E> {
+        let first = self.slots.get(&ticket.number);
+        let slots = std::iter::successors(first, |slot| self.slots.get(&slot.next?));
+        slots.take(first.map_or(0, |slot| slot.run)).map(|slot| &slot.event)
+    }
+
+    /// The broker has stored the event, or the whole run; the acknowledgement of any attempt counts. The events are appended to
+    /// `events` the first time.
+    pub fn acknowledged(&mut self, ticket: Ticket, events: &mut Vec<E>) {
         let number = ticket.number;
-        let slot = self.slots.remove(&number)?;
-        match slot.state {
+        let Some(&Slot { state, run, .. }) = self.slots.get(&number) else { return };
+        match state {
             // a ticket that was never issued
-            State::Queued => {
-                self.slots.insert(number, slot);
-                return None;
-            }
-            State::InFlight => self.in_flight -= 1,
+            State::Queued | State::Carried => return,
+            State::InFlight => self.in_flight -= run,
             State::Ready => self.ready.retain(|&ready| ready != number),
             State::Waiting { until } => {
                 self.waiting.remove(&(until, number));
             }
         }
-        if let Some(next) = slot.next {
+        let mut next = Some(number);
+        // a run is a first attempt, so that this is its own answer
+        for _ in 0..run {
+            let Some(slot) = next.and_then(|number| self.slots.remove(&number)) else { break };
+            next = slot.next;
+            events.push(self.leave(slot));
+        }
+        if let Some(next) = next {
             self.make_ready(next);
         }
-        Some(self.leave(slot))
     }
 
     /// Removes an event and all behind it in its key, in their order: they are recorded as held. Nothing when the
-    /// attempt is not the current one.
+    /// attempt is not the current one, or was a run, which is sent again one by one.
     pub fn hold(&mut self, ticket: Ticket) -> Vec<E> {
         let mut held = Vec::new();
-        if !self.is_in_flight(ticket) {
+        if !self.is_in_flight(ticket) || self.split(ticket) {
             return held;
         }
         self.in_flight -= 1;
@@ -249,16 +294,45 @@ impl<E: Entry, M> Window<E, M> {
     }
 
     /// The attempt failed, or its outcome is unknown: the event is sent again after a back-off, and its key waits with
-    /// it.
-    pub fn failed(&mut self, ticket: Ticket, now: Duration) {
+    /// it. `false` when that does not count as a failure: it is not the current attempt, or it was a run, which is sent again one by
+    /// one and at once.
+    pub fn failed(&mut self, ticket: Ticket, now: Duration) -> bool {
         let (shortest, longest) = self.limits.backoff;
-        let Some(slot) = self.attempt(ticket) else { return };
+        if self.split(ticket) {
+            return false;
+        }
+        let Some(slot) = self.attempt(ticket) else { return false };
         slot.failures += 1;
         let wait = shortest.saturating_mul(1 << slot.failures.saturating_sub(1).min(16)).min(longest);
         let until = now + wait;
         slot.state = State::Waiting { until };
         self.in_flight -= 1;
         self.waiting.insert((until, ticket.number));
+        true
+    }
+
+    /// Ends the attempt if it is a run: its first event is ready, and the others wait behind it. `false`: it is none.
+    fn split(&mut self, ticket: Ticket) -> bool {
+        let Some(&mut Slot { run, .. }) = self.attempt(ticket) else { return false };
+        if run == 1 {
+            return false;
+        }
+        self.in_flight -= run;
+        self.end_run(ticket.number);
+        self.ready.push_back(ticket.number);
+        true
+    }
+
+    /// The events of a run that is no longer in flight: the first one is ready, the others wait for it.
+    fn end_run(&mut self, first: u64) {
+        let run = self.slots.get(&first).map_or(0, |slot| slot.run);
+        let mut next = Some(first);
+        for place in 0..run {
+            let Some(slot) = next.and_then(|number| self.slots.get_mut(&number)) else { break };
+            slot.state = if place == 0 { State::Ready } else { State::Queued };
+            slot.run = 1;
+            next = slot.next;
+        }
     }
 
     /// How often the event has failed.
@@ -268,16 +342,12 @@ impl<E: Entry, M> Window<E, M> {
 
     /// The connection is lost: events in flight may have arrived or not, and are sent again, the oldest first.
     pub fn connection_lost(&mut self) {
-        let in_flight = self.slots.iter_mut().filter(|(_, slot)| slot.state == State::InFlight);
-        let mut again: Vec<u64> = in_flight
-            .map(|(&number, slot)| {
-                slot.state = State::Ready;
-                number
-            })
-            .collect();
+        let in_flight = self.slots.iter().filter(|(_, slot)| slot.state == State::InFlight);
+        let mut again: Vec<u64> = in_flight.map(|(&number, _)| number).collect();
         again.sort_unstable();
         self.in_flight = 0;
         for number in again.into_iter().rev() {
+            self.end_run(number);
             self.ready.push_front(number);
         }
     }

@@ -15,7 +15,8 @@ impl Entry for Row {
 
 const SECOND: Duration = Duration::from_secs(1);
 
-const LIMITS: Limits = Limits { events: 4, bytes: 10, in_flight: 3, backoff: (SECOND, Duration::from_secs(8)) };
+const LIMITS: Limits =
+    Limits { events: 4, bytes: 10, in_flight: 3, shortest_run: 2, backoff: (SECOND, Duration::from_secs(8)) };
 
 fn window() -> Window<Row, u32> {
     Window::new(LIMITS)
@@ -23,10 +24,17 @@ fn window() -> Window<Row, u32> {
 
 fn sent(window: &mut Window<Row, u32>) -> Vec<(Ticket, &'static str)> {
     let mut sent = Vec::new();
-    while let Some((ticket, row)) = window.take() {
+    while let Some((ticket, row)) = window.take(1) {
         sent.push((ticket, row.1));
     }
     sent
+}
+
+fn acknowledged(window: &mut Window<Row, u32>, ticket: Ticket) -> Option<Row> {
+    let mut events = Vec::new();
+    window.acknowledged(ticket, &mut events);
+    assert!(events.len() <= 1);
+    events.pop()
 }
 
 #[test]
@@ -37,7 +45,7 @@ fn a_key_has_one_event_on_the_way() {
     }
     let first = sent(&mut window);
     assert_eq!(first.iter().map(|&(_, name)| name).collect::<Vec<_>>(), ["a1", "b1"]);
-    assert_eq!(window.acknowledged(first[0].0), Some(Row(1, "a1")));
+    assert_eq!(acknowledged(&mut window, first[0].0), Some(Row(1, "a1")));
     assert_eq!(sent(&mut window)[0].1, "a2");
 }
 
@@ -49,9 +57,9 @@ fn a_mark_is_passed_when_all_before_it_is_acknowledged() {
     window.admit(Row(2, "b"));
     window.mark(2);
     let tickets = sent(&mut window);
-    window.acknowledged(tickets[1].0);
+    acknowledged(&mut window, tickets[1].0);
     assert_eq!(window.passed(), None);
-    window.acknowledged(tickets[0].0);
+    acknowledged(&mut window, tickets[0].0);
     assert_eq!(window.passed(), Some(2));
     window.mark(3);
     assert_eq!(window.passed(), Some(3), "nothing is before it");
@@ -65,7 +73,7 @@ fn a_failure_holds_its_key_and_no_other() {
     }
     let tickets = sent(&mut window);
     window.failed(tickets[0].0, Duration::ZERO);
-    window.acknowledged(tickets[1].0);
+    acknowledged(&mut window, tickets[1].0);
     assert_eq!(sent(&mut window).iter().map(|&(_, name)| name).collect::<Vec<_>>(), ["b2"]);
     assert_eq!(window.wake(Duration::ZERO), Some(SECOND));
     assert_eq!(window.wake(SECOND), None);
@@ -97,8 +105,8 @@ fn a_late_acknowledgement_of_an_earlier_attempt_counts() {
     window.connection_lost();
     let (second, _) = sent(&mut window)[0];
     assert_ne!(first, second);
-    assert_eq!(window.acknowledged(first), Some(Row(1, "a")));
-    assert_eq!(window.acknowledged(second), None);
+    assert_eq!(acknowledged(&mut window, first), Some(Row(1, "a")));
+    assert_eq!(acknowledged(&mut window, second), None);
     assert_eq!(window.in_flight(), 0);
 }
 
@@ -111,7 +119,7 @@ fn a_late_failure_of_an_earlier_attempt_counts_nothing() {
     let (second, _) = sent(&mut window)[0];
     window.failed(first, Duration::ZERO);
     assert_eq!(window.in_flight(), 1);
-    assert_eq!(window.acknowledged(second), Some(Row(1, "a")));
+    assert_eq!(acknowledged(&mut window, second), Some(Row(1, "a")));
 }
 
 #[test]
@@ -121,7 +129,7 @@ fn an_acknowledgement_while_waiting_counts() {
     window.admit(Row(1, "b"));
     let (first, _) = sent(&mut window)[0];
     window.failed(first, Duration::ZERO);
-    window.acknowledged(first);
+    acknowledged(&mut window, first);
     assert_eq!(window.wake(100 * SECOND), None);
     assert_eq!(sent(&mut window)[0].1, "b");
 }
@@ -149,7 +157,7 @@ fn the_window_is_bounded_by_count_and_by_bytes() {
     window.admit(Row(1, "longer than all its bytes"));
     assert!(!window.has_room(), "ten bytes");
     let (ticket, _) = sent(&mut window)[0];
-    window.acknowledged(ticket);
+    acknowledged(&mut window, ticket);
     assert!(window.has_room());
 }
 
@@ -165,7 +173,7 @@ fn what_is_held_leaves_the_window_with_all_behind_it_in_its_key() {
     assert_eq!(held, ["a1", "a2", "a3"]);
     assert_eq!(window.hold(tickets[0].0), [], "only once");
     assert_eq!(window.passed(), None, "the mark waits for b1");
-    window.acknowledged(tickets[1].0);
+    acknowledged(&mut window, tickets[1].0);
     assert_eq!(window.passed(), Some(1));
     assert!(window.is_empty());
     assert_eq!((window.in_flight(), window.bytes, window.keys.len(), window.stretches.len()), (0, 0, 0, 0));
@@ -179,9 +187,9 @@ fn no_mark_waits_for_an_event_that_is_recorded_elsewhere() {
     window.mark(1);
     let tickets = sent(&mut window);
     assert_eq!(tickets.len(), 2);
-    window.acknowledged(tickets[1].0);
+    acknowledged(&mut window, tickets[1].0);
     assert_eq!(window.passed(), Some(1));
-    assert_eq!(window.acknowledged(tickets[0].0), Some(Row(1, "a")));
+    assert_eq!(acknowledged(&mut window, tickets[0].0), Some(Row(1, "a")));
     assert!(window.is_empty());
 }
 
@@ -194,10 +202,105 @@ fn marks_that_wait_for_the_same_event_are_merged() {
         window.admit(Row(2, "b"));
         window.mark(number);
         let (ticket, _) = sent(&mut window)[0];
-        window.acknowledged(ticket);
+        acknowledged(&mut window, ticket);
     }
     assert!(window.stretches.len() <= 2);
     assert_eq!(window.passed(), None);
-    window.acknowledged(first);
+    acknowledged(&mut window, first);
     assert_eq!(window.passed(), Some(999));
+}
+
+const RUNS: Limits = Limits { events: 16, bytes: 100, in_flight: 5, ..LIMITS };
+
+/// A window with `a1` to `a6`, `b1` and `b2`, and what is in flight by the first ticket of at most four events.
+fn with_a_run() -> (Window<Row, u32>, Ticket) {
+    let mut window = Window::new(RUNS);
+    for row in ["a1", "a2", "b1", "a3", "a4", "b2", "a5", "a6"] {
+        window.admit(Row(u64::from(row.starts_with('b')), row));
+    }
+    window.mark(1);
+    let (ticket, first) = window.take(4).unwrap();
+    assert_eq!(first.1, "a1");
+    assert_eq!(names(window.run(ticket)), ["a1", "a2", "a3", "a4"]);
+    (window, ticket)
+}
+
+fn names<'a>(rows: impl IntoIterator<Item = &'a Row>) -> Vec<&'static str> {
+    rows.into_iter().map(|row| row.1).collect()
+}
+
+fn ready(window: &mut Window<Row, u32>) -> Vec<&'static str> {
+    sent(window).into_iter().map(|(_, name)| name).collect()
+}
+
+#[test]
+fn a_run_is_acknowledged_as_a_whole() {
+    let (mut window, ticket) = with_a_run();
+    let (second, _) = window.take(4).unwrap();
+    assert_eq!(names(window.run(second)), ["b1"], "one more may be in flight");
+    assert!(window.take(4).is_none());
+    let mut events = Vec::new();
+    window.acknowledged(ticket, &mut events);
+    assert_eq!(names(&events), ["a1", "a2", "a3", "a4"]);
+    assert_eq!((window.in_flight(), window.passed()), (1, None));
+    let (third, _) = window.take(4).unwrap();
+    assert_eq!(names(window.run(third)), ["a5", "a6"]);
+    for ticket in [second, third] {
+        window.acknowledged(ticket, &mut events);
+    }
+    window.acknowledged(ticket, &mut events);
+    assert_eq!((events.len(), ready(&mut window)), (7, vec!["b2"]));
+}
+
+#[test]
+fn a_run_that_failed_is_sent_again_one_by_one_and_at_once() {
+    for refused in [false, true] {
+        let (mut window, ticket) = with_a_run();
+        if refused {
+            assert_eq!(window.hold(ticket), [], "one of them is at fault, and the others are not");
+        } else {
+            assert!(!window.failed(ticket, Duration::ZERO), "that is no failure of an event");
+        }
+        assert_eq!(window.in_flight(), 0);
+        let (b, _) = window.take(4).unwrap();
+        assert_eq!(names(window.run(b)), ["b1", "b2"], "it was ready before");
+        for name in ["a1", "a2", "a3", "a4"] {
+            let (ticket, row) = window.take(4).unwrap();
+            assert_eq!((row.1, window.run(ticket).count()), (name, 1));
+            assert!(acknowledged(&mut window, ticket).is_some());
+        }
+        let (ticket, _) = window.take(4).unwrap();
+        assert_eq!(names(window.run(ticket)), ["a5", "a6"], "these are sent for the first time");
+    }
+}
+
+#[test]
+fn of_a_run_on_a_lost_connection_the_first_is_sent_alone_and_its_late_answer_is_for_no_other() {
+    let (mut window, run) = with_a_run();
+    window.connection_lost();
+    assert_eq!((window.in_flight(), ready(&mut window)), (0, vec!["a1", "b1"]));
+    let mut events = Vec::new();
+    window.acknowledged(run, &mut events);
+    assert_eq!((names(&events), ready(&mut window)), (vec!["a1"], vec!["a2"]));
+}
+
+#[test]
+fn what_is_in_a_run_may_be_held_with_all_behind_it_after_it_was_sent_alone() {
+    let (mut window, run) = with_a_run();
+    window.failed(run, Duration::ZERO);
+    let (b, _) = window.take(4).unwrap();
+    let (a1, _) = window.take(4).unwrap();
+    assert_eq!(names(&window.hold(a1)), ["a1", "a2", "a3", "a4", "a5", "a6"]);
+    let mut events = Vec::new();
+    window.acknowledged(b, &mut events);
+    assert_eq!((names(&events), window.passed(), window.is_empty()), (vec!["b1", "b2"], Some(1), true));
+}
+
+#[test]
+fn few_events_are_no_run() {
+    let mut window: Window<Row, u32> = Window::new(Limits { shortest_run: 3, ..RUNS });
+    window.admit(Row(1, "a1"));
+    window.admit(Row(1, "a2"));
+    let (ticket, _) = window.take(4).unwrap();
+    assert_eq!(names(window.run(ticket)), ["a1"]);
 }

@@ -84,6 +84,29 @@ async fn a_row_becomes_a_cloud_event_in_both_modes() {
 }
 
 #[tokio::test]
+async fn latency_is_measured_from_the_commit_in_the_log_and_from_created_at_in_the_table() {
+    for (mode, is_old) in [(Mode::LogTailing, false), (Mode::Polling, true)] {
+        let setting = Setting::new(mode).await;
+        let relay = setting.start_relay();
+        let client = setting.database.superuser().await;
+        let reads_as_wished = match mode {
+            Mode::LogTailing => "select exists (select from weft.relay_ledger where lsn is not null)",
+            Mode::Polling => "select true",
+        };
+        crate::database::until(&client, reads_as_wished).await;
+        assert_eq!(relay.until("leading", |status| status.leading && status.ready).await.latency, None);
+        let insert = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload, created_at) \
+             values ('order', '1', 'New', '{}', now() - interval '2 hours')";
+        client.batch_execute(insert).await.unwrap();
+        let latency = relay.until("a latency", |status| status.latency.is_some()).await.latency.unwrap();
+        assert_eq!(latency.p50_seconds, latency.p99_seconds, "of one event");
+        assert_eq!(latency.p50_seconds >= 7200.0, is_old, "{mode:?}: {latency:?}");
+        let metrics = relay.get("/metrics").await.unwrap().1;
+        assert!(metrics.contains("weft_relay_latency_seconds_count 1"), "{metrics}");
+    }
+}
+
+#[tokio::test]
 async fn the_format_of_messages_can_be_chosen_and_changed() {
     let mut setting = Setting::new(Mode::Polling).await;
     let relay = setting.start_relay();

@@ -523,6 +523,9 @@ pub struct OutboxRelayStatus {
     /// How far the relay is behind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag: Option<Lag>,
+    /// How long events took from their commit until the broker had acknowledged them. The events of the last minute; left out when there were none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Latency>,
     /// Commit position of the last acknowledged event: an LSN, such as `0/16B3748`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<String>,
@@ -532,6 +535,16 @@ pub struct OutboxRelayStatus {
     /// Digest of the children as they were applied: an operator that starts finds by it whether any of them changed meanwhile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub applied_hash: Option<String>,
+}
+
+/// Percentiles of a latency, at most an eighth too high.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Latency {
+    /// Half of the events took no longer, in seconds.
+    pub p50_seconds: f64,
+    /// 99 of 100 events took no longer, in seconds.
+    pub p99_seconds: f64,
 }
 
 /// How far the relay is behind.

@@ -92,7 +92,7 @@ impl Encoder {
 
     /// Replaces what is in `message`.
     pub fn encode(&self, row: &Row, message: &mut Message) {
-        let Row { event, place } = row;
+        let Row { event, place, .. } = row;
         message.clear();
         self.template.write(event, &mut message.destination);
         message.key = event.aggregate_id.clone();
@@ -150,7 +150,7 @@ mod tests {
             created_at: Some(1_700_000_000_000_000),
             position: Position { lsn: 0x016b_3748, index: 2 },
         };
-        Row { event, place: Place { seq: 9, transaction: None } }
+        Row { event, place: Place { seq: 9, transaction: None }, committed_at: None }
     }
 
     fn encode(format: Format, row: &Row) -> (BTreeMap<String, String>, String, Message) {

@@ -14,8 +14,13 @@ use crate::relay::{
     window::{Entry, Limits, Ticket, Window},
 };
 
-const LIMITS: Limits =
-    Limits { events: 12, bytes: 1 << 20, in_flight: 5, backoff: (Duration::from_secs(1), Duration::from_secs(8)) };
+const LIMITS: Limits = Limits {
+    events: 12,
+    bytes: 1 << 20,
+    in_flight: 5,
+    shortest_run: 2,
+    backoff: (Duration::from_secs(1), Duration::from_secs(8)),
+};
 
 /// What survives a crash of the relay.
 pub(super) struct Ledger {
@@ -152,7 +157,9 @@ impl Relay {
     }
 
     pub(super) fn acknowledge(&mut self, ticket: Ticket) {
-        if let Some(Item { row, held }) = self.window.acknowledged(ticket) {
+        let mut events = Vec::new();
+        self.window.acknowledged(ticket, &mut events);
+        for Item { row, held } in events {
             self.unrecorded.published.push(row.id);
             if held {
                 self.unrecorded.freed.push(row);

@@ -369,7 +369,7 @@ mod tests {
             created_at: Some(1_700_000_000_123_456),
             position: Position::default(),
         };
-        let row = Row { event, place: Place { seq: 1, transaction: None } };
+        let row = Row { event, place: Place { seq: 1, transaction: None }, committed_at: None };
         for (format, expected) in [
             (
                 Format::CloudEvents,

@@ -5,6 +5,10 @@
 //!   answer may come.
 //! - [`Answer::Stored`] comes only after the broker has stored the event as durably as it is configured to (a JetStream
 //!   stream: in its file, on a quorum of its replicas). It may come twice, late, or never.
+//! - [`Session::publish_run`] hands over consecutive events of one key, which have one answer. `Stored` says that the broker has
+//!   all of them. Of each copy of a run that arrives, the broker stores the events in their order and none behind one that it did
+//!   not store: a sink that cannot promise this has no runs. Any other answer leaves open which of the first ones are stored; the relay then sends
+//!   each event alone.
 //! - An event may be published again. A sink may drop the duplicate by [`Message::identity`]. The relay does not rely on that,
 //!   and requires no order from the sink (see [`super::window`]).
 //! - After an error the session is unusable, and the outcome of the events in flight is unknown.
@@ -80,6 +84,22 @@ pub trait Session: Send {
         ticket: Ticket,
         message: &Message,
     ) -> impl Future<Output = Result<Option<Answer>, SinkError>> + Send;
+
+    /// Events that [`Self::publish_run`] would take now. A sink without runs keeps the default, and publishes each event when all
+    /// before it in its key are stored.
+    fn longest_run(&mut self) -> usize {
+        1
+    }
+
+    /// Sends consecutive events of one key without waiting for their one answer. Called only for as many as
+    /// [`Self::longest_run`] has said.
+    fn publish_run(
+        &mut self,
+        _ticket: Ticket,
+        _run: &[Message],
+    ) -> impl Future<Output = Result<Option<Answer>, SinkError>> + Send {
+        std::future::ready(Ok(Some(Answer::Failed("events are sent one by one".to_owned()))))
+    }
 
     /// Whether one more event may be handed over now. `false` only while answers are to come, which make room.
     fn has_room(&self) -> bool {

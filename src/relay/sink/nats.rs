@@ -2,6 +2,11 @@
 //!
 //! The driver's JetStream publish allocates a future and a subscription slot for each message. Here the reply subject
 //! contains the ticket (`INBOX.NUMBER.ATTEMPT`), so an acknowledgement needs no lookup and no allocation of its own.
+//!
+//! A run is an atomic batch (ADR-50 of nats-architecture-and-design; from nats-server 2.12): messages with `Nats-Batch-Id` and
+//! `Nats-Batch-Sequence`, of which the last one has `Nats-Batch-Commit` and gets the one answer. The server checks all of them
+//! when they are complete, then stores them one after the other, or none. A server that dies meanwhile has the first ones. It
+//! refuses a batch in which one message is a duplicate.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
@@ -37,6 +42,17 @@ const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
 /// How often the stream's subjects are read again when it does not accept an event's subject: a person may have added
 /// it. Less than the time after which a refused event is tried again.
 const SUBJECTS: Duration = Duration::from_secs(10);
+/// Most events of a batch: the server accepts 1,000.
+const LONGEST_RUN: usize = 256;
+/// Most batches that wait for their answers: the server accepts 50 for each stream, of all who publish into it.
+const MOST_RUNS: usize = 8;
+/// The server forgets a batch that it has heard nothing of for this long.
+const BATCH_FORGOTTEN: Duration = Duration::from_secs(10);
+/// After a batch that was not stored events are sent one by one for this long.
+const NO_RUNS: Duration = Duration::from_secs(1);
+const BATCH_ID: &str = "Nats-Batch-Id";
+const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
+const BATCH_COMMIT: &str = "Nats-Batch-Commit";
 /// Maximum number of answers handled at once.
 const BATCH: usize = 512;
 /// A longer subject is not sent: the server closes a connection whose command line is longer than its
@@ -104,8 +120,8 @@ impl Nats {
         }
     }
 
-    /// Returns the stream's subjects; creates the stream when it is missing, and never alters it.
-    async fn ensure_stream(&self, client: &Client, address: &str) -> Result<Vec<String>, SinkError> {
+    /// Returns the stream's configuration; creates the stream when it is missing, and never alters it.
+    async fn ensure_stream(&self, client: &Client, address: &str) -> Result<Config, SinkError> {
         let started = Timestamp::now();
         let failed = |error: &(dyn std::error::Error + 'static)| {
             SinkError::Unreachable(nats::jetstream_outage(address, started, error))
@@ -122,7 +138,7 @@ impl Nats {
                         "the stream's duplicate window is short: after an outage that is longer, some events are delivered twice"
                     );
                 }
-                return Ok(config.subjects.clone());
+                return Ok(config.clone());
             }
             Err(error) => match error.kind() {
                 GetStreamErrorKind::JetStream(cause) if cause.code() == 404 => {}
@@ -133,7 +149,9 @@ impl Nats {
         let subjects = vec![self.template.shared_filter().to_owned()];
         let config = Config {
             name: self.stream.clone(),
-            subjects: subjects.clone(),
+            subjects,
+            // a server before 2.12 knows no batches, and does not have it in what it answers
+            allow_atomic_publish: true,
             storage: StorageType::File,
             max_age: self.max_age,
             // the server refuses a duplicate window that is longer than `max_age`
@@ -145,9 +163,9 @@ impl Nats {
             description: Some("Events of services, created by weft relay".to_owned()),
             ..Config::default()
         };
-        context.create_stream(config).await.map_err(|error| failed(&error))?;
+        let stream = context.create_stream(config).await.map_err(|error| failed(&error))?;
         tracing::info!(stream = self.stream, subjects = self.template.shared_filter(), "created the stream");
-        Ok(subjects)
+        Ok(stream.cached_info().config.clone())
     }
 }
 
@@ -158,9 +176,9 @@ impl Sink for Nats {
     async fn connect(&self) -> Result<NatsSession, SinkError> {
         let connection = Connection::open(&self.server, &self.name).await.map_err(SinkError::Unreachable)?;
         let client = connection.client.clone();
-        let subjects = self.ensure_stream(&client, connection.address()).await?;
+        let config = self.ensure_stream(&client, connection.address()).await?;
         let inbox = client.new_inbox();
-        let subscribed = Timestamp::now();
+        let (subscribed, subscribed_at) = (Timestamp::now(), Instant::now());
         let answers = client.subscribe(format!("{inbox}.>")).await.map_err(|error| {
             SinkError::Unreachable(nats::jetstream_outage(connection.address(), subscribed, &error))
         })?;
@@ -168,7 +186,10 @@ impl Sink for Nats {
             client,
             connection,
             stream: self.stream.clone(),
-            subjects: watch::Sender::new(subjects),
+            subjects: watch::Sender::new(config.subjects),
+            has_batches: config.allow_atomic_publish,
+            runs: Vec::new(),
+            alone_until: subscribed_at,
             subjects_read: Instant::now(),
             inbox,
             answers,
@@ -186,6 +207,12 @@ pub struct NatsSession {
     /// The stream's, as they were read last.
     subjects: watch::Sender<Vec<String>>,
     subjects_read: Instant,
+    /// Whether the stream accepts atomic batches.
+    has_batches: bool,
+    /// The batches without an answer, their lengths, and when they were sent.
+    runs: Vec<(Ticket, usize, Instant)>,
+    /// No batch is sent until then.
+    alone_until: Instant,
     inbox: String,
     answers: Subscriber,
     template: Arc<Template>,
@@ -193,31 +220,40 @@ pub struct NatsSession {
 
 impl Session for NatsSession {
     async fn publish(&mut self, ticket: Ticket, message: &Encoded) -> Result<Option<Answer>, SinkError> {
-        let Encoded { destination, body, .. } = message;
-        let (headers, length) = headers(message, &self.stream);
-        if !self.accepts(destination) && self.subjects_read.elapsed() >= SUBJECTS {
-            self.read_subjects();
-        }
-        if let Err(why) = self.check(destination, length, body.len()) {
-            return Ok(Some(Answer::Refused(why)));
-        }
-        let reply = format!("{}.{:x}.{:x}", self.inbox, ticket.number, ticket.attempt);
-        let sent = self.client.publish_with_reply_and_headers(destination.clone(), reply, headers, body.clone());
-        let sent = tokio::select! {
-            biased; // nearly always at once, and then the other future costs nothing
-            sent = timeout(nats::TIMEOUT, sent) => sent,
-            outage = self.connection.lost() => return Err(SinkError::Unreachable(outage)),
+        let headers = match self.headers(message, None) {
+            Ok(headers) => headers,
+            Err(why) => return Ok(Some(Answer::Refused(why))),
         };
-        match sent {
-            Ok(Ok(())) => Ok(None),
-            Ok(Err(error)) => match error.kind() {
-                PublishErrorKind::MaxPayloadExceeded | PublishErrorKind::InvalidSubject => {
-                    Ok(Some(Answer::Refused(format!("the NATS client refuses it: {error}"))))
-                }
-                PublishErrorKind::Send => Err(SinkError::Unreachable(self.connection.outage())),
-            },
-            Err(_elapsed) => Err(SinkError::Unreachable(self.connection.outage())),
+        self.send(message, headers, Some(ticket)).await
+    }
+
+    fn longest_run(&mut self) -> usize {
+        let now = Instant::now();
+        self.runs.retain(|&(_, _, sent)| now - sent < BATCH_FORGOTTEN);
+        let may = self.has_batches && self.runs.len() < MOST_RUNS && self.alone_until <= now;
+        if may { LONGEST_RUN } else { 1 }
+    }
+
+    async fn publish_run(&mut self, ticket: Ticket, run: &[Encoded]) -> Result<Option<Answer>, SinkError> {
+        // unique: the end of the inbox is this connection's
+        let connection = self.inbox.rsplit('.').next().unwrap_or_default();
+        let id = format!("{connection}-{:x}", ticket.number);
+        let batch = |sequence| Batch { id: &id, sequence, commits: sequence == run.len() };
+        let headers: Result<Vec<_>, _> =
+            run.iter().zip(1..).map(|(message, sequence)| self.headers(message, Some(&batch(sequence)))).collect();
+        let headers = match headers {
+            Ok(headers) => headers,
+            Err(why) => return Ok(Some(Answer::Refused(why))),
+        };
+        self.runs.push((ticket, run.len(), Instant::now()));
+        for ((message, headers), sequence) in run.iter().zip(headers).zip(1..) {
+            // without a reply subject: the answer to the last one says what has become of all
+            let answer = self.send(message, headers, (sequence == run.len()).then_some(ticket)).await?;
+            if answer.is_some() {
+                return Ok(answer);
+            }
         }
+        Ok(None)
     }
 
     async fn replies(&mut self, replies: &mut Vec<Reply>) -> Result<(), SinkError> {
@@ -244,7 +280,71 @@ impl Session for NatsSession {
     }
 }
 
+/// A message's place in an atomic batch, counted from 1.
+struct Batch<'a> {
+    id: &'a str,
+    sequence: usize,
+    commits: bool,
+}
+
 impl NatsSession {
+    /// The headers of a message; the error is the sentence that explains why it cannot be sent.
+    fn headers(&mut self, message: &Encoded, batch: Option<&Batch<'_>>) -> Result<HeaderMap, String> {
+        let Encoded { destination, body, .. } = message;
+        let (headers, length) = headers(message, &self.stream, batch);
+        if !self.accepts(destination) && self.subjects_read.elapsed() >= SUBJECTS {
+            self.read_subjects();
+        }
+        self.check(destination, length, body.len())?;
+        Ok(headers)
+    }
+
+    /// Sends a message, whose answer comes by the ticket if it has one.
+    async fn send(
+        &mut self,
+        Encoded { destination, body, .. }: &Encoded,
+        headers: HeaderMap,
+        ticket: Option<Ticket>,
+    ) -> Result<Option<Answer>, SinkError> {
+        let (client, subject, body) = (&self.client, destination.clone(), body.clone());
+        let reply = ticket.map(|ticket| format!("{}.{:x}.{:x}", self.inbox, ticket.number, ticket.attempt));
+        let sent = async {
+            match reply {
+                Some(reply) => client.publish_with_reply_and_headers(subject, reply, headers, body).await,
+                None => client.publish_with_headers(subject, headers, body).await,
+            }
+        };
+        let sent = tokio::select! {
+            biased; // nearly always at once, and then the other future costs nothing
+            sent = timeout(nats::TIMEOUT, sent) => sent,
+            outage = self.connection.lost() => return Err(SinkError::Unreachable(outage)),
+        };
+        match sent {
+            Ok(Ok(())) => Ok(None),
+            Ok(Err(error)) => match error.kind() {
+                PublishErrorKind::MaxPayloadExceeded | PublishErrorKind::InvalidSubject => {
+                    Ok(Some(Answer::Refused(format!("the NATS client refuses it: {error}"))))
+                }
+                PublishErrorKind::Send => Err(SinkError::Unreachable(self.connection.outage())),
+            },
+            Err(_elapsed) => Err(SinkError::Unreachable(self.connection.outage())),
+        }
+    }
+
+    /// Notes the answer to a batch.
+    fn end_run(&mut self, ticket: Ticket, answer: Answer, count: usize) -> Answer {
+        let Some(place) = self.runs.iter().position(|&(run, _, _)| run == ticket) else { return answer };
+        let (_, length, _) = self.runs.swap_remove(place);
+        let answer = match answer {
+            Answer::Stored if count != length => Answer::Failed("the server has not taken the batch as one".to_owned()),
+            answer => answer,
+        };
+        if answer != Answer::Stored {
+            self.alone_until = Instant::now() + NO_RUNS;
+        }
+        answer
+    }
+
     fn accepts(&self, subject: &str) -> bool {
         self.subjects.borrow().iter().any(|filter| destination::matches(filter, subject))
     }
@@ -290,7 +390,7 @@ impl NatsSession {
         Ok(())
     }
 
-    fn push_reply(&self, message: &Message, replies: &mut Vec<Reply>) -> Result<(), SinkError> {
+    fn push_reply(&mut self, message: &Message, replies: &mut Vec<Reply>) -> Result<(), SinkError> {
         if message.status == Some(StatusCode::NO_RESPONDERS) {
             return Err(SinkError::StreamMissing {
                 address: self.connection.address().to_owned(),
@@ -298,7 +398,9 @@ impl NatsSession {
             });
         }
         if let Some(ticket) = ticket(&message.subject) {
-            replies.push(Reply { ticket, answer: answer(&message.payload) });
+            let (answer, count) = answer(&message.payload);
+            let answer = self.end_run(ticket, answer, count);
+            replies.push(Reply { ticket, answer });
         }
         Ok(())
     }
@@ -317,6 +419,9 @@ struct PubAck<'a> {
     #[serde(borrow)]
     error: Option<PubError<'a>>,
     seq: Option<u64>,
+    /// Messages of the batch.
+    #[serde(default)]
+    count: usize,
 }
 
 #[derive(Deserialize)]
@@ -341,9 +446,10 @@ fn class(error: &PubError<'_>) -> Class {
     known.unwrap_or(if passing { Class::Passing } else { Class::Refused })
 }
 
-fn answer(payload: &[u8]) -> Answer {
-    match serde_json::from_slice(payload) {
-        Ok(PubAck { error: None, seq: Some(_) }) => Answer::Stored,
+/// What a payload says, and of how many messages of a batch.
+fn answer(payload: &[u8]) -> (Answer, usize) {
+    let answer = match serde_json::from_slice(payload) {
+        Ok(PubAck { error: None, seq: Some(_), count }) => return (Answer::Stored, count),
         Ok(PubAck { error: Some(error), .. }) => {
             let text = format!("{} (JetStream error {})", error.description, error.err_code);
             match class(&error) {
@@ -351,14 +457,15 @@ fn answer(payload: &[u8]) -> Answer {
                 Class::Passing => Answer::Failed(text),
             }
         }
-        Ok(PubAck { error: None, seq: None }) | Err(_) => {
+        Ok(PubAck { error: None, seq: None, .. }) | Err(_) => {
             Answer::Failed("the answer is not a JetStream acknowledgement".to_owned())
         }
-    }
+    };
+    (answer, 0)
 }
 
 /// The message's headers with NATS' own, and the bytes that they need on the wire.
-fn headers(message: &Encoded, stream: &str) -> (HeaderMap, usize) {
+fn headers(message: &Encoded, stream: &str, batch: Option<&Batch<'_>>) -> (HeaderMap, usize) {
     let mut headers = HeaderMap::new();
     let mut length = HEADER_FRAME;
     let mut put = |name: HeaderName, name_length: usize, value: &str| {
@@ -367,6 +474,13 @@ fn headers(message: &Encoded, stream: &str) -> (HeaderMap, usize) {
     };
     put(NATS_EXPECTED_STREAM, "Nats-Expected-Stream".len(), stream);
     put(NATS_MESSAGE_ID, "Nats-Msg-Id".len(), &message.identity);
+    if let Some(Batch { id, sequence, commits }) = batch {
+        put(HeaderName::from_static(BATCH_ID), BATCH_ID.len(), id);
+        put(HeaderName::from_static(BATCH_SEQUENCE), BATCH_SEQUENCE.len(), &sequence.to_string());
+        if *commits {
+            put(HeaderName::from_static(BATCH_COMMIT), BATCH_COMMIT.len(), "1");
+        }
+    }
     for (name, value) in message.headers() {
         match name {
             Cow::Borrowed(known) => put(HeaderName::from_static(known), known.len(), value),
@@ -386,12 +500,13 @@ mod tests {
 
     #[test]
     fn acknowledgements_and_errors_are_distinguished() {
-        assert_eq!(answer(br#"{"stream":"events","seq":7}"#), Answer::Stored);
-        assert_eq!(answer(br#"{"stream":"events","seq":7,"duplicate":true}"#), Answer::Stored);
+        assert_eq!(answer(br#"{"stream":"events","seq":7}"#), (Answer::Stored, 0));
+        assert_eq!(answer(br#"{"stream":"events","seq":7,"batch":"b","count":3}"#), (Answer::Stored, 3));
+        assert_eq!(answer(br#"{"stream":"events","seq":7,"duplicate":true}"#), (Answer::Stored, 0));
         let full = br#"{"error":{"code":503,"err_code":10077,"description":"maximum bytes exceeded"},"stream":"events","seq":0}"#;
-        assert!(matches!(answer(full), Answer::Failed(text) if text.contains("maximum bytes")));
+        assert!(matches!(answer(full).0, Answer::Failed(text) if text.contains("maximum bytes")));
         let large = br#"{"error":{"code":400,"err_code":10054,"description":"message size exceeds maximum allowed"}}"#;
-        assert!(matches!(answer(large), Answer::Refused(_)));
+        assert!(matches!(answer(large).0, Answer::Refused(_)));
         for (code, err_code, description, refused) in [
             (503, 10077, "maximum messages per subject exceeded", true),
             (503, 10077, "maximum messages exceeded", false),
@@ -408,11 +523,11 @@ mod tests {
             (429, 19999, "an error of a later version", false),
         ] {
             let error = serde_json::json!({"code": code, "err_code": err_code, "description": description});
-            let answer = answer(serde_json::json!({"error": error}).to_string().as_bytes());
+            let (answer, _) = answer(serde_json::json!({"error": error}).to_string().as_bytes());
             assert_eq!(matches!(answer, Answer::Refused(_)), refused, "{err_code} {description}: {answer:?}");
         }
         for nonsense in [&b""[..], b"{}", b"[]", b"+OK", b"{\"seq\":\"x\"}"] {
-            assert!(matches!(answer(nonsense), Answer::Failed(_)));
+            assert!(matches!(answer(nonsense).0, Answer::Failed(_)));
         }
     }
 

@@ -35,6 +35,9 @@ pub const BATCH_BYTES: usize = 256 * 1024;
 pub struct Row {
     pub event: Event,
     pub place: Place,
+    /// When its transaction committed, in microseconds since 1970 by the database's clock. The log says it; of a row of the table
+    /// it is `created_at`.
+    pub committed_at: Option<i64>,
 }
 
 /// The row of an event.

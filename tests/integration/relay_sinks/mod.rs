@@ -19,6 +19,13 @@ macro_rules! contract {
         }
 
         #[tokio::test]
+        async fn one_aggregate_stays_in_order_when_one_of_its_events_is_refused() {
+            if $there {
+                super::one_aggregate_stays_in_order_when_one_of_its_events_is_refused::<$shared>().await;
+            }
+        }
+
+        #[tokio::test]
         async fn a_message_is_what_was_written() {
             if $there {
                 super::a_message_is_what_was_written::<$shared>().await;
@@ -171,6 +178,31 @@ pub async fn a_refused_event_holds_up_nobody_else<B: Broker>() {
     relay.until("what waited goes on", |status| status.published == 21 && status.held == 0).await;
     let numbers: Vec<_> = broker.received().await.iter().map(Received::delivered).map(|event| event.number).collect();
     assert_eq!(numbers.len(), 21, "{numbers:?}");
+}
+
+/// Inserts events of the aggregate `hot` with these numbers, in one transaction.
+async fn insert_hot(setting: &Setting, numbers: std::ops::RangeInclusive<i64>) {
+    let insert = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload) \
+         select 'order', 'hot', 'Placed', jsonb_build_object('n', n) from generate_series($1::bigint, $2) n order by n";
+    setting.database.app().await.execute(insert, &[numbers.start(), numbers.end()]).await.unwrap();
+}
+
+/// Many events of one aggregate wait: however they are sent, they arrive in order, up to the one that is refused.
+pub async fn one_aggregate_stays_in_order_when_one_of_its_events_is_refused<B: Broker>() {
+    let broker = B::start().await;
+    let setting = setting(&broker, None).await;
+    insert_hot(&setting, 1..=300).await;
+    let size = broker.too_large();
+    let large = format!("{INSERT} ('order', 'hot', 'Placed', jsonb_build_object('text', repeat('x', {size})), '{{}}')");
+    setting.database.app().await.batch_execute(&large).await.unwrap();
+    insert_hot(&setting, 301..=600).await;
+    let relay = setting.start_relay();
+    relay.until("one is refused", |status| status.published == 300 && status.held == 301).await;
+    let delete = "delete from weft.outbox where length(payload::text) > 1000";
+    setting.database.superuser().await.batch_execute(delete).await.unwrap();
+    relay.until("the others go on", |status| status.published == 600 && status.held == 0).await;
+    let numbers: Vec<_> = broker.received().await.iter().map(Received::delivered).map(|event| event.number).collect();
+    assert_eq!(numbers, (1..=600).collect::<Vec<_>>());
 }
 
 /// Attributes, headers and payload arrive as they were written, whatever characters they have.

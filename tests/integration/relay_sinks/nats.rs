@@ -6,8 +6,8 @@ use async_nats::jetstream::{self, consumer::pull};
 use futures::StreamExt;
 use weft::contract::relay::{NatsSink, Sink};
 
-use super::{Broker, Received};
-use crate::servers::Nats;
+use super::{Broker, Received, insert_hot, setting, unreachable};
+use crate::{checker, relay_harness::STREAM, servers::Nats};
 
 impl Broker for Nats {
     const SERVER: &'static str = "NATS";
@@ -74,3 +74,74 @@ impl Broker for Nats {
 }
 
 contract!(Nats, Nats, true);
+
+fn are_batched(received: &[Received]) -> bool {
+    received.iter().any(|message| message.headers.contains_key("nats-batch-commit"))
+}
+
+/// The first events of an aggregate that wait are sent as atomic batches.
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_survive_the_death_of_server_and_relay() {
+    const EVENTS: i64 = 20_000;
+    let mut broker = Nats::start();
+    let setting = setting(&broker, None).await;
+    insert_hot(&setting, 1..=EVENTS).await;
+    let mut relay = setting.start_relay();
+    relay.until("publishing", |status| status.published > 1000).await;
+    Broker::kill9(&mut broker).await;
+    relay.until("the loss is reported", |status| unreachable(status, Nats::SERVER)).await;
+    broker.start_again().await;
+    relay.until("publishing again", |status| status.published > 3000 && status.problems.is_empty()).await;
+    relay.kill9();
+    let relay = setting.start_relay();
+    setting.drained().await;
+    relay.until("nothing is wrong", |status| status.problems.is_empty() && status.pending == 0).await;
+    let received = broker.received().await;
+    let delivered: Vec<_> = received.iter().map(Received::delivered).collect();
+    let verdict = checker::check(&[("hot".to_owned(), EVENTS.unsigned_abs())].into(), &delivered);
+    assert!(verdict.is_kept() && are_batched(&received), "{verdict}");
+}
+
+/// The server looks at a batch when it is complete, and stores none of it.
+#[tokio::test]
+async fn a_batch_that_the_server_refuses_is_sent_one_by_one() {
+    let broker = Nats::start();
+    let config = jetstream::stream::Config {
+        name: STREAM.to_owned(),
+        subjects: vec!["events.>".to_owned()],
+        allow_atomic_publish: true,
+        max_message_size: 4096,
+        ..jetstream::stream::Config::default()
+    };
+    let client = async_nats::connect(broker.url()).await.unwrap();
+    jetstream::new(client).create_stream(config).await.unwrap();
+    let setting = setting(&broker, None).await;
+    insert_hot(&setting, 1..=100).await;
+    let large = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload) \
+         values ('order', 'hot', 'Placed', jsonb_build_object('n', 101, 'text', repeat('x', 5000)))";
+    setting.database.app().await.batch_execute(large).await.unwrap();
+    insert_hot(&setting, 102..=200).await;
+    let relay = setting.start_relay();
+    let held = relay.until("one is refused", |status| status.published == 100 && status.held == 100).await;
+    let problems = format!("{:?}", held.problems);
+    assert!(problems.contains("message size exceeds maximum allowed") && !problems.contains("batch"), "{problems}");
+    let received = broker.received().await;
+    let numbers: Vec<_> = received.iter().map(Received::delivered).map(|event| event.number).collect();
+    assert_eq!(numbers, (1..=100).collect::<Vec<_>>());
+}
+
+/// A stream of somebody else's, which the relay does not alter.
+#[tokio::test]
+async fn a_stream_without_batches_gets_events_one_by_one() {
+    let broker = Nats::start();
+    let (name, subjects) = (STREAM.to_owned(), vec!["events.>".to_owned()]);
+    let config = jetstream::stream::Config { name, subjects, ..jetstream::stream::Config::default() };
+    let client = async_nats::connect(broker.url()).await.unwrap();
+    jetstream::new(client).create_stream(config).await.unwrap();
+    let setting = setting(&broker, None).await;
+    insert_hot(&setting, 1..=200).await;
+    let _relay = setting.start_relay();
+    setting.drained().await;
+    let received = broker.received().await;
+    assert!(received.len() == 200 && !are_batched(&received));
+}

@@ -6,7 +6,7 @@ use kube::ResourceExt;
 
 use super::{Observed, Planned};
 use crate::{
-    api::v1alpha1::{Lag, OutboxRelay, OutboxRelayStatus, RelayMode},
+    api::v1alpha1::{Lag, Latency, OutboxRelay, OutboxRelayStatus, RelayMode},
     contract::{problem::ProblemReason, status::RelayStatus},
     controllers::{
         database,
@@ -66,6 +66,9 @@ fn numbers(status: OutboxRelayStatus, pod: &str, relay: &RelayStatus) -> OutboxR
             bytes: relay.lag_bytes.map(count),
             summary: age(relay.lag_seconds),
         }),
+        latency: relay
+            .latency
+            .map(|latency| Latency { p50_seconds: latency.p50_seconds, p99_seconds: latency.p99_seconds }),
         position: relay.position.clone(),
         last_published_time: relay.last_published.map(Time),
         ..status

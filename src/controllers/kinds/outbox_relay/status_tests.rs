@@ -9,7 +9,10 @@ use crate::controllers::{
         outcome::ForeignChange,
     },
 };
-use crate::{api::v1alpha1::SetUp, contract::problem::Problem};
+use crate::{
+    api::v1alpha1::SetUp,
+    contract::{problem::Problem, status as contract},
+};
 
 fn leads() -> RelayStatus {
     RelayStatus {
@@ -20,6 +23,7 @@ fn leads() -> RelayStatus {
         pending: 2,
         lag_seconds: 75.4,
         lag_bytes: Some(4096),
+        latency: Some(contract::Latency { p50_seconds: 0.000_8, p99_seconds: 0.004 }),
         position: Some("0/16B3748".to_owned()),
         last_published: Some(now()),
         ..RelayStatus::default()

@@ -286,7 +286,7 @@ impl<'a> Recorder<'a> {
             match event {
                 Some(event) => {
                     self.loaded.entry(key).or_default().insert(place.seq);
-                    again.push(Again::Event(Box::new(Row { event, place })));
+                    again.push(Again::Event(Box::new(Row { event, place, committed_at: None })));
                 }
                 None if place.transaction.is_none_or(|transaction| snapshot.sees(transaction)) => {
                     tracing::warn!(seq = place.seq, "a held event is skipped, because its row was deleted");

@@ -174,7 +174,8 @@ impl Reader {
 
 fn read(row: &tokio_postgres::Row, lsn: Lsn) -> Result<Row, SourceError> {
     let (event, seq) = row::event(row, lsn.0)?;
-    Ok(Row { event, place: Place { seq, transaction: None } })
+    let committed_at = event.created_at;
+    Ok(Row { event, place: Place { seq, transaction: None }, committed_at })
 }
 
 /// Snapshot and position, from the columns `first` and the next one.

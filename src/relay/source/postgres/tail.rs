@@ -178,6 +178,8 @@ struct Decoder {
 #[derive(Debug)]
 struct Open {
     transaction: u64,
+    /// Microseconds since 1970.
+    committed_at: i64,
     /// Position of its next row.
     position: Position,
     /// It was published or held before.
@@ -209,7 +211,9 @@ impl Decoder {
 
     fn message(&mut self, bytes: Bytes) -> Result<(), SourceError> {
         match Message::decode(bytes)? {
-            Message::Begin { commit_lsn, transaction, .. } => self.begin(commit_lsn, transaction),
+            Message::Begin { commit_lsn, committed_at, transaction } => {
+                self.begin(commit_lsn, committed_at, transaction)
+            }
             Message::Commit { end_lsn } => {
                 self.open = None;
                 self.serial += 1;
@@ -224,7 +228,7 @@ impl Decoder {
         Ok(())
     }
 
-    fn begin(&mut self, commit_lsn: Lsn, low: u32) {
+    fn begin(&mut self, commit_lsn: Lsn, committed_at: i64, low: u32) {
         let transaction = whole(low, self.start.transaction);
         let floor = self.start.floor;
         let position = if commit_lsn > floor {
@@ -234,7 +238,7 @@ impl Decoder {
             Position { lsn: floor.0, index: AFTER_FLOOR | (commit_lsn.0 << 16 & (AFTER_FLOOR - 1)) }
         };
         let settled = self.start.seen.as_ref().is_some_and(|seen| seen.sees(transaction));
-        self.open = Some(Open { transaction, position, settled });
+        self.open = Some(Open { transaction, committed_at, position, settled });
     }
 
     /// Appends a mark. Of two marks without an event between them only the later one is kept.
@@ -260,7 +264,7 @@ impl Decoder {
         open.position.index += 1;
         self.bytes += event.size();
         let place = Place { seq, transaction: Some(open.transaction) };
-        self.batch.push(Item::Event(Row { event, place }));
+        self.batch.push(Item::Event(Row { event, place, committed_at: Some(open.committed_at) }));
         Ok(())
     }
 }
