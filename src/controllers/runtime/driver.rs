@@ -10,19 +10,22 @@ use super::{
     context::{Context, Verdict},
     queue::Priority,
 };
-use crate::controllers::{
-    apply::{self, Outcome, Written, contest::Change, contract_readers},
-    request::RequestError,
-    resources::{
-        child::{ChildKind, ChildRef},
-        key::Key,
-        outcome::Applied,
-        plan::{Plan, Rejection},
-        reason::Reason,
-        settings::Settings,
+use crate::{
+    controllers::{
+        apply::{self, Outcome, Written, contest::Change, contract_readers},
+        request::RequestError,
+        resources::{
+            child::{ChildKind, ChildRef},
+            key::Key,
+            outcome::Applied,
+            plan::{Plan, Rejection},
+            reason::Reason,
+            settings::Settings,
+        },
+        status::events::Notice,
+        store::{FOR_EVER, Malformed, Requeue, Store, live::ChildSeen},
     },
-    status::events::Notice,
-    store::{FOR_EVER, Malformed, Requeue, Store, live::ChildSeen},
+    domain::names,
 };
 
 /// The pure half of a kind: nothing here does IO.
@@ -227,7 +230,7 @@ async fn carry_out<K: Driven>(context: &Context, key: &Key, object: &K::Object, 
         apply::apply(&context.client, &context.memory, key, &present, plan, Instant::now()).await;
     let wrote = !written.is_empty() || !deleted.is_empty();
     let made = applied.failures.is_empty() && written.iter().any(|one| !present.contains_key(&one.child));
-    let changed = changed_contract(&present, &written);
+    let changed = changed_contract(key, &present, &written);
     let mut requeue: Requeue = {
         let mut store = context.store();
         let set: Vec<_> = written.into_iter().map(|child| store.set_child(key, child.child, child.seen)).collect();
@@ -283,10 +286,12 @@ fn report_drift(
     }
 }
 
-/// The version of a contract that existed before and has just been changed.
-fn changed_contract(present: &BTreeMap<ChildRef, ChildSeen>, written: &[Written]) -> Option<u64> {
-    let changed = written.iter().find(|Written { child, seen }| {
-        child.kind == ChildKind::ConfigMap && present.get(child).is_some_and(|before| before.version != seen.version)
-    });
+/// The version of a contract that existed before and has just been changed. The record of a set-up is none.
+fn changed_contract(owner: &Key, present: &BTreeMap<ChildRef, ChildSeen>, written: &[Written]) -> Option<u64> {
+    let record = names::setup(&owner.id.name);
+    let contracts = written.iter().filter(|one| one.child.kind == ChildKind::ConfigMap && one.child.name != record);
+    let mut changed =
+        contracts.filter(|one| present.get(&one.child).is_some_and(|before| before.version != one.seen.version));
+    let changed = changed.next();
     changed.map(|Written { seen, .. }| seen.version)
 }

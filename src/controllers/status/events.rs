@@ -2,7 +2,9 @@
 
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
 
-use super::conditions::{ACCEPTED, CONTESTED, DRIFTED, MIGRATED, READY, SLOT_AT_RISK, STUCK};
+use super::conditions::{
+    ACCEPTED, AS_DECLARED, CONSUMING, CONTESTED, DRIFTED, MIGRATED, READY, SLOT_AT_RISK, SLOT_REMAINS, STUCK,
+};
 use crate::{contract::problem::ProblemReason, controllers::resources::reason::Reason};
 
 /// Something worth an Event.
@@ -24,7 +26,7 @@ struct Reported {
     reason: Option<Reason>,
 }
 
-const REPORTED: [Reported; 10] = [
+const REPORTED: [Reported; 13] = [
     Reported { condition: ACCEPTED, status: "True", warning: false, reason: Some(Reason::Accepted) },
     Reported { condition: ACCEPTED, status: "False", warning: true, reason: None },
     Reported { condition: READY, status: "True", warning: false, reason: Some(Reason::Ready) },
@@ -40,6 +42,9 @@ const REPORTED: [Reported; 10] = [
     Reported { condition: STUCK, status: "True", warning: true, reason: Some(Reason::SagaStuck) },
     Reported { condition: STUCK, status: "False", warning: false, reason: Some(Reason::SagaUnstuck) },
     Reported { condition: MIGRATED, status: "False", warning: true, reason: Some(Reason::MigrationFailed) },
+    Reported { condition: CONSUMING, status: "False", warning: true, reason: None },
+    Reported { condition: AS_DECLARED, status: "False", warning: true, reason: None },
+    Reported { condition: SLOT_REMAINS, status: "True", warning: true, reason: None },
 ];
 
 /// The Events that a change of conditions is worth.

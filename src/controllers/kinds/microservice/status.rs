@@ -183,6 +183,11 @@ fn consuming(object: &Microservice, observed: &Observed) -> Option<Finding> {
     if let Some(Rejection { reason, message }) = observed.inbox_wanted.missing.clone() {
         return found(Truth::False, reason, message);
     }
+    // one that reports may be of the former pod
+    let stopped = observed.inbox_deployment.as_ref().filter(|live| !live.is_rolled_out());
+    if let Some(problem) = stopped.and_then(|live| live.problems.first()) {
+        return found(Truth::False, problem.reason, problem.message.clone());
+    }
     let Some(inbox) = inbox(observed) else {
         let problem = observed.inbox_deployment.as_ref().and_then(|live| live.problems.first());
         let reported = observed.inbox_pods.values().flatten().flat_map(|status| &status.problems).next();
