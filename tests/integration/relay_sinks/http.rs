@@ -200,7 +200,8 @@ async fn events_of_several_aggregates_are_one_request() {
     }
     assert_eq!((events.len(), longest), (200, MAX));
     for aggregate in 0..40 {
-        let of_it = events.iter().filter(|event| event["subject"] == aggregate.to_string());
+        let subject = serde_json::Value::from(aggregate.to_string());
+        let of_it = events.iter().filter(|event| event["subject"] == subject);
         let numbers: Vec<_> = of_it.map(|event| event["data"]["n"].as_i64().unwrap()).collect();
         assert_eq!(numbers, (0..5).map(|turn| turn * 40 + aggregate).collect::<Vec<_>>());
     }
