@@ -143,6 +143,10 @@ pub struct RedisSink {
 pub struct HttpSink {
     /// Template of the URL, with placeholders in the path.
     pub url: String,
+    /// Most events of a request, in CloudEvents' batched content mode, which is for [`Format::CloudEventsStructured`]; `None`: each event is
+    /// a request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<usize>,
     /// Folder with a file for each key of the Secret; read again for each new connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_folder: Option<PathBuf>,

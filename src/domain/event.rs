@@ -21,6 +21,8 @@ pub const CONTENT_TYPE_JSON: &str = "application/json";
 pub const CONTENT_TYPE_BYTES: &str = "application/octet-stream";
 /// Media type of a message in structured mode: a JSON object with the attributes and the data.
 pub const CONTENT_TYPE_STRUCTURED: &str = "application/cloudevents+json";
+/// Media type of a message in batched content mode: a JSON array of such objects.
+pub const CONTENT_TYPE_BATCH: &str = "application/cloudevents-batch+json";
 
 /// Begins the name of an attribute's header.
 pub const ATTRIBUTE_PREFIX: &str = "ce-";

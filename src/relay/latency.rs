@@ -38,7 +38,7 @@ impl Latencies {
     /// Counts an event that took `latency`. `now` is the time since any fixed moment.
     pub(crate) fn observe(&mut self, now: Duration, latency: Duration) {
         self.forget(now);
-        let part = self.parts.iter_mut().nth(position(self.current));
+        let part = self.parts.get_mut(position(self.current));
         if let Some(count) = part.and_then(|part| part.get_mut(bucket(latency))) {
             *count = count.saturating_add(1);
         }

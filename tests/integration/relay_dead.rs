@@ -33,7 +33,7 @@ impl Endpoint {
         };
         let router = Router::new().route("/{aggregate}", post(receive));
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Sink::Http(HttpSink { url, secret_folder: None })
+        Sink::Http(HttpSink { url, batch: None, secret_folder: None })
     }
 
     fn accept_all(&self) {

@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Held", type_ = "integer", priority = 1, json_path = ".status.held"),
     printcolumn(name = "Dead", type_ = "integer", priority = 1, json_path = ".status.deadLetters"),
     printcolumn(name = "Message", type_ = "string", priority = 1, json_path = r#".status.conditions[?(@.type=="Ready")].message"#),
+    validation = Rule::new("!has(self.spec.sink.http) || !has(self.spec.sink.http.batch) || (has(self.spec.format) && self.spec.format == 'CloudEventsStructured')").message("spec.sink.http.batch needs spec.format CloudEventsStructured, since a batch is a JSON array of such events: set it, or leave the batch out"),
     validation = Rule::new("size(self.metadata.name) <= 32").message("metadata.name is too long: at most 32 characters, so that the names of its children fit into 63"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name becomes part of a ConfigMap's name: lower case letters, digits and '-', beginning with a letter, without dots")
 )]
@@ -389,6 +390,18 @@ pub struct HttpSink {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub secret: Option<String>,
+    /// Send several events in one request, in CloudEvents' batched content mode. Needs `format: CloudEventsStructured`. Left out, each event is a request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<HttpBatch>,
+}
+
+/// Several events in one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpBatch {
+    /// How many events a request has at most. They are of different aggregates, and what waits is sent at once, so that a request of a quiet service has one.
+    #[schemars(range(min = 2, max = 1000))]
+    pub max: i32,
 }
 
 /// A NATS JetStream stream.

@@ -2,9 +2,14 @@
 //!
 //! A response of 2xx says that the receiver has the event for good; nothing weaker is asked, and nothing stronger can be known.
 //! Responses come in any order, of at most [`CONCURRENT`] requests at a time.
+//!
+//! A request may have several events (CloudEvents' batched content mode), of one URL. They are of different keys, since the window has one
+//! of each in flight, so nothing depends on what a receiver does with the first ones of a batch that it refuses. After a
+//! refusal each of them is a request of its own, and so is an event that is sent again.
 
 use std::time::Duration;
 
+use bytes::{BufMut, BytesMut};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use jiff::Timestamp;
 use reqwest::{
@@ -20,7 +25,10 @@ use super::{
 };
 use crate::{
     contract::relay::HttpSink,
-    domain::{destination::TemplateError, event::HEADER_CONTENT_TYPE},
+    domain::{
+        destination::TemplateError,
+        event::{CONTENT_TYPE_BATCH, HEADER_CONTENT_TYPE},
+    },
     outage::{Failure, Outage, innermost_cause, with_causes},
     relay::{encode::Message, window::Ticket},
     secret::{self, SecretFolder},
@@ -31,6 +39,8 @@ const SCHEMES: [(&str, u16); 2] = [("http", 80), ("https", 443)];
 const LOSSES: u32 = 8;
 /// Requests on the way at a time.
 const CONCURRENT: usize = 64;
+/// Bytes of events from which on a batch gets no more of them.
+const BATCH_BYTES: usize = 256 * 1024;
 /// A connection is made within this time.
 const CONNECT: Duration = Duration::from_secs(4);
 /// A response comes within this time; less than that after which the publisher sends an event again.
@@ -74,6 +84,7 @@ fn meaning(status: StatusCode) -> Meaning {
 pub struct Http {
     address: Address,
     secret: SecretFolder,
+    longest_batch: usize,
     /// Sent as User-Agent.
     name: String,
 }
@@ -92,7 +103,8 @@ impl Http {
                 AddressError::HasCredentials => "user and password belong into the Secret",
             })
         })?;
-        Ok(Self { address, secret: SecretFolder::new(sink.secret_folder.clone()), name })
+        let secret = SecretFolder::new(sink.secret_folder.clone());
+        Ok(Self { address, secret, longest_batch: sink.batch.unwrap_or(1), name })
     }
 
     async fn client(&self) -> Result<Client, Failure> {
@@ -157,6 +169,8 @@ impl Sink for Http {
             client,
             address,
             requests: FuturesUnordered::new(),
+            longest_batch: self.longest_batch,
+            batch: Vec::new(),
             accepted: false,
             losses: 0,
             paused_until: None,
@@ -168,7 +182,10 @@ impl Sink for Http {
 pub struct HttpSession {
     client: Client,
     address: String,
-    requests: FuturesUnordered<BoxFuture<'static, (Ticket, Outcome)>>,
+    requests: FuturesUnordered<BoxFuture<'static, (Sent, Outcome)>>,
+    longest_batch: usize,
+    /// Events of the next request, which is sent when it has as many as it may, or when all are handed over that can be.
+    batch: Vec<(Ticket, Request)>,
     /// The endpoint has accepted an event in this session.
     accepted: bool,
     /// Requests that failed since it last answered one.
@@ -180,6 +197,22 @@ pub struct HttpSession {
 impl std::fmt::Debug for HttpSession {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("HttpSession").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// What a request has sent.
+enum Sent {
+    Event(Ticket),
+    /// Each with the request that it is alone.
+    Batch(Vec<(Ticket, Request)>),
+}
+
+impl Sent {
+    fn tickets(self) -> Vec<Ticket> {
+        match self {
+            Self::Event(ticket) => vec![ticket],
+            Self::Batch(events) => events.into_iter().map(|(ticket, _)| ticket).collect(),
+        }
     }
 }
 
@@ -198,8 +231,16 @@ impl Session for HttpSession {
             Ok(request) => request,
             Err(why) => return Ok(Some(Answer::Refused(why))),
         };
-        let client = self.client.clone();
-        self.requests.push(async move { (ticket, outcome(client.execute(request).await).await) }.boxed());
+        if self.longest_batch < 2 || ticket.attempt > 1 {
+            self.execute(Sent::Event(ticket), request);
+            return Ok(None);
+        }
+        let bytes: usize = self.batch.iter().map(|(_, request)| body(request).len()).sum();
+        let full = self.batch.len() >= self.longest_batch || bytes >= BATCH_BYTES;
+        if full || self.batch.first().is_some_and(|(_, first)| first.url() != request.url()) {
+            self.send_batch();
+        }
+        self.batch.push((ticket, request));
         Ok(None)
     }
 
@@ -208,6 +249,8 @@ impl Session for HttpSession {
     }
 
     async fn replies(&mut self, replies: &mut Vec<Reply>) -> Result<(), SinkError> {
+        // the publisher waits: no more events come for the batch
+        self.send_batch();
         if self.requests.is_empty() {
             // nothing is on the way; a pause ends by itself
             match self.paused_until {
@@ -217,25 +260,34 @@ impl Session for HttpSession {
             return Ok(());
         }
         let mut next = self.requests.next().await;
-        while let Some((ticket, outcome)) = next {
-            match outcome {
-                Outcome::Answered(answer, pause) => {
+        while let Some((sent, outcome)) = next {
+            match (outcome, sent) {
+                (Outcome::Answered(Answer::Refused(_), _), Sent::Batch(events)) => {
+                    self.losses = 0;
+                    for (ticket, request) in events {
+                        self.execute(Sent::Event(ticket), request);
+                    }
+                }
+                (Outcome::Answered(answer, pause), sent) => {
                     if let Some(pause) = pause {
                         self.paused_until = Some(Instant::now() + pause);
                     }
                     self.losses = 0;
                     self.accepted |= answer == Answer::Stored;
-                    replies.push(Reply { ticket, answer });
+                    let reply = |ticket| Reply { ticket, answer: answer.clone() };
+                    replies.extend(sent.tickets().into_iter().map(reply));
                 }
-                Outcome::Lost(failure) => {
+                (Outcome::Lost(failure), sent) => {
                     self.losses += 1;
                     let nobody_else = self.requests.is_empty() && !self.accepted;
                     if self.losses >= LOSSES || nobody_else {
                         return Err(unreachable(&self.address, failure));
                     }
-                    replies.push(Reply { ticket, answer: Answer::Failed(sentence(failure)) });
+                    let answer = Answer::Failed(sentence(failure));
+                    let reply = |ticket| Reply { ticket, answer: answer.clone() };
+                    replies.extend(sent.tickets().into_iter().map(reply));
                 }
-                Outcome::Down(failure) => return Err(unreachable(&self.address, failure)),
+                (Outcome::Down(failure), _) => return Err(unreachable(&self.address, failure)),
             }
             next = self.requests.next().now_or_never().flatten();
         }
@@ -250,6 +302,43 @@ impl Session for HttpSession {
     fn address(&self) -> &str {
         &self.address
     }
+}
+
+impl HttpSession {
+    fn execute(&mut self, sent: Sent, request: Request) {
+        let client = self.client.clone();
+        self.requests.push(async move { (sent, outcome(client.execute(request).await).await) }.boxed());
+    }
+
+    /// Sends what is collected, if anything.
+    fn send_batch(&mut self) {
+        let mut events = std::mem::take(&mut self.batch);
+        match &events[..] {
+            [] => {}
+            [_] => {
+                if let Some((ticket, request)) = events.pop() {
+                    self.execute(Sent::Event(ticket), request);
+                }
+            }
+            [(_, first), ..] => {
+                let mut request = Request::new(Method::POST, first.url().clone());
+                request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE_BATCH));
+                let mut array = BytesMut::new();
+                for (place, (_, event)) in events.iter().enumerate() {
+                    array.put_u8(if place == 0 { b'[' } else { b',' });
+                    array.put_slice(body(event));
+                }
+                array.put_u8(b']');
+                *request.body_mut() = Some(array.freeze().into());
+                self.execute(Sent::Batch(events), request);
+            }
+        }
+    }
+}
+
+/// The bytes of an event's request.
+fn body(request: &Request) -> &[u8] {
+    request.body().and_then(reqwest::Body::as_bytes).unwrap_or_default()
 }
 
 /// The error explains why the event cannot be sent. It does not have the URL, which has values of the row.
@@ -341,11 +430,11 @@ mod tests {
             ("https://[::1]:8443", "[::1]:8443"),
             ("https://gateway/", "gateway:443"),
         ] {
-            let sink = HttpSink { url: url.to_owned(), secret_folder: None };
+            let sink = HttpSink { url: url.to_owned(), batch: None, secret_folder: None };
             assert_eq!(Http::new(&sink, String::new()).unwrap().address.to_string(), address);
         }
         for url in ["", "gateway/events", "ftp://x/", "http://{type}/", "http://user:secret@gateway/"] {
-            let sink = HttpSink { url: url.to_owned(), secret_folder: None };
+            let sink = HttpSink { url: url.to_owned(), batch: None, secret_folder: None };
             assert!(Http::new(&sink, String::new()).is_err(), "{url}");
         }
     }

@@ -14,7 +14,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
-use weft::contract::relay::{HttpSink, Sink};
+use weft::contract::relay::{Format, HttpSink, Sink};
 
 use super::{Broker, Received};
 use crate::servers;
@@ -45,6 +45,9 @@ async fn receive(State(endpoint): State<Endpoint>, uri: Uri, headers: HeaderMap,
     }
     if body.len() > LIMIT {
         return StatusCode::PAYLOAD_TOO_LARGE.into_response();
+    }
+    if body.windows(9).any(|part| part == b"\"refused\"") {
+        return StatusCode::UNPROCESSABLE_ENTITY.into_response();
     }
     if uri.path().ends_with("/forbidden") {
         return StatusCode::FORBIDDEN.into_response();
@@ -91,7 +94,7 @@ impl Broker for Receiver {
 
     fn sink(&self, secret: Option<&Path>) -> Sink {
         let url = format!("http://127.0.0.1:{}/{{namespace}}/{{service}}/{{aggregate_id}}", self.port);
-        Sink::Http(HttpSink { url, secret_folder: secret.map(Path::to_owned) })
+        Sink::Http(HttpSink { url, batch: None, secret_folder: secret.map(Path::to_owned) })
     }
 
     async fn kill9(&mut self) {
@@ -161,4 +164,45 @@ async fn an_event_that_is_forbidden_holds_up_nobody_else() {
     })
     .await;
     relay.until("all others are published", |status| status.published == others && status.pending == 1).await;
+}
+
+/// Events that wait are sent together, each aggregate's in order; of a batch that is refused all but the event at fault arrive.
+#[tokio::test]
+async fn events_of_several_aggregates_are_one_request() {
+    const MAX: usize = 10;
+    let broker = Receiver::start().await;
+    let mut setting = super::setting(&broker, None).await;
+    setting.contract.format = Format::CloudEventsStructured;
+    let url = format!("http://127.0.0.1:{}/{{namespace}}", broker.port);
+    setting.contract.sink = Sink::Http(HttpSink { url, batch: Some(MAX), secret_folder: None });
+    setting.write_contract();
+    let insert = "insert into weft.outbox (aggregate_type, aggregate_id, type, payload) \
+         select 'order', (n % 40)::text, 'Placed', jsonb_build_object('n', n) from generate_series(0, 199) n order by n; \
+         insert into weft.outbox (aggregate_type, aggregate_id, type, payload) \
+         values ('order', 'refused', 'Placed', '{}'), ('order', 'refused', 'Placed', '{}')";
+    setting.database.superuser().await.batch_execute(insert).await.unwrap();
+    let relay = setting.start_relay();
+    relay.until("all but the refused", |status| status.published == 200 && status.held == 2).await;
+
+    let mut events: Vec<serde_json::Value> = Vec::new();
+    let mut longest = 0;
+    for request in broker.received().await {
+        let body = serde_json::from_slice(&request.body).unwrap();
+        match request.headers["content-type"].as_str() {
+            "application/cloudevents-batch+json" => {
+                let serde_json::Value::Array(batch) = body else { panic!("an array: {body}") };
+                longest = longest.max(batch.len());
+                events.extend(batch);
+            }
+            "application/cloudevents+json" => events.push(body),
+            other => panic!("{other}"),
+        }
+    }
+    assert_eq!((events.len(), longest), (200, MAX));
+    for aggregate in 0..40 {
+        let subject = serde_json::Value::from(aggregate.to_string());
+        let of_it = events.iter().filter(|event| event["subject"] == subject);
+        let numbers: Vec<_> = of_it.map(|event| event["data"]["n"].as_i64().unwrap()).collect();
+        assert_eq!(numbers, (0..5).map(|turn| turn * 40 + aggregate).collect::<Vec<_>>());
+    }
 }

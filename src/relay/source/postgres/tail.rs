@@ -212,7 +212,7 @@ impl Decoder {
     fn message(&mut self, bytes: Bytes) -> Result<(), SourceError> {
         match Message::decode(bytes)? {
             Message::Begin { commit_lsn, committed_at, transaction } => {
-                self.begin(commit_lsn, committed_at, transaction)
+                self.begin(commit_lsn, committed_at, transaction);
             }
             Message::Commit { end_lsn } => {
                 self.open = None;

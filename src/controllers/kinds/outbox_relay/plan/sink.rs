@@ -93,8 +93,9 @@ fn redis(sink: &RedisSink) -> relay::RedisSink {
 }
 
 fn http(sink: &HttpSink) -> relay::HttpSink {
-    let HttpSink { url, secret } = sink;
-    relay::HttpSink { url: url.clone(), secret_folder: secret.as_deref().map(folder) }
+    let HttpSink { url, secret, batch } = sink;
+    let batch = batch.map(|batch| usize::try_from(batch.max).unwrap_or(1));
+    relay::HttpSink { url: url.clone(), batch, secret_folder: secret.as_deref().map(folder) }
 }
 
 #[cfg(test)]
