@@ -18,10 +18,15 @@ pub enum Format {
 
 /// Writes to standard output. A reader that has seen enough (`| head`) is no error.
 pub fn answer(text: &str) -> io::Result<()> {
+    written(text).map(drop)
+}
+
+/// As [`answer`]; false when the reader has seen enough.
+pub fn written(text: &str) -> io::Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        written => written,
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true),
     }
 }
 

@@ -119,7 +119,8 @@ fn json_is_printed_when_it_is_asked_for_and_only_then() {
         assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     };
-    assert_eq!(list(&["-o", "json"]), format!("{body}\n"));
+    let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    assert_eq!(value(&list(&["-o", "json"])), value(&body));
     assert!(list(&[]).starts_with("ID "));
 }
 

@@ -1,5 +1,7 @@
 //! The orchestrator's HTTP API. `openapi.json` describes it; a test compares the two.
 
+mod verbs;
+
 use std::{sync::Arc, time::Duration};
 
 use axum::{
@@ -15,20 +17,18 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
-    batch::{Changed, Verb},
     engine::{Engine, EngineError},
-    filter::{Filter, FilterQuery},
+    filter::{Cursor, Filter, FilterQuery},
     key::Key,
     log::Recorded,
     reader::{Listed, ReadError, Reader},
-    tracker::{self, SkipError, Tracker},
+    tracker::{self, Tracker},
     view::{Detail, ReplayError, View},
 };
 use crate::domain::saga::{
-    decide::{self, Refusal},
-    event::{Audit, Event},
+    decide::Refusal,
     json,
-    state::{Json, State as InstanceState, Status},
+    state::{Json, Status},
     tree::Tree,
 };
 
@@ -97,7 +97,9 @@ impl ApiError {
         match self {
             Self::Engine(EngineError::UnknownSaga(_)) => (StatusCode::NOT_FOUND, "UnknownSaga"),
             Self::Engine(EngineError::Draining(_)) => (StatusCode::GONE, "Draining"),
-            Self::Engine(EngineError::UnknownInstance { .. }) => (StatusCode::NOT_FOUND, "UnknownInstance"),
+            Self::Engine(EngineError::UnknownInstance { .. }) | Self::UnknownKey { .. } => {
+                (StatusCode::NOT_FOUND, "UnknownInstance")
+            }
             Self::Engine(EngineError::Refused { why: Refusal::UnknownSignal, .. }) => {
                 (StatusCode::NOT_FOUND, "UnknownSignal")
             }
@@ -118,7 +120,6 @@ impl ApiError {
             Self::NotStartable(_) => (StatusCode::CONFLICT, "NotStartable"),
             Self::OnlyWatched(_) => (StatusCode::CONFLICT, "OnlyWatched"),
             Self::SeveralRunning { .. } => (StatusCode::CONFLICT, "SeveralRunning"),
-            Self::UnknownKey { .. } => (StatusCode::NOT_FOUND, "UnknownInstance"),
             Self::Invalid(_) => (StatusCode::BAD_REQUEST, "InvalidRequest"),
             Self::Verb(_) | Self::BatchVerb(_) => (StatusCode::NOT_FOUND, "UnknownVerb"),
         }
@@ -174,10 +175,10 @@ impl Api {
         Router::new()
             .route("/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) }))
             .route("/sagas/{name}", get(list).post(start))
-            .route("/sagas/{name}/batch/{verb}", post(change_many))
+            .route("/sagas/{name}/batch/{verb}", post(verbs::change_many))
             .route("/sagas/{name}/{id}", get(show))
-            .route("/sagas/{name}/{id}/{verb}", post(change))
-            .route("/sagas/{name}/{id}/signals/{signal}", post(signal).layer(DefaultBodyLimit::max(MAX_SIGNAL)))
+            .route("/sagas/{name}/{id}/{verb}", post(verbs::change))
+            .route("/sagas/{name}/{id}/signals/{signal}", post(verbs::signal).layer(DefaultBodyLimit::max(MAX_SIGNAL)))
             .layer(DefaultBodyLimit::max(MAX_INPUT))
             .with_state(self)
     }
@@ -214,13 +215,13 @@ impl Api {
             return Ok(id);
         }
         let filter = Filter { key: Some(text.to_owned()), ..Filter::default() };
-        let running = self.engine.live(saga, &filter, 2);
+        let running = self.engine.live(saga, &filter, None, 2);
         match (running.as_slice(), id) {
             ([one], _) => return Ok(one.id),
             ([_, ..], _) => return Err(ApiError::SeveralRunning { saga: saga.to_owned(), key: text.to_owned() }),
             ([], _) => {}
         }
-        match (self.reader.list(saga, &filter, 1).await?.first(), id) {
+        match (self.reader.list(saga, &filter, None, 1).await?.first(), id) {
             (Some(latest), _) => Ok(latest.id),
             (None, Some(id)) => Err(EngineError::UnknownInstance { saga: saga.to_owned(), id }.into()),
             (None, None) => Err(ApiError::UnknownKey { saga: saga.to_owned(), key: text.to_owned() }),
@@ -331,11 +332,16 @@ fn parse_wait(text: &str) -> Result<Duration, ApiError> {
 #[derive(Debug, Deserialize)]
 struct ListQuery {
     limit: Option<usize>,
+    /// `next` of the page before.
+    after: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
 struct List {
     items: Vec<View>,
+    /// If there may be more: the next page is `after` it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
 }
 
 async fn list(
@@ -346,12 +352,16 @@ async fn list(
 ) -> Result<JsonBody<List>, ApiError> {
     let limit = query.limit.unwrap_or(DEFAULT_LIST).clamp(1, MAX_LIST);
     let filter = filter.parse(Timestamp::now()).map_err(ApiError::Invalid)?;
-    let mut items = api.engine.live(&saga, &filter, limit);
+    let parse = |text: String| {
+        Cursor::parse(&text).ok_or_else(|| ApiError::Invalid(format!("after={text} is no `next` of a list")))
+    };
+    let after = query.after.map(parse).transpose()?;
+    let mut items = api.engine.live(&saga, &filter, after, limit);
     if filter.admits_ended() {
-        let rows = api.reader.list(&saga, &filter, i64::try_from(limit).unwrap_or(i64::MAX)).await?;
+        let rows = api.reader.list(&saga, &filter, after, i64::try_from(limit).unwrap_or(i64::MAX)).await?;
         let unseen = rows.into_iter().filter(|row| !items.iter().any(|item| item.id == row.id)).collect::<Vec<_>>();
         items.extend(unseen.into_iter().map(ended));
-        items.sort_by(|a, b| b.started_at.cmp(&a.started_at).then_with(|| a.id.cmp(&b.id)));
+        items.sort_by_key(|item| Cursor::of(item).order());
         items.truncate(limit);
     }
     if api.tracker.follows(&saga) && filter != (Filter { status: filter.status, ..Filter::default() }) {
@@ -359,7 +369,7 @@ async fn list(
             "saga `{saga}` is choreographed; its instances are listed by `state` only"
         )));
     }
-    items.extend(api.tracker.list(&saga, filter.status, limit).await?);
+    items.extend(api.tracker.list(&saga, filter.status, after, limit).await?);
     items.truncate(limit);
     let catalogue = &api.engine.catalogue;
     if items.is_empty()
@@ -369,7 +379,8 @@ async fn list(
     {
         return Err(EngineError::UnknownSaga(saga).into());
     }
-    Ok(JsonBody(List { items }))
+    let next = items.last().filter(|_| items.len() == limit).map(|last| Cursor::of(last).to_string());
+    Ok(JsonBody(List { items, next }))
 }
 
 /// A listed instance from the database: it has ended, or another orchestrator runs it.
@@ -404,144 +415,6 @@ async fn show(State(api): State<Api>, Path((saga, id)): Path<(String, String)>) 
         }
         other => other.map(JsonBody),
     }
-}
-
-#[derive(Debug, Deserialize)]
-struct ChangeQuery {
-    /// As in `current`: of `retry` and `skip`.
-    step: Option<String>,
-}
-
-/// Longest `by` and `reason`, in bytes.
-const MAX_AUDIT: usize = 512;
-
-/// Who asks, and why: they are a part of the history.
-fn parse_audit(audit: Audit) -> Result<Audit, ApiError> {
-    let texts = [&audit.by, &audit.reason];
-    if texts.into_iter().flatten().any(|text| text.len() > MAX_AUDIT || text.chars().any(char::is_control)) {
-        let message = format!("`by` and `reason` have at most {MAX_AUDIT} bytes and no control characters");
-        return Err(ApiError::Invalid(message));
-    }
-    Ok(audit)
-}
-
-async fn change(
-    State(api): State<Api>,
-    Path((saga, id, verb)): Path<(String, String, String)>,
-    Query(query): Query<ChangeQuery>,
-    Query(audit): Query<Audit>,
-) -> Result<JsonBody<View>, ApiError> {
-    let audit = parse_audit(audit)?;
-    if let Some(watched) = api.tracker.find(&saga, &id).await? {
-        return change_watched(&api, &saga, watched.view.id, &verb).await;
-    }
-    let id = api.resolve(&saga, &id).await?;
-    let step = query.step.as_deref();
-    if step.is_some() && !["retry", "skip"].contains(&verb.as_str()) {
-        return Err(ApiError::Invalid(format!("`{verb}` is of the whole instance; leave out `step`")));
-    }
-    match (verb.as_str(), Verb::parse(&verb)) {
-        ("skip", _) => api.apply(&saga, id, &audit, |tree, state| decide::skip_of(tree, state, step)).await,
-        (_, Some(verb)) => api.apply(&saga, id, &audit, |tree, state| verb.event(tree, state, step)).await,
-        _ => Err(ApiError::Verb(verb)),
-    }
-}
-
-#[derive(Debug, Deserialize)]
-struct BatchQuery {
-    /// The last instance of the page before.
-    after: Option<Uuid>,
-    /// Without a filter, every running instance is meant.
-    #[serde(default)]
-    all: bool,
-}
-
-async fn change_many(
-    State(api): State<Api>,
-    Path((saga, verb)): Path<(String, String)>,
-    Query(filter): Query<FilterQuery>,
-    Query(query): Query<BatchQuery>,
-    Query(audit): Query<Audit>,
-) -> Result<JsonBody<Changed>, ApiError> {
-    let verb = Verb::parse(&verb).ok_or(ApiError::BatchVerb(verb))?;
-    if api.tracker.follows(&saga) {
-        return Err(ApiError::Invalid(format!("saga `{saga}` is choreographed: Weft only watches its instances")));
-    }
-    let filter = filter.parse(Timestamp::now()).map_err(ApiError::Invalid)?;
-    if filter.is_empty() && !query.all {
-        let message =
-            "name the instances by `state`, `step`, `key` or `olderThan`; `all=true` means every one that runs";
-        return Err(ApiError::Invalid(message.to_owned()));
-    }
-    if !filter.admits_live() {
-        return Err(ApiError::Invalid("instances that have ended cannot be changed".to_owned()));
-    }
-    let catalogue = &api.engine.catalogue;
-    if catalogue.current(&saga).is_none() && !catalogue.is_draining(&saga) {
-        return Err(EngineError::UnknownSaga(saga).into());
-    }
-    Ok(JsonBody(api.engine.change_many(&saga, verb, &filter, query.after, &parse_audit(audit)?).await?))
-}
-
-async fn signal(
-    State(api): State<Api>,
-    Path((saga, id, name)): Path<(String, String, String)>,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Result<JsonBody<View>, ApiError> {
-    let id = api.resolve(&saga, &id).await?;
-    let key = headers.get("idempotency-key").map(parse_key).transpose()?.map(ToOwned::to_owned);
-    let body = parse_body(&body, "the signal's body")?;
-    api.apply(&saga, id, &Audit::default(), |_, _| Ok(Event::Signalled { name, key, body })).await
-}
-
-impl Api {
-    async fn apply(
-        &self,
-        saga: &str,
-        id: Uuid,
-        audit: &Audit,
-        make: impl FnOnce(&Tree, &InstanceState) -> Result<Event, Refusal>,
-    ) -> Result<JsonBody<View>, ApiError> {
-        match self.engine.change(saga, id, audit, make).await {
-            Ok(()) => {}
-            // it is not in this process: it may have ended, be held by another orchestrator, or not exist
-            Err(EngineError::UnknownInstance { .. }) => {
-                let view = self.detail(saga, id).await?.view;
-                let why = Refusal::Ended;
-                return Err(if view.ended_at.is_some() {
-                    EngineError::Refused { id, why }
-                } else {
-                    EngineError::NotHeld
-                }
-                .into());
-            }
-            Err(error) => return Err(error.into()),
-        }
-        Ok(JsonBody(self.detail(saga, id).await?.view))
-    }
-}
-
-/// Of the verbs only `skip` says something of a saga that is only watched.
-async fn change_watched(api: &Api, saga: &str, id: Uuid, verb: &str) -> Result<JsonBody<View>, ApiError> {
-    if !["retry", "skip", "cancel", "pause", "resume"].contains(&verb) {
-        return Err(ApiError::Verb(verb.to_owned()));
-    }
-    if verb != "skip" {
-        return Err(ApiError::OnlyWatched(id));
-    }
-    let unknown = || EngineError::UnknownInstance { saga: saga.to_owned(), id };
-    match api.tracker.skip(saga, id).await {
-        Ok(()) => {}
-        Err(SkipError::Unknown) => return Err(unknown().into()),
-        Err(SkipError::Ended) => {
-            let why = crate::domain::saga::decide::Refusal::Ended;
-            return Err(EngineError::Refused { id, why }.into());
-        }
-        Err(SkipError::Unavailable) => return Err(EngineError::NotHeld.into()),
-    }
-    let detail = api.tracker.find(saga, &id.to_string()).await?.ok_or_else(unknown)?;
-    Ok(JsonBody(detail.view))
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ impl Verb {
 /// What came of one page.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Changed {
+pub(super) struct Applied {
     /// Instances to which the verb was applied.
     pub changed: u64,
     /// By reason, in the order of the reasons.
@@ -69,7 +69,7 @@ pub(super) struct Changed {
     pub next: Option<Uuid>,
 }
 
-impl Changed {
+impl Applied {
     /// Adds what came of the next page.
     pub(super) fn add(&mut self, page: Self) {
         self.changed += page.changed;
@@ -83,7 +83,7 @@ impl Changed {
     }
 }
 
-impl fmt::Display for Changed {
+impl fmt::Display for Applied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} changed", self.changed)?;
         for Refused { why, count, id } in &self.refused {
@@ -114,7 +114,7 @@ impl Engine {
         filter: &Filter,
         after: Option<Uuid>,
         audit: &Audit,
-    ) -> Result<Changed, EngineError> {
+    ) -> Result<Applied, EngineError> {
         if self.held() < usize::from(PARTITIONS.unsigned_abs()) {
             return Err(EngineError::NotHeld);
         }
@@ -140,7 +140,7 @@ impl Engine {
             let new = || Refused { why: why.to_string(), count: 0, id };
             refused.entry(why.to_string()).or_insert_with(new).count += 1;
         }
-        Ok(Changed { changed, refused: refused.into_values().collect(), next })
+        Ok(Applied { changed, refused: refused.into_values().collect(), next })
     }
 
     /// The live instances of `saga` that `filter` admits, in the order of their ids, from after `after`, at most `limit`.

@@ -1,21 +1,21 @@
 //! `weft saga list|show|start|retry|…`: commands for people, on top of the orchestrator's API.
 
-use std::{fmt::Write as _, time::Duration};
+mod form;
+mod watch;
+
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use reqwest::{Method, Url};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{
-    batch::Changed,
-    view::{Current, Detail, Owed, Transition, View},
-};
-use crate::{
-    domain::saga::event::Audit,
-    output::{self, Format},
-};
+use self::form::{history, table};
+use super::{batch::Applied, view::View};
+use crate::output::{self, Format};
 
 const DEADLINE: Duration = Duration::from_secs(90);
+/// Instances of one page of a list.
+const PAGE: usize = 1_000;
 const NOT_OURS: &str = "the answer is not an orchestrator's; is --orchestrator-url right?";
 
 #[derive(Debug, clap::Args)]
@@ -105,11 +105,20 @@ pub enum Command {
         filter: FilterArgs,
         #[arg(long, default_value_t = 50)]
         limit: usize,
+        /// Go on, and print what changes, each second
+        #[arg(short, long)]
+        watch: bool,
         #[command(flatten)]
         endpoint: Endpoint,
     },
     /// Show an instance with its history
-    Show(InstanceArgs),
+    Show {
+        #[command(flatten)]
+        instance: InstanceArgs,
+        /// Go on, and print what happens until the instance ends
+        #[arg(short, long)]
+        watch: bool,
+    },
     /// Start an instance and wait for its end, for a minute at most
     Start {
         /// The saga's name
@@ -150,15 +159,21 @@ pub enum Command {
 
 pub(super) async fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::List { saga, filter, limit, endpoint } => {
+        Command::List { saga, filter, limit, watch, endpoint } => {
             let mut url = endpoint.url(&["sagas", &saga])?;
-            url.query_pairs_mut().append_pair("limit", &limit.to_string()).extend_pairs(filter.pairs());
-            let text = request(Method::GET, url, None).await?;
-            print(&endpoint, &text, |list: List| table(&list.items))
+            url.query_pairs_mut().extend_pairs(filter.pairs());
+            if watch {
+                return watch::list(&url, limit, endpoint.output).await;
+            }
+            let list = list(&url, limit).await?;
+            output::print(endpoint.output, &list, || table(&list.items))
         }
-        Command::Show(InstanceArgs { saga, id, endpoint }) => {
-            let text = request(Method::GET, endpoint.url(&["sagas", &saga, &id])?, None).await?;
-            print(&endpoint, &text, |detail| history(&detail))
+        Command::Show { instance: InstanceArgs { saga, id, endpoint }, watch } => {
+            let url = endpoint.url(&["sagas", &saga, &id])?;
+            if watch {
+                return watch::show(&url, endpoint.output).await;
+            }
+            print(&endpoint, &request(Method::GET, url, None).await?, |detail| history(&detail))
         }
         Command::Start { saga, input, key, endpoint } => {
             let mut url = endpoint.url(&["sagas", &saga])?;
@@ -201,9 +216,28 @@ impl AuditArgs {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 struct List {
     items: Vec<View>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
+/// At most `limit` instances, page by page.
+async fn list(url: &Url, limit: usize) -> anyhow::Result<List> {
+    let mut list = List::default();
+    loop {
+        let mut page = url.clone();
+        let left = (limit - list.items.len()).min(PAGE).to_string();
+        page.query_pairs_mut().append_pair("limit", &left).extend_pairs(list.next.map(|next| ("after", next)));
+        let text = request(Method::GET, page, None).await?;
+        let List { items, next } = serde_json::from_str(&text).context(NOT_OURS)?;
+        list.items.extend(items);
+        list.next = next;
+        if list.next.is_none() || list.items.len() >= limit {
+            return Ok(list);
+        }
+    }
 }
 
 async fn change(verb: VerbArgs, name: &str) -> anyhow::Result<()> {
@@ -219,14 +253,17 @@ async fn change(verb: VerbArgs, name: &str) -> anyhow::Result<()> {
     let mut url = endpoint.url(&["sagas", &saga, "batch", name])?;
     let all = all.then(|| ("all", "true".to_owned()));
     url.query_pairs_mut().extend_pairs(filter.pairs().chain(audit.pairs()).chain(all));
-    let mut total = Changed::default();
+    let mut total = Applied::default();
     let mut next = None;
     loop {
         let mut page = url.clone();
         page.query_pairs_mut().extend_pairs(next.map(|id: uuid::Uuid| ("after", id.to_string())));
-        let done = format!("{} instances were changed before that", total.changed);
-        let text = request(Method::POST, page, None).await.context(done)?;
-        let changed: Changed = serde_json::from_str(&text).context(NOT_OURS)?;
+        let text = request(Method::POST, page, None).await;
+        let text = match total.changed {
+            0 => text?,
+            changed => text.with_context(|| format!("after {changed} instances were changed"))?,
+        };
+        let changed: Applied = serde_json::from_str(&text).context(NOT_OURS)?;
         next = changed.next;
         total.add(changed);
         if next.is_none() {
@@ -295,187 +332,4 @@ fn print<T: DeserializeOwned>(endpoint: &Endpoint, text: &str, form: impl FnOnce
         Format::Table => form(answer),
     };
     output::answer(&text).context("writing the answer")
-}
-
-fn table(views: &[View]) -> String {
-    let head = ["ID", "KEY", "STATE", "STEP", "STARTED", "REASON"].map(str::to_owned);
-    let rows = views.iter().map(|view| {
-        // of many, what needs a person is said first
-        let current = view.current.iter().find(|current| current.stuck.is_some()).or(view.current.first());
-        let step = current.map_or_else(
-            || owed(view),
-            |current| match view.current.len() {
-                1 => in_progress(current),
-                count => format!("{}, and {} more", in_progress(current), count - 1),
-            },
-        );
-        let stuck = current.and_then(|current| current.stuck.clone());
-        let reason = stuck.or_else(|| view.failure.as_ref().map(|failure| failure.reason.clone())).unwrap_or_default();
-        [
-            view.id.to_string(),
-            view.key.clone().unwrap_or_default(),
-            state(view),
-            step,
-            format!("{:.0}", view.started_at),
-            reason,
-        ]
-    });
-    output::columns(std::iter::once(head).chain(rows).collect())
-}
-
-/// `customers owes CreditReserved or CreditLimitExceeded`, of the most urgent that is owed.
-fn owed(view: &View) -> String {
-    let more = if view.owed.len() > 1 { format!(", and {} more", view.owed.len() - 1) } else { String::new() };
-    let first = view.owed.first();
-    first.map_or_else(String::new, |owed| format!("{} owes {}{more}", owed.service, owed.events.join(" or ")))
-}
-
-fn in_progress(current: &Current) -> String {
-    let attempt = if current.attempt > 1 { format!(" (attempt {})", current.attempt) } else { String::new() };
-    format!("{} {}{attempt}", current.operation, current.step)
-}
-
-fn state(view: &View) -> String {
-    let mut text = view.state.as_str().to_owned();
-    for (flag, suffix) in [(view.paused, " (paused)"), (view.overdue, " (overdue)")] {
-        if flag {
-            text.push_str(suffix);
-        }
-    }
-    text
-}
-
-fn history(detail: &Detail) -> String {
-    let view = &detail.view;
-    let mut text = format!(
-        "Saga:     {} (version {})\nInstance: {}\nState:    {}\n",
-        view.saga,
-        view.version,
-        view.id,
-        state(view)
-    );
-    if let Some(key) = &view.key {
-        let _ = writeln!(text, "Key:      {key}");
-    }
-    for current in &view.current {
-        let until = current.until.map_or_else(String::new, |until| format!(", until {until:.0}"));
-        let _ = writeln!(text, "Current:  {} {}, attempt {}{until}", current.operation, current.step, current.attempt);
-        if let Some(stuck) = &current.stuck {
-            let next = if current.waits_for_a_person {
-                "waits for `retry`, `skip` or `cancel`"
-            } else {
-                "is retried automatically"
-            };
-            let _ = writeln!(text, "Stuck:    {stuck}; {next}");
-        }
-    }
-    if let Some(failure) = &view.failure {
-        let _ = writeln!(text, "Failure:  {} at {}: {}", failure.reason, failure.step, failure.message);
-    }
-    for Owed { service, events, to, since, due } in &view.owed {
-        let events = events.join(" or ");
-        let _ = writeln!(text, "Owed:     {service} owes {events} to {to} since {since:.3}, due {due:.3}");
-    }
-    let head = if let Some(correlation) = &view.correlation_id {
-        let _ = writeln!(text, "Events:   of correlation {correlation}\n");
-        ["TIME", "SERVICE", "EVENT", "OUTCOME", "DETAIL"]
-    } else {
-        let _ = writeln!(text, "Input:    {}", detail.input);
-        if let Some(output) = &view.output {
-            let _ = writeln!(text, "Output:   {output}");
-        }
-        text.push('\n');
-        ["TIME", "STEP", "OPERATION", "OUTCOME", "DETAIL"]
-    };
-    let head = head.map(str::to_owned);
-    let rows = detail.history.iter().map(|transition| {
-        [
-            format!("{:.3}", transition.time),
-            transition.step.clone().unwrap_or_default(),
-            transition.operation.clone().unwrap_or_default(),
-            outcome(transition),
-            explanation(transition),
-        ]
-    });
-    text.push_str(&output::columns(std::iter::once(head).chain(rows).collect()));
-    text
-}
-
-fn explanation(transition: &Transition) -> String {
-    let text =
-        [transition.code.clone(), transition.message.clone()].into_iter().flatten().collect::<Vec<_>>().join(": ");
-    let id = transition.event_id.as_ref().map(|id| format!("id {id}"));
-    let Audit { by, reason } = &transition.audit;
-    let by = by.as_ref().map(|by| format!("by {by}"));
-    let audit = by.into_iter().chain(reason.clone()).collect::<Vec<_>>().join(": ");
-    [text, audit].into_iter().filter(|text| !text.is_empty()).chain(id).collect::<Vec<_>>().join("; ")
-}
-
-fn outcome(transition: &Transition) -> String {
-    match transition.attempt {
-        Some(attempt) if attempt > 1 => format!("{} (attempt {attempt})", transition.outcome),
-        _ => transition.outcome.clone(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_choreography_s_history_says_who_owes_what() {
-        let detail: Detail = serde_json::from_value(serde_json::json!({
-            "id": "0192f3a4-0000-5000-8000-000000000001", "saga": "create-order", "version": "1f2e", "correlationId": "c-1",
-            "state": "Stuck", "startedAt": "2026-11-23T12:04:00Z",
-            "owed": [{"service": "customers", "events": ["CreditReserved", "CreditLimitExceeded"], "to": "OrderCreated",
-                      "since": "2026-11-23T12:04:00Z", "due": "2026-11-23T12:04:05Z"}],
-            "history": [
-                {"time": "2026-11-23T12:04:00Z", "step": "orders", "operation": "OrderCreated", "outcome": "started", "state": "Stuck"},
-                {"time": "2026-11-23T12:04:01Z", "step": "customers", "operation": "CreditChecked", "outcome": "undeclared",
-                 "message": "in reaction to OrderCreated", "eventId": "7", "state": "Stuck"},
-            ],
-        }))
-        .unwrap();
-        insta::assert_snapshot!(history(&detail), @r"
-        Saga:     create-order (version 1f2e)
-        Instance: 0192f3a4-0000-5000-8000-000000000001
-        State:    Stuck
-        Owed:     customers owes CreditReserved or CreditLimitExceeded to OrderCreated since 2026-11-23T12:04:00.000Z, due 2026-11-23T12:04:05.000Z
-        Events:   of correlation c-1
-
-        TIME                       SERVICE     EVENT           OUTCOME      DETAIL
-        2026-11-23T12:04:00.000Z   orders      OrderCreated    started
-        2026-11-23T12:04:01.000Z   customers   CreditChecked   undeclared   in reaction to OrderCreated; id 7
-        ");
-        assert!(table(&[detail.view]).contains("Stuck   customers owes CreditReserved or CreditLimitExceeded   "));
-    }
-
-    #[test]
-    fn a_history_reads_from_top_to_bottom() {
-        let detail: Detail = serde_json::from_value(serde_json::json!({
-            "id": "0192f3a4-0000-7000-8000-000000000001", "saga": "create-order", "version": "1f2e", "key": "o-1",
-            "state": "Compensated", "startedAt": "2026-11-23T10:00:00Z", "endedAt": "2026-11-23T10:00:01Z",
-            "failure": {"step": "reserve-credit", "code": "CreditLimitExceeded", "reason": "INSUFFICIENT_CREDIT", "message": "120 > 100"},
-            "input": {"orderId": "o-1"}, "output": {"total": 120},
-            "history": [
-                {"time": "2026-11-23T10:00:00Z", "outcome": "started", "state": "Running"},
-                {"time": "2026-11-23T10:00:00.5Z", "step": "reserve-credit", "operation": "do", "attempt": 2, "outcome": "failed",
-                 "code": "CreditLimitExceeded", "message": "120 > 100", "state": "Compensating"},
-            ],
-        }))
-        .unwrap();
-        insta::assert_snapshot!(history(&detail), @r#"
-        Saga:     create-order (version 1f2e)
-        Instance: 0192f3a4-0000-7000-8000-000000000001
-        State:    Compensated
-        Key:      o-1
-        Failure:  INSUFFICIENT_CREDIT at reserve-credit: 120 > 100
-        Input:    {"orderId":"o-1"}
-        Output:   {"total":120}
-
-        TIME                       STEP             OPERATION   OUTCOME              DETAIL
-        2026-11-23T10:00:00.000Z                                started
-        2026-11-23T10:00:00.500Z   reserve-credit   do          failed (attempt 2)   CreditLimitExceeded: 120 > 100
-        "#);
-    }
 }

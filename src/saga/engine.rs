@@ -377,8 +377,9 @@ fn body(event: &Event, audit: Option<&Audit>, state: &State) -> String {
 /// Bytes that the state keeps of an event.
 fn kept(event: &Event) -> usize {
     match event {
-        Event::Succeeded { reply: Some(json), .. } | Event::Signalled { body: json, .. } => json.as_str().len(),
-        Event::Produced { output: Some(json), .. } => json.as_str().len(),
+        Event::Succeeded { reply: Some(json), .. }
+        | Event::Signalled { body: json, .. }
+        | Event::Produced { output: Some(json), .. } => json.as_str().len(),
         Event::Listed { items, .. } => items.iter().map(|item| item.as_str().len()).sum(),
         _ => 0,
     }

@@ -1,9 +1,12 @@
-//! Which instances of a saga are meant: by people who list them, and by verbs for many.
+//! Which instances of a saga are meant: by people who list them, and by verbs for many; and where a page of a list begins.
+
+use std::{cmp::Reverse, fmt};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
+use uuid::Uuid;
 
-use super::shard::Instance;
+use super::{shard::Instance, view::View};
 use crate::domain::saga::state::Status;
 
 /// All that is given must hold.
@@ -77,9 +80,54 @@ impl Filter {
     }
 }
 
+/// Where a page begins: after this instance. Lists begin with what started last; what started at the same time is in the order of
+/// the ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cursor {
+    pub started_at: Timestamp,
+    pub id: Uuid,
+}
+
+/// As the API has it.
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}_{}", self.started_at, self.id)
+    }
+}
+
+impl Cursor {
+    pub(super) fn of(view: &View) -> Self {
+        Self { started_at: view.started_at, id: view.id }
+    }
+
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (started_at, id) = text.split_once('_')?;
+        Some(Self { started_at: started_at.parse().ok()?, id: id.parse().ok()? })
+    }
+
+    /// The order of lists.
+    pub(super) fn order(self) -> (Reverse<Timestamp>, Uuid) {
+        (Reverse(self.started_at), self.id)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cursor_is_read_as_it_is_written() {
+        let cursor =
+            |started_at: &str, id: u128| Cursor { started_at: started_at.parse().unwrap(), id: Uuid::from_u128(id) };
+        let one = cursor("2026-11-27T10:00:00.000001Z", 7);
+        assert_eq!(Cursor::parse(&one.to_string()), Some(one));
+        for text in ["", "2026-11-27T10:00:00Z", "7_2026-11-27T10:00:00Z"] {
+            assert_eq!(Cursor::parse(text), None, "{text}");
+        }
+        let mut cursors = [cursor("2026-11-27T10:00:00Z", 2), cursor("2026-11-27T10:00:00Z", 1), one];
+        cursors.sort_by_key(|cursor| cursor.order());
+        assert_eq!(cursors.map(|cursor| cursor.id.as_u128()), [7, 1, 2]);
+    }
 
     #[test]
     fn a_filter_is_read_from_a_query() {

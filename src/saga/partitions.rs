@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     counts::Counted,
     engine::Engine,
-    filter::Filter,
+    filter::{Cursor, Filter},
     key::{PARTITIONS, partition_of},
     shard::{Instance, Recovered, Shard, deadline, size},
     view::View,
@@ -93,18 +93,23 @@ impl Engine {
         })
     }
 
-    /// The live instances of `saga`, the latest first, at most `limit`.
-    pub(super) fn live(&self, saga: &str, filter: &Filter, limit: usize) -> Vec<View> {
-        let mut views = Vec::new();
+    /// The live instances of `saga`, the latest first, after `after`, at most `limit`.
+    pub(super) fn live(&self, saga: &str, filter: &Filter, after: Option<Cursor>, limit: usize) -> Vec<View> {
+        let mut views: Vec<(Cursor, View)> = Vec::new();
         for shard in (0..PARTITIONS).filter_map(|partition| self.shard(partition)) {
-            let wanted = shard
-                .instances
-                .iter()
-                .filter(|(_, instance)| instance.compiled.definition.name == saga && filter.admits(instance));
-            views.extend(wanted.take(limit).map(|(id, instance)| instance.view(*id)));
+            let of_saga = shard.instances.iter().filter_map(|(id, instance)| {
+                let cursor = Cursor { started_at: instance.started_at, id: *id };
+                let is_wanted = instance.compiled.definition.name == saga
+                    && after.is_none_or(|after| cursor.order() > after.order())
+                    && filter.admits(instance);
+                is_wanted.then_some((cursor, instance))
+            });
+            let mut wanted: Vec<(Cursor, &Instance)> = of_saga.collect();
+            wanted.sort_by_key(|(cursor, _)| cursor.order());
+            views.extend(wanted.into_iter().take(limit).map(|(cursor, instance)| (cursor, instance.view(cursor.id))));
         }
-        views.sort_by(|a, b| b.started_at.cmp(&a.started_at).then_with(|| a.id.cmp(&b.id)));
+        views.sort_by_key(|(cursor, _)| cursor.order());
         views.truncate(limit);
-        views
+        views.into_iter().map(|(_, view)| view).collect()
     }
 }

@@ -7,7 +7,11 @@ use tokio::sync::Mutex;
 use tokio_postgres::{Client, types::ToSql};
 use uuid::Uuid;
 
-use super::{filter::Filter, problem::SagaProblem, view::Logged};
+use super::{
+    filter::{Cursor, Filter},
+    problem::SagaProblem,
+    view::Logged,
+};
 use crate::{
     contract::{DatabaseLogin, orchestrator::Start},
     domain::saga::{definition::Definition, state::Status},
@@ -263,22 +267,28 @@ impl Reader {
         self.query(&sql, &[&partition]).await?.iter().map(listed).collect()
     }
 
-    /// Instances of a saga, the latest first; with a status, only those that ended in it.
-    pub(super) async fn list(&self, saga: &str, filter: &Filter, limit: i64) -> Result<Vec<Listed>, ReadError> {
+    /// Instances of a saga, the latest first, after `after`; with a status, only those that ended in it.
+    pub(super) async fn list(
+        &self,
+        saga: &str,
+        filter: &Filter,
+        after: Option<Cursor>,
+        limit: i64,
+    ) -> Result<Vec<Listed>, ReadError> {
         let Filter { status, key, started_before, step: _ } = filter;
         // a condition of its own for the index, which has only the instances with a key
         let by_key = if key.is_some() { "key = $4" } else { "$4::text is null" };
         let sql = format!(
             "select {COLUMNS} from weft.saga_instance
              where saga = $1 and ($2::text is null or state = $2) and {by_key}
-               and ($5::timestamptz is null or started_at < $5)
-             order by started_at desc limit $3"
+               and started_at < coalesce($5::timestamptz, 'infinity')
+               and started_at <= coalesce($6::timestamptz, 'infinity') and (started_at is distinct from $6 or id > $7::uuid)
+             order by started_at desc, id limit $3"
         );
-        self.query(&sql, &[&saga, &status.map(Status::as_str), &limit, key, started_before])
-            .await?
-            .iter()
-            .map(listed)
-            .collect()
+        let (at, id) = (after.map(|after| after.started_at), after.map(|after| after.id));
+        let status = status.map(Status::as_str);
+        let rows = self.query(&sql, &[&saga, &status, &limit, key, started_before, &at, &id]).await?;
+        rows.iter().map(listed).collect()
     }
 
     /// The log of one instance.

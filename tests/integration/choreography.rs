@@ -184,7 +184,7 @@ async fn an_instance_is_seen_from_its_start_to_its_end() {
     let manifest: Saga = serde_yaml::from_str(&text).unwrap();
     assert_eq!(manifest.spec.reactions[0].emits, ["CreditChecked", "CreditLimitExceeded"], "{text}");
     assert!(text.contains("startOn: {service: orders, event: OrderCreated}   # 1 times"), "{text}");
-    assert_eq!(orchestrator.get(&format!("/sagas/{SAGA}/nothing")).await.0, 400);
+    assert_eq!(orchestrator.get(&format!("/sagas/{SAGA}/nothing")).await.0, 404);
     let (status, refusal) = orchestrator.start_saga(SAGA, &json!({}), "", None).await;
     assert_eq!((status, refusal["title"].as_str()), (409, Some("NotStartable")));
 }

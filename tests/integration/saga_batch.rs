@@ -7,6 +7,7 @@ use weft::domain::saga::definition::{Definition, Signal, Step, Task};
 use crate::{
     saga_participant::Behaviour,
     saga_world::{Running, World, group, id},
+    servers,
 };
 
 async fn batch(orchestrator: &Running, path: &str) -> (u16, Value) {
@@ -26,6 +27,7 @@ fn signal(name: &str) -> Step {
 #[tokio::test(flavor = "multi_thread")]
 async fn many_instances_are_changed_page_by_page_each_with_who_and_why() {
     const MANY: usize = 1_010;
+    let all = u64::try_from(MANY).unwrap();
     let world = World::new().await;
     let steps = vec![signal("paid"), signal("packed")];
     let definition = Definition {
@@ -58,7 +60,7 @@ async fn many_instances_are_changed_page_by_page_each_with_who_and_why() {
     // what is named is changed, and nothing else
     let (status, page) = batch(&orchestrator, "/sagas/order/batch/cancel?key=7&by=anna").await;
     assert_eq!((status, page), (200, json!({"changed": 1})));
-    orchestrator.until_counts("order", &[("running", MANY as u64 - 1), ("compensated", 1)]).await;
+    orchestrator.until_counts("order", &[("running", all - 1), ("compensated", 1)]).await;
     assert_eq!(batch(&orchestrator, "/sagas/order/batch/cancel?step=packed").await.1, json!({"changed": 0}));
     assert_eq!(batch(&orchestrator, "/sagas/order/batch/cancel?olderThan=1h").await.1, json!({"changed": 0}));
     let (_, page) = batch(&orchestrator, "/sagas/order/batch/resume?state=Running").await;
@@ -67,7 +69,7 @@ async fn many_instances_are_changed_page_by_page_each_with_who_and_why() {
     assert_eq!(batch(&orchestrator, &rest).await.1, json!({"changed": MANY - 1_001}));
     let cancelled = orchestrator.cli(&["cancel", "order", "--all", "-o", "json"]).await;
     assert_eq!(serde_json::from_str::<Value>(&stdout(&cancelled)).unwrap(), json!({"changed": MANY - 1}));
-    orchestrator.until_counts("order", &[("running", 0), ("compensated", MANY as u64)]).await;
+    orchestrator.until_counts("order", &[("running", 0), ("compensated", all)]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -107,4 +109,52 @@ async fn what_cannot_be_changed_is_counted_by_reason() {
         String::from_utf8_lossy(&unnamed.stderr).contains("name an instance, or several by --state"),
         "{unnamed:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_has_pages_also_across_those_that_have_ended() {
+    let world = World::new().await;
+    let orchestrator = world.orchestrator().await;
+    let input = json!({"orderId": "o-1", "total": 1});
+    let mut started = Vec::new();
+    for number in 0..9 {
+        // every other one goes on
+        let behaviour = if number % 2 == 0 { Behaviour::Succeed } else { Behaviour::Refuse("NoTruck") };
+        world.participant.behave("ship", behaviour);
+        let view = id(&orchestrator.start_saga("order", &input, "", None).await.1);
+        let wanted = if number % 2 == 0 { "Completed" } else { "Stuck" };
+        orchestrator.until_state("order", &view, wanted).await;
+        started.push(view);
+    }
+    started.reverse();
+    for size in [1, 2, 4] {
+        let (mut listed, mut after) = (Vec::new(), String::new());
+        loop {
+            let page = orchestrator.get(&format!("/sagas/order?limit={size}{after}")).await.1;
+            listed.extend(page["items"].as_array().unwrap().iter().map(id));
+            let Some(next) = page["next"].as_str() else { break };
+            after = format!("&after={next}");
+        }
+        assert_eq!(listed, started, "in pages of {size}");
+    }
+    let (status, problem) = orchestrator.get("/sagas/order?after=7").await;
+    assert_eq!((status, &problem["detail"]), (400, &json!("after=7 is no `next` of a list")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happens_can_be_watched_until_the_end() {
+    let world = World::new().await;
+    let orchestrator = world.orchestrator().await;
+    world.participant.behave("ship", Behaviour::NoAnswer);
+    let view = id(&orchestrator.start_saga("order", &json!({"orderId": "o-1", "total": 1}), "", None).await.1);
+    servers::until("the last step is called", async || world.participant.count("ship") == 1).await;
+    let arguments = ["show", "order", &view, "--watch"];
+    let ending = async { world.participant.behave("ship", Behaviour::Succeed) };
+    let (watched, ()) = tokio::join!(orchestrator.cli(&arguments), ending);
+    let text = stdout(&watched);
+    assert!(text.contains("\nState:    Completed\n"), "{text}");
+    for step in ["reserve", "pack", "charge", "ship"] {
+        let rows = text.lines().filter(|row| row.contains(&format!("   {step} ")) && row.contains("succeeded"));
+        assert_eq!(rows.count(), 1, "{text}");
+    }
 }

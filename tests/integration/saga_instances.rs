@@ -134,7 +134,7 @@ async fn bad_requests_get_a_sentence() {
     let (status, problem) = orchestrator.start_saga("nothing", &json!({}), "", None).await;
     assert_eq!((status, &problem["detail"]), (404, &json!("there is no saga `nothing`")));
     for (path, status, part) in [
-        ("/sagas/order/none", 400, "is not the id"),
+        ("/sagas/order/none", 404, "has the id or the key `none`"),
         ("/sagas/order/0192f3a4-0000-7000-8000-000000000001", 404, "there is no instance"),
         ("/sagas/order?state=lost", 400, "there is no state `lost`"),
         ("/sagas/nothing", 404, "there is no saga"),

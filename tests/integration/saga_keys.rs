@@ -27,8 +27,8 @@ async fn an_instance_is_found_and_changed_by_its_business_key() {
     servers::until("both are in progress", async || world.participant.count("pack") == 3).await;
 
     assert_eq!(by_key(&orchestrator, "o-1", "").await, [second.clone(), first.clone()]);
-    assert_eq!(by_key(&orchestrator, "o-1", "&state=Running").await, [second.clone()]);
-    assert_eq!(by_key(&orchestrator, "o-1", "&state=Completed").await, [first.clone()]);
+    assert_eq!(by_key(&orchestrator, "o-1", "&state=Running").await, std::slice::from_ref(&second));
+    assert_eq!(by_key(&orchestrator, "o-1", "&state=Completed").await, std::slice::from_ref(&first));
     assert_eq!(by_key(&orchestrator, "o-3", "").await, Vec::<String>::new());
     let listed = String::from_utf8(orchestrator.cli(&["list", "order", "--key", "o-2"]).await.stdout).unwrap();
     assert!(listed.lines().count() == 2 && listed.contains(&format!("{other}   o-2   Running")), "{listed}");

@@ -39,6 +39,7 @@ pub(super) use self::{
 };
 use super::{
     engine::Engine,
+    filter::Cursor,
     key::Key,
     problem::Problems,
     reader::Reader,
@@ -309,10 +310,16 @@ impl Tracker {
         answer
     }
 
-    /// Instances of a saga, the latest first.
-    pub(super) async fn list(&self, saga: &str, status: Option<Status>, limit: usize) -> Result<Vec<View>, StoreError> {
+    /// Instances of a saga, the latest first, after `after`.
+    pub(super) async fn list(
+        &self,
+        saga: &str,
+        status: Option<Status>,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Result<Vec<View>, StoreError> {
         self.with_store(async |store| {
-            let rows = store.list(Filter { saga, status, limit }).await?;
+            let rows = store.list(Filter { saga, status, after, limit }).await?;
             let mut views = Vec::with_capacity(rows.len());
             for row in rows {
                 if let Some(graph) = self.graph(store, &row).await? {

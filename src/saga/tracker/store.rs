@@ -26,6 +26,7 @@ use crate::{
         self,
         login::{self, LoginError},
     },
+    saga::filter::Cursor,
 };
 
 /// Deadline of a batch of statements; after it the connection is dropped.
@@ -96,6 +97,7 @@ impl Drop for Store {
 pub(super) struct Filter<'a> {
     pub saga: &'a str,
     pub status: Option<Status>,
+    pub after: Option<Cursor>,
     pub limit: usize,
 }
 
@@ -199,7 +201,7 @@ impl Store {
 
     /// The latest instances first.
     pub(super) async fn list(&self, filter: Filter<'_>) -> Result<Vec<Row>, StoreError> {
-        let Filter { saga, status, limit } = filter;
+        let Filter { saga, status, after, limit } = filter;
         let condition = match status {
             None => "state is distinct from 'Waiting'",
             Some(Status::Completed) => "state = 'Completed'",
@@ -209,10 +211,13 @@ impl Store {
             Some(Status::Running) => "state is null and stuck_since is null and not compensating",
         };
         let sql = format!(
-            "select {COLUMNS} from weft.choreography where saga = $1 and {condition} order by started_at desc, id limit $2"
+            "select {COLUMNS} from weft.choreography where saga = $1 and {condition}
+               and started_at <= coalesce($3::timestamptz, 'infinity') and (started_at is distinct from $3 or id > $4::uuid)
+             order by started_at desc, id limit $2"
         );
+        let (at, id) = (after.map(|after| after.started_at), after.map(|after| after.id));
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        within(self.client.query(&sql, &[&saga, &limit])).await?.iter().map(row).collect()
+        within(self.client.query(&sql, &[&saga, &limit, &at, &id])).await?.iter().map(row).collect()
     }
 
     pub(super) async fn find(&self, id: Uuid) -> Result<Option<Row>, StoreError> {
