@@ -51,6 +51,7 @@ const TIME: &str = "2026-01-01T00:00:00Z";
 
 #[tokio::main]
 async fn main() {
+    rustls::crypto::ring::default_provider().install_default().expect("it is the first one");
     let objects: usize = std::env::var("OBJECTS").ok().map_or(1000, |text| text.parse().expect("OBJECTS is a number"));
     println!("{objects} Microservices with a database and an OutboxRelay each");
     let server = Server::default();
