@@ -91,7 +91,14 @@ pub async fn check(
     files: &[Migration],
     progress: &Progress,
 ) -> Result<Outcome, DatabaseError> {
-    let app = Box::pin(in_time("look at the database", session::as_role(setup, &setup.app))).await?.client;
+    let app = Box::pin(in_time("look at the database", session::as_role(setup, &setup.app))).await;
+    let app = app.map_err(|error| match error {
+        DatabaseError::LoginRefused { database, role, refusal, .. } => DatabaseError::ByHand {
+            missing: format!("the login of role {role} at database {database} (the server says: {refusal})"),
+        },
+        error => error,
+    });
+    let app = app?.client;
     fitness::check_version_and_log(&app, setup).await?;
     let missing = in_time("look at the database", missing(&app, setup, roles, files)).await?;
     if !missing.is_empty() {

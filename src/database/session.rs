@@ -48,12 +48,7 @@ pub async fn as_role(setup: &DatabaseSetup, role: &Role) -> Result<Session, Data
     let login = DatabaseLogin { role: role.clone(), ..setup.admin.clone() };
     let prepared = login::prepare(&login, APPLICATION).await.map_err(|error| refused(setup, error))?;
     let options = format!("{LIMITS} -c search_path=pg_catalog");
-    open(prepared, &options).await.map_err(|error| match refused(setup, error) {
-        DatabaseError::LoginRefused { database, role, refusal, .. } => DatabaseError::ByHand {
-            missing: format!("the login of role {role} at database {database} (the server says: {refusal})"),
-        },
-        error => error,
-    })
+    open(prepared, &options).await.map_err(|error| refused(setup, error))
 }
 
 /// Logs in as the migrator, which becomes the owner.

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
+    compiled,
     engine::{Engine, EngineError},
     filter::{Cursor, Filter, FilterQuery},
     key::Key,
@@ -208,6 +209,9 @@ impl Api {
 
     /// The instance of this id, or of this business key: the one that runs, else the latest that has ended.
     async fn resolve(&self, saga: &str, text: &str) -> Result<Uuid, ApiError> {
+        if text.len() > compiled::MAX_KEY || text.chars().any(char::is_control) {
+            return Err(ApiError::UnknownKey { saga: saga.to_owned(), key: "…".to_owned() });
+        }
         let id = text.parse::<Uuid>().ok();
         if let Some(id) = id
             && (self.engine.holds(saga, id) || self.reader.instance(saga, id).await?.is_some())
@@ -256,12 +260,12 @@ async fn start(
         return Err(ApiError::NotStartable(saga));
     }
     let started = match (api.engine.start(&saga, input.clone(), key).await, key) {
-        // a repetition of a start that was accepted before
-        (Err(draining @ EngineError::Draining(_)), Some(key)) => {
+        // a repetition of a start that was accepted before, perhaps by another definition
+        (Err(refused @ (EngineError::Draining(_) | EngineError::UnusableInput(_))), Some(key)) => {
             let id = key.id(&saga);
             return match api.earlier(&saga, id, &input).await {
                 Ok(view) => Ok(answer(StatusCode::OK, id, view)),
-                Err(ApiError::Engine(EngineError::UnknownInstance { .. })) => Err(draining.into()),
+                Err(ApiError::Engine(EngineError::UnknownInstance { .. })) => Err(refused.into()),
                 Err(error) => Err(error),
             };
         }
@@ -370,6 +374,7 @@ async fn list(
         )));
     }
     items.extend(api.tracker.list(&saga, filter.status, after, limit).await?);
+    items.sort_by_key(|item| Cursor::of(item).order());
     items.truncate(limit);
     let catalogue = &api.engine.catalogue;
     if items.is_empty()

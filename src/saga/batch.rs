@@ -148,7 +148,9 @@ impl Engine {
         let mut ids = Vec::new();
         for shard in (0..PARTITIONS).filter_map(|partition| self.shard(partition)) {
             let wanted = shard.instances.iter().filter(|(id, instance)| {
-                instance.compiled.definition.name == saga
+                // one whose start is not recorded yet comes after this
+                instance.durable
+                    && instance.compiled.definition.name == saga
                     && after.is_none_or(|after| **id > after)
                     && filter.admits(instance)
             });

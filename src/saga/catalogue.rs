@@ -53,6 +53,12 @@ impl Address {
     pub(super) fn target(&self) -> Target<'_> {
         Target { method: &self.method, url: &self.url }
     }
+
+    /// The method and path of `call`, at this origin.
+    pub(super) fn with_path_of(&self, call: &Call) -> Option<Self> {
+        let ((origin, _), (_, path)) = (split(&self.url)?, split(&call.url)?);
+        Some(Self { method: call.method.clone(), url: format!("{origin}{path}") })
+    }
 }
 
 impl Catalogue {

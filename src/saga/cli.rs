@@ -6,6 +6,7 @@ mod watch;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use clap::builder::NonEmptyStringValueParser;
 use reqwest::{Method, Url};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -42,16 +43,16 @@ pub struct InstanceArgs {
 #[derive(Clone, Debug, clap::Args)]
 pub struct FilterArgs {
     /// Only those that are Running, Compensating, Stuck, Completed or Compensated
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     state: Option<String>,
     /// Only those with this business key
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     key: Option<String>,
     /// Only those of which this step is in progress, as in the column STEP
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     step: Option<String>,
     /// Only those that started longer ago, such as 90m or 24h
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", value_parser = NonEmptyStringValueParser::new())]
     older_than: Option<String>,
 }
 
@@ -86,8 +87,8 @@ pub struct VerbArgs {
     id: Option<String>,
     #[command(flatten)]
     filter: FilterArgs,
-    /// Every running instance of the saga
-    #[arg(long, conflicts_with_all = ["state", "key", "step", "older_than"])]
+    /// Every running instance of the saga; with --step, every one at that step
+    #[arg(long, conflicts_with_all = ["state", "key", "older_than"])]
     all: bool,
     #[command(flatten)]
     audit: AuditArgs,
@@ -245,9 +246,9 @@ async fn change(verb: VerbArgs, name: &str) -> anyhow::Result<()> {
     if let Some(id) = id {
         return change_one(&endpoint, &["sagas", &saga, &id, name], filter.pairs().chain(audit.pairs())).await;
     }
-    if !all && filter.pairs().next().is_none() {
+    if !all && filter.pairs().all(|(name, _)| name == "step") {
         bail!(
-            "name an instance, or several by --state, --step, --key or --older-than; --all means every one that runs"
+            "name an instance, or several by --state, --key or --older-than; --all means every one that runs, with --step every one at that step"
         );
     }
     let mut url = endpoint.url(&["sagas", &saga, "batch", name])?;

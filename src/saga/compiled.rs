@@ -24,7 +24,9 @@ const SHORT: usize = 16 * 1024;
 /// Longest output, in bytes of its JSON: as of a reply.
 const MAX_OUTPUT: usize = super::answer::MAX_BODY;
 /// Longest business key, in bytes.
-const MAX_KEY: usize = 256;
+pub(super) const MAX_KEY: usize = 256;
+/// Longest wait until a time, in milliseconds: 8760 hours, as of `wait`.
+const MAX_WAIT_MS: i64 = 8760 * 3_600_000;
 /// Maximum number of items of a `forEach`.
 const MAX_ITEMS: usize = 1_000;
 
@@ -192,6 +194,10 @@ impl Compiled {
                 Err("key is empty, or has control characters".to_owned())
             }
             Value::String(key) if key.len() > MAX_KEY => Err(format!("key is longer than {MAX_KEY} bytes")),
+            // they are other places of the API
+            Value::String(key) if ["batch", ".", ".."].contains(&key.as_str()) => {
+                Err(format!("key is `{key}`, which the API cannot tell from a path of its own"))
+            }
             Value::String(key) => Ok(Some(key)),
             Value::Number(key) => Ok(Some(key.to_string())),
             _ => Err("key is neither a string nor a number".to_owned()),
@@ -231,15 +237,25 @@ impl Compiled {
         let (call, _) = self.tree.call(at).ok_or_else(absent)?;
         let target = moved.map_or_else(|| Target::of(call), Address::target);
         let arguments = self.arguments(at).ok_or_else(absent)?.as_ref().map_err(Clone::clone)?;
+        let own = moved.and_then(|moved| moved.with_path_of(call));
+        let evaluate = |values: &Values| {
+            let made = arguments.evaluate(values.scope(at), target);
+            // these values have no place in what the command is now: they go by its former method and path to where it is now
+            match (made, &own) {
+                (Err(ExpressionError::Unsendable(_)), Some(own)) => arguments.evaluate(values.scope(at), own.target()),
+                (made, _) => made,
+            }
+            .map_err(|error| error.to_string())
+        };
         let mut values = self.values(at, facts)?;
-        let made = arguments.evaluate(values.scope(at), target).map_err(|error| error.to_string());
+        let made = evaluate(&values);
         match (at, made) {
             (At::Do(place), Ok(made)) => self.check_ahead(place, &values).map(|()| made),
             (At::Undo(_) | At::Notify, Err(why)) => {
                 let step = self.tree.path(at);
                 tracing::warn!(saga = self.definition.name, %step, why, "an undo is made without its step's reply");
                 values.forget(at.place().and_then(|place| self.tree.node(place.node)).map(|node| node.name.as_str()));
-                arguments.evaluate(values.scope(at), target).map_err(|error| error.to_string())
+                evaluate(&values)
             }
             (_, made) => made,
         }
@@ -273,17 +289,19 @@ impl Compiled {
         let at = At::Do(place);
         let values = self.values(at, facts)?;
         let members = self.expressions(at).map_or(&[][..], |own| own.output.as_slice());
-        let member = |(name, member): &(String, Compilation<Expression>)| {
+        // member by member, so that no more than one too many is in memory
+        let mut output = serde_json::Map::new();
+        let mut left = MAX_OUTPUT;
+        for (name, member) in members {
             let value = member.as_ref().map_err(Clone::clone)?.evaluate(values.scope(at));
-            value.map(|value| (name.clone(), value)).map_err(|error| format!("output.{name} {error}"))
-        };
-        let members: serde_json::Map<String, Value> = members.iter().map(member).collect::<Result<_, String>>()?;
-        let output = serde_json::value::to_raw_value(&members).map(Json::from).map_err(|error| error.to_string())?;
-        let length = output.as_str().len();
-        if length > MAX_OUTPUT {
-            return Err(format!("output has {length} bytes of JSON, and at most {MAX_OUTPUT} are allowed"));
+            let value = value.map_err(|error| format!("output.{name} {error}"))?;
+            let length = serde_json::to_string(&value).map_or(0, |text| text.len()) + name.len() + 4;
+            left = left.checked_sub(length).ok_or_else(|| {
+                format!("output.{name} makes the output longer than the {MAX_OUTPUT} bytes of JSON that are allowed")
+            })?;
+            output.insert(name.clone(), value);
         }
-        Ok(output)
+        serde_json::value::to_raw_value(&output).map(Json::from).map_err(|error| error.to_string())
     }
 
     fn kind_of_value(&self, place: Place) -> &'static str {
@@ -297,7 +315,13 @@ impl Compiled {
     fn check_kind(&self, place: Place, found: &Value) -> Result<(), String> {
         match (self.tree.kind(place.node), found) {
             (Some(Kind::Choice { .. }), Value::Bool(_)) => Ok(()),
-            (Some(Kind::WaitUntil(_)), Value::String(text)) if time(text).is_some() => Ok(()),
+            (Some(Kind::WaitUntil(_)), Value::String(text)) if time(text).is_some() => {
+                let latest = Timestamp::now().as_millisecond().saturating_add(MAX_WAIT_MS);
+                if time(text).is_some_and(|until| until > latest) {
+                    return Err("waitUntil is more than 8760h ahead".to_owned());
+                }
+                Ok(())
+            }
             (Some(Kind::WaitUntil(_)), _) => {
                 Err("waitUntil is no time in the form of RFC 3339, such as 2026-12-24T18:00:00Z".to_owned())
             }

@@ -98,8 +98,8 @@ fn an_undo_can_always_be_made() {
     assert_eq!(undo(&[json!({"id": 7})], "Sold"), json!({"id": 7, "why": "Sold"}));
     assert_eq!(undo(&[], "Sold"), json!({"id": "o-1", "why": "Sold"}));
     // its own reply is not as expected, this failure is not: as when the outcome is unknown
-    assert_eq!(undo(&[json!({"ident": 7})], "Sold"), json!({"id": "o-1", "why": ""}));
-    assert_eq!(undo(&[json!({"id": 7})], "Teapot"), json!({"id": "o-1", "why": ""}));
+    assert_eq!(undo(&[json!({"ident": 7})], "Sold"), json!({"id": "o-1", "why": "unknown"}));
+    assert_eq!(undo(&[json!({"id": 7})], "Teapot"), json!({"id": "o-1", "why": "unknown"}));
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn an_output_that_has_no_value_stops_nothing() {
     let why = compiled.output(output.place().unwrap(), &bad).unwrap_err();
     assert_eq!(why, "output.from cannot be evaluated: `steps.reserve.reply.depot` has no `depot`");
     let long = facts(&compiled, output, &[json!({"depot": "x".repeat(MAX_OUTPUT)}), json!(1), json!(2)], None);
-    assert!(compiled.output(output.place().unwrap(), &long).unwrap_err().starts_with("output has "));
+    assert!(compiled.output(output.place().unwrap(), &long).unwrap_err().starts_with("output."));
     // the pivot needs what comes after it, and the output is not among that
     let pivot = At::Do(CHARGE);
     let mut without_ship = compiled.definition.clone();

@@ -115,6 +115,7 @@ impl Values {
 }
 
 fn some_failure() -> Value {
-    let (step, code, reason, message) = (String::new(), String::new(), String::new(), String::new());
+    // not empty: a path may name it
+    let [step, code, reason, message] = ["unknown"; 4].map(str::to_owned);
     serde_json::to_value(Failure { step, code, reason, message }).unwrap_or_default()
 }

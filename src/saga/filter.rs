@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::{shard::Instance, view::View};
+use super::{compiled::MAX_KEY, shard::Instance, view::View};
 use crate::domain::saga::state::Status;
 
 /// All that is given must hold.
@@ -44,9 +44,15 @@ impl FilterQuery {
             let before = age.and_then(|age| now.checked_sub(age).ok());
             before.ok_or_else(|| format!("olderThan={text} is no duration; give one such as `30s`, `90m` or `24h`"))
         });
+        let key = given(self.key);
+        if key.as_ref().is_some_and(|key| key.len() > MAX_KEY || key.chars().any(char::is_control)) {
+            return Err(format!(
+                "no instance has this key: it is longer than {MAX_KEY} bytes, or has control characters"
+            ));
+        }
         Ok(Filter {
             status: status.transpose()?,
-            key: given(self.key),
+            key,
             step: given(self.step),
             started_before: started_before.transpose()?,
         })

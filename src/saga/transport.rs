@@ -59,8 +59,9 @@ pub(super) struct Call<'a> {
 
 #[derive(Debug, thiserror::Error)]
 enum TransportError {
-    #[error("`{0}` is not an absolute http:// URL")]
-    Address(String),
+    /// It has no URL: that may have arguments in it.
+    #[error("its address is not an absolute http:// URL")]
+    Address,
     #[error("making the request")]
     Request(#[source] hyper::http::Error),
     #[error(transparent)]
@@ -199,13 +200,13 @@ fn received(call: &Call<'_>, outcome: Result<Result<Raw, TransportError>, Elapse
 }
 
 fn parse(url: &str) -> Result<Uri, TransportError> {
-    url.parse().map_err(|_| TransportError::Address(url.to_owned()))
+    url.parse().map_err(|_| TransportError::Address)
 }
 
 fn authority(url: &Uri) -> Result<String, TransportError> {
     match (url.scheme_str(), url.host()) {
         (Some("http"), Some(host)) => Ok(format!("{host}:{}", url.port_u16().unwrap_or(80))),
-        _ => Err(TransportError::Address(url.to_string())),
+        _ => Err(TransportError::Address),
     }
 }
 

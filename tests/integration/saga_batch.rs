@@ -61,7 +61,7 @@ async fn many_instances_are_changed_page_by_page_each_with_who_and_why() {
     let (status, page) = batch(&orchestrator, "/sagas/order/batch/cancel?key=7&by=anna").await;
     assert_eq!((status, page), (200, json!({"changed": 1})));
     orchestrator.until_counts("order", &[("running", all - 1), ("compensated", 1)]).await;
-    assert_eq!(batch(&orchestrator, "/sagas/order/batch/cancel?step=packed").await.1, json!({"changed": 0}));
+    assert_eq!(batch(&orchestrator, "/sagas/order/batch/cancel?step=packed&all=true").await.1, json!({"changed": 0}));
     assert_eq!(batch(&orchestrator, "/sagas/order/batch/cancel?olderThan=1h").await.1, json!({"changed": 0}));
     let (_, page) = batch(&orchestrator, "/sagas/order/batch/resume?state=Running").await;
     assert_eq!(page["changed"], 1_000);
@@ -91,7 +91,10 @@ async fn what_cannot_be_changed_is_counted_by_reason() {
     orchestrator.until_counts("order", &[("completed", 3), ("running", 0)]).await;
 
     for (path, status, why) in [
-        ("pause", 400, "name the instances by `state`, `step`, `key` or `olderThan`"),
+        ("pause", 400, "name the instances by `state`, `key` or `olderThan`"),
+        ("cancel?step=ship", 400, "name the instances by `state`, `key` or `olderThan`"),
+        ("cancel?key=&olderThan=1h", 400, "`key` is empty"),
+        ("cancel?state=Running&olderthan=1h", 400, "Failed to deserialize query string: unknown field `olderthan`"),
         ("pause?state=Completed", 400, "instances that have ended cannot be changed"),
         ("pause?state=Lost", 400, "there is no state `Lost`"),
         ("pause?olderThan=soon", 400, "olderThan=soon is no duration"),

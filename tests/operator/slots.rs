@@ -114,6 +114,19 @@ async fn the_slot_is_removed_once_no_pod_has_a_relay() {
     assert_eq!(rest, [format!("DELETE jobs/{}", job.name)], "it is done, and nothing is set up again");
 }
 
+#[tokio::test]
+async fn a_relay_that_is_there_keeps_its_slot_whatever_its_spec_says() {
+    let (server, context) = deleted().await;
+    let mut polling = relay(&json!(null));
+    polling.metadata.uid = Some("uid-polling".to_owned());
+    polling.spec.mode = weft::api::v1alpha1::RelayMode::Polling;
+    context.store().set(polling);
+    context.store().remove_pod(&ObjectId::new("shop", "orders-1"));
+    reconcile(&context, &orders()).await;
+    assert_eq!(set_up(&server.asked()), None, "its contract may still be the earlier one");
+    assert!(recorded_slot(&context));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_slot_that_cannot_be_removed_is_a_condition_and_a_new_relay_keeps_it() {
     let (server, context) = deleted().await;

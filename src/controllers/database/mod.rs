@@ -58,6 +58,8 @@ pub struct Wanted<'a> {
     pub outbox: Option<&'a Outbox>,
     /// That relay reads the transaction log.
     pub log_tailing: bool,
+    /// There is an OutboxRelay, whether it is accepted or not.
+    pub has_relay: bool,
     /// The owner asks for the newest images.
     pub upgrade: bool,
 }

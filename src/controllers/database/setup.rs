@@ -89,6 +89,7 @@ pub(super) fn add_job(
         plan.children.push(Child::Job(job(wanted, name, contract(wanted), settings)?));
     }
     if leaves_slot(wanted, observed)
+        && stage(wanted, observed) == Stage::Done
         && let Some(name) = slot_job_name(wanted, observed)
         && observed.jobs.get(&name).is_none_or(|job| !is_corrected(job, settings))
     {
@@ -101,13 +102,20 @@ pub(super) fn add_job(
 /// A replication slot that no relay reads any more is in the database, which is set up.
 fn leaves_slot(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> bool {
     let has_slot = observed.recorded.as_ref().is_some_and(|recorded| recorded.replication_slot);
-    has_slot && !wanted.log_tailing && !observed.relay_runs && stage(wanted, observed) == Stage::Done
+    has_slot && !wanted.has_relay && !observed.relay_runs
 }
 
-/// Why the replication slot of an OutboxRelay that is gone could not be removed so far: the Job, and what it says.
+/// Why the replication slot of an OutboxRelay that is gone could not be removed so far: the Job, and what it says. The Job has no name
+/// as long as the set-up of the present input is not done.
 pub fn remaining_slot<'a>(wanted: &Wanted<'_>, observed: &'a DatabaseObserved) -> Option<(String, &'a str)> {
     if !leaves_slot(wanted, observed) {
         return None;
+    }
+    if stage(wanted, observed) != Stage::Done {
+        return Some((
+            String::new(),
+            "it is removed once the database is set up; the condition Migrated names what that waits for",
+        ));
     }
     let job = slot_job_name(wanted, observed)?;
     let state = observed.jobs.get(&job)?;
@@ -151,7 +159,7 @@ fn has_slot(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> bool {
         let job = slot_job_name(wanted, observed).and_then(|name| observed.jobs.get(&name));
         job.is_some_and(|job| job.outcome == JobOutcome::Succeeded || job.report.is_some())
     };
-    wanted.log_tailing || (had_one && (observed.relay_runs || !removed()))
+    wanted.log_tailing || (had_one && (wanted.has_relay || observed.relay_runs || !removed()))
 }
 
 /// What a Job that did its work achieved; its pod, and the report with it, may be gone.
@@ -239,7 +247,10 @@ pub(super) fn record(
 ) -> Option<ConfigMap> {
     // strings, numbers and structs of Kubernetes' own always have a form in JSON
     let json = |value: serde_json::Result<String>| value.unwrap_or_default();
-    let done = done(wanted, observed).or_else(|| observed.recorded.clone());
+    // a relay may make its slot while the set-up of the present input is not done
+    let slot = has_slot(wanted, observed);
+    let earlier = || observed.recorded.clone().map(|recorded| SetUp { replication_slot: slot, ..recorded });
+    let done = done(wanted, observed).or_else(earlier);
     let done = done.map(|done| (SET_UP_ANNOTATION.to_owned(), json(serde_json::to_string(&done))));
     let version = released.map(|released| (RELEASED_ANNOTATION.to_owned(), version::of(released)));
     let secrets = secrets::record(observed).map(|record| (SECRETS_ANNOTATION.to_owned(), record));

@@ -63,13 +63,10 @@ pub fn migrated(stage: &Stage<'_>) -> Finding {
 /// `SlotRemains`: the Job that is to remove the replication slot of an OutboxRelay that is gone says why it cannot.
 pub fn slot_remains(job: &str, message: &str) -> Finding {
     let message = message.trim().trim_end_matches('.');
-    Finding::new(
-        true,
-        Reason::SlotRemains,
-        format!(
-            "the replication slot of an OutboxRelay that is gone keeps the server's log: {message}; Job `{job}` tries again"
-        ),
-    )
+    let again = if job.is_empty() { String::new() } else { format!("; Job `{job}` tries again") };
+    let message =
+        format!("the replication slot of an OutboxRelay that is gone keeps the server's log: {message}{again}");
+    Finding::new(true, Reason::SlotRemains, message)
 }
 
 /// What the owner waits for, or is stalled by: a failed set-up needs a person, everything else comes by itself.

@@ -62,7 +62,11 @@ pub fn of_change(before: &[Condition], after: &[Condition]) -> Vec<Notice> {
             } else {
                 was.is_none_or(|was| was.status == "Unknown")
             };
-        let is_failure = reported.condition != MIGRATED || reported.status != "False" || reason.is_failed_set_up();
+        let is_failure = match (reported.condition, reported.status) {
+            (MIGRATED, "False") => reason.is_failed_set_up(),
+            (CONSUMING, "False") => !reason.is_progress(),
+            _ => true,
+        };
         let moved = was.is_none_or(|was| was.status != now.status || (reported.warning && was.reason != now.reason));
         if now.status == reported.status && moved && !never_bad && is_failure {
             let reason = reported.reason.unwrap_or(reason);

@@ -7,7 +7,7 @@ use super::{
     definition::{Call, Definition, Step, Task, Transaction, Undo},
     lint_expressions::{Site, check_call, check_expression},
     schema::Schema,
-    tree::{Named, ROOT, Tree},
+    tree::{Named, ON_COMPENSATED, OUTPUT, ROOT, Tree},
 };
 
 /// Steps of all levels. Each may be a call and an undo, and every call of an instance is a row of its log.
@@ -132,6 +132,9 @@ impl Lint<'_> {
         if let Some(Found { field: first, .. }) = earlier.iter().find(|other| other.step.name == *name) {
             let message = format!("`{name}` is the name of {first} already; give each step a name of its own");
             self.findings.add(field, message);
+        } else if [ON_COMPENSATED, OUTPUT].contains(&name.as_str()) {
+            self.findings
+                .add(field, format!("`{name}` is the name of a call or an evaluation of Weft's own; rename the step"));
         } else if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
             self.findings.add(field, format!("`{name}` may hold letters, digits, `-` and `_` only; rename the step"));
         }

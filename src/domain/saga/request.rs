@@ -15,8 +15,10 @@ use super::{
 
 /// Longest body of a call, in bytes.
 pub const MAX_BODY: usize = 4 * 1024 * 1024;
-/// Longest value in a path, a query or a header, in bytes: servers accept a few kilobytes of all together.
+/// Longest value in a path, a query or a header, in bytes.
 pub const MAX_TEXT: usize = 1_024;
+/// Most bytes of path and query that arguments give: servers accept 8 KiB of a whole request line (RFC 9110 §4.1).
+const MAX_ARGUMENTS: usize = 7 * 1024;
 
 /// Headers that every request has, or that are of the connection.
 const RESERVED: [&str; 16] = [
@@ -190,39 +192,9 @@ impl Arguments {
 
     /// The request to `target`; the error names the part. All parts together have one budget.
     pub fn evaluate(&self, scope: Scope<'_>, target: Target<'_>) -> Result<Request, ExpressionError> {
-        let mut body = Vec::from(*b"{");
-        let (mut path, mut query, mut headers) = (Vec::new(), String::new(), Vec::new());
-        self.each(
-            scope,
-            |_| true,
-            |part, value| {
-                match (piece(part, target, value)?, part) {
-                    (Piece::Member, Part::With(name)) => {
-                        if body.len() > 1 {
-                            body.push(b',');
-                        }
-                        write_json(&mut body, &name);
-                        body.push(b':');
-                        write_json(&mut body, value);
-                    }
-                    (Piece::Path(text), Part::With(name)) => path.push((name.to_owned(), text)),
-                    (Piece::Query(texts), Part::With(name)) => {
-                        for text in texts {
-                            query.push(if query.is_empty() { '?' } else { '&' });
-                            push_encoded(&mut query, name);
-                            query.push('=');
-                            push_encoded(&mut query, &text);
-                        }
-                    }
-                    (Piece::Header(text), Part::Header(name)) => headers.push((name.to_owned(), text)),
-                    _ => {
-                        body.clear();
-                        write_json(&mut body, value);
-                    }
-                }
-                if body.len() > MAX_BODY { Err(ExpressionError::BodyTooLong(part.to_string())) } else { Ok(()) }
-            },
-        )?;
+        let mut made = Made::default();
+        self.each(scope, |_| true, |part, value| made.add(part, target, value))?;
+        let Made { mut body, path, query, headers } = made;
         if self.body.is_none() {
             body.push(b'}');
         }
@@ -232,14 +204,16 @@ impl Arguments {
         Ok(Request { url, body, headers })
     }
 
-    /// Evaluates the parts that read the reply of no other steps than those, and an item only if there is one.
+    /// Evaluates the parts that read the reply of no other steps than those, and an item only if there is one: the limits hold for
+    /// these together.
     pub fn check(
         &self,
         scope: Scope<'_>,
         target: Target<'_>,
         steps: impl Fn(&str) -> bool,
     ) -> Result<(), ExpressionError> {
-        self.each(scope, steps, |part, value| piece(part, target, value).map(drop))
+        let mut made = Made::default();
+        self.each(scope, steps, |part, value| made.add(part, target, value))
     }
 
     fn each(
@@ -260,6 +234,56 @@ impl Arguments {
             found(part, &value)?;
         }
         Ok(())
+    }
+}
+
+/// What is made of the parts so far.
+struct Made {
+    body: Vec<u8>,
+    path: Vec<(String, String)>,
+    query: String,
+    headers: Vec<(String, String)>,
+}
+
+impl Default for Made {
+    fn default() -> Self {
+        Self { body: Vec::from(*b"{"), path: Vec::new(), query: String::new(), headers: Vec::new() }
+    }
+}
+
+impl Made {
+    fn add(&mut self, part: Part<'_>, target: Target<'_>, value: &Value) -> Result<(), ExpressionError> {
+        match (piece(part, target, value)?, part) {
+            (Piece::Member, Part::With(name)) => {
+                if self.body.len() > 1 {
+                    self.body.push(b',');
+                }
+                write_json(&mut self.body, &name);
+                self.body.push(b':');
+                write_json(&mut self.body, value);
+            }
+            (Piece::Path(text), Part::With(name)) => self.path.push((name.to_owned(), text)),
+            (Piece::Query(texts), Part::With(name)) => {
+                for text in texts {
+                    self.query.push(if self.query.is_empty() { '?' } else { '&' });
+                    push_encoded(&mut self.query, name);
+                    self.query.push('=');
+                    push_encoded(&mut self.query, &text);
+                }
+            }
+            (Piece::Header(text), Part::Header(name)) => self.headers.push((name.to_owned(), text)),
+            _ => {
+                self.body.clear();
+                write_json(&mut self.body, value);
+            }
+        }
+        // a byte of a path is three characters at most
+        let path: usize = self.path.iter().map(|(_, text)| 3 * text.len()).sum();
+        if path + self.query.len() > MAX_ARGUMENTS {
+            let why = format!("{part} makes path and query longer than the {MAX_ARGUMENTS} bytes that servers accept");
+            return Err(ExpressionError::Unsendable(why));
+        }
+        if self.body.len() > MAX_BODY { Err(ExpressionError::BodyTooLong(part.to_string())) } else { Ok(()) }
     }
 }
 
@@ -368,6 +392,21 @@ mod tests {
             assert_eq!(made.url, "http://orders:80/orders/7?tag=a%20b&tag=c&x%26y=true");
             assert_eq!(made.body, None);
         }
+    }
+
+    #[test]
+    fn what_no_server_accepts_is_known_before() {
+        let delete = call("DELETE", "/tickets", &[("ids", "input.ids")]);
+        let ids = |count: usize| json!({"ids": vec!["x".repeat(64); count]});
+        assert!(request(&delete, &ids(50)).is_ok());
+        let why = request(&delete, &ids(1000)).unwrap_err();
+        assert!(why.starts_with("with.ids makes path and query longer than"), "{why}");
+        // what is checked ahead counts the body too
+        let large = json!({"list": "x".repeat(MAX_BODY)});
+        let scope = Scope { input: &large, steps: &Value::Null, item: None, failure: None };
+        let post = call("POST", "/orders", &[("list", "input.list")]);
+        let arguments = Arguments::compile(&post).unwrap();
+        assert!(arguments.check(scope, Target::of(&post), |_| true).is_err());
     }
 
     #[test]

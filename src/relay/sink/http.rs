@@ -7,7 +7,7 @@
 //! of each in flight, so nothing depends on what a receiver does with the first ones of a batch that it refuses. After a
 //! refusal each of them is a request of its own, and so is an event that is sent again.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use bytes::{BufMut, BytesMut};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -39,6 +39,8 @@ const SCHEMES: [(&str, u16); 2] = [("http", 80), ("https", 443)];
 const LOSSES: u32 = 8;
 /// Requests on the way at a time.
 const CONCURRENT: usize = 64;
+/// After a refused batch none is sent for so long: the endpoint may take none.
+const NO_BATCHES: Duration = Duration::from_secs(1);
 /// Bytes of events from which on a batch gets no more of them.
 const BATCH_BYTES: usize = 256 * 1024;
 /// A connection is made within this time.
@@ -171,6 +173,8 @@ impl Sink for Http {
             requests: FuturesUnordered::new(),
             longest_batch: self.longest_batch,
             batch: Vec::new(),
+            one_by_one: VecDeque::new(),
+            alone_until: Instant::now(),
             accepted: false,
             losses: 0,
             paused_until: None,
@@ -186,6 +190,10 @@ pub struct HttpSession {
     longest_batch: usize,
     /// Events of the next request, which is sent when it has as many as it may, or when all are handed over that can be.
     batch: Vec<(Ticket, Request)>,
+    /// Events of refused batches, which are sent again one by one.
+    one_by_one: VecDeque<(Ticket, Request)>,
+    /// No batch is sent until then.
+    alone_until: Instant,
     /// The endpoint has accepted an event in this session.
     accepted: bool,
     /// Requests that failed since it last answered one.
@@ -231,7 +239,7 @@ impl Session for HttpSession {
             Ok(request) => request,
             Err(why) => return Ok(Some(Answer::Refused(why))),
         };
-        if self.longest_batch < 2 || ticket.attempt > 1 {
+        if self.longest_batch < 2 || ticket.attempt > 1 || Instant::now() < self.alone_until {
             self.execute(Sent::Event(ticket), request);
             return Ok(None);
         }
@@ -245,7 +253,9 @@ impl Session for HttpSession {
     }
 
     fn has_room(&self) -> bool {
-        self.requests.len() < CONCURRENT && self.paused_until.is_none_or(|until| until <= Instant::now())
+        self.requests.len() < CONCURRENT
+            && self.one_by_one.is_empty()
+            && self.paused_until.is_none_or(|until| until <= Instant::now())
     }
 
     async fn replies(&mut self, replies: &mut Vec<Reply>) -> Result<(), SinkError> {
@@ -264,9 +274,8 @@ impl Session for HttpSession {
             match (outcome, sent) {
                 (Outcome::Answered(Answer::Refused(_), _), Sent::Batch(events)) => {
                     self.losses = 0;
-                    for (ticket, request) in events {
-                        self.execute(Sent::Event(ticket), request);
-                    }
+                    self.alone_until = Instant::now() + NO_BATCHES;
+                    self.one_by_one.extend(events);
                 }
                 (Outcome::Answered(answer, pause), sent) => {
                     if let Some(pause) = pause {
@@ -289,6 +298,7 @@ impl Session for HttpSession {
                 }
                 (Outcome::Down(failure), _) => return Err(unreachable(&self.address, failure)),
             }
+            self.send_one_by_one();
             next = self.requests.next().now_or_never().flatten();
         }
         Ok(())
@@ -308,6 +318,15 @@ impl HttpSession {
     fn execute(&mut self, sent: Sent, request: Request) {
         let client = self.client.clone();
         self.requests.push(async move { (sent, outcome(client.execute(request).await).await) }.boxed());
+    }
+
+    /// Sends what there is room for.
+    fn send_one_by_one(&mut self) {
+        while self.requests.len() < CONCURRENT
+            && let Some((ticket, request)) = self.one_by_one.pop_front()
+        {
+            self.execute(Sent::Event(ticket), request);
+        }
     }
 
     /// Sends what is collected, if anything.

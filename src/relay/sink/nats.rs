@@ -224,7 +224,7 @@ impl Session for NatsSession {
             Ok(headers) => headers,
             Err(why) => return Ok(Some(Answer::Refused(why))),
         };
-        self.send(message, headers, Some(ticket)).await
+        self.send(message, headers, Some((ticket, 1))).await
     }
 
     fn longest_run(&mut self) -> usize {
@@ -248,7 +248,7 @@ impl Session for NatsSession {
         self.runs.push((ticket, run.len(), Instant::now()));
         for ((message, headers), sequence) in run.iter().zip(headers).zip(1..) {
             // without a reply subject: the answer to the last one says what has become of all
-            let answer = self.send(message, headers, (sequence == run.len()).then_some(ticket)).await?;
+            let answer = self.send(message, headers, (sequence == run.len()).then_some((ticket, sequence))).await?;
             if answer.is_some() {
                 return Ok(answer);
             }
@@ -299,15 +299,17 @@ impl NatsSession {
         Ok(headers)
     }
 
-    /// Sends a message, whose answer comes by the ticket if it has one.
+    /// Sends a message, whose answer, to so many messages, comes by the ticket if it has one.
     async fn send(
         &mut self,
         Encoded { destination, body, .. }: &Encoded,
         headers: HeaderMap,
-        ticket: Option<Ticket>,
+        ticket: Option<(Ticket, usize)>,
     ) -> Result<Option<Answer>, SinkError> {
         let (client, subject, body) = (&self.client, destination.clone(), body.clone());
-        let reply = ticket.map(|ticket| format!("{}.{:x}.{:x}", self.inbox, ticket.number, ticket.attempt));
+        let reply = ticket.map(|(Ticket { number, attempt }, messages)| {
+            format!("{}.{number:x}.{attempt:x}.{messages:x}", self.inbox)
+        });
         let sent = async {
             match reply {
                 Some(reply) => client.publish_with_reply_and_headers(subject, reply, headers, body).await,
@@ -331,14 +333,22 @@ impl NatsSession {
         }
     }
 
-    /// Notes the answer to a batch.
-    fn end_run(&mut self, ticket: Ticket, answer: Answer, count: usize) -> Answer {
-        let Some(place) = self.runs.iter().position(|&(run, _, _)| run == ticket) else { return answer };
-        let (_, length, _) = self.runs.swap_remove(place);
+    /// Notes the answer to a batch of `length` messages, however late it comes.
+    fn end_run(
+        &mut self,
+        ticket: Ticket,
+        length: usize,
+        Acknowledgement { answer, count, code }: Acknowledgement,
+    ) -> Answer {
+        if length == 1 {
+            return answer;
+        }
+        self.runs.retain(|&(run, _, _)| run != ticket);
         let answer = match answer {
             Answer::Stored if count != length => Answer::Failed("the server has not taken the batch as one".to_owned()),
             answer => answer,
         };
+        self.has_batches &= !NEVER_A_BATCH.contains(&code);
         if answer != Answer::Stored {
             self.alone_until = Instant::now() + NO_RUNS;
         }
@@ -397,21 +407,21 @@ impl NatsSession {
                 stream: self.stream.clone(),
             });
         }
-        if let Some(ticket) = ticket(&message.subject) {
-            let (answer, count) = answer(&message.payload);
-            let answer = self.end_run(ticket, answer, count);
+        if let Some((ticket, length)) = ticket(&message.subject) {
+            let answer = self.end_run(ticket, length, acknowledgement(&message.payload));
             replies.push(Reply { ticket, answer });
         }
         Ok(())
     }
 }
 
-/// The ticket at the end of a reply subject.
-fn ticket(subject: &str) -> Option<Ticket> {
+/// The ticket at the end of a reply subject, and how many messages were sent by it.
+fn ticket(subject: &str) -> Option<(Ticket, usize)> {
     let mut tokens = subject.rsplit('.');
+    let messages = usize::from_str_radix(tokens.next()?, 16).ok()?;
     let attempt = u32::from_str_radix(tokens.next()?, 16).ok()?;
     let number = u64::from_str_radix(tokens.next()?, 16).ok()?;
-    Some(Ticket { number, attempt })
+    Some((Ticket { number, attempt }, messages))
 }
 
 #[derive(Deserialize)]
@@ -446,22 +456,34 @@ fn class(error: &PubError<'_>) -> Class {
     known.unwrap_or(if passing { Class::Passing } else { Class::Refused })
 }
 
-/// What a payload says, and of how many messages of a batch.
-fn answer(payload: &[u8]) -> (Answer, usize) {
-    let answer = match serde_json::from_slice(payload) {
-        Ok(PubAck { error: None, seq: Some(_), count }) => return (Answer::Stored, count),
+/// The batches that the stream does not allow, and those of the first servers that had any, which took no message ids in them.
+const NEVER_A_BATCH: [u64; 2] = [10174, 10177];
+
+/// What a payload says.
+struct Acknowledgement {
+    answer: Answer,
+    /// Of how many messages of a batch.
+    count: usize,
+    /// Of JetStream's error; 0 without one.
+    code: u64,
+}
+
+fn acknowledgement(payload: &[u8]) -> Acknowledgement {
+    match serde_json::from_slice(payload) {
+        Ok(PubAck { error: None, seq: Some(_), count }) => Acknowledgement { answer: Answer::Stored, count, code: 0 },
         Ok(PubAck { error: Some(error), .. }) => {
             let text = format!("{} (JetStream error {})", error.description, error.err_code);
-            match class(&error) {
+            let answer = match class(&error) {
                 Class::Refused => Answer::Refused(format!("{text}: change the stream")),
                 Class::Passing => Answer::Failed(text),
-            }
+            };
+            Acknowledgement { answer, count: 0, code: error.err_code }
         }
         Ok(PubAck { error: None, seq: None, .. }) | Err(_) => {
-            Answer::Failed("the answer is not a JetStream acknowledgement".to_owned())
+            let answer = Answer::Failed("the answer is not a JetStream acknowledgement".to_owned());
+            Acknowledgement { answer, count: 0, code: 0 }
         }
-    };
-    (answer, 0)
+    }
 }
 
 /// The message's headers with NATS' own, and the bytes that they need on the wire.
@@ -500,13 +522,14 @@ mod tests {
 
     #[test]
     fn acknowledgements_and_errors_are_distinguished() {
-        assert_eq!(answer(br#"{"stream":"events","seq":7}"#), (Answer::Stored, 0));
-        assert_eq!(answer(br#"{"stream":"events","seq":7,"batch":"b","count":3}"#), (Answer::Stored, 3));
-        assert_eq!(answer(br#"{"stream":"events","seq":7,"duplicate":true}"#), (Answer::Stored, 0));
+        let answer = |payload: &[u8]| acknowledgement(payload).answer;
+        assert_eq!(answer(br#"{"stream":"events","seq":7}"#), Answer::Stored);
+        assert_eq!(acknowledgement(br#"{"stream":"events","seq":7,"batch":"b","count":3}"#).count, 3);
+        assert_eq!(answer(br#"{"stream":"events","seq":7,"duplicate":true}"#), Answer::Stored);
         let full = br#"{"error":{"code":503,"err_code":10077,"description":"maximum bytes exceeded"},"stream":"events","seq":0}"#;
-        assert!(matches!(answer(full).0, Answer::Failed(text) if text.contains("maximum bytes")));
+        assert!(matches!(answer(full), Answer::Failed(text) if text.contains("maximum bytes")));
         let large = br#"{"error":{"code":400,"err_code":10054,"description":"message size exceeds maximum allowed"}}"#;
-        assert!(matches!(answer(large).0, Answer::Refused(_)));
+        assert!(matches!(answer(large), Answer::Refused(_)));
         for (code, err_code, description, refused) in [
             (503, 10077, "maximum messages per subject exceeded", true),
             (503, 10077, "maximum messages exceeded", false),
@@ -523,18 +546,18 @@ mod tests {
             (429, 19999, "an error of a later version", false),
         ] {
             let error = serde_json::json!({"code": code, "err_code": err_code, "description": description});
-            let (answer, _) = answer(serde_json::json!({"error": error}).to_string().as_bytes());
+            let answer = answer(serde_json::json!({"error": error}).to_string().as_bytes());
             assert_eq!(matches!(answer, Answer::Refused(_)), refused, "{err_code} {description}: {answer:?}");
         }
         for nonsense in [&b""[..], b"{}", b"[]", b"+OK", b"{\"seq\":\"x\"}"] {
-            assert!(matches!(answer(nonsense).0, Answer::Failed(_)));
+            assert!(matches!(answer(nonsense), Answer::Failed(_)));
         }
     }
 
     #[test]
     fn a_ticket_is_read_from_the_reply_subject() {
         let expected = Ticket { number: 0x1f, attempt: 2 };
-        assert_eq!(ticket("_INBOX.abc.1f.2"), Some(expected));
+        assert_eq!(ticket("_INBOX.abc.1f.2.10"), Some((expected, 16)));
         assert_eq!(ticket("_INBOX.abc"), None);
         assert_eq!(ticket("1"), None);
     }

@@ -3,7 +3,7 @@
 use axum::{
     Json as JsonBody,
     body::Bytes,
-    extract::{Path, Query, State},
+    extract::{Path, Query, State, rejection::QueryRejection},
     http::HeaderMap,
 };
 use jiff::Timestamp;
@@ -21,7 +21,7 @@ use crate::{
     saga::{
         batch::{Applied, Verb},
         engine::EngineError,
-        filter::FilterQuery,
+        filter::{Filter, FilterQuery},
         tracker::SkipError,
         view::View,
     },
@@ -71,30 +71,41 @@ pub(super) async fn change(
     }
 }
 
+/// Of a verb for many. What is misspelt or empty is refused: it would mean more instances.
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct BatchQuery {
+    state: Option<String>,
+    key: Option<String>,
+    step: Option<String>,
+    older_than: Option<String>,
     /// The last instance of the page before.
     after: Option<Uuid>,
-    /// Without a filter, every running instance is meant.
+    /// Without another filter than `step`, every running instance is meant.
     #[serde(default)]
     all: bool,
+    by: Option<String>,
+    reason: Option<String>,
 }
 
 pub(super) async fn change_many(
     State(api): State<Api>,
     Path((saga, verb)): Path<(String, String)>,
-    Query(filter): Query<FilterQuery>,
-    Query(query): Query<BatchQuery>,
-    Query(audit): Query<Audit>,
+    query: Result<Query<BatchQuery>, QueryRejection>,
 ) -> Result<JsonBody<Applied>, ApiError> {
+    let Query(query) = query.map_err(|error| ApiError::Invalid(error.body_text()))?;
+    let BatchQuery { state, key, step, older_than, after, all, by, reason } = query;
     let verb = Verb::parse(&verb).ok_or(ApiError::BatchVerb(verb))?;
     if api.tracker.follows(&saga) {
         return Err(ApiError::Invalid(format!("saga `{saga}` is choreographed: Weft only watches its instances")));
     }
-    let filter = filter.parse(Timestamp::now()).map_err(ApiError::Invalid)?;
-    if filter.is_empty() && !query.all {
-        let message =
-            "name the instances by `state`, `step`, `key` or `olderThan`; `all=true` means every one that runs";
+    let given = [("state", &state), ("key", &key), ("step", &step), ("olderThan", &older_than)];
+    if let Some((name, _)) = given.into_iter().find(|(_, value)| value.as_deref() == Some("")) {
+        return Err(ApiError::Invalid(format!("`{name}` is empty; leave it out, or say which instances are meant")));
+    }
+    let filter = FilterQuery { state, key, step, older_than }.parse(Timestamp::now()).map_err(ApiError::Invalid)?;
+    if (Filter { step: None, ..filter.clone() }).is_empty() && !all {
+        let message = "name the instances by `state`, `key` or `olderThan`; `all=true` means every one that runs (with `step`, at that step)";
         return Err(ApiError::Invalid(message.to_owned()));
     }
     if !filter.admits_live() {
@@ -104,7 +115,7 @@ pub(super) async fn change_many(
     if catalogue.current(&saga).is_none() && !catalogue.is_draining(&saga) {
         return Err(EngineError::UnknownSaga(saga).into());
     }
-    Ok(JsonBody(api.engine.change_many(&saga, verb, &filter, query.after, &parse_audit(audit)?).await?))
+    Ok(JsonBody(api.engine.change_many(&saga, verb, &filter, after, &parse_audit(Audit { by, reason })?).await?))
 }
 
 pub(super) async fn signal(

@@ -15,16 +15,19 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Prints the instances, and then each one that has changed or come. Ends when nobody reads.
 pub(super) async fn list(url: &Url, limit: usize, form: Format) -> anyhow::Result<()> {
+    // as they were a second ago
     let mut seen = HashMap::new();
+    let mut is_first = true;
     loop {
-        let is_first = seen.is_empty();
-        let mut changed = Vec::new();
+        let (mut changed, mut now) = (Vec::new(), HashMap::new());
         for view in super::list(url, limit).await?.items {
             let text = serde_json::to_string(&view).context("writing JSON")?;
-            if seen.insert(view.id, text.clone()).as_ref() != Some(&text) {
+            now.insert(view.id, text.clone());
+            if seen.get(&view.id) != Some(&text) {
                 changed.push((view, text));
             }
         }
+        seen = now;
         let text = match form {
             Format::Json => changed.into_iter().map(|(_, text)| text + "\n").collect(),
             Format::Table => {
@@ -34,6 +37,7 @@ pub(super) async fn list(url: &Url, limit: usize, form: Format) -> anyhow::Resul
                 if is_first { table } else { without_head() }
             }
         };
+        is_first = false;
         if !output::written(&text).context("writing the answer")? {
             return Ok(());
         }
@@ -43,10 +47,14 @@ pub(super) async fn list(url: &Url, limit: usize, form: Format) -> anyhow::Resul
 
 /// Prints the instance with its history, and then what happens until it ends.
 pub(super) async fn show(url: &Url, form: Format) -> anyhow::Result<()> {
-    let mut shown = 0;
+    let (mut url, mut shown) = (url.clone(), 0);
     loop {
         let text = request(Method::GET, url.clone(), None).await?;
         let detail: Detail = serde_json::from_str(&text).context(NOT_OURS)?;
+        // by its id from now on: another instance may get the same key
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop().push(&detail.view.id.to_string());
+        }
         let fresh = detail.history.get(shown..).unwrap_or_default();
         let mut text = match form {
             Format::Json => {

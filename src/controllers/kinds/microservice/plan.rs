@@ -116,6 +116,7 @@ fn wanted<'a>(object: &Microservice, owner: &'a Owner, database: &'a Database, o
         migrations: database.migrations.as_ref(),
         outbox: relay::outbox(observed),
         log_tailing: relay::is_log_tailing(observed),
+        has_relay: !observed.relays.is_empty() || observed.kept_relay.is_some(),
         upgrade: wants_upgrade(object),
     }
 }

@@ -238,6 +238,39 @@ fn a_suspended_object_says_so_and_is_as_ready_as_its_pods() {
 }
 
 #[test]
+fn what_keeps_events_from_a_consumer_is_a_condition() {
+    let mut case = Case::settled();
+    let consumes = serde_json::json!([{"from": "stock", "function": "stock.on_moved"}]);
+    case.object.spec.consumes = serde_json::from_value(consumes).unwrap();
+    case.observed.inbox_wanted.version = Some("2".to_owned());
+    let consuming = |case: &Case| {
+        summaries(&case.status().conditions).into_iter().find(|one| one.starts_with("Consuming")).unwrap()
+    };
+    assert_eq!(consuming(&case), "Consuming=Unknown InboxSilent");
+    let stopped = Workload {
+        problems: vec![Problem::new(Reason::ImagePullFailed, "it cannot be pulled")],
+        updated: 0,
+        ..ready(1)
+    };
+    case.observed.inbox_deployment = Some(stopped.clone());
+    assert_eq!(consuming(&case), "Consuming=False ImagePullFailed");
+    let reported = |contract: &str| {
+        let status =
+            InboxStatus { contract: contract.to_owned(), leading: true, ready: true, ..InboxStatus::default() };
+        [("orders-inbox-1".to_owned(), Some(status))].into()
+    };
+    case.observed.inbox_pods = reported("2");
+    assert_eq!(consuming(&case), "Consuming=False ImagePullFailed", "it is the former pod that reports");
+    case.observed.inbox_deployment = Some(ready(1));
+    assert_eq!(consuming(&case), "Consuming=True Consuming");
+    case.observed.inbox_pods = reported("1");
+    assert_eq!(consuming(&case), "Consuming=Unknown Loading");
+    let missing = Rejection { reason: Reason::OutboxRelayNotFound, message: "nobody publishes".to_owned() };
+    case.observed.inbox_wanted.missing = Some(missing);
+    assert_eq!(consuming(&case), "Consuming=False OutboxRelayNotFound");
+}
+
+#[test]
 fn more_pods_than_are_wanted_are_not_counted() {
     let mut case = Case::settled();
     case.observed.deployment = Some(ready(3));

@@ -42,6 +42,7 @@ pub fn status(
         conditions,
         sink: Some(object.spec.sink.kind().to_owned()),
         leader: None,
+        latency: None,
         applied_hash: if planned.is_ok() { applied.digest.clone() } else { previous.applied_hash },
         ..previous
     };

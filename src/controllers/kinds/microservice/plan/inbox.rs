@@ -109,8 +109,20 @@ fn in_force(
 ) -> Result<(Inbox, Option<Rejection>), Rejection> {
     let (streams, missing) = streams(object, observed, settings);
     let new = contract(object, owner, streams)?;
-    let kept = observed.inbox_contract.as_deref().filter(|_| observed.inbox_waits);
-    Ok((kept.cloned().unwrap_or(new), missing))
+    let Some(kept) = observed.inbox_contract.as_deref().filter(|_| observed.inbox_waits) else {
+        return Ok((new, missing));
+    };
+    // what is consumed, and how, waits; not where it is
+    let subscriptions = kept.subscriptions.iter().map(|kept| {
+        let now = new.subscriptions.iter().find(|new| new.name == kept.name);
+        Subscription { stream: now.map_or_else(|| kept.stream.clone(), |now| now.stream.clone()), ..kept.clone() }
+    });
+    let kept = Inbox { database: new.database.clone(), subscriptions: subscriptions.collect(), ..kept.clone() }.seal();
+    let waits = (kept != new).then(|| Rejection {
+        reason: Reason::SetupPending,
+        message: "spec.consumes as it is now waits for the set-up of the database, whose condition Migrated names the cause; until then events are consumed as before".to_owned(),
+    });
+    Ok((kept, missing.or(waits)))
 }
 
 /// Where the events of each entry are, of those that are there; and what is missing of the first that is not: that is said in a

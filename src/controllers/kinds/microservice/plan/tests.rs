@@ -381,17 +381,38 @@ fn what_must_outlive_the_microservice_has_no_owner() {
     assert_eq!(retention["whenDeleted"], "Retain");
 }
 
+/// Plans in which every kind of pod is: a service with a sidecar and its server; a relay and an inbox of their own; a set-up.
+fn with_every_pod(settings: &Settings) -> Vec<Plan> {
+    let mut sidecar = settled(&orders());
+    sidecar.relays = vec![relay_of("orders")];
+    let mut consumer = orders();
+    consumer.spec.consumes = serde_json::from_value(json!([{"from": "stock", "function": "stock.on_moved"}])).unwrap();
+    let mut alone = settled(&orders());
+    let relay = "{microservice: orders, placement: Standalone, sink: {nats: {servers: ['nats://n:4222']}}}";
+    alone.relays = vec![fixtures::relay("orders", relay)];
+    let plans: Vec<_> = [(orders(), sidecar), (consumer, alone), (orders(), before_setup())]
+        .iter()
+        .map(|(object, observed)| plan(object, observed, settings).unwrap())
+        .collect();
+    let names: Vec<_> = plans.iter().flat_map(fixtures::names).collect();
+    for pod in ["Deployment/orders", "StatefulSet/orders-db", "Deployment/orders-relay", "Deployment/orders-inbox"] {
+        assert!(names.contains(&pod.to_owned()), "{names:?}");
+    }
+    assert!(names.iter().any(|name| name.starts_with("Job/")), "{names:?}");
+    plans
+}
+
+/// Children with pods.
+fn with_pods(plan: &Plan) -> Vec<Value> {
+    let children = plan.children.iter().map(fixtures::value);
+    children.filter(|child| child["spec"]["template"]["spec"].is_object()).collect()
+}
+
 #[test]
 fn all_pods_keep_to_pod_security_restricted() {
-    let mut observed = settled(&orders());
-    observed.relays = vec![relay_of("orders")];
-    let done = plan(&orders(), &observed, &settings()).unwrap();
-    for child in ["Deployment/orders", "StatefulSet/orders-db"] {
-        fixtures::assert_restricted(&find(&done, child)["spec"]["template"]["spec"]);
+    for child in with_every_pod(&settings()).iter().flat_map(with_pods) {
+        fixtures::assert_restricted(&child["spec"]["template"]["spec"]);
     }
-    let plan = plan(&orders(), &before_setup(), &settings()).unwrap();
-    let job = plan.children.iter().map(fixtures::value).find(|child| child["kind"] == "Job").unwrap();
-    fixtures::assert_restricted(&job["spec"]["template"]["spec"]);
 }
 
 #[test]

@@ -144,6 +144,7 @@ fn wanted<'a>(owner: &'a Owner, placement: &'a dyn Placement) -> Wanted<'a> {
         migrations: None,
         outbox: None,
         log_tailing: false,
+        has_relay: false,
         upgrade: false,
     }
 }

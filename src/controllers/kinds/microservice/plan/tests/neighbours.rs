@@ -85,15 +85,12 @@ fn where_pods_are_isolated_orchestrators_reach_the_commands() {
 
 #[test]
 fn every_pod_pulls_by_the_installations_secrets_and_has_no_ids_of_its_own_where_the_cluster_gives_them() {
-    let mut observed = settled(&orders());
-    observed.relays = vec![relay_of("orders")];
     let mut settings = settings();
     settings.image_pull_secrets = vec!["registry".to_owned()];
     settings.fixed_user_ids = false;
-    let plan = plan(&orders(), &observed, &settings).unwrap();
-    for child in plan.children.iter().map(fixtures::value) {
-        let pod = &child["spec"]["template"]["spec"];
-        if pod.is_object() {
+    for plan in with_every_pod(&settings) {
+        for child in with_pods(&plan) {
+            let pod = &child["spec"]["template"]["spec"];
             let account = find(&plan, &format!("ServiceAccount/{}", pod["serviceAccountName"].as_str().unwrap()));
             assert_eq!(account["imagePullSecrets"], json!([{"name": "registry"}]));
             for field in ["runAsUser", "runAsGroup", "fsGroup\""] {
@@ -105,10 +102,7 @@ fn every_pod_pulls_by_the_installations_secrets_and_has_no_ids_of_its_own_where_
 
 #[test]
 fn containers_of_wefts_own_have_requests_and_limits() {
-    let mut observed = settled(&orders());
-    observed.relays = vec![relay_of("orders")];
-    let plan = plan(&orders(), &observed, &settings()).unwrap();
-    for child in plan.children.iter().map(fixtures::value) {
+    for child in with_every_pod(&settings()).iter().flat_map(with_pods) {
         let pod = &child["spec"]["template"]["spec"];
         let containers = ["containers", "initContainers"].into_iter().filter_map(|list| pod[list].as_array());
         for container in containers.flatten().filter(|container| container["name"] != "service") {
