@@ -44,8 +44,9 @@ async fn many_instances_are_changed_page_by_page_each_with_who_and_why() {
     };
     let ids: Vec<String> = stream::iter(0..MANY).map(start).buffer_unordered(64).collect().await;
 
-    let paused =
-        orchestrator.cli(&["pause", "order", "--step", "paid", "--by", "anna", "--reason", "bank is away"]).await;
+    let paused = orchestrator
+        .cli(&["pause", "order", "--all", "--step", "paid", "--by", "anna", "--reason", "bank is away"])
+        .await;
     assert_eq!(stdout(&paused), format!("{MANY} changed\n"));
     let detail = orchestrator.get(&format!("/sagas/order/{}", ids[MANY / 2])).await.1;
     assert_eq!(detail["paused"], true, "{detail}");
@@ -94,7 +95,11 @@ async fn what_cannot_be_changed_is_counted_by_reason() {
         ("pause", 400, "name the instances by `state`, `key` or `olderThan`"),
         ("cancel?step=ship", 400, "name the instances by `state`, `key` or `olderThan`"),
         ("cancel?key=&olderThan=1h", 400, "`key` is empty"),
-        ("cancel?state=Running&olderthan=1h", 400, "Failed to deserialize query string: unknown field `olderthan`"),
+        (
+            "cancel?state=Running&olderthan=1h",
+            400,
+            "Failed to deserialize query string: olderthan: unknown field `olderthan`",
+        ),
         ("pause?state=Completed", 400, "instances that have ended cannot be changed"),
         ("pause?state=Lost", 400, "there is no state `Lost`"),
         ("pause?olderThan=soon", 400, "olderThan=soon is no duration"),

@@ -271,7 +271,7 @@ pub struct SagaTask {
     #[schemars(length(max = 32))]
     #[x_kube(validation = Rule::new("self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) <= duration('8760h')").message("wait must be a duration such as 100ms, 2s or 1h30m, at most 8760h"))]
     pub wait: Option<Duration>,
-    /// Nothing is done until this time: a CEL expression over `input`, `steps.NAME.reply` of earlier steps and, in a `forEach`, `item`, that gives a time in the form of RFC 3339, such as `2026-12-24T18:00:00Z`. It is evaluated once, when the saga comes to the step; a time that has passed is over at once.
+    /// Nothing is done until this time: a CEL expression over `input`, `steps.NAME.reply` of earlier steps and, in a `forEach`, `item`, that gives a time in the form of RFC 3339, such as `2026-12-24T18:00:00Z`. It is evaluated once, when the saga comes to the step; a time that has passed is over at once, and one more than 8760h ahead is no value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1000))]
     pub wait_until: Option<String>,
