@@ -144,7 +144,7 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
 }
 
 /// The operator's work is small steps between requests: more threads would mostly wait for each other, at the allocator too, which
-/// has one arena in its pod. (With two, it took a quarter more CPU: `make bench ONLY=memory`.)
+/// has one arena in its pod. (With two, it used a quarter more CPU: `make bench ONLY=memory`.)
 const OPERATOR_THREADS: usize = 1;
 
 fn on_runtime<F, R>(run: F) -> anyhow::Result<()>

@@ -25,7 +25,7 @@ fn tried_again(error: DatabaseError) -> DatabaseError {
 }
 
 /// Removes the slot of the relay whose role is `role`, if there is one. It is done as that role, which a database has too that a
-/// person sets up. A relay that still streams from the slot keeps it, and this is tried again. The ledger is told first: a relay
+/// person sets up. A relay that still streams from the slot keeps it, and this is tried again. The ledger is written first: a relay
 /// that finds a position in it and no slot would report that its log was lost.
 pub async fn remove(setup: &DatabaseSetup, role: &Role, weft: &str) -> Result<(), DatabaseError> {
     let login = DatabaseLogin { role: role.clone(), schema: Some(weft.to_owned()), ..setup.admin.clone() };

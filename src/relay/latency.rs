@@ -21,7 +21,7 @@ pub(crate) struct Latencies {
     current: u64,
 }
 
-/// Half of the events took at most `p50`, and 99 of 100 at most `p99`.
+/// Half of the events were acknowledged within `p50`, and 99 of 100 within `p99`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Percentiles {
     pub(crate) p50: Duration,
@@ -35,7 +35,7 @@ impl Default for Latencies {
 }
 
 impl Latencies {
-    /// Counts an event that took `latency`. `now` is the time since any fixed moment.
+    /// Counts an event that was acknowledged after `latency`. `now` is the time since any fixed moment.
     pub(crate) fn observe(&mut self, now: Duration, latency: Duration) {
         self.forget(now);
         let part = self.parts.get_mut(position(self.current));

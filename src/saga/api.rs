@@ -209,7 +209,7 @@ impl Api {
 
     /// The instance of this id, or of this business key: the one that runs, else the latest that has ended.
     async fn resolve(&self, saga: &str, text: &str) -> Result<Uuid, ApiError> {
-        if text.len() > compiled::MAX_KEY || text.chars().any(char::is_control) {
+        if !compiled::may_be_key(text) {
             return Err(ApiError::UnknownKey { saga: saga.to_owned(), key: "…".to_owned() });
         }
         let id = text.parse::<Uuid>().ok();

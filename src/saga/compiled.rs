@@ -30,6 +30,11 @@ const MAX_WAIT_MS: i64 = 8760 * 3_600_000;
 /// Maximum number of items of a `forEach`.
 const MAX_ITEMS: usize = 1_000;
 
+/// Whether an instance may have this business key.
+pub(super) fn may_be_key(text: &str) -> bool {
+    text.len() <= MAX_KEY && !text.is_empty() && !text.chars().any(char::is_control)
+}
+
 /// A definition with its expressions compiled, shared by all its instances.
 #[derive(Debug)]
 pub(super) struct Compiled {

@@ -6,7 +6,11 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::{compiled::MAX_KEY, shard::Instance, view::View};
+use super::{
+    compiled::{MAX_KEY, may_be_key},
+    shard::Instance,
+    view::View,
+};
 use crate::domain::saga::state::Status;
 
 /// All that is given must hold.
@@ -45,7 +49,7 @@ impl FilterQuery {
             before.ok_or_else(|| format!("olderThan={text} is no duration; give one such as `30s`, `90m` or `24h`"))
         });
         let key = given(self.key);
-        if key.as_ref().is_some_and(|key| key.len() > MAX_KEY || key.chars().any(char::is_control)) {
+        if key.as_deref().is_some_and(|key| !may_be_key(key)) {
             return Err(format!(
                 "no instance has this key: it is longer than {MAX_KEY} bytes, or has control characters"
             ));

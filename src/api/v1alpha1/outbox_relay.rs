@@ -536,7 +536,7 @@ pub struct OutboxRelayStatus {
     /// How far the relay is behind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag: Option<Lag>,
-    /// How long events took from their commit until the broker had acknowledged them. The events of the last minute; left out when there were none.
+    /// The time from the commit of an event until the broker had acknowledged it. The events of the last minute; left out when there were none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<Latency>,
     /// Commit position of the last acknowledged event: an LSN, such as `0/16B3748`.
@@ -554,9 +554,9 @@ pub struct OutboxRelayStatus {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Latency {
-    /// Half of the events took no longer, in seconds.
+    /// Half of the events were acknowledged within this time, in seconds.
     pub p50_seconds: f64,
-    /// 99 of 100 events took no longer, in seconds.
+    /// 99 of 100 events were acknowledged within this time, in seconds.
     pub p99_seconds: f64,
 }
 

@@ -63,8 +63,8 @@ impl Change {
 }
 
 /// What others added to the spec of a workload, of a Service (such as `type: LoadBalancer`) or of a NetworkPolicy: server-side apply
-/// leaves it there. Not `replicas`, which a plan leaves out for an
-/// autoscaler, and not the pods' annotations, by which `kubectl rollout restart` works.
+/// leaves it there. Not `replicas`, which a plan leaves out for an autoscaler, and not the pods' annotations, by which `kubectl rollout
+/// restart` works.
 pub fn added(child: &ChildRef, seen: &ChildSeen, planned: &Value) -> Option<ForeignChange> {
     use ChildKind::{Deployment, NetworkPolicy, Service, StatefulSet};
     if !matches!(child.kind, Deployment | StatefulSet | Service | NetworkPolicy) {

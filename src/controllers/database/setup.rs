@@ -99,21 +99,21 @@ pub(super) fn add_job(
     Ok(())
 }
 
-/// A replication slot that no relay reads any more is in the database, which is set up.
+/// A replication slot that no relay reads any more is in the database.
 fn leaves_slot(wanted: &Wanted<'_>, observed: &DatabaseObserved) -> bool {
     let has_slot = observed.recorded.as_ref().is_some_and(|recorded| recorded.replication_slot);
     has_slot && !wanted.has_relay && !observed.relay_runs
 }
 
-/// Why the replication slot of an OutboxRelay that is gone could not be removed so far: the Job, and what it says. The Job has no name
-/// as long as the set-up of the present input is not done.
-pub fn remaining_slot<'a>(wanted: &Wanted<'_>, observed: &'a DatabaseObserved) -> Option<(String, &'a str)> {
+/// Why the replication slot of an OutboxRelay that is gone could not be removed so far: what it says, and the Job that says
+/// it, which there is once the set-up of the present input is done.
+pub fn remaining_slot<'a>(wanted: &Wanted<'_>, observed: &'a DatabaseObserved) -> Option<(Option<String>, &'a str)> {
     if !leaves_slot(wanted, observed) {
         return None;
     }
     if stage(wanted, observed) != Stage::Done {
         return Some((
-            String::new(),
+            None,
             "it is removed once the database is set up; the condition Migrated names what that waits for",
         ));
     }
@@ -125,7 +125,7 @@ pub fn remaining_slot<'a>(wanted: &Wanted<'_>, observed: &'a DatabaseObserved) -
         JobOutcome::Running => &state.problems.first()?.message,
         JobOutcome::Succeeded => return None,
     };
-    Some((job, message))
+    Some((Some(job), message))
 }
 
 /// What keeps this Job's pod from running came from the operator's configuration, which is another one by now.

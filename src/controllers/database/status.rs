@@ -61,9 +61,9 @@ pub fn migrated(stage: &Stage<'_>) -> Finding {
 }
 
 /// `SlotRemains`: the Job that is to remove the replication slot of an OutboxRelay that is gone says why it cannot.
-pub fn slot_remains(job: &str, message: &str) -> Finding {
+pub fn slot_remains(job: Option<&str>, message: &str) -> Finding {
     let message = message.trim().trim_end_matches('.');
-    let again = if job.is_empty() { String::new() } else { format!("; Job `{job}` tries again") };
+    let again = job.map(|job| format!("; Job `{job}` tries again")).unwrap_or_default();
     let message =
         format!("the replication slot of an OutboxRelay that is gone keeps the server's log: {message}{again}");
     Finding::new(true, Reason::SlotRemains, message)

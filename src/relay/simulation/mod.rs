@@ -7,8 +7,8 @@
 //!
 //! The broker and the network are worse than any real one: what was sent may arrive late, twice, in any order, after
 //! the connection ended, after its sender died; the broker forgets which ids it has seen; answers get lost, duplicated,
-//! reordered; of a run it may store the first ones only, and refuse it or be silent. A dead leader may not know that it is dead and continue to send. Every single arrival is checked: for
-//! each key the broker must have a prefix of what was committed, and the broker must have whatever is recorded.
+//! reordered; of a run it may store the first ones only, and refuse it or be silent. A dead leader may not know that it is dead and
+//! continue to send. Every single arrival is checked: for each key the broker must have a prefix of what was committed, and the broker must have whatever is recorded.
 //!
 //! `WEFT_SEEDS=N` runs N schedules (default 10,000), `WEFT_SEED=S` runs one again.
 

@@ -456,7 +456,7 @@ fn class(error: &PubError<'_>) -> Class {
     known.unwrap_or(if passing { Class::Passing } else { Class::Refused })
 }
 
-/// The batches that the stream does not allow, and those of the first servers that had any, which took no message ids in them.
+/// The batches that the stream does not allow, and those of the first servers that had any, which accepted no message ids in them.
 const NEVER_A_BATCH: [u64; 2] = [10174, 10177];
 
 /// What a payload says.

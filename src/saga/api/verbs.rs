@@ -53,12 +53,12 @@ pub(super) async fn change(
     Query(audit): Query<Audit>,
 ) -> Result<JsonBody<View>, ApiError> {
     let audit = parse_audit(audit)?;
-    if let Some(watched) = api.tracker.find(&saga, &id).await? {
-        return change_watched(&api, &saga, watched.view.id, &verb).await;
-    }
     let of_many = Verb::parse(&verb);
     if of_many.is_none() && verb != "skip" {
         return Err(ApiError::Verb(verb));
+    }
+    if let Some(watched) = api.tracker.find(&saga, &id).await? {
+        return change_watched(&api, &saga, watched.view.id, &verb).await;
     }
     let id = api.resolve(&saga, &id).await?;
     let step = query.step.as_deref();
@@ -159,9 +159,6 @@ impl Api {
 
 /// Of the verbs only `skip` says something of a saga that is only watched.
 async fn change_watched(api: &Api, saga: &str, id: Uuid, verb: &str) -> Result<JsonBody<View>, ApiError> {
-    if !["retry", "skip", "cancel", "pause", "resume"].contains(&verb) {
-        return Err(ApiError::Verb(verb.to_owned()));
-    }
     if verb != "skip" {
         return Err(ApiError::OnlyWatched(id));
     }

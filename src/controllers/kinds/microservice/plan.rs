@@ -97,7 +97,7 @@ pub(super) fn stage<R>(
 }
 
 /// As [`database::remaining_slot`]; `None` without a database.
-pub(super) fn remaining_slot<'a>(object: &Microservice, observed: &'a Observed) -> Option<(String, &'a str)> {
+pub(super) fn remaining_slot<'a>(object: &Microservice, observed: &'a Observed) -> Option<(Option<String>, &'a str)> {
     let owner = Owner::of(object, OWNER_KIND);
     let wanted = wanted(object, &owner, object.spec.database.as_ref()?, observed);
     database::remaining_slot(&wanted, &observed.database)

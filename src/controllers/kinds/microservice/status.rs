@@ -49,7 +49,7 @@ pub fn status(
         }
     });
     if let Some((job, message)) = plan::remaining_slot(object, observed) {
-        database_status::slot_remains(&job, message).set(SLOT_REMAINS, &mut conditions);
+        database_status::slot_remains(job.as_deref(), message).set(SLOT_REMAINS, &mut conditions);
     }
     if let Some(shared) = shared(object, observed) {
         shared.set(SHARED_DATABASE, &mut conditions);

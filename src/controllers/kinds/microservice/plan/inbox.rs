@@ -32,7 +32,7 @@ use crate::{
             broker, milliseconds, network,
             owner::Owner,
             pod::{config_map_volume, mount, pin, pod_spec, service_account, single, wants_upgrade, weft_security},
-            reach, sink,
+            sink,
         },
         resources::{
             child::Child,
@@ -244,7 +244,7 @@ fn deployment(
     object: &Microservice,
     owner: &Owner,
     observed: &Observed,
-    secrets: (Option<&Secret>, &[String]),
+    secrets: (Option<&Secret>, &BTreeSet<String>),
     settings: &Settings,
 ) -> Result<Deployment, Rejection> {
     let newest = settings.defaults(&settings.resources.relay);
@@ -259,7 +259,7 @@ fn template(
     object: &Microservice,
     owner: &Owner,
     observed: &Observed,
-    (credentials, secrets): (Option<&Secret>, &[String]),
+    (credentials, secrets): (Option<&Secret>, &BTreeSet<String>),
     defaults: &Defaults,
     settings: &Settings,
 ) -> PodTemplateSpec {
@@ -285,16 +285,12 @@ fn template(
 }
 
 /// The Secrets that people give for the brokers of those who publish.
-fn secrets(contract: &Inbox) -> Vec<String> {
-    let folders = contract.subscriptions.iter().filter_map(|one| one.stream.secret_folder.as_deref());
-    // whatever an earlier contract says, none of Weft's own Secrets is mounted
-    let own = |secret: &&str| reach::check_secret("", "", secret).is_ok();
-    let secrets: BTreeSet<_> = folders.filter_map(sink::secret).filter(own).map(str::to_owned).collect();
-    secrets.into_iter().collect()
+fn secrets(contract: &Inbox) -> BTreeSet<String> {
+    sink::secrets(contract.subscriptions.iter().filter_map(|one| one.stream.secret_folder.as_deref()))
 }
 
 /// `login`: what it mounts to log in to the database.
-fn container(login: &[Mount], secrets: &[String], defaults: &Defaults, settings: &Settings) -> Container {
+fn container(login: &[Mount], secrets: &BTreeSet<String>, defaults: &Defaults, settings: &Settings) -> Container {
     let config = format!("{CONTRACT_FOLDER}/{CONTRACT_FILE}");
     let login = login.iter().map(|(volume, path)| mount(volume, path));
     let mounts = std::iter::once(mount(VOLUME, CONTRACT_FOLDER)).chain(login).chain(broker::volume_mount(settings));

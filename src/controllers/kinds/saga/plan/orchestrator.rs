@@ -32,7 +32,7 @@ use crate::{
             broker, milliseconds, network,
             owner::{Owner, reference},
             pod::{config_map_volume, mount, pin, pod_spec, service_account, single, wants_upgrade, weft_security},
-            reach, sink,
+            sink,
         },
         resources::{
             child::Child,
@@ -306,10 +306,7 @@ fn deployment(
 fn secrets(contract: &contract::Orchestrator) -> BTreeSet<String> {
     let sources = contract.choreographies.iter().flat_map(|saga| &saga.sources).map(|source| &source.from);
     let read = contract.starts.iter().map(|start| &start.from).chain(sources);
-    let folders = read.filter_map(|from| from.secret_folder.as_deref());
-    // whatever an earlier contract says, none of Weft's own Secrets is mounted
-    let own = |secret: &&str| reach::check_secret("", "", secret).is_ok();
-    folders.filter_map(sink::secret).filter(own).map(str::to_owned).collect()
+    sink::secrets(read.filter_map(|from| from.secret_folder.as_deref()))
 }
 
 /// `credentials`: those of the installed broker, and the Secrets of others.

@@ -28,6 +28,12 @@ fn with_set_up(object: &Microservice, mut observed: Observed) -> Observed {
     observed
 }
 
+/// The Secrets of a plan: a database that was never set up has them made.
+fn secrets(plan: Plan) -> String {
+    let children = plan.children.into_iter().filter(|child| matches!(child, Child::Secret(_))).collect();
+    fixtures::yaml(&Plan { children, ..Plan::default() })
+}
+
 #[test]
 fn a_service_with_an_external_database_and_a_relay() {
     let mut observed = Observed { relays: vec![relay_of("orders")], ..Observed::default() };
@@ -36,7 +42,8 @@ fn a_service_with_an_external_database_and_a_relay() {
     let job = fixtures::names(&before).into_iter().find(|name| name.starts_with("Job/")).unwrap();
     let after = plan(&external(""), &observed, &settings()).unwrap();
     let job = serde_yaml::to_string(&find(&before, &job)["spec"]["template"]).unwrap();
-    insta::assert_snapshot!(format!("{}--- # the set-up's pod\n{job}", fixtures::yaml(&after)));
+    let (after, secrets) = (fixtures::yaml(&after), secrets(before));
+    insta::assert_snapshot!(format!("{after}--- # the set-up's pod\n{job}--- # before it\n{secrets}"));
 }
 
 /// The superuser's login is for the set-up alone, and the service's for service and set-up.
@@ -83,10 +90,11 @@ fn an_external_server_is_asked_for_the_transaction_log_where_a_relay_reads_it() 
 
 #[test]
 fn a_service_in_the_database_of_another() {
-    let observed = with_set_up(&guest(", reads: [customers, public.cards]"), hosted());
-    let plan = plan(&guest(", reads: [customers, public.cards]"), &observed, &settings()).unwrap();
+    let guest = guest(", reads: [customers, public.cards]");
+    let secrets = secrets(plan(&guest, &hosted(), &settings()).unwrap());
+    let plan = plan(&guest, &with_set_up(&guest, hosted()), &settings()).unwrap();
     assert!(!fixtures::names(&plan).iter().any(|name| name.starts_with("StatefulSet/")), "no pod of its own");
-    insta::assert_snapshot!(fixtures::yaml(&plan));
+    insta::assert_snapshot!(format!("{}--- # before the set-up\n{secrets}", fixtures::yaml(&plan)));
 }
 
 #[test]
